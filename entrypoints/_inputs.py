@@ -1,0 +1,45 @@
+"""The bank of a command with its windows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvm import tracking
+from lvm.bank import Bank, open_bank
+from lvm.corpus.ingest import ingest
+from lvm.tracking import Dataset
+from lvm.windows import Windows, ensure_windows
+
+DEFAULT_BANK = "data/bank"
+DEFAULT_CTX = 1000
+DEFAULT_SOURCE, DEFAULT_ENCODER = "python-docs", "wordllama"
+BANK_HELP = "Bank folder or .npz file."
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A bank with its windows, both logged as datasets of the run."""
+
+    bank: Bank
+    windows: Windows
+    windows_path: Path
+    dataset: Dataset
+
+
+def read_bank(path: str) -> Bank:
+    """Open the bank; the default one is ingested from the embedded corpus where it is missing."""
+    if path == DEFAULT_BANK and not Path(path).exists():
+        print(f"{path} is not there yet: ingesting {DEFAULT_SOURCE}", flush=True)
+        ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
+    return open_bank(path)
+
+
+def make_inputs(
+    bank: Bank, ctx: int, windows_path: str | None, context: str, **plan: Any
+) -> Inputs:
+    """Open the windows of a bank, planned here where they are missing; log both as datasets."""
+    path = Path(windows_path or f"data/windows/ctx{ctx}")
+    windows = ensure_windows(bank, ctx, path, **plan)
+    dataset = tracking.log_bank(bank, context)
+    tracking.log_windows(windows, path, context)
+    return Inputs(bank, windows, path, dataset)

@@ -1,0 +1,66 @@
+"""What eval shares with lane-diagnostics: their options, one measurement of a predictor."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from entrypoints._inputs import BANK_HELP
+from entrypoints._options import option
+from entrypoints._reports import HITS, REPORT_HELP, check_report
+from entrypoints._subjects import Subject, open_subject
+from lvm import tracking
+from lvm.evaluation import Evaluation, evaluate
+from lvm.registry import BASELINE_URI
+
+MODEL_HELP = "models:/lvm@baseline, models:/lvm/<version>, runs:/<id>/model or a free predictor."
+MEASURED = "measured.parquet"
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Options of `eval`, shared by `lane-diagnostics`."""
+
+    model: str = option(BASELINE_URI, MODEL_HELP)
+    bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
+    ctx: int | None = option(None, "Rows of context; auto: the model's own.", low=2)
+    split: str = option("test", "Split whose queries are asked.", choices=("test", "val"))
+    max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+    def __post_init__(self) -> None:
+        check_report(self.report)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The report of one predictor; `evaluations` holds its own first, the free ones after it."""
+
+    subject: Subject
+    report: dict[str, Any]
+    evaluations: list[Evaluation]
+
+    def long_table(self) -> pd.DataFrame:
+        """Return the per-query tables of all predictors below each other, named by `predictor`."""
+        tables = [one.per_query.assign(predictor=one.name) for one in self.evaluations]
+        return pd.concat(tables, ignore_index=True)
+
+
+def measure(options: MeasureOptions) -> Measurement:
+    """Evaluate the predictor beside the free ones; log the figures with it."""
+    subject = open_subject(options.model, options.bank, options.ctx)
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    plan = {"split_kind": windows.split, "split_seed": windows.seed}
+    shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}
+    tracking.log_config(shown | plan)
+    tracking.set_tags({"model": subject.name, "leaky": str(subject.is_leaky()).lower()})
+    report, evaluations = evaluate(
+        subject.name, subject.predictor.model, bank, windows, options.split, options.max_queries
+    )
+    report["leaky"] = subject.is_leaky()
+    figures = {f"{options.split}/{key}": report[key] for key in HITS}
+    figures[f"{options.split}/corrected_hit_at_5"] = report["corrected"]["hit_at_5"]
+    tracking.log_metrics(
+        figures, model_id=subject.predictor.model_id, dataset=subject.inputs.dataset
+    )
+    return Measurement(subject, report, evaluations)

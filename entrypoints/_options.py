@@ -1,0 +1,153 @@
+"""Click commands generated from the frozen dataclasses that hold their options."""
+
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import click
+
+from lvm import tracking
+
+Options = TypeVar("Options")
+USER_ERRORS = (ValueError, OSError, tracking.StoreError)
+EXIT_USER_ERROR = 2
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    unset: str = "auto",
+) -> Any:
+    """Return a dataclass field that becomes a click option.
+
+    `unset` is the word that stands for None; `low` and `high` are inclusive bounds.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "unset": unset}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Finite(click.FloatRange):
+    """A float that is neither NaN nor infinite."""
+
+    name = "float"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class Whole(click.IntRange):
+    """A whole number."""
+
+    name = "integer"
+
+
+class OrUnset(click.ParamType):
+    """Another type, or the word that stands for None."""
+
+    def __init__(self, inner: click.ParamType, word: str) -> None:
+        self.inner, self.word = inner, word
+        self.name = f"{inner.name}|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is None or value == self.word:
+            return None
+        try:
+            return self.inner.convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}, nor the word '{self.word}'.", param, ctx)
+
+
+def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
+    """Return a value of the field as a user would type it: `auto`, `none`, `true`, `1000`."""
+    if value is None:
+        return str(field.metadata["unset"])
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def click_options(options_class: type[Any]) -> list[click.Parameter]:
+    """Return one click option per field of the dataclass, of the field's type and default."""
+    hints = typing.get_type_hints(options_class)
+    return [
+        click.Option(
+            [f"--{field.name.replace('_', '-')}", field.name],
+            type=_click_type(hints[field.name], field),
+            default=typed_text(field, field.default),
+            show_default=True,
+            help=field.metadata["help"],
+        )
+        for field in dataclasses.fields(options_class)
+    ]
+
+
+def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
+    if isinstance(hint, types.UnionType):
+        (inner,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return OrUnset(_click_type(inner, field), field.metadata["unset"])
+    if field.metadata["choices"]:
+        return click.Choice(field.metadata["choices"])
+    low, high = field.metadata["low"], field.metadata["high"]
+    scalars: dict[type, click.ParamType] = {
+        int: Whole(low, high),
+        float: Finite(low, high),
+        bool: click.BOOL,
+        str: click.STRING,
+    }
+    return scalars[hint]
+
+
+@dataclass(frozen=True)
+class EntryPoint(Generic[Options]):
+    """A command: its options' dataclass plus the function that does its work inside an MLflow run.
+
+    Calling it parses `arguments` (sys.argv when None) and returns the exit code. A user's mistake
+    is one line on stderr, exit code 2, with the run marked FAILED for that reason.
+    """
+
+    name: str
+    options_class: type[Options]
+    body: Callable[[Options], None]
+
+    def command(self) -> click.Command:
+        """Return the click command."""
+        return click.Command(
+            self.name,
+            params=click_options(self.options_class),
+            callback=self._run,
+            help=self.body.__doc__,
+        )
+
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        try:
+            self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
+        except click.ClickException as error:
+            return _refuse(error.format_message())
+        except USER_ERRORS as error:
+            return _refuse(str(error))
+        return 0
+
+    def _run(self, **values: Any) -> None:
+        options = self.options_class(**values)
+        fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
+        with tracking.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
+            self.body(options)
+
+
+def _refuse(reason: str) -> int:
+    line = " ".join(reason.split())
+    tracking.refuse_launched_run(line)
+    print(f"error: {line}", file=sys.stderr)
+    return EXIT_USER_ERROR

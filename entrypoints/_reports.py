@@ -1,0 +1,48 @@
+"""JSON reports: an artifact of the run plus a file that the user names."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvm import tracking
+
+HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
+REPORT_HELP = "File to write the JSON report to."
+
+
+def check_report(path: str | None) -> None:
+    """Raise ValueError, before any work, where no report can be written to `path`."""
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
+
+
+def publish(report: Mapping[str, Any], path: str | None) -> None:
+    """Log the report as `report.json`; write it to `path`, whole or not at all, unless None."""
+    contents = plain(report)
+    tracking.log_report(contents)
+    if path is None:
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    staging.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
+    os.replace(staging, target)
+    print(f"report written to {target}")
+
+
+def plain(value: Any) -> Any:
+    """Return JSON values: numpy's become Python's own, NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

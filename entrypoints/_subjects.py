@@ -1,0 +1,60 @@
+"""The predictor that a command is asked to look at."""
+
+from dataclasses import dataclass
+
+from lvm.baselines import fit_free_predictors
+
+from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm import registry
+from lvm.bank import Bank
+from lvm.facts import Facts, facts_of
+from lvm.models import FREE_MODELS
+from lvm.registry import Predictor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The predictor that a command looks at, together with its inputs."""
+
+    name: str
+    predictor: Predictor
+    inputs: Inputs
+
+    def is_leaky(self) -> bool:
+        """Tell whether the predictor may have been trained on the answers."""
+        return self.predictor.facts.leaky or self.inputs.windows.leaky
+
+
+def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
+    """Read or fit the predictor `reference`; bank or ctx None means its own.
+
+    Windows follow the split that a trained predictor was made with, so that no row it was trained
+    on becomes a query.
+    """
+    if reference in FREE_MODELS:
+        bank = read_bank(bank_path or DEFAULT_BANK)
+        inputs = make_inputs(bank, ctx or DEFAULT_CTX, None, "evaluation")
+        return Subject(reference, fit_free(reference, inputs), inputs)
+    predictor = registry.load(reference)
+    facts = predictor.facts
+    bank = read_bank(bank_path or facts.bank)
+    check_dim(reference, facts, bank)
+    plan = {"split": facts.split, "seed": facts.seed}
+    inputs = make_inputs(bank, ctx or facts.ctx, None, "evaluation", **plan)
+    return Subject(facts.model, predictor, inputs)
+
+
+def fit_free(name: str, inputs: Inputs) -> Predictor:
+    """Fit one free predictor on the train rows."""
+    model = fit_free_predictors(inputs.bank, inputs.windows, (name,))[name]
+    facts = facts_of(name, "none", inputs.bank, inputs.windows)
+    return Predictor(name, model, facts)
+
+
+def check_dim(reference: str, facts: Facts, bank: Bank) -> None:
+    """Raise ValueError where the predictor reads vectors of another width than the bank's."""
+    if facts.dim != bank.dim:
+        raise ValueError(
+            f"model: {reference} reads vectors of {facts.dim} dims, bank {bank.path} has "
+            f"{bank.dim}; give the bank that it was trained on ({facts.bank})"
+        )

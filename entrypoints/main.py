@@ -1,0 +1,73 @@
+"""Command: the whole job on the embedded bank, step by step."""
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from entrypoints._inputs import DEFAULT_BANK
+from entrypoints._options import EntryPoint, option
+from entrypoints._reports import REPORT_HELP, check_report, publish
+from lvm import registry, tracking
+
+
+@dataclass(frozen=True)
+class MainOptions:
+    """Options of `main`."""
+
+    size: str = option(
+        "quick",
+        "full: the whole corpus, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
+        choices=("quick", "full", "tiny"),
+    )
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+    def __post_init__(self) -> None:
+        check_report(self.report)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of the steps; an empty one leaves its default."""
+
+    bank: str
+    ctx: int
+    ingest: dict[str, Any]
+    train: dict[str, Any]
+
+
+PLANS = {
+    "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, {"epochs": 4}),
+    "full": Size(DEFAULT_BANK, 1000, {}, {}),
+    "tiny": Size(
+        f"{DEFAULT_BANK}-tiny",
+        50,
+        {"max_rows": 4000},
+        {"epochs": 1, "hidden": 16, "layers": 2, "chunk": 10, "slots": 2, "negatives": 64},
+    ),
+}
+
+
+def body(options: MainOptions) -> None:
+    """Ingest, export, train, eval, lane-diagnostics, shadow-eval with promotion, as nested runs."""
+    plan = PLANS[options.size]
+    tracking.log_config(asdict(options) | {"plan": asdict(plan)})
+    data = {"bank": plan.bank, "ctx": plan.ctx}
+    runs = {}
+    runs["ingest"] = tracking.launch("ingest", {"bank": plan.bank, **plan.ingest})
+    runs["export"] = tracking.launch("export", data)
+    runs["train"] = tracking.launch("train", {**data, **plan.train})
+    trained = f"runs:/{runs['train']}/{registry.ARTIFACT}"
+    runs["eval"] = tracking.launch("eval", {"model": trained})
+    runs["lane-diagnostics"] = tracking.launch("lane-diagnostics", {"eval_run": runs["eval"]})
+    runs["shadow-eval"] = tracking.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
+    summary = tracking.read_text(runs["shadow-eval"], "shadow.txt")
+    tracking.log_text(summary, "shadow.txt")
+    shadow = tracking.read_json(runs["shadow-eval"], "report.json")
+    publish({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
+    print(f"\n{summary}\nopen the runs in the MLflow UI:  {tracking.ui_command()}")
+
+
+main = EntryPoint("main", MainOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

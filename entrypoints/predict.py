@@ -1,0 +1,95 @@
+"""Command: retrieve the passages that come next."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrypoints._inputs import BANK_HELP
+from entrypoints._measuring import MODEL_HELP
+from entrypoints._options import EntryPoint, option
+from entrypoints._subjects import open_subject
+from lvm import tracking
+from lvm.bank import Bank
+from lvm.contexts import check_contexts
+from lvm.corpus.sentences import split_sentences
+from lvm.encoders import load_encoder
+from lvm.prediction import predict_contexts
+from lvm.registry import BASELINE_URI
+from lvm.retrieval import top_rows
+
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`: exactly one of `text` or `context` is given."""
+
+    model: str = option(BASELINE_URI, MODEL_HELP)
+    text: str | None = option(None, "Text file that is the context.", unset="none")
+    context: str | None = option(None, "Context as .npy, (T, D) float.", unset="none")
+    k: int = option(5, "Passages to retrieve.", low=1)
+    bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
+    ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.context is None):
+            raise ValueError("text, context: give exactly one of the two files")
+
+
+def body(options: PredictOptions) -> None:
+    """Retrieve the k passages that most likely follow a context."""
+    subject = open_subject(options.model, options.bank, options.ctx)
+    bank, ctx = subject.inputs.bank, subject.inputs.windows.ctx
+    context_TD = read_context(options, bank)[-ctx:]
+    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
+    prediction_BD = predict_contexts(subject.predictor.model, context_TD[None])
+    row_BK, score_BK = top_rows(prediction_BD, bank, options.k)
+    texts = bank.texts()
+    lines = [f"{'cosine':>7} {'row':>9}  passage"]
+    for row, score in zip(row_BK[0], score_BK[0], strict=True):
+        passage = "" if texts is None else " ".join(str(texts[row]).split())
+        sequence = bank.sequences[bank.sequence_N[row]]
+        lines.append(f"{score:7.3f} {row:9,}  [{sequence}] {passage[:WIDTH]}")
+    tracking.log_text("\n".join(lines) + "\n", "predictions.txt")
+    print("\n".join(lines))
+
+
+def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
+    """Return the context as unit rows (T, D); raises ValueError where the file is no context."""
+    if options.context is not None:
+        return _read_vectors(Path(options.context), bank.dim)
+    path = Path(str(options.text))
+    try:
+        sentences = split_sentences(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"text: {path} cannot be read as UTF-8 text: {error}") from None
+    if not sentences:
+        raise ValueError(f"text: {path} holds no sentence of three words or more")
+    vector_TD = load_encoder(bank.encoder).encode(sentences)
+    if vector_TD.shape[1] != bank.dim:
+        raise ValueError(f"text: {bank.encoder} gives {vector_TD.shape[1]} dims, not {bank.dim}")
+    kept_TD = vector_TD[vector_TD.any(axis=1)]
+    if not len(kept_TD):
+        raise ValueError(f"text: the encoder {bank.encoder} knows no word of {path}")
+    return kept_TD
+
+
+def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
+    try:
+        context_TD = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"context: {path} is not a readable .npy array: {error}") from None
+    if context_TD.dtype.kind != "f":
+        raise ValueError(f"context: {path} holds {context_TD.dtype}; floats are needed")
+    context_TD = context_TD.astype(np.float32)
+    check_contexts(context_TD[None], dim)
+    return context_TD / np.linalg.norm(context_TD, axis=1, keepdims=True)
+
+
+main = EntryPoint("predict", PredictOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Command: set the alias baseline by hand."""
+
+import sys
+from dataclasses import asdict, dataclass
+
+from entrypoints._options import EntryPoint, option
+from lvm import registry, tracking
+from lvm.registry import BASELINE
+
+
+@dataclass(frozen=True)
+class PromoteOptions:
+    """Options of `promote`."""
+
+    version: str | None = option(None, "Version of lvm to promote; needed.", unset="none")
+    reason: str | None = option(None, "Why, in a few words; needed.", unset="none")
+
+    def __post_init__(self) -> None:
+        if self.version is None:
+            raise ValueError("version: none was given; name the version of lvm to promote")
+        if self.reason is None:
+            raise ValueError("reason: none was given; say why the gates are passed over")
+
+
+def body(options: PromoteOptions) -> None:
+    """Make a version the baseline by hand, passing over the gates, for a logged reason."""
+    assert options.version is not None and options.reason is not None
+    tracking.log_config(asdict(options))
+    version = options.version.removeprefix(f"models:/{registry.NAME}/")
+    current = registry.aliases().get(BASELINE)
+    predictor = registry.load(f"models:/{registry.NAME}/{version}")
+    evidence = {
+        "decision_run": tracking.active_run_id(),
+        "replaced_version": str(current).lower(),
+        "reason": f"by hand: {options.reason}",
+    }
+    registry.promote(version, current, evidence)
+    tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
+    before = f"before: version {current}" if current is not None else "there was none before"
+    print(f"baseline is version {version} ({predictor.facts.model}); {before}")
+
+
+main = EntryPoint("promote", PromoteOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

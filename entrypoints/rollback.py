@@ -1,0 +1,27 @@
+"""Command: restore the previous baseline."""
+
+import sys
+from dataclasses import dataclass
+
+from entrypoints._options import EntryPoint
+from lvm import registry, tracking
+from lvm.registry import BASELINE
+
+
+@dataclass(frozen=True)
+class RollbackOptions:
+    """`rollback` has no options."""
+
+
+def body(options: RollbackOptions) -> None:
+    """Give the alias back to the version that had it before."""
+    tracking.log_config({})
+    restored, withdrawn = registry.rollback()
+    tracking.set_tags({"decision": "rolled back", BASELINE: restored})
+    print(f"baseline is version {restored} again; version {withdrawn} is now previous")
+
+
+main = EntryPoint("rollback", RollbackOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

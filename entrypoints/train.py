@@ -1,0 +1,208 @@
+"""Command: train a predictor, log it, register it."""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from entrypoints._options import EntryPoint, option
+from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from lvm import registry, tracking
+from lvm.baselines import fit_free_predictors
+from lvm.checkpoint import load_state
+from lvm.evaluation import MAX_QUERIES, Evaluation, evaluate
+from lvm.facts import facts_of
+from lvm.figures import training_figure
+from lvm.metrics import figures
+from lvm.models import TRAINED_MODELS
+from lvm.models.recurrent import CELLS
+from lvm.prediction import predict_queries
+from lvm.recipes import DEVICES, PRECISIONS, RECIPES, TrainConfig, as_dict, resolve
+from lvm.report import evaluation_table
+from lvm.retrieval import exact_ranks
+from lvm.statistics import document_interval
+from lvm.training import TrainResult, train
+
+STATES = Path("data/training")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `train`; those of `TrainConfig` have its defaults."""
+
+    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
+    windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
+    phase: str | None = option(None, "Phase that this run belongs to; a label.", unset="none")
+    model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    recipe: str = option(TrainConfig.recipe, "Decides what is auto.", choices=RECIPES)
+    epochs: int | None = option(TrainConfig.epochs, "Epochs at most.", low=1)
+    batch_size: int | None = option(TrainConfig.batch_size, "Windows a batch.", low=1)
+    accumulation: int | None = option(TrainConfig.accumulation, "Batches a step.", low=1)
+    lr: float | None = option(TrainConfig.lr, "Peak learning rate.", low=0)
+    weight_decay: float | None = option(TrainConfig.weight_decay, "AdamW's weight decay.", low=0)
+    alpha: float | None = option(TrainConfig.alpha, "Weight of the second loss term.", low=0)
+    temperature: float | None = option(TrainConfig.temperature, "Softmax temperature.", low=0)
+    negatives: int | None = option(TrainConfig.negatives, "Bank negatives a step.", low=0)
+    patience: int | None = option(TrainConfig.patience, "Epochs without a better Hit@5.", low=1)
+    chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
+    slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
+    cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=CELLS)
+    hidden: int = option(TrainConfig.hidden, "Width of the recurrent states.", low=1)
+    layers: int = option(TrainConfig.layers, "Recurrent layers, half below the memory.", low=2)
+    dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
+    device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
+    precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)
+    seed: int = option(TrainConfig.seed, "Seed of weights, batches, negatives.", low=0)
+    resume: str = option(
+        "auto",
+        "Go on from an interrupted run of this very configuration (auto: where there is one).",
+        choices=("auto", "true", "false"),
+    )
+    register: bool = option(True, "Register the model as a version of lvm.")
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+    def __post_init__(self) -> None:
+        check_report(self.report)
+        self.config()
+
+    def config(self) -> TrainConfig:
+        """Return the part that training reads."""
+        shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
+        return TrainConfig(**{name: getattr(self, name) for name in shared})
+
+
+def body(options: TrainOptions) -> None:
+    """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
+    inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+    validation = Validation(inputs)
+    free = fit_free_predictors(inputs.bank, inputs.windows)
+    decay = float(free["ema"].config["decay"])  # type: ignore[index]
+    config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
+    tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
+    tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
+    state = state_path(config, inputs)
+    prepare_state(state, options.resume, inputs)
+    rivals = {name: validation.measure(model) for name, model in free.items()}
+    hits = ", ".join(f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items())
+    print(f"val Hit@5 of the free predictors: {hits}", flush=True)
+    result = train(
+        inputs.bank,
+        inputs.windows,
+        config,
+        validate=validation.figures,
+        on_epoch=lambda record: log_epoch(record, inputs),
+        state_path=state,
+    )
+    finish(options, inputs, result, rivals)
+    state.unlink(missing_ok=True)
+
+
+class Validation:
+    """The questions that `eval -P split=val` asks, put to models in training."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.bank, self.windows = inputs.bank, inputs.windows
+        self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
+        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Return the plain filtered figures, with the mean cosine to the truth."""
+        prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
+        cosine = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
+        return figures(self._ranks(prediction_QD)) | {"cosine": cosine}
+
+    def measure(self, model: nn.Module) -> dict[str, Any]:
+        """Return the plain filtered figures with their intervals by document."""
+        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        interval = document_interval(rank_Q, document_Q, self.windows.seed)
+        return {**figures(rank_Q), "ci95": interval}
+
+    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
+        groups = self.windows.representative_N
+        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
+
+
+def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
+    """Log one epoch in one batch; print it as a line."""
+    epoch = int(record["epoch"])
+    values = {name: value for name, value in record.items() if name != "epoch"}
+    tracking.log_metrics(values, step=epoch, dataset=inputs.dataset)
+    hits = "  ".join(f"Hit@{k} {100 * record[f'val/hit_at_{k}']:.2f} %" for k in (1, 5, 10))
+    seconds = record["train/seconds"]
+    print(
+        f"epoch {epoch}: loss {record['train/loss']:.4f}  val {hits}  ({seconds:.0f} s)", flush=True
+    )
+
+
+def state_path(config: TrainConfig, inputs: Inputs) -> Path:
+    """Return where the interrupted state of this very configuration over this data lies."""
+    parts = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
+
+
+def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
+    """Apply `resume`; log the epochs that an interrupted run has behind it.
+
+    Raises ValueError where it is true without anything to go on from.
+    """
+    if resume == "true" and not state.is_file():
+        raise ValueError("resume: no interrupted run of this configuration is there; use auto")
+    if resume == "false":
+        state.unlink(missing_ok=True)
+    if state.is_file():
+        print(f"going on from {state}")
+        for record in load_state(state)[1]["history"]:
+            log_epoch(record, inputs)
+
+
+def finish(
+    options: TrainOptions, inputs: Inputs, result: TrainResult, rivals: dict[str, Any]
+) -> None:
+    """Evaluate the best model on val, log it with its figures, register it."""
+    name, phase = result.config.model, options.phase or "none"
+    bank, windows = inputs.bank, inputs.windows
+    report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
+    report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
+    facts = facts_of(name, phase, bank, windows)
+    step = result.best_epoch
+    model_id = registry.log_predictor(result.model, facts, own.row_correction, step)
+    log_best(inputs, model_id, result, own)
+    hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
+    curve = training_figure(result.history, result.best_epoch, hits)
+    tracking.log_figure(curve, "training.png")
+    version = registry.register(model_id, facts) if options.register else None
+    print(evaluation_table(report))
+    for warning in result.warnings:
+        print(f"warning: {warning}")
+    where = "not registered" if version is None else f"version {version} of {registry.NAME}"
+    print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
+    report |= {"history": result.history, "model_id": model_id, "version": version}
+    publish(report, options.report)
+
+
+def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
+    """Log the figures of the best epoch with the model, beside the training curve."""
+    best = {f"best/{name}": own.report[name] for name in HITS}
+    best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
+    tracking.log_metrics(
+        best | {"best/epoch": result.best_epoch},
+        step=result.best_epoch,
+        model_id=model_id,
+        dataset=inputs.dataset,
+    )
+
+
+main = EntryPoint("train", TrainOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

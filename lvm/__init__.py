@@ -1,0 +1,1 @@
+"""Latent vector models: predict the next text embedding from a long context of them."""

@@ -1,0 +1,187 @@
+"""Files of a bank, each checked as it is read or written.
+
+Shapes: N bank rows, D vector dim, b rows of one block.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT = 1
+DTYPES = ("float16", "float32")
+VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
+KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
+NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
+CHECK_ROWS = 16384
+
+
+def read_contents(folder: Path) -> dict:
+    """Read bank.json and check that it says what every bank says."""
+    where = folder / CONTENTS
+    try:
+        contents = json.loads(where.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON; ingest the bank again") from error
+    if not isinstance(contents, dict) or not set(KEYS) <= set(contents):
+        raise ValueError(f"{where}: must be an object with the keys {', '.join(KEYS)}")
+    if contents["format"] != FORMAT:
+        raise ValueError(f"{where}: format is {contents['format']!r}; this lvm reads {FORMAT}")
+    if not isinstance(contents["files"], dict) or set(contents["files"]) != {
+        VECTORS,
+        ROWS,
+    }:
+        raise ValueError(f"{where}: files must give the sha256 of {VECTORS} and {ROWS}")
+    return contents
+
+
+def map_vectors(folder: Path, contents: dict) -> np.ndarray:
+    """Map vectors.npy read-only, shaped as bank.json says, every row finite and not zero."""
+    where = folder / VECTORS
+    try:
+        vectors = np.load(where, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{where}: missing, cut short or pickled; ingest again") from error
+    recorded = ((contents["rows"], contents["dim"]), contents["dtype"])
+    if (vectors.shape, vectors.dtype.name) != recorded:
+        raise ValueError(
+            f"{where}: holds {vectors.shape} {vectors.dtype}, but {CONTENTS} says {recorded[0]} "
+            f"{recorded[1]}; restore the file or ingest again"
+        )
+    check_vectors(vectors, str(where))
+    return vectors
+
+
+def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
+    """Read the columns sequence, document and lane, as far as they are there."""
+    where = folder / ROWS
+    try:
+        names = pq.read_schema(where).names
+        coded = [name for name in ("sequence", "document", "lane") if name in names]
+        rows = pq.read_table(where, columns=coded).to_pandas()
+        total = pq.read_metadata(where).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{where}: missing or not parquet; ingest again") from error
+    if total != num_rows:
+        raise ValueError(f"{where}: {total} rows for {num_rows} vectors; there must be one each")
+    return rows
+
+
+def check_hashes(folder: Path, contents: dict) -> None:
+    """Raise ValueError where a file is not the one that bank.json records."""
+    for name, recorded in contents["files"].items():
+        if file_sha256(folder / name) != recorded:
+            raise ValueError(
+                f"{folder / name}: its sha256 differs from {CONTENTS}; restore it or ingest again"
+            )
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read `vectors` and the row table of an .npz; one sequence where there are no chain_ids."""
+    known = ("vectors", *NPZ_COLUMNS)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in known if name in archive}
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: holds pickled objects, which are refused; store numbers or plain strings, "
+            "as array.astype(str) does"
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable .npz file") from error
+    if "vectors" not in arrays:
+        raise ValueError(f"{path}: no array 'vectors'; it must hold one of shape (N, D)")
+    vectors = arrays.pop("vectors")
+    check_vectors(vectors, str(path))
+    for name, column in arrays.items():
+        if column.shape != (len(vectors),):
+            raise ValueError(f"{path}: {name} is {column.shape}; it must be ({len(vectors)},)")
+    rows = pd.DataFrame(index=range(len(vectors)))
+    for name, column in arrays.items():
+        rows[NPZ_COLUMNS[name]] = column
+    if "sequence" not in rows:
+        rows["sequence"] = path.stem
+    return vectors, rows
+
+
+def check_vectors(vectors: np.ndarray, where: str) -> None:
+    """Raise ValueError unless `vectors` is (N, D) floats, no row zero or non-finite."""
+    if vectors.ndim != 2 or not all(vectors.shape):
+        raise ValueError(f"{where}: vectors have shape {vectors.shape}; they must be (N, D)")
+    if vectors.dtype.name not in DTYPES:
+        raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
+    if not vectors.flags.c_contiguous:
+        raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
+    length_N = np.empty(len(vectors), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(vectors), CHECK_ROWS):
+            block = vectors[start : start + CHECK_ROWS].astype(np.float32)
+            length_N[start : start + CHECK_ROWS] = np.linalg.norm(block, axis=1)
+    for wrong_N, what in (
+        (~np.isfinite(length_N), "non-finite"),
+        (length_N == 0, "zero"),
+    ):
+        if wrong_N.any():
+            raise ValueError(
+                f"{where}: {wrong_N.sum()} {what} rows of {len(wrong_N)}, first row "
+                f"{wrong_N.argmax()}; remove these rows"
+            )
+
+
+def write_vectors(
+    path: Path, vectors: np.ndarray | Iterable[np.ndarray], num_rows: int, dtype: str
+) -> tuple[int, int]:
+    """Stream `vectors` ((N, D) or blocks (b, D)) to a .npy file; return its shape."""
+    blocks: Iterator[np.ndarray] = iter((vectors,) if isinstance(vectors, np.ndarray) else vectors)
+    first = next(blocks, np.empty((0, 0)))
+    if first.ndim != 2:
+        raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
+    stored = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(num_rows, first.shape[1]))
+    start = 0
+    for block in itertools.chain([first], blocks):
+        end = start + len(block)
+        if end > num_rows or block.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} rows "
+                f"of {first.shape[1]} numbers"
+            )
+        with np.errstate(over="ignore"):
+            stored[start:end] = block
+        start = end
+    if start != num_rows:
+        raise ValueError(f"vectors: {start} rows for a row table of {num_rows}; give one each")
+    stored.flush()
+    return stored.shape
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(files: dict[str, str]) -> str:
+    """Digest of the sorted (file name, file sha256) pairs: the identity of a bank's contents."""
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+
+
+def write_rows(folder: Path, rows: pd.DataFrame) -> None:
+    """Write rows.parquet."""
+    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
+
+
+def replace_folder(folder: Path, path: Path, aside: Path) -> None:
+    """Move `folder` to `path` on one disk; what stands there moves to `aside` first."""
+    if path.exists():
+        os.rename(path, aside)
+    os.rename(folder, path)

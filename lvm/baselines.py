@@ -1,0 +1,134 @@
+"""Free predictors fitted on train rows.
+
+Shapes: D vector dim, F = 4 D ridge features, T time. Choices (decay, alpha) are made by val Hit@5.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg
+from torch import nn
+
+from lvm.bank import Bank
+from lvm.metrics import selection_score
+from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, Ridge, ridge_features
+from lvm.prediction import predict_queries
+from lvm.retrieval import exact_ranks
+from lvm.seeding import generator
+from lvm.splits import TRAIN, runs
+from lvm.windows import Windows
+
+FREE = ("copy-last", "ema", "context-mean", "ridge")
+DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Ridge penalties, as multiples of the mean squared size of a feature over all positions.
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+MAX_TUNING_QUERIES = 2000
+MAX_RIDGE_ROWS = 200_000
+SEGMENT = 2048
+HISTORY = 256  # rows before a segment: 0.9^256 of the slowest average is below float32's resolution
+
+
+def fit_free_predictors(
+    bank: Bank, windows: Windows, names: Sequence[str] = FREE, seed: int = 0
+) -> dict[str, nn.Module]:
+    """Return the free predictors called `names`, fitted on train rows, chosen by val Hit@5."""
+    fitters: dict[str, Callable[[], nn.Module]] = {
+        "copy-last": lambda: CopyLast(bank.dim),
+        "ema": lambda: MovingAverage(bank.dim, tuned_decay(bank, windows)),
+        "context-mean": lambda: ContextMean(bank.dim),
+        "ridge": lambda: fit_ridge(bank, windows, seed),
+    }
+    unknown = [name for name in names if name not in fitters]
+    if unknown:
+        raise ValueError(f"predictor: {unknown[0]!r} is unknown; choose from {', '.join(FREE)}")
+    return {name: fitters[name]().eval() for name in names}
+
+
+def tuned_decay(bank: Bank, windows: Windows) -> float:
+    """Return the decay of the moving average with the best val Hit@5."""
+    models = [MovingAverage(bank.dim, decay) for decay in DECAYS]
+    return DECAYS[_best_on_val(models, bank, windows)]
+
+
+def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> nn.Module:
+    """Return the ridge regression of train rows on `ridge_features` of the train rows before them.
+
+    Normal equations summed over segments, so that memory does not grow with the bank; at most
+    MAX_RIDGE_ROWS positions, drawn by segments; the penalty with the best val Hit@5.
+    """
+    moments = _Moments(bank.dim)
+    for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
+        moments.add(feature_TF, target_TD)
+    models = [moments.solve(penalty) for penalty in PENALTIES]
+    return models[_best_on_val(models, bank, windows)]
+
+
+def ridge_pairs(
+    bank: Bank, windows: Windows, seed: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield features (T, F) with their successors (T, D), both of train rows of one sequence."""
+    run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * 3 + windows.split_N)
+    in_train = windows.split_N[run_start] == TRAIN
+    segments = [
+        (start, first, min(first + SEGMENT, start + rows))
+        for start, rows in zip(
+            run_start[in_train].tolist(), run_rows[in_train].tolist(), strict=True
+        )
+        for first in range(start + 1, start + rows, SEGMENT)
+    ]
+    num_rows = 0
+    for place in generator(seed, "ridge segments").permutation(len(segments)):
+        start, first, end = segments[place]
+        origin = max(start, first - HISTORY)
+        unit_TD = bank.unit(slice(origin, end))
+        feature_1TF = ridge_features(torch.from_numpy(unit_TD[None, :-1]))
+        skipped = first - 1 - origin
+        yield feature_1TF[0, skipped:].numpy(), unit_TD[skipped + 1 :]
+        num_rows += end - first
+        if num_rows >= MAX_RIDGE_ROWS:
+            return
+
+
+class _Moments:
+    """Sums of products of features with each other, of features with targets."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.num_rows = 0
+        self.feature_F = np.zeros(4 * dim)
+        self.target_D = np.zeros(dim)
+        self.gram_FF = np.zeros((4 * dim, 4 * dim))
+        self.cross_FD = np.zeros((4 * dim, dim))
+
+    def add(self, feature_TF: NDArray[np.float32], target_TD: NDArray[np.float32]) -> None:
+        self.num_rows += len(feature_TF)
+        self.feature_F += feature_TF.sum(axis=0, dtype=np.float64)
+        self.target_D += target_TD.sum(axis=0, dtype=np.float64)
+        self.gram_FF += feature_TF.T @ feature_TF
+        self.cross_FD += feature_TF.T @ target_TD
+
+    def solve(self, penalty: float) -> Ridge:
+        """Return the regression of centred targets on centred features."""
+        mean_F, mean_D = self.feature_F / self.num_rows, self.target_D / self.num_rows
+        gram_FF = self.gram_FF - self.num_rows * np.outer(mean_F, mean_F)
+        cross_FD = self.cross_FD - self.num_rows * np.outer(mean_F, mean_D)
+        alpha = penalty * self.gram_FF.trace() / (4 * self.dim)
+        gram_FF[np.diag_indices_from(gram_FF)] += alpha
+        weight_FD = linalg.solve(gram_FF, cross_FD, assume_a="pos")
+        model = Ridge(self.dim, alpha)
+        model.weight.copy_(torch.from_numpy(weight_FD.T))
+        model.bias.copy_(torch.from_numpy(mean_D - mean_F @ weight_FD))
+        return model
+
+
+def _best_on_val(models: Sequence[nn.Module], bank: Bank, windows: Windows) -> int:
+    """Return the place of the model with the best val Hit@5, then MRR@10, then the first."""
+    queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    scores = []
+    for model in models:
+        prediction_QD = predict_queries(model, bank, queries)
+        ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0]
+        scores.append(selection_score(ranks.rank_Q))
+    return max(range(len(models)), key=lambda place: (scores[place], -place))

@@ -1,0 +1,20 @@
+"""The checkout that lvm runs from."""
+
+import subprocess
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """Return the folder of the MLproject file, or the working folder where lvm lies elsewhere."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "MLproject").is_file() else Path.cwd()
+
+
+def is_dirty() -> bool | None:
+    """Tell whether there are changes that the commit does not show; None outside of git."""
+    command = ["git", "-C", str(project_root()), "status", "--porcelain"]
+    try:
+        status = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return bool(status.stdout) if status.returncode == 0 else None

@@ -1,0 +1,187 @@
+"""Ingestion: a source of text or vectors becomes a bank.
+
+Shapes: N bank rows, D vector dim, B rows of one batch.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from lvm.bank import Bank, IntArray, open_bank, write_bank
+from lvm.bank_files import CONTENTS, file_sha256
+from lvm.corpus import PYTHON_DOCS, read_corpus
+from lvm.corpus.files import corpus_files
+from lvm.corpus.python_docs import installed_versions, missing_packages
+from lvm.encoders import WORDLLAMA, load_encoder
+
+BATCH_ROWS = 4096
+UNKNOWN_ENCODER = "unknown"
+ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingestion did; `dropped` counts rows by reason, `notes` are lines for the user."""
+
+    path: str
+    source: str
+    encoder: str
+    created_by: str
+    sha256: str
+    rows_read: int
+    rows: int
+    dim: int
+    dropped: dict[str, int]
+    sequences: dict[str, int]
+    lanes: dict[str, int]
+    notes: tuple[str, ...]
+    reused: bool
+    seconds: float
+
+
+def ingest(
+    source: str,
+    encoder: str,
+    path: str | Path,
+    max_rows: int | None = None,
+    overwrite: bool = False,
+) -> IngestReport:
+    """Make the bank at `path` from `source`; reuse a bank there that was made in the same way.
+
+    `source` is "python-docs", a folder or file of text, an .npz or another bank; the vectors of
+    the last two are copied through all checks, and `encoder` then only names what made them.
+    Raises ValueError where `path` holds something made otherwise, unless `overwrite`.
+    """
+    started = time.monotonic()
+    path = Path(path)
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows {max_rows}: must be 1 or more, or auto for all rows")
+    created_by = _created_by(source, encoder, max_rows)
+    num_dropped = 0
+    reused = path.exists() and not overwrite
+    if reused:
+        bank = _existing_bank(path, created_by)
+    elif _holds_vectors(source):
+        bank = _copy_bank(open_bank(source, verify=True), encoder, path, max_rows, created_by)
+    else:
+        rows = read_corpus(source, max_rows)
+        bank = _encode_bank(rows, encoder, path, created_by)
+        num_dropped = len(rows) - bank.num_rows
+    return IngestReport(
+        path=str(path),
+        source=source,
+        encoder=bank.encoder,
+        created_by=created_by,
+        sha256=bank.sha256,
+        rows_read=bank.num_rows + num_dropped,
+        rows=bank.num_rows,
+        dim=bank.dim,
+        dropped={ZERO_VECTOR: num_dropped} if num_dropped else {},
+        sequences=_row_counts(bank.sequence_N, bank.sequences),
+        lanes={} if bank.lane_N is None else _row_counts(bank.lane_N, bank.lanes),
+        notes=tuple(f"{name}: not installed, skipped" for name in _missing(source)),
+        reused=reused,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _holds_vectors(source: str) -> bool:
+    """Whether `source` is an .npz or a bank folder."""
+    return source.endswith(".npz") or (Path(source) / CONTENTS).is_file()
+
+
+def _missing(source: str) -> list[str]:
+    return missing_packages() if source == PYTHON_DOCS else []
+
+
+def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
+    """What decides the contents: the settings, then versions or a digest of the source."""
+    parts = [f"source={source}", f"encoder={encoder}", f"max_rows={max_rows or 'auto'}"]
+    if source == PYTHON_DOCS:
+        parts += [f"{name}={version}" for name, version in installed_versions().items()]
+    elif _holds_vectors(source):
+        parts.append(f"sha256={open_bank(source).sha256}")
+    elif Path(source).exists():
+        hashes = [file_sha256(path) for path in corpus_files(Path(source))]
+        parts.append(f"sha256={hashlib.sha256(' '.join(hashes).encode()).hexdigest()}")
+    return "; ".join(parts)
+
+
+def _existing_bank(path: Path, created_by: str) -> Bank:
+    bank = open_bank(path)
+    if bank.created_by == created_by:
+        return bank
+    recorded = bank.created_by.split("; ")
+    asked = [part for part in created_by.split("; ") if part not in recorded]
+    others = f" with {len(asked) - 3} more" if len(asked) > 3 else ""
+    raise ValueError(
+        f"bank {path}: holds something else (not {', '.join(asked[:3])}{others}); give another "
+        "bank path, or delete this one"
+    )
+
+
+def _encode_bank(rows: pd.DataFrame, encoder: str, path: Path, created_by: str) -> Bank:
+    """Encode `rows` in batches, drop those with a zero vector, write the bank."""
+    model = load_encoder(encoder)
+    texts = rows["text"].tolist()
+    blocks: list[npt.NDArray[np.float16]] = []
+    keep_N = np.zeros(len(texts), dtype=bool)
+    with tqdm(total=len(texts), desc=f"encode {encoder}", unit=" rows", disable=None) as progress:
+        for start in range(0, len(texts), BATCH_ROWS):
+            batch = texts[start : start + BATCH_ROWS]
+            unit_BD = model.encode(batch)
+            keep_B = unit_BD.any(axis=1)
+            keep_N[start : start + len(batch)] = keep_B
+            blocks.append(unit_BD[keep_B].astype(np.float16))
+            progress.update(len(batch))
+    if not keep_N.any():
+        raise ValueError(f"encoder {encoder}: gives a zero vector for every row of the source")
+    return write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
+
+
+def _copy_bank(
+    source: Bank, encoder: str, path: Path, max_rows: int | None, created_by: str
+) -> Bank:
+    """Write a checked copy of `source`, cut at the last document border within `max_rows`."""
+    end_N = source.document_table()[["first_row", "num_rows"]].sum(axis=1).to_numpy()
+    num_rows = source.num_rows
+    if max_rows is not None and max_rows < num_rows:
+        whole = end_N[end_N <= max_rows]
+        num_rows = int(whole[-1]) if len(whole) else max_rows
+    blocks = (
+        source.vectors[start : min(start + BATCH_ROWS, num_rows)]
+        for start in range(0, num_rows, BATCH_ROWS)
+    )
+    name = source.encoder
+    if name == UNKNOWN_ENCODER and encoder != WORDLLAMA:  # an .npz; the default names nothing
+        name = encoder
+    rows, dtype = _row_names(source)[:num_rows], source.vectors.dtype.name
+    return write_bank(path, blocks, rows, name, created_by, dtype=dtype, overwrite=True)
+
+
+def _row_names(bank: Bank) -> pd.DataFrame:
+    """The row table of a bank by names."""
+    rows = pd.DataFrame(
+        {
+            "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N],
+            "document": np.array(bank.documents, dtype=object)[bank.document_N],
+        }
+    )
+    if bank.lane_N is not None:
+        rows["lane"] = np.array([*bank.lanes, None], dtype=object)[bank.lane_N]
+    texts = bank.texts()
+    if texts is not None:
+        rows["text"] = texts
+    return rows
+
+
+def _row_counts(code_N: IntArray, names: tuple[str, ...]) -> dict[str, int]:
+    """Rows of each name; "" counts the rows without one."""
+    count = np.bincount(code_N.astype(np.int64) + 1, minlength=len(names) + 1).tolist()
+    return dict(zip(names, count[1:], strict=True)) | ({"": count[0]} if count[0] else {})

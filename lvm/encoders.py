@@ -1,0 +1,87 @@
+"""Text encoders: sentences in, unit vectors out.
+
+Shapes: n texts of one call, D vector dim.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+WORDLLAMA = "wordllama"
+WORDLLAMA_BATCH = 256  # 32,000 sentences a second on two cores; 1,024 at a time is half as fast
+
+
+class Encoder(Protocol):
+    """What lvm asks of an encoder; a bank records `name`, by which `load_encoder` finds it."""
+
+    name: str
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return unit rows (n, D); a text without any token gives a zero row."""
+
+
+class WordLlamaEncoder:
+    """The static WordLlama model, whose weights ship inside its wheel."""
+
+    name = WORDLLAMA
+
+    def __init__(self) -> None:
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        import wordllama  # calls logging.basicConfig, which is undone below
+
+        root.handlers[:], root.level = handlers, level
+        folder = Path(wordllama.__file__).parent
+        self._model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
+        self.dim = int(self._model.embedding.shape[1])
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the normalised mean token vectors (n, D)."""
+        return _unit_or_zero(self._model.embed(list(texts), batch_size=WORDLLAMA_BATCH))
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model, by hub name or local folder."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ValueError(
+                f"encoder {name!r}: needs sentence-transformers; install it with "
+                f"`pip install lvm[encoders]`, or use encoder={WORDLLAMA}"
+            ) from error
+        try:
+            self._model = SentenceTransformer(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"encoder {name!r}: cannot be loaded; give {WORDLLAMA}, a sentence-transformers "
+                "model's hub name or its local folder"
+            ) from error
+        self.name = name
+        self.dim = len(self.encode(["dimension"])[0])
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the model's sentence vectors (n, D), normalised."""
+        vectors = self._model.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)
+        return _unit_or_zero(vectors)
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load `wordllama`, or the sentence-transformers model called `name` (hub name or folder).
+
+    Raises ValueError where the extra lvm[encoders] is missing or the model cannot be loaded.
+    """
+    return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name)
+
+
+def _unit_or_zero(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    vectors = np.asarray(vectors, dtype=np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    length[length == 0] = 1
+    return vectors / length

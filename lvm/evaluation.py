@@ -1,0 +1,255 @@
+"""Evaluation of predictors on one set of frozen queries.
+
+Shapes: Q queries, N bank rows, D vector dim, T time.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from lvm.bank import Bank
+from lvm.baselines import fit_free_predictors
+from lvm.hubness import Hubness, fit_hubness
+from lvm.latency import measure_latency
+from lvm.metrics import (
+    FIGURES,
+    POOLS,
+    contrastive_accuracy,
+    copy_ratio,
+    figures,
+    hit_at,
+    pool_hit_at,
+)
+from lvm.prediction import predict_queries
+from lvm.retrieval import Ranks, exact_ranks, top_rows
+from lvm.statistics import document_interval, paired_difference
+from lvm.windows import SPLITS, Queries, Windows
+
+MAX_QUERIES = 10_000
+ORACLE_QUERIES = 1_000
+SEARCH_QUERIES = 5
+UNASSIGNED = "unassigned"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One predictor on one set of queries.
+
+    `predictions` (Q, D) float32 unit; `per_query` one line a query in the same order, with columns
+    query, target_row, sequence, document, lane, rank, rank_raw, rank_corrected, rank_corrected_raw,
+    top_row; lane is None without one; `row_correction` (N, 2) float32; `report` the figures of this
+    predictor.
+    """
+
+    name: str
+    predictions: NDArray[np.float32]
+    per_query: pd.DataFrame
+    row_correction: NDArray[np.float32]
+    report: dict[str, Any]
+
+
+def evaluate_predictor(
+    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
+) -> Evaluation:
+    """Predict, rank plain and hubness-corrected in one pass, put the figures together.
+
+    All figures are fractions between 0 and 1, ranks and milliseconds aside. The plain filtered
+    ranks are the figure of record; intervals are over documents.
+    """
+    prediction_QD = predict_queries(model, bank, queries, progress=True)
+    hubness = fit_hubness(model, bank, windows, seed)
+    plain, corrected = exact_ranks(
+        prediction_QD,
+        queries,
+        bank,
+        windows.representative_N,
+        (None, hubness.row_correction),
+        progress=True,
+    )
+    per_query = _per_query(bank, queries, plain, corrected)
+    document_Q = bank.document_N[queries.target_row_Q]
+    num_candidates = len(np.unique(windows.representative_N))
+    report = {
+        "queries": len(queries),
+        "documents": len(np.unique(document_Q)),
+        **figures(plain.rank_Q),
+        "ci95": document_interval(plain.rank_Q, document_Q, seed),
+        "raw": figures(plain.rank_raw_Q),
+        "corrected": {
+            **figures(corrected.rank_Q),
+            "ci95": document_interval(corrected.rank_Q, document_Q, seed),
+            "raw": figures(corrected.rank_raw_Q),
+        },
+        "hubness_beta": hubness.beta,
+        "pools": _pools(plain.rank_Q, num_candidates),
+        "oracle": _oracle(bank, windows, queries, hubness),
+        "lanes": _lanes(per_query, document_Q, seed),
+        "copy_ratio": copy_ratio(
+            prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
+        ),
+        "contrastive_accuracy": contrastive_accuracy(plain.rank_raw_Q, num_candidates),
+        "latency_ms": _latency(model, bank, queries, (prediction_QD, hubness)),
+    }
+    return Evaluation(name, prediction_QD, per_query, hubness.row_correction, _jsonable(report))
+
+
+def evaluate(
+    name: str,
+    model: nn.Module,
+    bank: Bank,
+    windows: Windows,
+    split: str = "test",
+    max_queries: int | None = None,
+    baselines: bool = True,
+) -> tuple[dict[str, Any], list[Evaluation]]:
+    """Evaluate a predictor with the free ones beside it, on the first queries of a split.
+
+    Returns the report (JSON scalars, lists, dicts; what is not finite is None) with the
+    evaluations, the predictor's own first. `max_queries` None means MAX_QUERIES. Raises ValueError
+    for a split without queries.
+    """
+    if split not in SPLITS[1:]:
+        raise ValueError(f"split: {split!r} has no queries; choose one of {', '.join(SPLITS[1:])}")
+    if max_queries is not None and max_queries < 1:
+        raise ValueError(f"max_queries: {max_queries}; at least 1 query is needed")
+    queries = windows.queries[split].head(MAX_QUERIES if max_queries is None else max_queries)
+    seed = windows.seed
+    own = evaluate_predictor(name, model, bank, windows, queries, seed)
+    evaluations = [own]
+    if baselines:
+        for other, predictor in fit_free_predictors(bank, windows, seed=seed).items():
+            if other != name:
+                evaluations.append(
+                    evaluate_predictor(other, predictor, bank, windows, queries, seed)
+                )
+    keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
+    report = {
+        "model": name,
+        "split": split,
+        "seed": seed,
+        "ctx": queries.ctx,
+        "leaky": windows.leaky,
+        "windows_sha256": windows.sha256,
+        "bank_sha256": bank.sha256,
+        "bank_rows": bank.num_rows,
+        "candidates": len(np.unique(windows.representative_N)),
+        **own.report,
+        "baselines": {e.name: {key: e.report[key] for key in keys} for e in evaluations[1:]},
+        "best_baseline": _best_baseline(evaluations, bank, queries, seed),
+    }
+    return report, evaluations
+
+
+def validation_figures(
+    model: nn.Module, bank: Bank, windows: Windows, max_queries: int = MAX_QUERIES
+) -> dict[str, float]:
+    """Return the plain filtered figures on val, the ones that `evaluate` reports for split=val."""
+    queries = windows.queries["val"].head(max_queries)
+    prediction_QD = predict_queries(model, bank, queries)
+    return figures(exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0].rank_Q)
+
+
+def _per_query(bank: Bank, queries: Queries, plain: Ranks, corrected: Ranks) -> pd.DataFrame:
+    row_Q = queries.target_row_Q
+    lane_Q = np.full(len(queries), None, object)
+    if bank.lane_N is not None:
+        names = np.array([*bank.lanes, None], object)  # code -1 is the last
+        lane_Q = names[bank.lane_N[row_Q]]
+    return pd.DataFrame(
+        {
+            "query": queries.query_Q,
+            "target_row": row_Q,
+            "sequence": np.array(bank.sequences, object)[bank.sequence_N[row_Q]],
+            "document": np.array(bank.documents, object)[bank.document_N[row_Q]],
+            "lane": lane_Q,
+            "rank": plain.rank_Q,
+            "rank_raw": plain.rank_raw_Q,
+            "rank_corrected": corrected.rank_Q,
+            "rank_corrected_raw": corrected.rank_raw_Q,
+            "top_row": plain.top_row_Q,
+        }
+    )
+
+
+def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
+    """Return the expected Hit@k among random pools, for comparison with figures on small pools."""
+    pools = [pool for pool in POOLS if pool < num_candidates] + [num_candidates]
+    return {
+        str(pool): {f"hit_at_{k}": pool_hit_at(rank_Q, pool, num_candidates, k) for k in (1, 5, 10)}
+        for pool in pools
+    }
+
+
+def _oracle(bank: Bank, windows: Windows, queries: Queries, hubness: Hubness) -> dict[str, Any]:
+    """Search with the truth itself: what no predictor can exceed in this bank."""
+    asked = queries.head(ORACLE_QUERIES)
+    truth_QD = bank.unit(asked.target_row_Q)
+    ranks = exact_ranks(
+        truth_QD, asked, bank, windows.representative_N, (None, hubness.row_correction)
+    )
+    plain, corrected = (figures(found.rank_Q) for found in ranks)
+    return {"queries": len(asked), **plain, "corrected": corrected}
+
+
+def _lanes(
+    per_query: pd.DataFrame, document_Q: NDArray[np.integer], seed: int
+) -> dict[str, dict[str, Any]]:
+    lanes = {}
+    lane_Q = per_query["lane"].fillna(UNASSIGNED).to_numpy()
+    for lane in sorted(set(lane_Q)):
+        chosen = lane_Q == lane
+        rank_Q = per_query["rank"].to_numpy()[chosen]
+        lanes[lane] = {
+            "queries": int(chosen.sum()),
+            "documents": len(np.unique(document_Q[chosen])),
+            **figures(rank_Q),
+            "ci95": document_interval(rank_Q, document_Q[chosen], seed),
+            "corrected": figures(per_query["rank_corrected"].to_numpy()[chosen]),
+        }
+    return lanes
+
+
+def _latency(
+    model: nn.Module, bank: Bank, queries: Queries, found: tuple[NDArray[np.float32], Hubness]
+) -> dict[str, float]:
+    """Time single queries: the model alone, an exhaustive search of the whole bank beside it."""
+    prediction_QD, hubness = found
+    search_ms = []
+    for prediction_1D in prediction_QD[:SEARCH_QUERIES, None]:
+        begin = time.perf_counter()
+        top_rows(prediction_1D, bank, min(10, bank.num_rows), hubness.row_correction)
+        search_ms.append(1000 * (time.perf_counter() - begin))
+    p50, p95 = np.quantile(search_ms, [0.5, 0.95])
+    model_ms = measure_latency(model, bank, queries)
+    return {**model_ms, "exact_search_p50": float(p50), "exact_search_p95": float(p95)}
+
+
+def _best_baseline(
+    evaluations: list[Evaluation], bank: Bank, queries: Queries, seed: int
+) -> dict[str, Any] | None:
+    """Compare the predictor with the best free one by plain Hit@5, paired by query."""
+    own, others = evaluations[0], evaluations[1:]
+    if not others:
+        return None
+    best = max(others, key=lambda e: e.report["hit_at_5"])
+    own_Q, best_Q = (hit_at(e.per_query["rank"].to_numpy(), 5) for e in (own, best))
+    document_Q = bank.document_N[queries.target_row_Q]
+    difference = paired_difference(own_Q, best_Q, document_Q, seed)
+    return {"name": best.name, "hit_at_5_difference": _jsonable(vars(difference))}
+
+
+def _jsonable(value: Any) -> Any:
+    """Return the report with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

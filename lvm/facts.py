@@ -1,0 +1,55 @@
+"""What a predictor is, what it was made from: the facts that travel with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lvm.bank import Bank
+from lvm.models import FREE_MODELS
+from lvm.windows import Windows
+
+FREE, TRAINED = "free", "trained"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of one predictor; `bank` is the path it was at, `seed` that of the split."""
+
+    model: str
+    kind: str
+    phase: str
+    dim: int
+    ctx: int
+    bank: str
+    bank_sha256: str
+    windows_sha256: str
+    split: str
+    seed: int
+    leaky: bool
+
+
+def facts_of(name: str, phase: str, bank: Bank, windows: Windows) -> Facts:
+    """Return the facts of the predictor `name` made from the train rows of `windows`."""
+    return Facts(
+        model=name,
+        kind=FREE if name in FREE_MODELS else TRAINED,
+        phase=phase,
+        dim=bank.dim,
+        ctx=windows.ctx,
+        bank=str(bank.path.resolve()),
+        bank_sha256=bank.sha256,
+        windows_sha256=windows.sha256,
+        split=windows.split,
+        seed=windows.seed,
+        leaky=windows.leaky,
+    )
+
+
+def facts_from_tags(tags: Mapping[str, str]) -> Facts:
+    """Read facts back from the strings of `tags`; raises KeyError or ValueError where they fail."""
+    kinds: dict[Any, Any] = {int: int, bool: _bool, str: str}
+    return Facts(**{f.name: kinds[f.type](tags[f.name]) for f in fields(Facts)})
+
+
+def _bool(text: str) -> bool:
+    return {"True": True, "False": False}[text]

@@ -1,0 +1,141 @@
+"""Recurrent predictor whose long context is a chunked cache with an external memory.
+
+Shapes: B batch, C chunks, S steps of a chunk, T time, D vector dim, H hidden, M memory slots.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad, scaled_dot_product_attention, softplus
+
+from lvm.models.recurrent import make_encoder
+from lvm.models.scan import moving_average
+from lvm.models.skip import AdaptiveAverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGRUConfig:
+    """Sizes of a `MemoryGRU`; `dim` is the bank's dimension."""
+
+    dim: int
+    hidden: int = 512
+    layers: int = 4
+    chunk: int = 200
+    slots: int = 16
+    cell: str = "gru"
+    decay: float = 0.5
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden", "layers", "chunk", "slots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.layers % 2:
+            raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
+        if not 0.0 < self.decay < 1.0:
+            raise ValueError(f"decay: {self.decay} is not between 0 and 1 (both excluded)")
+
+
+class MemoryGRU(nn.Module):
+    """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t) from a context of any length.
+
+    avg_t is an average of the recent vectors whose weights adapt to their content.
+
+    The context is cut into chunks of `chunk` steps that run through the encoder in parallel. When
+    a chunk ends, its summary is written into a memory of `slots` vectors; positions of the next
+    chunk read the memory as it stood then. Position t never depends on a later one.
+    W_skip starts as the moving average of `decay`, W_out as zero: step 0 equals that baseline.
+    """
+
+    def __init__(self, **config: object) -> None:
+        super().__init__()
+        self.sizes = sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
+        self.config = {"model": "memory_gru", **asdict(sizes)}
+        dim, hidden = sizes.dim, sizes.hidden
+        self.input_dropout = nn.Dropout(sizes.dropout)
+        self.average = AdaptiveAverage(dim, sizes.decay)
+        self.project_in = nn.Linear(2 * dim, hidden)
+        self.lower = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
+        self.memory = SlotMemory(hidden, sizes.slots)
+        self.upper = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
+        self.norm = nn.RMSNorm(hidden)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.project_out = nn.Linear(hidden, dim, bias=False)
+        self.skip_change = nn.Linear(2 * dim, dim, bias=False)
+        nn.init.zeros_(self.project_out.weight)
+        nn.init.zeros_(self.skip_change.weight)
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
+        fixed_BTD = moving_average(context_BTD, self.sizes.decay)
+        recent_BTE = torch.cat([context_BTD, normalize(fixed_BTD, dim=-1)], dim=-1)
+        noisy_BTE = self.input_dropout(recent_BTE)
+        average_BTD = normalize(self.average(context_BTD, fixed_BTD, noisy_BTE), dim=-1)
+        skip_BTD = average_BTD + self.skip_change(noisy_BTE)
+        # Unit length like the inputs, so that one learning rate suits both maps.
+        state_BTH = normalize(self.encode(noisy_BTE), dim=-1)
+        increment_BTD = self.project_out(self.dropout(state_BTH))
+        return normalize((skip_BTD + increment_BTD).float(), dim=-1)
+
+    def encode(self, recent_BTE: Tensor) -> Tensor:
+        """Return the hidden states (B, T, H) of every position."""
+        num_steps = recent_BTE.shape[1]
+        chunk = min(self.sizes.chunk, num_steps)
+        input_BTH = self.project_in(recent_BTE)
+        input_BTH = pad(input_BTH, (0, 0, 0, -num_steps % chunk))
+        lower_BTH = self.lower(input_BTH, chunk)
+        read_BTH = self.memory(lower_BTH, chunk)
+        upper_BTH = self.upper(lower_BTH + read_BTH, chunk)
+        return self.norm(upper_BTH)[:, :num_steps]
+
+
+class SlotMemory(nn.Module):
+    """External memory of M slots a sequence, read by content, written at the end of each chunk.
+
+    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
+    address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
+    takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
+    """
+
+    def __init__(self, hidden: int, slots: int) -> None:
+        super().__init__()
+        self.initial_MH = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
+        self.read_key = nn.Linear(hidden, hidden)
+        self.read_value = nn.Linear(hidden, hidden)
+        self.slot_query = nn.Linear(hidden, hidden)
+        self.step_key = nn.Linear(hidden, hidden)
+        self.step_value = nn.Linear(hidden, hidden)
+        self.write_key = nn.Linear(hidden, hidden)
+        self.erase = nn.Linear(hidden, hidden)
+        self.add = nn.Linear(hidden, hidden)
+        self.read_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.write_sharpness = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
+        """Return what each position reads, (B, T, H); T must be a multiple of `chunk`."""
+        state_BCSH = state_BTH.unflatten(1, (-1, chunk))
+        memory_BMH = self.initial_MH.expand(len(state_BTH), -1, -1)
+        memories = [memory_BMH]
+        for chunk_BSH in state_BCSH[:, :-1].unbind(1):
+            memory_BMH = self.write(memory_BMH, chunk_BSH)
+            memories.append(memory_BMH)
+        return self.read(torch.stack(memories, dim=1), state_BCSH).flatten(1, 2)
+
+    def read(self, memory_BCMH: Tensor, state_BCSH: Tensor) -> Tensor:
+        """Return the content-addressed mixture of slots for each step, (B, C, S, H)."""
+        key_BCSH = normalize(self.read_key(state_BCSH), dim=-1)
+        score_BCSM = key_BCSH @ normalize(memory_BCMH, dim=-1).transpose(-1, -2)
+        address_BCSM = (softplus(self.read_sharpness) * score_BCSM).softmax(dim=-1)
+        return self.read_value(address_BCSM @ memory_BCMH)
+
+    def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
+        """Return the memory after a chunk's states (B, S, H) have been written into it."""
+        content_BMH = scaled_dot_product_attention(
+            self.slot_query(memory_BMH), self.step_key(chunk_BSH), self.step_value(chunk_BSH)
+        )
+        key_B1H = normalize(self.write_key(chunk_BSH[:, -1:]), dim=-1)
+        score_BM1 = normalize(memory_BMH, dim=-1) @ key_B1H.transpose(-1, -2)
+        address_BM1 = (softplus(self.write_sharpness) * score_BM1).softmax(dim=1)
+        kept_BMH = 1 - address_BM1 * self.erase(content_BMH).sigmoid()
+        return memory_BMH * kept_BMH + address_BM1 * self.add(content_BMH).tanh()

@@ -1,0 +1,154 @@
+"""The row table of a bank: which sequence, document or lane each row belongs to.
+
+Shapes: N bank rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+IntArray = npt.NDArray[np.integer]
+
+TMD_LANES = (
+    "Science",
+    "Mathematics",
+    "Technology",
+    "Engineering",
+    "Medicine",
+    "Psychology",
+    "Philosophy",
+    "History",
+    "Literature",
+    "Art",
+    "Economics",
+    "Law",
+    "Politics",
+    "Education",
+    "Environment",
+    "Software",
+)
+UNASSIGNED = -1
+BLOCK_ROWS = 100  # rows of a document where the table names none
+
+
+@dataclass(frozen=True, eq=False)
+class RowTable:
+    """Integer codes of every row.
+
+    `document_N` counts contiguous (sequence, document) runs in row order; `documents` holds their
+    own names, which may repeat in other sequences. `lane_N` is None without a lane column.
+    """
+
+    sequence_N: npt.NDArray[np.int32]
+    document_N: npt.NDArray[np.int32]
+    lane_N: npt.NDArray[np.int16] | None
+    sequences: tuple[str, ...]
+    documents: tuple[str, ...]
+    lanes: tuple[str, ...]
+
+
+def row_table(rows: pd.DataFrame, where: str) -> RowTable:
+    """Code and check `rows` (columns sequence; optional document, lane); `where` names the file.
+
+    Raises ValueError on an empty table, a missing name or a sequence or document in two pieces.
+    """
+    if "sequence" not in rows.columns:
+        raise ValueError(f"{where}: no column 'sequence'; give each row the name of its sequence")
+    if not len(rows):
+        raise ValueError(f"{where}: no rows; a bank needs at least one")
+    sequence_N, sequences = _name_codes(rows["sequence"], "sequence", where)
+    _check_contiguous(sequence_N, sequences, "sequence", where)
+    if "document" in rows.columns:
+        document_N, documents = _document_runs(rows["document"], sequence_N, where)
+    else:
+        document_N, documents = _document_blocks(sequence_N)
+    lane_N, lanes = _lane_codes(rows["lane"], where) if "lane" in rows.columns else (None, ())
+    return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes)
+
+
+def run_starts(code_N: IntArray) -> npt.NDArray[np.int64]:
+    """First rows of the runs of equal codes."""
+    return np.concatenate([[0], np.flatnonzero(np.diff(code_N)) + 1]).astype(np.int64)
+
+
+def _name_codes(
+    names: pd.Series, column: str, where: str
+) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Codes by first appearance; a missing or empty name is refused."""
+    missing = names.isna().to_numpy() | (names == "").to_numpy(dtype=bool, na_value=False)
+    if missing.any():
+        raise ValueError(
+            f"{where}: {missing.sum()} rows without a {column}, first at row {missing.argmax()}; "
+            f"name the {column} of every row"
+        )
+    code_N, unique = pd.factorize(names)
+    return code_N.astype(np.int32), tuple(str(name) for name in unique)
+
+
+def _check_contiguous(
+    code_N: IntArray, names: tuple[str, ...], column: str, where: str, of: str = ""
+) -> None:
+    """Raise ValueError unless each code is one run."""
+    start_R = run_starts(code_N)
+    code_R = code_N[start_R]
+    repeated_R = pd.Series(code_R).duplicated().to_numpy()
+    if not repeated_R.any():
+        return
+    again = int(start_R[repeated_R.argmax()])
+    before = int(np.flatnonzero(code_N[:again] == code_N[again])[-1])
+    raise ValueError(
+        f"{where}: {column} {names[code_N[again]]!r}{of} ends at row {before} and begins again at "
+        f"row {again}; keep the rows of one {column} together"
+    )
+
+
+def _document_runs(
+    names: pd.Series, sequence_N: npt.NDArray[np.int32], where: str
+) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    name_N, unique = _name_codes(names, "document", where)
+    pair_N = sequence_N.astype(np.int64) * len(unique) + name_N
+    pair_codes_N, pairs = pd.factorize(pair_N)
+    labels = tuple(unique[pair % len(unique)] for pair in pairs)
+    _check_contiguous(pair_codes_N, labels, "document", where, of=" (of one sequence)")
+    return pair_codes_N.astype(np.int32), labels
+
+
+def _document_blocks(
+    sequence_N: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Documents of BLOCK_ROWS rows, numbered from 0 in each sequence."""
+    row_N = np.arange(len(sequence_N))
+    start_R = run_starts(sequence_N)
+    run_N = np.searchsorted(start_R, row_N, side="right") - 1
+    block_N = (row_N - start_R[run_N]) // BLOCK_ROWS
+    new_N = np.zeros(len(sequence_N), dtype=bool)
+    new_N[run_starts(block_N)] = True
+    new_N[start_R] = True
+    labels = tuple(f"block-{block:06d}" for block in block_N[new_N])
+    return (np.cumsum(new_N) - 1).astype(np.int32), labels
+
+
+def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
+    """Codes in alphabetical order of the lane names; null and "" are UNASSIGNED.
+
+    Numbers are those of TMD_LANES, with -1 for unassigned.
+    """
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        values = _tmd_names(values, where)
+    names = values.where(values.notna() & (values != ""), None)
+    code_N, unique = pd.factorize(names.astype(object), sort=True, use_na_sentinel=True)
+    return code_N.astype(np.int16), tuple(str(name) for name in unique)
+
+
+def _tmd_names(numbers: pd.Series, where: str) -> pd.Series:
+    number_N = numbers.to_numpy(dtype=np.float64, na_value=UNASSIGNED)
+    wrong_N = ~np.isin(number_N, range(UNASSIGNED, len(TMD_LANES)))
+    if wrong_N.any():
+        row = int(wrong_N.argmax())
+        raise ValueError(
+            f"{where}: {wrong_N.sum()} lane numbers out of range, first {number_N[row]:g} at row "
+            f"{row}; use 0 to {len(TMD_LANES) - 1}, {UNASSIGNED} for unassigned, or names"
+        )
+    return pd.Series(np.array([*TMD_LANES, None], dtype=object)[number_N.astype(int)])

@@ -1,0 +1,80 @@
+"""Thresholds of every decision, read from gates.yaml."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+GATES_FILE = Path(__file__).with_name("gates.yaml")
+
+
+@dataclass(frozen=True)
+class GateRules:
+    """What a candidate must reach to become the baseline; gates.yaml explains each field."""
+
+    min_queries: int
+    min_documents: int
+    floor_over_chance: float
+    alpha: float
+    lane_min_queries: int
+    lane_min_documents: int
+    lane_max_fall: float
+    latency_p95_ms: float
+
+
+@dataclass(frozen=True)
+class LaneRules:
+    """When a lane counts as weak; gates.yaml explains each field."""
+
+    old_rule_fall: float
+    weak_share: float
+    min_queries: int
+    min_documents: int
+    min_chains: int
+    ingest_from: int
+    confusion_pairs: int
+
+
+Rules = TypeVar("Rules", GateRules, LaneRules)
+
+
+def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
+    """Read the section `promotion`; raises ValueError on a missing, unknown or negative value."""
+    return _read(Path(path), "promotion", GateRules)
+
+
+def read_lane_rules(path: str | Path = GATES_FILE) -> LaneRules:
+    """Read the section `lanes`; raises ValueError on a missing, unknown or negative value."""
+    return _read(Path(path), "lanes", LaneRules)
+
+
+def _read(path: Path, section: str, rules: type[Rules]) -> Rules:
+    try:
+        contents = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"gates {path}: not a readable YAML file") from error
+    values = contents.get(section) if isinstance(contents, dict) else None
+    if not isinstance(values, dict):
+        raise ValueError(f"gates {path}: no section '{section}'; see lvm/gates.yaml")
+    fields = {field.name: field.type for field in dataclasses.fields(rules)}
+    if set(values) != set(fields):
+        wrong = sorted(str(name) for name in set(values) ^ set(fields))
+        raise ValueError(
+            f"gates {path}: {section} misses or does not know {', '.join(wrong)}; "
+            f"its keys are {', '.join(fields)}"
+        )
+    for name, kind in fields.items():
+        _check(values[name], kind, f"gates {path}: {section}.{name}")
+    return rules(**values)
+
+
+def _check(value: Any, kind: Any, where: str) -> None:
+    """A whole number is a float, too; true is no number."""
+    accepted = int if kind is int else (int, float)
+    is_number = isinstance(value, accepted) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:
+        kind_name = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{where} is {value!r}; it must be {kind_name} of 0 or more")

@@ -1,0 +1,28 @@
+"""Independent random generators, each derived from one seed by its name."""
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Return the numpy generator called `name`; the same (seed, name) gives the same stream.
+
+    Streams of different names are statistically independent (numpy's SeedSequence, spawn keys).
+    """
+    return np.random.default_rng(_sequence(seed, name))
+
+
+def torch_generator(seed: int, name: str) -> torch.Generator:
+    """Return the CPU torch generator called `name`, independent of torch's global state."""
+    return torch.Generator().manual_seed(torch_seed(seed, name))
+
+
+def torch_seed(seed: int, name: str) -> int:
+    """Return a 63-bit integer seed for `name`."""
+    return int(_sequence(seed, name).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sequence(seed: int, name: str) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))

@@ -1,0 +1,156 @@
+"""Shadow replay: all candidates answer the same queries over one bank, compared in pairs.
+
+Shapes: N bank rows, D vector dim, Q queries.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from lvm.bank import Bank
+from lvm.comparison import Replay, ShadowResult, compare
+from lvm.facts import Facts
+from lvm.lanes import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.latency import measure_latency
+from lvm.prediction import predict_queries
+from lvm.retrieval import exact_ranks
+from lvm.splits import TRAIN, split_by_document
+from lvm.windows import Queries, Windows
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A predictor that may become the baseline, with the facts of its making.
+
+    `row_correction` (N, 2) gives the corrected figures; without it they are not shown.
+    """
+
+    name: str
+    model: nn.Module
+    facts: Facts
+    version: str | None = None
+    row_correction: NDArray[np.float32] | None = None
+
+
+def replay(
+    candidates: Sequence[Candidate],
+    bank: Bank,
+    windows: Windows,
+    queries: Queries,
+    baseline_name: str | None = None,
+    seed: int = 0,
+) -> ShadowResult:
+    """Replay `queries` through every candidate that fits the bank, each with its own context.
+
+    Raises:
+        ValueError: there is no candidate, a name stands for two, no query is given.
+    """
+    _check(candidates, queries)
+    refusals = {candidate.name: _refusal(candidate, bank) for candidate in candidates}
+    accepted = [candidate.facts.ctx for candidate in candidates if refusals[candidate.name] is None]
+    removed = queries.with_ctx(max(accepted)) if accepted else queries
+    replays = []
+    for candidate in tqdm(candidates, desc="replay", unit="candidate", disable=None, leave=False):
+        refusal = refusals[candidate.name]
+        if refusal is None:
+            replays.append(replay_candidate(candidate, bank, windows, removed))
+        else:
+            replays.append(_unscored(candidate, refusal=refusal))
+    return compare(replays, bank, windows, removed, baseline_name, seed)
+
+
+def replay_candidate(
+    candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+) -> Replay:
+    """Rank the answers of one candidate; the rows of the contexts of `removed` are left out."""
+    queries = removed.with_ctx(candidate.facts.ctx)
+    prediction_QD = predict_queries(candidate.model, bank, queries, progress=True)
+    is_finite_Q = np.isfinite(prediction_QD).all(axis=1)
+    if not is_finite_Q.all():
+        return _unscored(candidate, num_non_finite=int((~is_finite_Q).sum()))
+    corrections = [None] if candidate.row_correction is None else [None, candidate.row_correction]
+    ranks = exact_ranks(
+        prediction_QD, removed, bank, windows.representative_N, corrections, progress=True
+    )
+    per_query = query_table(removed, bank)
+    per_query["rank"], per_query["rank_raw"] = ranks[0].rank_Q, ranks[0].rank_raw_Q
+    per_query["top_row"] = ranks[0].top_row_Q
+    per_query["rank_corrected"] = ranks[-1].rank_Q if len(ranks) > 1 else np.nan
+    return dataclasses.replace(
+        _unscored(candidate),
+        leak=_leak(candidate, bank, windows, removed),
+        latency_ms=measure_latency(candidate.model, bank, queries),
+        per_query=per_query,
+    )
+
+
+def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:
+    """Name the target of each query: sequence, document, lane ("unassigned" without)."""
+    target_row_Q = queries.target_row_Q
+    lane_Q = np.full(len(queries), UNASSIGNED_LANE, dtype=object)
+    if bank.lane_N is not None:
+        lane_Q = np.array(lane_names(bank), dtype=object)[lane_codes(bank, target_row_Q)]
+    return pd.DataFrame(
+        {
+            "query": queries.query_Q,
+            "target_row": target_row_Q,
+            "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N[target_row_Q]],
+            "document": np.array(bank.documents, dtype=object)[bank.document_N[target_row_Q]],
+            "lane": lane_Q,
+        }
+    )
+
+
+def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
+    if not candidates:
+        raise ValueError("candidates: none given; name registered versions or free predictors")
+    if not len(queries):
+        raise ValueError(
+            "queries: none given; export windows with a test split, or give a query log"
+        )
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"candidates: {', '.join(repeated)} given twice; name each one once")
+
+
+def _refusal(candidate: Candidate, bank: Bank) -> str | None:
+    """Say why the candidate cannot be compared on this bank; None where it can."""
+    if candidate.facts.dim != bank.dim:
+        return f"predicts {candidate.facts.dim} dims, the bank has {bank.dim}"
+    if candidate.facts.bank_sha256 != bank.sha256:
+        theirs, ours = candidate.facts.bank_sha256[:12] or "unknown", bank.sha256[:12]
+        return f"made from another bank ({theirs}, this one is {ours})"
+    return None
+
+
+def _leak(candidate: Candidate, bank: Bank, windows: Windows, queries: Queries) -> str | None:
+    """Say how the candidate may have seen the answers of the queries; None where it has not."""
+    if candidate.facts.leaky:
+        return "trained on leaky windows (split=random)"
+    split_N = windows.split_N
+    if windows.leaky or candidate.facts.seed != windows.seed:
+        split_N = split_by_document(bank, candidate.facts.seed)
+    in_train = np.zeros(bank.num_rows, dtype=bool)
+    in_train[windows.representative_N[split_N == TRAIN]] = True
+    num_seen = int(in_train[windows.representative_N[queries.target_row_Q]].sum())
+    if num_seen:
+        return f"{num_seen:,} of {len(queries):,} answers were among its train rows"
+    return None
+
+
+def _unscored(candidate: Candidate, refusal: str | None = None, num_non_finite: int = 0) -> Replay:
+    return Replay(
+        name=candidate.name,
+        kind=candidate.facts.kind,
+        version=candidate.version,
+        ctx=candidate.facts.ctx,
+        refusal=refusal,
+        num_non_finite=num_non_finite,
+    )

@@ -1,0 +1,273 @@
+"""MLflow runs: where they are stored, how they begin, how they end."""
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from filelock import FileLock
+from matplotlib.figure import Figure
+from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_DIRTY, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from lvm.bank import Bank
+from lvm.checkout import is_dirty, project_root
+from lvm.stopping import Stopped, end_children, follow_parent, stoppable
+from lvm.windows import Windows
+
+StoreError = MlflowException
+SQLITE = "sqlite:///"
+DIGEST_LENGTH = 36
+NOISY_LOGGERS = ("mlflow", "alembic")
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
+GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+def configure(root: Path | None = None) -> str:
+    """Set the tracking URI: MLFLOW_TRACKING_URI, else mlflow.db in `root` (the project); return it.
+
+    A sqlite database is created under a file lock, in WAL mode, with its artifacts in `mlruns`
+    beside it.
+    """
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = (
+        os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
+    )
+    if uri.startswith(SQLITE):
+        _prepare_sqlite(uri)
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def ui_command() -> str:
+    """Return the shell command that shows the runs of this store."""
+    return f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
+
+
+@contextmanager
+def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
+    """Open the launcher's run, or a new one where there is none; yield its id.
+
+    `parameters` are logged where the launcher has not logged them. The run ends FINISHED; KILLED
+    where a stop signal came; FAILED with the tag `error` after any exception, the traceback as
+    the artifact `error.txt`.
+    """
+    if "MLFLOW_RUN_ID" in os.environ:
+        follow_parent()
+    configure()
+    run_id = mlflow.start_run(tags=_source_tags()).info.run_id
+    status = RunStatus.FAILED
+    try:
+        with stoppable():
+            _describe_run(entry, parameters)
+            yield run_id
+        status = RunStatus.FINISHED
+    except Stopped as stop:
+        status = RunStatus.KILLED
+        end_children()
+        _end_child_runs(run_id)
+        mlflow.set_tag("error", f"stopped by {stop.signal_name}")
+        raise
+    except BaseException as error:
+        mlflow.set_tag("error", " ".join(str(error).split()) or type(error).__name__)
+        mlflow.log_text(traceback.format_exc(), "error.txt")
+        raise
+    finally:
+        mlflow.end_run(RunStatus.to_string(status))
+
+
+def refuse_launched_run(reason: str) -> None:
+    """Mark the launcher's run FAILED for `reason` where it has not been opened yet."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is not None:
+        configure()
+        MlflowClient().set_tag(run_id, "error", reason)
+        MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+
+
+def launch(entry: str, parameters: Mapping[str, Any]) -> str:
+    """Run an entry point of the project as a nested run; return its id.
+
+    Raises ValueError with the child's own reason where it fails.
+    """
+    try:
+        submitted = mlflow.projects.run(
+            str(project_root()),
+            entry,
+            parameters=dict(parameters),
+            env_manager="local",
+            run_name=entry,
+        )
+    except mlflow.exceptions.ExecutionException:
+        reasons = [r.data.tags.get("error", "see above") for r in _child_runs(active_run_id())]
+        raise ValueError(f"{entry} failed: {reasons[0]}") from None
+    return str(submitted.run_id)
+
+
+def log_config(config: Mapping[str, Any]) -> None:
+    """Log the resolved configuration as the artifact `config.json`.
+
+    What stood as `auto` among the parameters is also logged as `resolved/<name>`.
+    """
+    mlflow.log_dict(dict(config), "config.json")
+    typed = mlflow.get_run(active_run_id()).data.params
+    decided = {
+        k: v for k, v in config.items() if typed.get(k) == "auto" and v not in (None, "auto")
+    }
+    mlflow.log_params({f"resolved/{k}": v for k, v in decided.items()})
+
+
+def log_bank(bank: Bank, context: str) -> Dataset:
+    """Log the bank as a dataset under its own sha256; return the dataset, to go with metrics."""
+    mlflow.set_tag("bank_sha256", bank.sha256)
+    profile = {"rows": bank.num_rows, "dim": bank.dim, "sha256": bank.sha256}
+    return _log_dataset(
+        "bank", bank.path, bank.sha256, profile | {"encoder": bank.encoder}, context
+    )
+
+
+def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
+    """Log the windows as a dataset under their own sha256; tag the run leaky where they are."""
+    mlflow.set_tags({"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()})
+    profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
+    profile |= {"bank_sha256": windows.bank_sha256}
+    return _log_dataset("windows", path, windows.sha256, profile, context)
+
+
+def log_metrics(
+    figures: Mapping[str, float],
+    step: int | None = None,
+    model_id: str | None = None,
+    dataset: Dataset | None = None,
+) -> None:
+    """Log figures in one batch, with their model or dataset where there is one.
+
+    Epochs count from 1: MLflow takes a figure without a step for one of every logged model.
+    Characters that no metric name may have become underscores.
+    """
+    named = {NOT_IN_NAMES.sub("_", name): value for name, value in figures.items()}
+    mlflow.log_metrics(named, step=step, model_id=model_id, dataset=dataset)
+
+
+def set_tags(tags: Mapping[str, str]) -> None:
+    """Set tags on the active run."""
+    mlflow.set_tags(dict(tags))
+
+
+def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:
+    """Log a report as a JSON artifact."""
+    mlflow.log_dict(dict(report), name)
+
+
+def log_text(text: str, name: str) -> None:
+    """Log text as an artifact."""
+    mlflow.log_text(text, name)
+
+
+def log_figure(figure: Figure, name: str) -> None:
+    """Log a matplotlib figure as an artifact."""
+    mlflow.log_figure(figure, name)
+
+
+def log_file(name: str, write: Callable[[Path], object]) -> None:
+    """Log as an artifact the file that `write` makes at the path it is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        mlflow.log_artifact(str(Path(folder) / name))
+
+
+def read_text(run_id: str, name: str) -> str:
+    """Return a text artifact of a run; raises ValueError where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _download(run_id, name, folder).read_text()
+
+
+def read_json(run_id: str, name: str = "config.json") -> dict[str, Any]:
+    """Return a JSON artifact of a run; raises ValueError where there is none."""
+    return dict(json.loads(read_text(run_id, name)))
+
+
+def read_frame(run_id: str, name: str) -> pd.DataFrame:
+    """Return a parquet artifact of a run; raises ValueError where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        return pd.read_parquet(_download(run_id, name, folder))
+
+
+def active_run_id() -> str:
+    """Return the id of the open run."""
+    active = mlflow.active_run()
+    assert active is not None, "no run is open"
+    return str(active.info.run_id)
+
+
+def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
+    known = mlflow.get_run(active_run_id())
+    if GENERATED_NAME.fullmatch(known.info.run_name or ""):
+        mlflow.set_tag(MLFLOW_RUN_NAME, entry)
+    mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
+
+
+def _download(run_id: str, name: str, folder: str) -> Path:
+    try:
+        found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
+    except (MlflowException, OSError):
+        raise ValueError(f"run {run_id}: there is no such run with an artifact {name}") from None
+    return Path(found)
+
+
+def _source_tags() -> dict[str, str]:
+    dirty = is_dirty()
+    return {} if dirty is None else {MLFLOW_GIT_DIRTY: str(dirty).lower()}
+
+
+def _prepare_sqlite(uri: str) -> None:
+    path = Path(uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            SqlAlchemyStore(uri, str(path.parent.resolve() / "mlruns"))
+        with sqlite3.connect(path, timeout=20) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+
+
+def _log_dataset(
+    name: str, path: Path, sha256: str, profile: Mapping[str, Any], context: str
+) -> Dataset:
+    dataset = Dataset(
+        name=f"{name}:{path.name}",
+        digest=sha256[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(path.resolve())}),
+        profile=json.dumps({**profile, "sha256": sha256}),
+    )
+    tags = [InputTag("mlflow.data.context", context)]
+    MlflowClient().log_inputs(active_run_id(), datasets=[DatasetInput(dataset, tags)])
+    return dataset
+
+
+def _child_runs(run_id: str) -> list[Any]:
+    """Return the runs nested under `run_id`, the latest first."""
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+    return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
+
+
+def _end_child_runs(run_id: str) -> None:
+    for child in _child_runs(run_id):
+        if not RunStatus.is_terminated(RunStatus.from_string(child.info.status)):
+            MlflowClient().set_terminated(child.info.run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -1,0 +1,1 @@
+"""Tests of lvm, one file for each of its files."""

@@ -1,0 +1,126 @@
+"""Bad input at the command line: one line, exit code 2, a FAILED run, nothing left behind."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from entrypoints import eval as eval_command
+from entrypoints import export, ingest, predict, promote, rollback, shadow_eval, train
+from tests.conftest import copy_store
+from tests.synthetic import make_bank
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, empty_store):
+    """A working folder with one good bank, many spoilt ones."""
+    folder = tmp_path_factory.mktemp("workplace")
+    make_bank(folder / "good", num_sequences=4)
+    spoil_vectors(folder, "nan", np.nan)
+    spoil_vectors(folder, "zero", 0.0)
+    spoil_rows(folder, "short", lambda rows: rows.iloc[:-1])
+    spoil_rows(folder, "nameless", lambda rows: rows.drop(columns="sequence"))
+    spoil_rows(folder, "scattered", lambda rows: rows.iloc[np.arange(len(rows)) * 7 % len(rows)])
+    texts = np.array(["a", None] * 10, dtype=object)
+    np.savez(folder / "pickled.npz", vectors=np.ones((20, 4), np.float32), concept_texts=texts)
+    (folder / "empty.txt").write_text("")
+    (folder / "good.txt").write_text("This is a sentence of seven words.")
+    np.save(folder / "nan.npy", np.full((3, 16), np.nan, np.float32))
+    np.save(folder / "narrow.npy", np.ones((3, 15), np.float32))
+    (folder / "folder").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, tmp_path_factory.mktemp("stores") / "store", patch)
+        patch.chdir(folder)
+        yield folder
+
+
+def spoil_vectors(folder: Path, name: str, value: float) -> None:
+    shutil.copytree(folder / "good", folder / name)
+    vectors = np.load(folder / name / "vectors.npy", mmap_mode="r+")
+    vectors[[5, 9]] = value
+    vectors.flush()
+
+
+def spoil_rows(folder: Path, name: str, change) -> None:
+    shutil.copytree(folder / "good", folder / name)
+    path = folder / name / "rows.parquet"
+    change(pd.read_parquet(path)).reset_index(drop=True).to_parquet(path)
+
+
+CASES = {
+    "missing bank": (train, "--bank nowhere", "bank nowhere: no such folder or .npz file"),
+    "NaN in the bank": (train, "--bank nan", "nan"),
+    "zero rows in the bank": (train, "--bank zero", "zero"),
+    "rows missing in the table": (export, "--bank short", "short"),
+    "no sequence in the table": (export, "--bank nameless", "sequence"),
+    "a sequence in pieces": (export, "--bank scattered", "scattered"),
+    "pickled npz": (export, "--bank pickled.npz", "pickled.npz"),
+    "pickled npz ingested": (ingest, "--source pickled.npz --bank made", "pickled.npz"),
+    "empty text ingested": (ingest, "--source empty.txt --bank made", "empty.txt"),
+    "unknown encoder": (
+        ingest,
+        "--source good.txt --encoder banana --bank made",
+        "encoder 'banana'",
+    ),
+    "ctx beyond every sequence": (export, "--bank good --ctx 5000", "ctx: 5000 is too long"),
+    "overlap of a whole window": (export, "--bank good --ctx 20 --overlap 20", "overlap"),
+    "negative overlap": (export, "--bank good --ctx 20 --overlap -1", "'--overlap'"),
+    "word for a number": (train, "--lr banana", "'--lr': 'banana' is not a valid float"),
+    "lr of zero": (train, "--bank good --lr 0", "lr: 0.0 is not"),
+    "unknown model to train": (train, "--model banana", "'--model': 'banana' is not"),
+    "nothing to resume": (train, "--bank good --ctx 20 --resume true", "resume: no interrupted"),
+    "unknown option": (train, "--banana 1", "No such option"),
+    "unknown model to evaluate": (eval_command, "--model banana", "model: unknown 'banana'"),
+    "no baseline yet": (eval_command, "--bank good", "models:/lvm@baseline does not exist"),
+    "unknown run": (eval_command, "--model runs:/0123/model", "runs:/0123/model cannot be read"),
+    "report into a folder": (eval_command, "--model ema --report folder", "folder is a folder"),
+    "unknown candidate": (shadow_eval, "--bank good --candidates 9", "lvm has no version '9'"),
+    "unknown query log": (
+        shadow_eval,
+        "--bank good --ctx 20 --queries banana",
+        "queries: banana is neither",
+    ),
+    "promotion of nothing": (promote, "--reason x", "version: none was given"),
+    "promotion without a reason": (promote, "--version 1", "reason: none was given"),
+    "promotion of an unknown version": (
+        promote,
+        "--version 9 --reason x",
+        "models:/lvm/9 does not exist",
+    ),
+    "rollback of nothing": (rollback, "", "no previous baseline"),
+    "nothing to predict from": (predict, "--model ema --bank good", "exactly one of the two"),
+    "NaN in a context": (
+        predict,
+        "--model copy-last --bank good --ctx 20 --context nan.npy",
+        "NaN",
+    ),
+    "narrow context": (
+        predict,
+        "--model copy-last --bank good --ctx 20 --context narrow.npy",
+        "(1, 3, 15) is not",
+    ),
+}
+
+
+def contents(folder: Path) -> set[str]:
+    """Return every file, the windows (a whole, valid plan) left aside."""
+    files = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return {name for name in files if not name.startswith("data")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_refused(case, workplace, capsys, monkeypatch):
+    command, arguments, reason = CASES[case]
+    run = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    before = contents(workplace)
+    assert command.main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and reason in line
+    ended = MlflowClient().get_run(run.info.run_id)
+    assert ended.info.status == "FAILED"
+    assert f"error: {ended.data.tags['error']}" == line
+    assert contents(workplace) == before

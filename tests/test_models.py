@@ -1,0 +1,131 @@
+"""One suite that every predictor passes, free or trained.
+
+Shapes: B batch, T time, D vector dim.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from lvm.checkpoint import load_model, save_model
+from lvm.models import FREE_MODELS, MODELS, TRAINED_MODELS, build_model
+from lvm.models.baselines import MovingAverage
+
+DIM = 12
+TOY_SIZES = {"memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4}}
+VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]
+
+
+def toy(name: str, **sizes: object) -> nn.Module:
+    """Return a small predictor, its weights moved off their special starting values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model({"model": name, "dim": DIM} | TOY_SIZES.get(name, {}) | sizes)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data.add_(0.3 * torch.randn_like(tensor))
+    return model.eval()
+
+
+def contexts(batch: int = 3, steps: int = 25, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(batch, steps, DIM, generator=draw), dim=-1)
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+@pytest.mark.parametrize("steps", [1, 6, 7, 8, 25])
+def test_predictions_are_unit_vectors_for_any_length(name: str, sizes: dict, steps: int) -> None:
+    prediction_BTD = toy(name, **sizes)(contexts(steps=steps))
+    assert prediction_BTD.shape == (3, steps, DIM)
+    assert prediction_BTD.dtype == torch.float32
+    torch.testing.assert_close(prediction_BTD.norm(dim=-1), torch.ones(3, steps))
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+@pytest.mark.parametrize("changed", [1, 7, 13, 24])
+def test_no_future_leaks_into_a_prediction(name: str, sizes: dict, changed: int) -> None:
+    model, context_BTD = toy(name, **sizes), contexts()
+    other_BTD = context_BTD.clone()
+    other_BTD[:, changed:] = contexts(seed=1)[:, changed:]
+    before, after = model(context_BTD), model(other_BTD)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.equal(before[:, changed:], after[:, changed:])
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_a_batch_of_one_equals_a_row_of_a_batch(name: str, sizes: dict) -> None:
+    model, context_BTD = toy(name, **sizes), contexts()
+    torch.testing.assert_close(model(context_BTD[1:2]), model(context_BTD)[1:2])
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_padding_at_the_end_changes_nothing_before_it(name: str, sizes: dict) -> None:
+    model, context_BTD = toy(name, **sizes), contexts()
+    padded_BTD = nn.functional.pad(context_BTD, (0, 0, 0, 9))
+    torch.testing.assert_close(model(padded_BTD)[:, :25], model(context_BTD))
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_a_reloaded_model_predicts_the_same(name: str, sizes: dict, tmp_path) -> None:
+    model, context_BTD = toy(name, **sizes), contexts()
+    save_model(model, tmp_path / "model")
+    assert torch.equal(load_model(tmp_path / "model")(context_BTD), model(context_BTD))
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_the_config_rebuilds_the_model(name: str, sizes: dict) -> None:
+    model = toy(name, **sizes)
+    again = build_model(model.config)  # type: ignore[arg-type]
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in again.state_dict().items()}
+    assert again.config == model.config
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_every_parameter_gets_a_gradient(name: str, sizes: dict) -> None:
+    model = toy(name, **sizes).train()
+    (model(contexts()) * contexts(seed=2)).sum().backward() if name in TRAINED_MODELS else None
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
+    assert (name in FREE_MODELS) == (len(list(model.parameters())) == 0)
+
+
+@pytest.mark.parametrize("cell", ["gru", "mingru"])
+def test_an_untrained_memory_gru_is_the_moving_average(cell: str) -> None:
+    sizes = {"model": "memory_gru", "dim": DIM, "decay": 0.4, "cell": cell}
+    model = build_model(sizes | TOY_SIZES["memory_gru"]).eval()
+    expected_BTD = MovingAverage(DIM, decay=0.4)(contexts())
+    torch.testing.assert_close(model(contexts()), expected_BTD)
+
+
+def test_the_memory_carries_an_early_chunk_to_a_late_one() -> None:
+    model, context_BTD = toy("memory_gru"), contexts()
+    other_BTD = context_BTD.clone()
+    other_BTD[:, :7] = contexts(seed=1)[:, :7]
+    inputs = [context.repeat(1, 1, 2) for context in (context_BTD, other_BTD)]
+    first, second = (model.encode(recent)[:, 21:] for recent in inputs)  # type: ignore[operator]
+    assert not torch.allclose(first, second)
+
+
+def test_the_default_memory_gru_has_about_11_million_parameters() -> None:
+    for cell in ("gru", "mingru"):
+        model = build_model({"model": "memory_gru", "dim": 768, "cell": cell})
+        assert 10.5e6 < sum(p.numel() for p in model.parameters()) < 11.5e6
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"model": "lstm", "dim": 4}, "unknown 'lstm'"),
+        ({"dim": 4}, "unknown 'none'"),
+        ({"model": "ema", "dim": 4, "speed": 1}, "speed"),
+        ({"model": "ema", "dim": 4, "decay": 1.5}, "decay: 1.5"),
+        ({"model": "memory_gru", "dim": 4, "layers": 3}, "layers: 3"),
+        ({"model": "memory_gru", "dim": 4, "slots": 0}, "slots: 0"),
+        ({"model": "memory_gru", "dim": 4, "cell": "rnn"}, "cell: unknown 'rnn'"),
+    ],
+)
+def test_an_impossible_config_is_refused_in_one_line(config: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        build_model(config)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,159 @@
+"""Runs in a real sqlite store: identity, parameters, figures, every way to end."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lvm import tracking
+from lvm.bank import write_bank
+from lvm.stopping import Stopped
+from lvm.windows import ensure_windows
+from tests.synthetic import make_bank
+
+ROOT = Path(__file__).parents[1]
+
+
+def finished(run_id: str) -> mlflow.entities.Run:
+    return MlflowClient().get_run(run_id)
+
+
+def launched(monkeypatch, params: dict[str, str]) -> str:
+    """Do what `mlflow run` does before it starts a command; return the run's id."""
+    run = MlflowClient().create_run("0")
+    for key, value in params.items():
+        MlflowClient().log_param(run.info.run_id, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    return run.info.run_id
+
+
+def test_default_store_lies_in_the_project_with_its_artifacts(empty_store):
+    with sqlite3.connect(empty_store) as connection:
+        mode = connection.execute("PRAGMA journal_mode").fetchone()
+        place = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+    connection.close()
+    assert mode == ("wal",)
+    assert place == [(str(empty_store.parent / "mlruns" / "0"),)]
+
+
+def test_the_environment_chooses_the_store(store):
+    assert tracking.configure() == mlflow.get_tracking_uri() == f"sqlite:///{store}/mlflow.db"
+    assert tracking.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db"
+
+
+def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
+    with tracking.run("train", {"lr": "auto", "ctx": "50"}) as run_id:
+        tracking.log_config({"lr": 0.1, "ctx": 50})
+    run = finished(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "train"
+    assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
+    assert run.data.tags["mlflow.source.git.dirty"] in ("true", "false")
+    assert json.loads(tracking.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
+
+
+def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeypatch):
+    run_id = launched(monkeypatch, {"lr": "1e-3", "ctx": "2000"})
+    with tracking.run("train", {"lr": "0.001", "ctx": "2000", "seed": "0"}) as opened:
+        assert opened == run_id
+    assert finished(run_id).data.params == {"lr": "1e-3", "ctx": "2000", "seed": "0"}
+    assert finished(run_id).info.status == "FINISHED"
+
+
+def test_a_name_given_by_the_user_stays(store, monkeypatch):
+    run_id = launched(monkeypatch, {})
+    MlflowClient().set_tag(run_id, "mlflow.runName", "my own name")
+    with tracking.run("train", {}):
+        pass
+    assert finished(run_id).info.run_name == "my own name"
+
+
+def test_an_exception_fails_the_run_with_its_reason(store):
+    with pytest.raises(ValueError, match="no such bank"), tracking.run("eval", {}) as run_id:
+        raise ValueError("bank: no such bank\nanywhere")
+    run = finished(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "bank: no such bank anywhere"
+    assert "Traceback" in tracking.read_text(run_id, "error.txt")
+
+
+def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monkeypatch):
+    run_id = launched(monkeypatch, {"lr": "banana"})
+    tracking.refuse_launched_run("'banana' is not a valid float")
+    assert finished(run_id).info.status == "FAILED"
+    assert finished(run_id).data.tags["error"] == "'banana' is not a valid float"
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
+    before = signal.getsignal(number)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(Stopped) as stopped, tracking.run("train", {}) as run_id:
+        child = subprocess.Popen(sleeper)
+        nested = MlflowClient().create_run("0", tags={"mlflow.parentRunId": run_id})
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == 128 + number
+    assert not psutil.pid_exists(child.pid)
+    assert finished(run_id).info.status == "KILLED"
+    assert finished(run_id).data.tags["error"] == f"stopped by {number.name}"
+    assert finished(nested.info.run_id).info.status == "KILLED"
+    assert signal.getsignal(number) is before
+
+
+def test_metrics_carry_their_step_and_get_legal_names(store):
+    with tracking.run("train", {}) as run_id:
+        for epoch in (1, 2):
+            tracking.log_metrics({"val/hit_at_5": epoch / 10, "lanes/C++ @ home": 1.0}, epoch)
+    history = MlflowClient().get_metric_history(run_id, "val/hit_at_5")
+    assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
+    assert finished(run_id).data.metrics["lanes/C__ _ home"] == 1.0
+
+
+def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
+    windows = ensure_windows(tiny_bank, 50, tmp_path / "windows")
+    with tracking.run("export", {}) as run_id:
+        tracking.log_bank(tiny_bank, "training")
+        tracking.log_windows(windows, tmp_path / "windows", "training")
+    run = finished(run_id)
+    logged = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert logged["bank:bank"].digest == tiny_bank.sha256[:36]
+    assert logged["windows:windows"].digest == windows.sha256[:36]
+    assert json.loads(logged["bank:bank"].profile)["sha256"] == tiny_bank.sha256
+    tags = run.data.tags
+    assert (tags["bank_sha256"], tags["windows_sha256"]) == (tiny_bank.sha256, windows.sha256)
+    assert tags["leaky"] == "false"
+
+
+def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
+    bank = make_bank(tmp_path / "one")
+    vectors = np.array(bank.vectors)
+    vectors[-1] = -vectors[-1]
+    rows = bank.document_table().loc[lambda table: table.index.repeat(table["num_rows"])]
+    other = write_bank(tmp_path / "two", vectors, rows.astype(str), "synthetic", "test")
+    with tracking.run("export", {}):
+        digests = {tracking.log_bank(one, "training").digest for one in (bank, other)}
+    assert len(digests) == 2
+
+
+@pytest.mark.slow
+def test_processes_that_create_the_store_together_all_succeed(tmp_path):
+    code = "import sys, pathlib; from lvm import tracking; tracking.configure(pathlib.Path({!r}))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", code.format(str(tmp_path))]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    messages = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
