@@ -165,11 +165,15 @@ def _registered(one: Predictor) -> Predictor:
 
 
 def _names(predictors: Sequence[Predictor]) -> list[str]:
-    """Return the shortest kind of name that tells all predictors apart."""
-    facts = [one.facts for one in predictors]
-    shapes = (
-        [one.model for one in facts],
-        [one.model if one.kind == FREE else f"{one.model}-ctx{one.ctx}" for one in facts],
-        [f"{one.facts.model}-v{one.version}" for one in predictors],
-    )
-    return next((names for names in shapes if len(set(names)) == len(names)), shapes[-1])
+    """Return unique names: the model's, with its ctx or else its version where it has rivals."""
+    names = []
+    for one in predictors:
+        rivals = [other for other in predictors if other.facts.model == one.facts.model]
+        lengths = {other.facts.ctx for other in rivals}
+        if len(rivals) == 1:
+            names.append(one.facts.model)
+        elif len(lengths) == len(rivals):
+            names.append(f"{one.facts.model}-ctx{one.facts.ctx}")
+        else:
+            names.append(f"{one.facts.model}-v{one.version or 'new'}")
+    return names

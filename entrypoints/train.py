@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -145,7 +146,8 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
 
 def state_path(config: TrainConfig, inputs: Inputs) -> Path:
     """Return where the interrupted state of this very configuration over this data lies."""
-    parts = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
+    parts: list[Any] = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
+    parts += [torch.__version__, torch.get_num_threads()]  # they change the last bits
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
 

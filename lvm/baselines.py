@@ -23,7 +23,7 @@ from lvm.windows import Windows
 FREE = ("copy-last", "ema", "context-mean", "ridge")
 DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Ridge penalties, as multiples of the mean squared size of a feature over all positions.
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
 MAX_TUNING_QUERIES = 2000
 MAX_RIDGE_ROWS = 200_000
 SEGMENT = 2048
@@ -114,7 +114,7 @@ class _Moments:
         mean_F, mean_D = self.feature_F / self.num_rows, self.target_D / self.num_rows
         gram_FF = self.gram_FF - self.num_rows * np.outer(mean_F, mean_F)
         cross_FD = self.cross_FD - self.num_rows * np.outer(mean_F, mean_D)
-        alpha = penalty * self.gram_FF.trace() / (4 * self.dim)
+        alpha = penalty * float(self.gram_FF.trace()) / (4 * self.dim)
         gram_FF[np.diag_indices_from(gram_FF)] += alpha
         weight_FD = linalg.solve(gram_FF, cross_FD, assume_a="pos")
         model = Ridge(self.dim, alpha)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 TWIN_COSINE = 0.995
-TEMPERATURE_RANGE = (0.01, 0.2)
+# On val of the quick docstring bank a linear map reached Hit@5 14.5 % with tau fixed at 0.08, and
+# 14.1 % with tau left to fall to 0.053: the likelihood likes sharper scores than the ranks do.
+TEMPERATURE_RANGE = (0.07, 0.2)
 SEED_TEMPERATURE = 0.07
 
 
@@ -23,7 +25,7 @@ class SampledSoftmax(nn.Module):
     of the position's own target (cosine >= 0.995) is masked.
     """
 
-    def __init__(self, temperature: float = 0.05, cosine_weight: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.08, cosine_weight: float = 0.1) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.cosine_weight = cosine_weight

@@ -37,7 +37,7 @@ class TrainConfig:
     cell: str = "gru"
     hidden: int = 512
     layers: int = 4
-    dropout: float = 0.1
+    dropout: float = 0.2
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -100,15 +100,15 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def _dense(ctx: int) -> dict[str, Any]:
-    """About 4,000 supervised positions a step."""
+    """About 2,000 supervised positions a step."""
     return {
         "epochs": 10,
-        "batch_size": max(1, 4000 // ctx),
+        "batch_size": max(1, 2000 // ctx),
         "accumulation": 1,
         "lr": 1e-3,
         "weight_decay": 0.05,
         "alpha": 0.1,
-        "temperature": 0.05,
+        "temperature": 0.08,
         "negatives": 4096,
         "patience": 3,
     }

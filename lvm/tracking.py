@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -100,10 +101,14 @@ def refuse_launched_run(reason: str) -> None:
 
 
 def launch(entry: str, parameters: Mapping[str, Any]) -> str:
-    """Run an entry point of the project as a nested run; return its id.
+    """Run an entry point of the project as a nested run, with this very python; return its id.
 
     Raises ValueError with the child's own reason where it fails.
     """
+    words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
+    print(f"\n== {entry} {words}", flush=True)
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    os.environ["PATH"] = os.pathsep.join(folders)
     try:
         submitted = mlflow.projects.run(
             str(project_root()),

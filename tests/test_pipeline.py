@@ -22,9 +22,13 @@ from entrypoints import (
     shadow_eval,
     train,
 )
-from lvm import registry
+from entrypoints._candidates import gather
+from lvm import registry, tracking
+from lvm.models import FREE_MODELS
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 2".split()
@@ -69,7 +73,6 @@ def promoted(trained):
     return trained
 
 
-@pytest.mark.slow
 def test_train_logs_epochs_config_dataset_and_model(trained):
     run = run_of("train")
     assert run.info.status == "FINISHED"
@@ -87,7 +90,6 @@ def test_train_logs_epochs_config_dataset_and_model(trained):
     assert {"config.json", "training.png", "report.json"} <= artifacts(run)
 
 
-@pytest.mark.slow
 def test_eval_equals_the_number_that_training_logged(trained):
     run = run_of("train")
     reference = f"runs:/{run.info.run_id}/model"
@@ -102,7 +104,6 @@ def test_eval_equals_the_number_that_training_logged(trained):
     assert {"per_query.parquet", "predictions.npy", "row_correction.npy"} <= artifacts(evaluated)
 
 
-@pytest.mark.slow
 def test_eval_reports_what_the_contract_names(trained):
     assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
     report = json.loads((trained / "ema.json").read_text())
@@ -118,7 +119,6 @@ def test_eval_reports_what_the_contract_names(trained):
     assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
 
 
-@pytest.mark.slow
 def test_shadow_eval_makes_the_first_baseline(promoted):
     decision = json.loads((promoted / "shadow.json").read_text())["decision"]
     assert decision["winner"] is not None
@@ -133,14 +133,27 @@ def test_shadow_eval_makes_the_first_baseline(promoted):
     assert tags["decision_run"] == run.info.run_id
 
 
-@pytest.mark.slow
 def test_a_second_shadow_eval_changes_nothing_and_registers_nothing(promoted):
     before = registry.aliases(), list(registry.versions())
     assert shadow_eval.main(["--promote", "enabled"]) == 0
     assert (registry.aliases(), list(registry.versions())) == before
 
 
-@pytest.mark.slow
+def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
+    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru"])
+    twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
+    registry.register(twin.model_id, twin.facts)
+    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru-v1", "memory_gru-v6"])
+    MlflowClient().delete_model_version("lvm", "6")
+
+
+def names_of_the_field() -> list[str]:
+    with tracking.run("shadow-eval", {}):
+        field = gather("all", "bank", None, register=False)
+    assert field.baseline_version == field.predictors[field.baseline_name].version
+    return list(field.predictors)
+
+
 def test_a_dry_run_changes_nothing(trained, capsys):
     before = registry.aliases(), list(registry.versions())
     assert shadow_eval.main(["--max-queries", "250"]) == 0
@@ -148,7 +161,6 @@ def test_a_dry_run_changes_nothing(trained, capsys):
     assert "dry run" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_query_log_chooses_the_queries(promoted, capsys):
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("shadow-eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
@@ -160,7 +172,6 @@ def test_a_query_log_chooses_the_queries(promoted, capsys):
     assert "1 rows that are no test queries" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_lane_diagnostics_names_every_lane(promoted, capsys):
     assert lane_diagnostics.main(["--report", "lanes.json"]) == 0
     diagnosis = json.loads((promoted / "lanes.json").read_text())["diagnosis"]
@@ -168,7 +179,6 @@ def test_lane_diagnostics_names_every_lane(promoted, capsys):
     assert diagnosis["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
 
-@pytest.mark.slow
 def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     np.save("context.npy", np.random.default_rng(0).standard_normal((9, 16)))
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0
@@ -176,7 +186,6 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     assert len([line for line in lines if "Sentence number" in line]) == 3
 
 
-@pytest.mark.slow
 def test_promotion_by_hand_and_rollback_are_logged(promoted):
     before = registry.aliases()["baseline"]
     other = next(version for version in registry.versions() if version != before)
@@ -187,7 +196,6 @@ def test_promotion_by_hand_and_rollback_are_logged(promoted):
     assert registry.aliases() == {"baseline": before, "previous": other}
 
 
-@pytest.mark.slow
 def test_a_stopped_training_is_killed_and_can_go_on(workplace, capsys):
     arguments = ["--bank", "bank", "--ctx", "20", *TINY_MODEL, "--seed", "7"]
     assert train.main([*arguments, "--resume", "true"]) == 2

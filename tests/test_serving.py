@@ -41,6 +41,12 @@ def test_the_baseline_predicts_unit_vectors(served):
     assert np.array_equal(prediction_BD, predict_contexts(MovingAverage(DIM), unit_BTD))
 
 
+def test_the_signature_names_the_shapes(served):
+    inputs, outputs = served.metadata.signature.inputs, served.metadata.signature.outputs
+    assert (inputs.inputs[0].shape, inputs.inputs[0].type) == ((-1, -1, DIM), np.float32)
+    assert (outputs.inputs[0].shape, outputs.inputs[0].type) == ((-1, DIM), np.float32)
+
+
 def test_any_batch_and_any_length_is_served(served):
     for batch, time in ((1, 1), (2, 300), (5, 2)):
         assert served.predict(contexts(batch, time)).shape == (batch, DIM)

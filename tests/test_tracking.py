@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from lvm import tracking
 from lvm.bank import write_bank
-from lvm.stopping import Stopped
+from lvm.stopping import SIGNALS, Stopped, remember_signals
 from lvm.windows import ensure_windows
 from tests.synthetic import make_bank
 
@@ -109,6 +109,20 @@ def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
     assert finished(run_id).data.tags["error"] == f"stopped by {number.name}"
     assert finished(nested.info.run_id).info.status == "KILLED"
     assert signal.getsignal(number) is before
+
+
+def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        remember_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped), tracking.run("train", {}):
+            pass
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.info.status == "KILLED"
 
 
 def test_metrics_carry_their_step_and_get_legal_names(store):

@@ -25,7 +25,7 @@ class MemoryGRUConfig:
     slots: int = 16
     cell: str = "gru"
     decay: float = 0.5
-    dropout: float = 0.1
+    dropout: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("dim", "hidden", "layers", "chunk", "slots"):
