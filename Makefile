@@ -9,14 +9,14 @@ demo: .venv/.installed
 	@echo "open the runs in the MLflow UI:  make ui   (http://127.0.0.1:5000)"
 
 test: .venv/.installed-test
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
 	python -m pytest -q tests/test_layering.py
-	python -m pytest -q -m "not slow" --ignore tests/test_layering.py
+	python -m pytest -q -n 2 --dist loadfile -m "not slow" --ignore tests/test_layering.py
 
 ui: .venv/.installed
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from lvm.baselines import fit_free_predictors
-
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from lvm import registry
 from lvm.bank import Bank
+from lvm.baselines import fit_free_predictors
 from lvm.facts import Facts, facts_of
 from lvm.models import FREE_MODELS
 from lvm.registry import Predictor

@@ -9,17 +9,30 @@ from torch import nn
 from lvm.recipes import Settings
 
 FINAL_LR_SHARE = 0.01
+# At the skip's own rate the encoder fits the train rows first: on val of the quick docstring bank
+# Hit@5 fell below the moving average (13.6 to 13.4 %), at a tenth of it it rose to 14.1 %.
+ENCODER_LR_SHARE = 0.1
 
 
 def make_optimizer(
     model: nn.Module, objective: nn.Module, config: Settings
 ) -> torch.optim.Optimizer:
-    """Return AdamW; weight decay acts on matrices only."""
-    parameters = [*model.parameters(), *objective.parameters()]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Return AdamW; weight decay acts on matrices, the encoder has its share of the learning rate.
+
+    Each group's `lr_share` is its factor on the scheduled learning rate.
+    """
+    slow = {id(parameter) for parameter in model.encoder_parameters()}  # type: ignore[operator]
+    encoder_share = ENCODER_LR_SHARE if config.recipe == "dense" else 1.0
+    groups: list[dict[str, Any]] = []
+    for share, in_encoder in ((1.0, False), (encoder_share, True)):
+        parameters = [*model.parameters(), *objective.parameters()]
+        chosen = [p for p in parameters if (id(p) in slow) == in_encoder]
+        matrices = [p for p in chosen if p.ndim >= 2]
+        others = [p for p in chosen if p.ndim < 2]
+        groups += [
+            {"params": matrices, "weight_decay": config.weight_decay, "lr_share": share},
+            {"params": others, "weight_decay": 0.0, "lr_share": share},
+        ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 

@@ -205,8 +205,9 @@ class _Loop:
 
         A loss or gradient that is not finite skips the step; 20 skips in a row stop the training.
         """
+        rate = self.config.lr * lr_share(self.step, self.total_steps, self.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * lr_share(self.step, self.total_steps, self.warmup)
+            group["lr"] = rate * group["lr_share"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(self.config.seed, f"dropout of step {self.step}"))
             total = 0.0

@@ -33,7 +33,7 @@ def make_bank(
     random = generator(seed, "make_bank")
     rows = _row_table(num_sequences, num_documents, document_rows, num_lanes)
     noise_ND = random.standard_normal((len(rows), dim))
-    vector_ND = np.empty((len(rows), dim))
+    vector_ND = np.zeros((len(rows), dim))  # row 0 reads the row before it, times 0
     sequence_rows = num_documents * document_rows
     for row, noise in enumerate(noise_ND):
         keep = decay * (0.5 if row % document_rows == 0 else 1.0) if row % sequence_rows else 0.0

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from lvm import tracking
 from lvm.bank import write_bank
+from lvm.checkout import is_dirty
 from lvm.stopping import SIGNALS, Stopped, remember_signals
 from lvm.windows import ensure_windows
 from tests.synthetic import make_bank
@@ -58,7 +59,8 @@ def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "train"
     assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
-    assert run.data.tags["mlflow.source.git.dirty"] in ("true", "false")
+    dirty = {True: "true", False: "false", None: None}[is_dirty()]
+    assert run.data.tags.get("mlflow.source.git.dirty") == dirty
     assert json.loads(tracking.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
 
 

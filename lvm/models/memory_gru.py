@@ -78,6 +78,11 @@ class MemoryGRU(nn.Module):
         increment_BTD = self.project_out(self.dropout(state_BTH))
         return normalize((skip_BTD + increment_BTD).float(), dim=-1)
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters behind h_t, which learn at a rate of their own."""
+        parts = (self.project_in, self.lower, self.memory, self.upper, self.norm, self.project_out)
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def encode(self, recent_BTE: Tensor) -> Tensor:
         """Return the hidden states (B, T, H) of every position."""
         num_steps = recent_BTE.shape[1]
