@@ -78,7 +78,7 @@ def choose_queries(source: str, inputs: Inputs, max_queries: int | None) -> Quer
     """
     frozen = inputs.windows.queries["test"]
     if source != "test":
-        target_row_Q = _read_log(Path(source))
+        target_row_Q = read_log(Path(source))
         is_test_Q = np.isin(target_row_Q, frozen.target_row_Q)
         if not is_test_Q.all():
             raise ValueError(
@@ -89,7 +89,8 @@ def choose_queries(source: str, inputs: Inputs, max_queries: int | None) -> Quer
     return frozen.head(max_queries or MAX_QUERIES)
 
 
-def _read_log(path: Path) -> np.ndarray:
+def read_log(path: Path) -> np.ndarray:
+    """Return the target rows (Q,) that a query log names; raises ValueError for no such table."""
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".parquet": pd.read_parquet,
         ".csv": pd.read_csv,
@@ -129,7 +130,10 @@ def _chosen(candidates: str, known: dict[str, Facts], bank: Bank) -> list[str]:
 
 
 def _is_free(one: Predictor, inputs: Inputs) -> bool:
-    return one.facts.kind == FREE and one.facts.bank_sha256 == inputs.bank.sha256
+    """Tell whether it is a free predictor fitted on the very split of this replay."""
+    facts, windows = one.facts, inputs.windows
+    same = (inputs.bank.sha256, windows.split, windows.seed)
+    return facts.kind == FREE and (facts.bank_sha256, facts.split, facts.seed) == same
 
 
 def _free_predictors(
@@ -154,7 +158,7 @@ def _free_predictors(
 
 
 def _with_correction(one: Predictor, inputs: Inputs) -> Predictor:
-    hubness = fit_hubness(one.model, inputs.bank, inputs.windows)
+    hubness = fit_hubness(one.model, inputs.bank, inputs.windows, inputs.windows.seed)
     return dataclasses.replace(one, row_correction=hubness.row_correction)
 
 

@@ -38,8 +38,8 @@ def make_inputs(
     bank: Bank, ctx: int, windows_path: str | None, context: str, **plan: Any
 ) -> Inputs:
     """Open the windows of a bank, planned here where they are missing; log both as datasets."""
+    windows = ensure_windows(bank, ctx, windows_path, **plan)
     path = Path(windows_path or f"data/windows/ctx{ctx}")
-    windows = ensure_windows(bank, ctx, path, **plan)
     dataset = tracking.log_bank(bank, context)
     tracking.log_windows(windows, path, context)
     return Inputs(bank, windows, path, dataset)

@@ -6,7 +6,7 @@ from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, 
 from lvm import registry
 from lvm.bank import Bank
 from lvm.baselines import fit_free_predictors
-from lvm.facts import Facts, facts_of
+from lvm.facts import TRAINED, Facts, facts_of
 from lvm.models import FREE_MODELS
 from lvm.registry import Predictor
 
@@ -20,8 +20,13 @@ class Subject:
     inputs: Inputs
 
     def is_leaky(self) -> bool:
-        """Tell whether the predictor may have been trained on the answers."""
-        return self.predictor.facts.leaky or self.inputs.windows.leaky
+        """Tell whether the predictor may have been trained on the answers.
+
+        A model trained on another bank counts: nothing tells whether the two share texts.
+        """
+        facts, bank = self.predictor.facts, self.inputs.bank
+        is_foreign = facts.kind == TRAINED and facts.bank_sha256 != bank.sha256
+        return facts.leaky or self.inputs.windows.leaky or is_foreign
 
 
 def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
@@ -45,7 +50,9 @@ def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subj
 
 def fit_free(name: str, inputs: Inputs) -> Predictor:
     """Fit one free predictor on the train rows."""
-    model = fit_free_predictors(inputs.bank, inputs.windows, (name,))[name]
+    model = fit_free_predictors(inputs.bank, inputs.windows, (name,), seed=inputs.windows.seed)[
+        name
+    ]
     facts = facts_of(name, "none", inputs.bank, inputs.windows)
     return Predictor(name, model, facts)
 

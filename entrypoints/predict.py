@@ -82,6 +82,8 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
         context_TD = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"context: {path} is not a readable .npy array: {error}") from None
+    if not isinstance(context_TD, np.ndarray):
+        raise ValueError(f"context: {path} is an archive; a .npy array is needed")
     if context_TD.dtype.kind != "f":
         raise ValueError(f"context: {path} holds {context_TD.dtype}; floats are needed")
     context_TD = context_TD.astype(np.float32)

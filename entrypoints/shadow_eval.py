@@ -2,8 +2,9 @@
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from entrypoints._candidates import Field, choose_queries, gather
+from entrypoints._candidates import Field, choose_queries, gather, read_log
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
@@ -40,6 +41,8 @@ class ShadowOptions:
 def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
+    if options.queries != "test":
+        read_log(Path(options.queries))  # refused before anything is fitted or registered
     field = gather(options.candidates, options.bank, options.ctx, register=is_enabled)
     inputs = field.inputs
     queries = choose_queries(options.queries, inputs, options.max_queries)

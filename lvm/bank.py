@@ -184,5 +184,5 @@ def _open_folder(path: Path, verify: bool) -> Bank:
 def _open_npz(path: Path) -> Bank:
     vectors, rows = bank_files.read_npz(path)
     table = row_table(rows, str(path))
-    sha256 = bank_files.identity({path.name: bank_files.file_sha256(path)})
+    sha256 = bank_files.identity({"npz": bank_files.file_sha256(path)})
     return Bank(path, vectors, **vars(table), encoder="unknown", created_by="npz", sha256=sha256)

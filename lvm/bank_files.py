@@ -97,7 +97,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
             f"{path}: holds pickled objects, which are refused; store numbers or plain strings, "
             "as array.astype(str) does"
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable .npz file") from error
     if "vectors" not in arrays:
         raise ValueError(f"{path}: no array 'vectors'; it must hold one of shape (N, D)")

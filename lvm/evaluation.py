@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank import Bank
-from lvm.baselines import fit_free_predictors
+from lvm.baselines import FREE, fit_free_predictors
 from lvm.hubness import Hubness, fit_hubness
 from lvm.latency import measure_latency
 from lvm.metrics import (
@@ -87,7 +87,7 @@ def evaluate_predictor(
             "raw": figures(corrected.rank_raw_Q),
         },
         "hubness_beta": hubness.beta,
-        "pools": _pools(plain.rank_Q, num_candidates),
+        "pools": _pools(plain.rank_raw_Q, num_candidates),
         "oracle": _oracle(bank, windows, queries, hubness),
         "lanes": _lanes(per_query, document_Q, seed),
         "copy_ratio": copy_ratio(
@@ -123,11 +123,9 @@ def evaluate(
     own = evaluate_predictor(name, model, bank, windows, queries, seed)
     evaluations = [own]
     if baselines:
-        for other, predictor in fit_free_predictors(bank, windows, seed=seed).items():
-            if other != name:
-                evaluations.append(
-                    evaluate_predictor(other, predictor, bank, windows, queries, seed)
-                )
+        others = tuple(other for other in FREE if other != name)
+        for other, predictor in fit_free_predictors(bank, windows, others, seed).items():
+            evaluations.append(evaluate_predictor(other, predictor, bank, windows, queries, seed))
     keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
     report = {
         "model": name,
@@ -178,7 +176,7 @@ def _per_query(bank: Bank, queries: Queries, plain: Ranks, corrected: Ranks) -> 
 
 
 def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
-    """Return the expected Hit@k among random pools, for comparison with figures on small pools."""
+    """Return the expected Hit@k in random pools, from raw ranks: a pool removes nothing."""
     pools = [pool for pool in POOLS if pool < num_candidates] + [num_candidates]
     return {
         str(pool): {f"hit_at_{k}": pool_hit_at(rank_Q, pool, num_candidates, k) for k in (1, 5, 10)}

@@ -13,7 +13,6 @@ TWIN_COSINE = 0.995
 # On val of the quick docstring bank a linear map reached Hit@5 14.5 % with tau fixed at 0.08, and
 # 14.1 % with tau left to fall to 0.053: the likelihood likes sharper scores than the ranks do.
 TEMPERATURE_RANGE = (0.07, 0.2)
-SEED_TEMPERATURE = 0.07
 
 
 class SampledSoftmax(nn.Module):
@@ -31,9 +30,14 @@ class SampledSoftmax(nn.Module):
         self.cosine_weight = cosine_weight
 
     def temperature(self) -> Tensor:
-        """Return tau, a positive scalar inside `TEMPERATURE_RANGE`."""
+        """Return tau, a positive scalar."""
+        return self.log_temperature.exp()
+
+    @torch.no_grad()
+    def keep_in_range(self) -> None:
+        """Put tau back into `TEMPERATURE_RANGE`, after an optimiser step."""
         low, high = (math.log(bound) for bound in TEMPERATURE_RANGE)
-        return self.log_temperature.clamp(low, high).exp()
+        self.log_temperature.clamp_(low, high)
 
     def forward(self, prediction_PD: Tensor, target_PD: Tensor, negative_KD: Tensor) -> Tensor:
         """Return the scalar loss of unit predictions against unit targets and unit negatives."""
@@ -48,14 +52,16 @@ class SampledSoftmax(nn.Module):
         return (self.cosine_weight * (1 - true_score_P) - log_share_P).mean()
 
 
-def seed_loss(prediction_BD: Tensor, target_BD: Tensor, alpha: float) -> Tensor:
+def seed_loss(
+    prediction_BD: Tensor, target_BD: Tensor, alpha: float, temperature: float = 0.07
+) -> Tensor:
     """Return the old recipe's loss: MSE + 0.5 (1 - cos) + alpha InfoNCE inside the batch.
 
-    Predictions and targets are unit vectors, (B, D); InfoNCE has B - 1 negatives and temperature
-    0.07. MSE of unit vectors is 2 (1 - cos) / D, so it adds nothing that the cosine term lacks.
+    Predictions and targets are unit vectors, (B, D); InfoNCE has B - 1 negatives. MSE of unit
+    vectors is 2 (1 - cos) / D, so it adds nothing that the cosine term lacks.
     """
     cosine_B = (prediction_BD * target_BD).sum(dim=-1)
-    logit_BB = normalize(prediction_BD, dim=-1) @ target_BD.T / SEED_TEMPERATURE
+    logit_BB = normalize(prediction_BD, dim=-1) @ target_BD.T / temperature
     own_B = torch.arange(len(logit_BB), device=logit_BB.device)
     contrast = cross_entropy(logit_BB, own_B)
     return mse_loss(prediction_BD, target_BD) + 0.5 * (1 - cosine_B).mean() + alpha * contrast

@@ -7,6 +7,7 @@ import torch
 
 from lvm.models import TRAINED_MODELS
 from lvm.models.recurrent import CELLS
+from lvm.objectives import TEMPERATURE_RANGE
 
 RECIPES = ("dense", "seed")
 DEVICES = ("auto", "cpu", "cuda")
@@ -57,6 +58,13 @@ class TrainConfig:
             _above_zero(name, getattr(self, name))
         for name in ("weight_decay", "alpha", "negatives", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if self.layers % 2:
+            raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
+        low, high = TEMPERATURE_RANGE
+        if self.recipe == "dense" and not low <= (self.temperature or low) <= high:
+            raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: 'cuda' is not available here; use device=auto or device=cpu")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} is not a share from 0 to below 1")
 
@@ -77,16 +85,10 @@ class Settings(TrainConfig):
 
 
 def resolve(config: TrainConfig, ctx: int) -> Settings:
-    """Return `config` with every None replaced by its recipe's value at context length `ctx`.
-
-    Raises:
-        ValueError: the device is asked for and not there.
-    """
+    """Return `config` with every None replaced by its recipe's value at context length `ctx`."""
     recipe = _dense(ctx) if config.recipe == "dense" else _seed(ctx, config.batch_size)
     chosen = {name: value for name, value in as_dict(config).items() if value is not None}
     has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise ValueError("device: 'cuda' is not available here; use device=auto or device=cpu")
     device = ("cuda" if has_cuda else "cpu") if config.device == "auto" else config.device
     precision = config.precision
     if precision == "auto":

@@ -204,6 +204,10 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         if alias:
             return client.get_model_version_by_alias(name, alias)
         name, _, number = name.partition("/")
+        if number == "latest":
+            number = max(versions(), key=int, default="")
+            if not number:
+                raise ValueError(f"model: {reference} does not exist; run train first")
         return client.get_model_version(name, number) if number else None
     except MlflowException as error:
         if error.error_code not in UNKNOWN_CODES:

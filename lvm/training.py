@@ -164,7 +164,7 @@ class _Loop:
             "optimizer": optimizer_tensors(self.optimizer),
         }
         tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
-        names = ("step", "best_epoch", "best_score", "history", "identity")
+        names = ("step", "skipped_in_a_row", "best_epoch", "best_score", "history", "identity")
         save_state(self.state_path, tensors, {name: getattr(self, name) for name in names})
 
     def result(self) -> TrainResult:
@@ -198,6 +198,7 @@ class _Loop:
         self.objective.load_state_dict(parts["objective"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         self.step, self.best_epoch = meta["step"], meta["best_epoch"]
+        self.skipped_in_a_row = meta["skipped_in_a_row"]
         self.best_score, self.history = meta["best_score"], meta["history"]
 
     def _step(self, pending: list[Batch]) -> float:
@@ -220,6 +221,7 @@ class _Loop:
         self.step += 1
         if math.isfinite(total) and bool(torch.isfinite(norm)):
             self.optimizer.step()
+            self.objective.keep_in_range()
             self.averaged.update_parameters(self.model)
             self.skipped_in_a_row = 0
         else:
@@ -238,7 +240,7 @@ class _Loop:
             prediction_BTD = self.model(context_BTD)
             if not self.is_dense:
                 last_BD, truth_BD = prediction_BTD[:, -1], target_BTD[:, -1]
-                return seed_loss(last_BD, truth_BD, self.config.alpha)
+                return seed_loss(last_BD, truth_BD, self.config.alpha, self.config.temperature)
             negative_KD = self.batches.negatives(self.step, self.config.negatives)
             real_BT = batch.real_BT.to(self.device)
             loss: Tensor = self.objective(

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from lvm.audit import VIOLATIONS, audit_windows, check_audit
 from lvm.bank import Bank
@@ -216,13 +217,28 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
     """Open the windows at `path` (data/windows/ctx<ctx> when None), or plan them there.
 
     They are reused when they belong to this bank with this ctx, equal in every setting that `plan`
-    (overlap, split, seed) names; otherwise planned anew.
+    (overlap, split, seed) names; otherwise planned anew. One process at a time does so. Raises
+    ValueError for a named `path` that holds other windows: only an export replaces those.
     """
+    is_named = path is not None
     path = Path("data/windows") / f"ctx{ctx}" if path is None else Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        return _ensure_windows(bank, ctx, path, is_named, plan)
+
+
+def _ensure_windows(
+    bank: Bank, ctx: int, path: Path, is_named: bool, plan: dict[str, Any]
+) -> Windows:
     wanted = {name: value for name, value in plan.items() if value is not None}
     wanted |= {"ctx": ctx, "bank_sha256": bank.sha256}
     if (path / "windows.json").is_file():
         settings = _read_settings(path)
         if all(settings[name] == value for name, value in wanted.items()):
             return open_windows(path, bank)
+        if is_named:
+            raise ValueError(
+                f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
+                f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it anew"
+            )
     return write_windows(plan_windows(bank, ctx, **plan), path)

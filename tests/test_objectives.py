@@ -47,6 +47,7 @@ def test_the_temperature_learns_and_stays_in_its_range() -> None:
     assert objective.log_temperature.grad is not None
     assert objective.log_temperature.grad.abs() > 0
     objective.log_temperature.data.fill_(5.0)
+    objective.keep_in_range()
     assert float(objective.temperature().detach()) == pytest.approx(0.2)
 
 

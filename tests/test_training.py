@@ -198,6 +198,8 @@ def test_warnings_name_what_to_doubt() -> None:
         ({"epochs": 0}, "epochs: 0"),
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
+        ({"layers": 3}, "layers: 3 is odd"),
+        ({"temperature": 0.05}, "temperature: 0.05 is outside"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict, named: str) -> None:

@@ -312,16 +312,29 @@ def test_writing_replaces_windows_alone(tiny_bank: Bank, windows: Windows, tmp_p
     assert (foreign / "keep.txt").read_text() == "mine"
 
 
-def test_ensure_windows_reuses_equal_plans(tiny_bank: Bank, tmp_path: Path):
+def test_ensure_windows_reuses_equal_plans(
+    tiny_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    stamped = tmp_path / "data/windows" / f"ctx{CTX}" / "windows.json"
+    first = ensure_windows(tiny_bank, CTX, overlap=3)
+    stamp = stamped.stat().st_mtime_ns
+    assert ensure_windows(tiny_bank, CTX).sha256 == first.sha256
+    assert stamped.stat().st_mtime_ns == stamp
+    assert ensure_windows(tiny_bank, CTX, overlap=4).overlap == 4
+    other = make_bank(tmp_path / "bank", seed=1)
+    assert ensure_windows(other, CTX).bank_sha256 == other.sha256
+
+
+@pytest.mark.parametrize("change", ["overlap", "ctx", "bank"])
+def test_a_named_folder_of_other_windows_is_refused(tiny_bank: Bank, tmp_path: Path, change: str):
     path = tmp_path / "windows"
     first = ensure_windows(tiny_bank, CTX, path, overlap=3)
-    stamp = (path / "windows.json").stat().st_mtime_ns
-    assert ensure_windows(tiny_bank, CTX, path).sha256 == first.sha256
-    assert (path / "windows.json").stat().st_mtime_ns == stamp
-    assert ensure_windows(tiny_bank, CTX, path, overlap=4).overlap == 4
-    assert ensure_windows(tiny_bank, CTX + 1, path).ctx == CTX + 1
-    other = make_bank(tmp_path / "bank", seed=1)
-    assert ensure_windows(other, CTX, path).bank_sha256 == other.sha256
+    bank = make_bank(tmp_path / "bank", seed=1) if change == "bank" else tiny_bank
+    plan = {"overlap": 4} if change == "overlap" else {}
+    with pytest.raises(ValueError, match="holds other windows"):
+        ensure_windows(bank, CTX + (change == "ctx"), path, **plan)
+    assert open_windows(path, tiny_bank).sha256 == first.sha256
 
 
 @pytest.mark.parametrize(
