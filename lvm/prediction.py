@@ -59,7 +59,9 @@ def predict_queries(
     bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))
     per_pass = max(1, POSITIONS_PER_PASS // queries.ctx)
     starts = range(0, len(order_R), per_pass)
-    for begin in tqdm(starts, desc="predict", unit="pass", disable=not progress, leave=False):
+    for begin in tqdm(
+        starts, desc="predict", unit="pass", disable=None if progress else True, leave=False
+    ):
         chosen_R = order_R[begin : begin + per_pass]
         prediction_RTD = _read(model, bank, readings, chosen_R)
         for place, reading in enumerate(chosen_R):

@@ -119,7 +119,9 @@ class _Loop:
         description = f"epoch {epoch}/{self.config.epochs}"
         self.model.train()
         num_batches = self.batches.num_batches(epoch)
-        with tqdm(total=num_batches, desc=description, unit="batch", leave=False) as bar:
+        with tqdm(
+            total=num_batches, desc=description, unit="batch", leave=False, disable=None
+        ) as bar:
             for number, batch in enumerate(self.batches.epoch(epoch), start=1):
                 pending.append(batch)
                 bar.update()

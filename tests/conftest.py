@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 
 from lvm.bank import Bank
 from tests.synthetic import make_bank
+
+os.environ["DO_NOT_TRACK"] = "true"  # MLflow reports its use otherwise; tests need no network
 
 
 @pytest.fixture(scope="session", autouse=True)
