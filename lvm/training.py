@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lvm.bank import Bank
 from lvm.batches import Batch, Batches
 from lvm.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from lvm.models import build_model
+from lvm.models import build_model, size_names
 from lvm.objectives import SampledSoftmax, seed_loss
 from lvm.optimisation import average_decay, lr_share, make_optimizer
 from lvm.recipes import Settings, TrainConfig, as_dict, resolve
@@ -252,8 +252,11 @@ class _Loop:
 
 
 def _sizes(config: Settings, dim: int) -> dict[str, Any]:
-    names = ("model", "hidden", "layers", "chunk", "slots", "cell", "decay", "dropout")
-    return {name: getattr(config, name) for name in names} | {"dim": dim}
+    own = size_names(config.model) & set(as_dict(config))
+    return {name: getattr(config, name) for name in sorted(own)} | {
+        "model": config.model,
+        "dim": dim,
+    }
 
 
 def _identity(windows: Windows, config: dict[str, Any]) -> str:

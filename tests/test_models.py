@@ -13,7 +13,11 @@ from lvm.models import FREE_MODELS, MODELS, TRAINED_MODELS, build_model
 from lvm.models.baselines import MovingAverage
 
 DIM = 12
-TOY_SIZES = {"memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4}}
+TOY_SIZES = {
+    "memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4},
+    "transformer": {"hidden": 16, "layers": 2, "chunk": 7},
+    "res_mlp": {"hidden": 16, "layers": 1, "last": 5},
+}
 VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]
 
 
@@ -90,10 +94,12 @@ def test_every_parameter_gets_a_gradient(name: str, sizes: dict) -> None:
     assert (name in FREE_MODELS) == (len(list(model.parameters())) == 0)
 
 
-@pytest.mark.parametrize("cell", ["gru", "mingru"])
-def test_an_untrained_memory_gru_is_the_moving_average(cell: str) -> None:
-    sizes = {"model": "memory_gru", "dim": DIM, "decay": 0.4, "cell": cell}
-    model = build_model(sizes | TOY_SIZES["memory_gru"]).eval()
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_an_untrained_model_is_the_moving_average(name: str, sizes: dict) -> None:
+    if name in FREE_MODELS:
+        return
+    sizes = {"model": name, "dim": DIM, "decay": 0.4} | TOY_SIZES[name] | sizes
+    model = build_model(sizes).eval()
     expected_BTD = MovingAverage(DIM, decay=0.4)(contexts())
     torch.testing.assert_close(model(contexts()), expected_BTD)
 
@@ -105,6 +111,32 @@ def test_the_memory_carries_an_early_chunk_to_a_late_one() -> None:
     inputs = [context.repeat(1, 1, 2) for context in (context_BTD, other_BTD)]
     first, second = (model.encode(recent)[:, 21:] for recent in inputs)  # type: ignore[operator]
     assert not torch.allclose(first, second)
+
+
+def test_a_transformer_sees_its_own_block_and_the_one_before() -> None:
+    model, context_BTD = toy("transformer", layers=1), contexts()
+    recent_BTE = context_BTD.repeat(1, 1, 2)
+    for changed, reached in ((0, 13), (6, 13), (7, 20), (20, 24)):
+        other_BTE = recent_BTE.clone()
+        other_BTE[:, changed] += 1.0
+        moved_T = (model.encode(other_BTE) != model.encode(recent_BTE)).any(dim=-1).any(dim=0)
+        assert moved_T.nonzero().flatten().tolist() == list(range(changed, reached + 1))
+
+
+def test_a_res_mlp_sees_the_last_vectors_alone() -> None:
+    model, context_BTD = toy("res_mlp"), contexts()
+    recent_BTE = context_BTD.repeat(1, 1, 2)
+    other_BTE = recent_BTE.clone()
+    other_BTE[:, 3] += 1.0
+    moved_T = (model.encode(other_BTE) != model.encode(recent_BTE)).any(dim=-1).any(dim=0)
+    assert moved_T.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("name", ["transformer", "res_mlp"])
+def test_a_rival_is_no_larger_than_the_default_memory_gru(name: str) -> None:
+    own, rival = (build_model({"model": one, "dim": 768}) for one in ("memory_gru", name))
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (own, rival)]
+    assert 0.75 * sizes[0] < sizes[1] <= sizes[0]
 
 
 def test_the_default_memory_gru_has_about_11_million_parameters() -> None:
@@ -123,6 +155,9 @@ def test_the_default_memory_gru_has_about_11_million_parameters() -> None:
         ({"model": "memory_gru", "dim": 4, "layers": 3}, "layers: 3"),
         ({"model": "memory_gru", "dim": 4, "slots": 0}, "slots: 0"),
         ({"model": "memory_gru", "dim": 4, "cell": "rnn"}, "cell: unknown 'rnn'"),
+        ({"model": "transformer", "dim": 4, "hidden": 7}, "hidden: 7"),
+        ({"model": "transformer", "dim": 4, "chunk": 0}, "chunk: 0"),
+        ({"model": "res_mlp", "dim": 4, "last": 0}, "last: 0"),
     ],
 )
 def test_an_impossible_config_is_refused_in_one_line(config: dict, named: str) -> None:

@@ -1,6 +1,7 @@
 """Moving average over recent vectors whose weights adapt to their content.
 
-Shapes: B batch, T time, D vector dim, A address features, K taps.
+Shapes: B batch, T time, D vector dim, A address features, C blocks, S steps of a block, W rows
+that a block looks at.
 """
 
 import math
@@ -8,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+BLOCK = 32
 
 
 class AdaptiveAverage(nn.Module):
@@ -29,30 +32,48 @@ class AdaptiveAverage(nn.Module):
     def forward(self, context_BTD: Tensor, average_BTD: Tensor, query_BTE: Tensor) -> Tensor:
         """Return the adapted average (B, T, D); `average_BTD` is the moving average itself.
 
-        `query_BTE` is [x_t, ema_t], perhaps with dropout.
+        `query_BTE` is [x_t, ema_t], perhaps with dropout. Steps run in blocks, each a product with
+        the rows of the block and the `taps` rows before it: matrix products cost less than taps.
         """
-        older_BTD = _shift(average_BTD, self.taps)
+        num_steps = context_BTD.shape[1]
+        older_BTD = pad(average_BTD, (0, 0, self.taps, 0))[:, :num_steps]
         query_BTA = self.query(query_BTE) / math.sqrt(self.key.out_features)
-        key_BTA = self.key(context_BTD)
-        keys = [_shift(key_BTA, k) for k in range(self.taps)] + [self.key(older_BTD)]
-        score_BTK = torch.stack([(query_BTA * key).sum(dim=-1) for key in keys], dim=-1)
-        prior_TK = self.log_prior(context_BTD.shape[1]).to(score_BTK)
-        weight_BTK = (score_BTK + prior_TK).softmax(dim=-1)
-        adapted_BTD = weight_BTK[..., -1:] * older_BTD
-        for k in range(self.taps):
-            adapted_BTD = adapted_BTD + weight_BTK[..., k : k + 1] * _shift(context_BTD, k)
-        return adapted_BTD
+        older_score_BT1 = (query_BTA * self.key(older_BTD)).sum(dim=-1, keepdim=True)
+        query_BCSA = _blocks(query_BTA, num_steps)
+        key_BCWA = self._windows(self.key(context_BTD), num_steps)
+        score_BCSW = query_BCSA @ key_BCWA.transpose(-1, -2)
+        recent_CSW, rest_CS1 = self.log_prior(num_steps)
+        logits = torch.cat(
+            [
+                score_BCSW + recent_CSW.to(score_BCSW),
+                _blocks(older_score_BT1, num_steps) + rest_CS1.to(score_BCSW),
+            ],
+            dim=-1,
+        )
+        weight_BCSW, older_weight_BCS1 = logits.softmax(dim=-1).split([BLOCK + self.taps, 1], -1)
+        recent_BCSD = weight_BCSW @ self._windows(context_BTD, num_steps)
+        recent_BTD = recent_BCSD.flatten(1, 2)[:, :num_steps]
+        return recent_BTD + older_weight_BCS1.flatten(1, 2)[:, :num_steps] * older_BTD
 
-    def log_prior(self, num_steps: int) -> Tensor:
-        """Return the log weights (T, K) of the moving average; -inf where a tap has no vector."""
-        step_T1 = torch.arange(num_steps, dtype=torch.float64)[:, None]
-        tap_1K = torch.arange(self.taps, dtype=torch.float64)[None]
-        recent_TK = (tap_1K * math.log(self.decay)).expand(num_steps, -1)
-        recent_TK = recent_TK.masked_fill(tap_1K > step_T1, -torch.inf)
-        rest_T1 = (self.decay**self.taps - self.decay ** (step_T1 + 1)) / (1 - self.decay)
-        return torch.cat([recent_TK, rest_T1.clamp(min=0).log()], dim=1)
+    def log_prior(self, num_steps: int) -> tuple[Tensor, Tensor]:
+        """Return the log weights of the moving average: (C, S, W) of recent rows, (C, S, 1) before.
+
+        -inf where a row is later than the step, before the context or older than the taps.
+        """
+        num_blocks = -(-num_steps // BLOCK)
+        step_CS = torch.arange(num_blocks * BLOCK, dtype=torch.float64).view(-1, BLOCK)
+        row_CW = step_CS[:, :1] - self.taps + torch.arange(BLOCK + self.taps, dtype=torch.float64)
+        lag_CSW = step_CS[:, :, None] - row_CW[:, None]
+        seen_CSW = (lag_CSW >= 0) & (lag_CSW < self.taps) & (row_CW >= 0)[:, None]
+        recent_CSW = (lag_CSW * math.log(self.decay)).masked_fill(~seen_CSW, -torch.inf)
+        rest_CS = (self.decay**self.taps - self.decay ** (step_CS + 1)) / (1 - self.decay)
+        return recent_CSW, rest_CS.clamp(min=0).log()[:, :, None]
+
+    def _windows(self, vector_BTD: Tensor, num_steps: int) -> Tensor:
+        """Return the rows that each block looks at, (B, C, W, D)."""
+        padded = pad(vector_BTD, (0, 0, self.taps, -num_steps % BLOCK))
+        return padded.unfold(1, BLOCK + self.taps, BLOCK).transpose(-1, -2)
 
 
-def _shift(vector_BTD: Tensor, steps: int) -> Tensor:
-    """Return the vectors `steps` positions earlier, zero where there is none."""
-    return pad(vector_BTD, (0, 0, steps, 0))[:, : vector_BTD.shape[1]] if steps else vector_BTD
+def _blocks(vector_BTD: Tensor, num_steps: int) -> Tensor:
+    return pad(vector_BTD, (0, 0, 0, -num_steps % BLOCK)).unflatten(1, (-1, BLOCK))

@@ -1,0 +1,119 @@
+"""Causal transformer with block-local attention: the rival at equal parameters.
+
+Shapes: B batch, T time, D vector dim, H hidden, A heads, C blocks, S steps of a block, R = H / A.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
+
+from lvm.models.residual import ResidualPredictor
+
+HEAD_DIM = 64
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of a `Transformer`; `chunk` is its block, a step sees its own and the one before."""
+
+    dim: int
+    hidden: int = 512
+    layers: int = 4
+    chunk: int = 200
+    decay: float = 0.5
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden", "layers", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.hidden % 2:
+            raise ValueError(f"hidden: {self.hidden} is odd; rotary embeddings turn pairs")
+
+
+class Transformer(ResidualPredictor):
+    """Residual predictor whose state attends to at most 2 `chunk` - 1 steps back a layer.
+
+    Pre-norm attention with rotary positions (Su et al., arXiv 2104.09864) and SwiGLU blocks.
+    """
+
+    def __init__(self, **config: object) -> None:
+        sizes = TransformerConfig(**config)  # type: ignore[arg-type]
+        super().__init__(sizes.dim, sizes.hidden, sizes.decay, sizes.dropout)
+        self.config = {"model": "transformer", **asdict(sizes)}
+        self.chunk = sizes.chunk
+        self.project_in = nn.Linear(2 * sizes.dim, sizes.hidden)
+        layers = (TransformerLayer(sizes.hidden, sizes.dropout) for _ in range(sizes.layers))
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.RMSNorm(sizes.hidden)
+
+    def encode(self, recent_BTE: Tensor) -> Tensor:
+        num_steps = recent_BTE.shape[1]
+        chunk = min(self.chunk, num_steps)
+        state_BTH = pad(self.project_in(recent_BTE), (0, 0, 0, -num_steps % chunk))
+        for layer in self.layers:
+            state_BTH = layer(state_BTH, chunk)
+        return self.norm(state_BTH)[:, :num_steps]
+
+
+class TransformerLayer(nn.Module):
+    """Residual block-local attention, then a residual SwiGLU block; about the size of a GRU."""
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = hidden // HEAD_DIM if hidden % HEAD_DIM == 0 else 1
+        self.mix_norm = nn.RMSNorm(hidden)
+        self.query_key_value = nn.Linear(hidden, 3 * hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.feed_norm = nn.RMSNorm(hidden)
+        self.widen = nn.Linear(hidden, 2 * hidden)
+        self.narrow = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
+        mixed_BTH = state_BTH + self.dropout(self.mix(self.attend(state_BTH, chunk)))
+        gate_BTH, value_BTH = self.widen(self.feed_norm(mixed_BTH)).chunk(2, dim=-1)
+        return mixed_BTH + self.dropout(self.narrow(silu(gate_BTH) * value_BTH))
+
+    def attend(self, state_BTH: Tensor, chunk: int) -> Tensor:
+        """Return what each step reads from its own block up to itself, and from the one before."""
+        shared_BTH3 = self.query_key_value(self.mix_norm(state_BTH)).chunk(3, dim=-1)
+        query, key, value = (self._blocks(part_BTH, chunk) for part_BTH in shared_BTH3)
+        position_W = torch.arange(2 * chunk, device=state_BTH.device)
+        query = _rotated(query, position_W[chunk:])
+        key, value = (_with_block_before(part) for part in (key, value))
+        key = _rotated(key, position_W)
+        mask_CSW = _mask(key.shape[1], chunk, state_BTH.device)
+        read_BCASR = scaled_dot_product_attention(query, key, value, attn_mask=mask_CSW)
+        return read_BCASR.transpose(2, 3).flatten(3).flatten(1, 2)
+
+    def _blocks(self, part_BTH: Tensor, chunk: int) -> Tensor:
+        """Cut (B, T, H) into blocks and heads, (B, C, A, S, R)."""
+        return part_BTH.unflatten(1, (-1, chunk)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
+
+
+def _with_block_before(part_BCASR: Tensor) -> Tensor:
+    before = pad(part_BCASR, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+    return torch.cat([before, part_BCASR], dim=3)
+
+
+def _mask(num_blocks: int, chunk: int, device: torch.device) -> Tensor:
+    """Tell which of the two blocks' keys each step may read, (C, 1, S, W) for all heads."""
+    step_S1 = torch.arange(chunk, 2 * chunk, device=device)[:, None]
+    key_W = torch.arange(2 * chunk, device=device)
+    causal_SW = key_W <= step_S1
+    exists_CW = (torch.arange(num_blocks, device=device)[:, None] > 0) | (key_W >= chunk)
+    return (causal_SW & exists_CW[:, None])[:, None]
+
+
+def _rotated(part_BCASR: Tensor, position_S: Tensor) -> Tensor:
+    """Turn pairs of features by an angle that grows with the position."""
+    half = part_BCASR.shape[-1] // 2
+    order = torch.arange(half, device=part_BCASR.device, dtype=torch.float32)
+    angle_SR = position_S[:, None] * ROTARY_BASE ** (-order / half)
+    cosine, sine = angle_SR.cos().to(part_BCASR), angle_SR.sin().to(part_BCASR)
+    first, second = part_BCASR.split(half, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
