@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, Ridge
+from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
 from lvm.models.memory_gru import MemoryGRU
 
 FREE_MODELS: dict[str, type[nn.Module]] = {
@@ -12,6 +12,7 @@ FREE_MODELS: dict[str, type[nn.Module]] = {
     "ema": MovingAverage,
     "context-mean": ContextMean,
     "ridge": Ridge,
+    "nn-successor": NearestSuccessor,
 }
 TRAINED_MODELS: dict[str, type[nn.Module]] = {
     "memory_gru": MemoryGRU,
