@@ -11,8 +11,8 @@ ORDER = (
     "seeding row_table bank_files bank duplicates encoders corpus splits planning audit windows "
     "models facts objectives checkpoint fits contexts prediction batches recipes optimisation "
     "symptoms training search retrieval metrics hubness statistics lanes answers baselines "
-    "latency evaluation rules diagnosis comparison shadow gates promotion tables figures "
-    "decision_report report checkout stopping tracking registry serving"
+    "latency evaluation controls rules diagnosis comparison shadow gates promotion tables figures "
+    "decision_report controls_report report checkout stopping tracking registry serving"
 ).split()
 MLFLOW_FILES = {"lvm/tracking.py", "lvm/registry.py", "lvm/serving.py"}
 MAX_LINES = 320
