@@ -122,6 +122,19 @@ def test_eval_reports_what_the_contract_names(trained):
     assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
 
 
+def test_controls_can_be_switched_off(trained):
+    arguments = "--model copy-last --bank bank --ctx 20 --max-queries 20 --controls false"
+    assert eval_command.main([*arguments.split(), "--report", "plain.json"]) == 0
+    assert "controls" not in json.loads((trained / "plain.json").read_text())
+    assert "context.png" not in artifacts(run_of("eval"))
+
+
+def test_fits_are_shared_by_all_commands(trained):
+    names = [path.name.partition("-")[0] for path in Path("data/windows/ctx20/fits").iterdir()]
+    assert names.count("ema") == 1
+    assert names.count("ridge") == 2, "one of them reversed"
+
+
 def test_shadow_eval_makes_the_first_baseline(promoted):
     decision = json.loads((promoted / "shadow.json").read_text())["decision"]
     assert decision["winner"] is not None
