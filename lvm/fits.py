@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lvm.checkpoint import load_state, save_state
@@ -68,7 +69,7 @@ def _write(path: Path, key: str, found: Fit) -> None:
     meta = {"key": key, "sha256": _digest(found), "values": found.values}
     try:
         save_state(path, found.tensors, meta)
-    except OSError:
+    except (OSError, SafetensorError):
         pass  # a folder that cannot be written to costs the next command a fit, no more
 
 

@@ -79,7 +79,9 @@ class NearestSuccessor(nn.Module):
     """Predicts the row that follows the stored row nearest to the last vector by cosine.
 
     Buffers: row_MD (M, D) float16, train rows in reading order; is_end_M (M) bool, true where the
-    next stored row is not the successor. Ties go to the earlier row.
+    next stored row is not the successor. Ties go to the earlier row. It answers with train rows,
+    which are never the answer of a frozen query, so its Hit@1 there is 0: what it can show is that
+    the answer lies near.
 
     A stored row finds itself, so on train rows the prediction is the answer itself. Whatever is
     fitted on train-time predictions has to ask `on_train_rows()`, which skips every stored row
