@@ -42,7 +42,7 @@ def body(options: ExportOptions) -> None:
 def export_report(inputs: Inputs) -> dict[str, Any]:
     """Return the counts with the audit of a plan, as JSON-able values."""
     windows = inputs.windows
-    num_bytes = sum(path.stat().st_size for path in inputs.windows_path.iterdir())
+    num_bytes = sum(path.stat().st_size for path in inputs.windows_path.iterdir() if path.is_file())
     bank_bytes = inputs.bank.vectors.nbytes
     return {
         "bank": str(inputs.bank.path),

@@ -40,7 +40,7 @@ def body(options: LaneOptions) -> None:
     answers = measured_here(options) if options.eval_run is None else measured_by(options.eval_run)
     bank, windows = answers.inputs.bank, answers.inputs.windows
     name = answers.report["model"]
-    diagnosis = diagnose(name, answers.tables, bank, windows, read_lane_rules())
+    diagnosis = diagnose(name, answers.tables, bank, windows, read_lane_rules(), windows.seed)
     tracking.log_figure(confusion_figure(diagnosis), "confusion.png")
     tracking.set_tags({"model": name, "decision": diagnosis.decision})
     hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}

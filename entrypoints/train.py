@@ -84,7 +84,7 @@ def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
     inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
     validation = Validation(inputs)
-    free = fit_free_predictors(inputs.bank, inputs.windows)
+    free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
     decay = float(free["ema"].config["decay"])  # type: ignore[index]
     config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
     tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})

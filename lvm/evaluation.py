@@ -5,7 +5,7 @@ Shapes: Q queries, N bank rows, D vector dim, T time.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.answers import ranks_table
 from lvm.bank import Bank
 from lvm.baselines import FREE, fit_free_predictors
-from lvm.hubness import Hubness, fit_hubness
+from lvm.hubness import fit_hubness
+from lvm.lanes import lane_figures
 from lvm.latency import measure_latency
 from lvm.metrics import (
     FIGURES,
@@ -27,14 +29,13 @@ from lvm.metrics import (
     pool_hit_at,
 )
 from lvm.prediction import predict_queries
-from lvm.retrieval import Ranks, exact_ranks, top_rows
+from lvm.retrieval import exact_ranks, top_rows
 from lvm.statistics import document_interval, paired_difference
 from lvm.windows import SPLITS, Queries, Windows
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000
 SEARCH_QUERIES = 5
-UNASSIGNED = "unassigned"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class Evaluation:
 
     `predictions` (Q, D) float32 unit; `per_query` one line a query in the same order, with columns
     query, target_row, sequence, document, lane, rank, rank_raw, rank_corrected, rank_corrected_raw,
-    top_row; lane is None without one; `row_correction` (N, 2) float32; `report` the figures of this
-    predictor.
+    top_row; `row_correction` (N, 2) float32; `report` the figures of this predictor.
     """
 
     name: str
@@ -57,10 +57,33 @@ class Evaluation:
 def evaluate_predictor(
     name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
 ) -> Evaluation:
-    """Predict, rank plain and hubness-corrected in one pass, put the figures together.
+    """Return the figures of `evaluate_rival` with pools, lanes, the ceiling, the search's time.
 
-    All figures are fractions between 0 and 1, ranks and milliseconds aside. The plain filtered
-    ranks are the figure of record; intervals are over documents.
+    All figures are fractions between 0 and 1, ranks and milliseconds aside.
+    """
+    found = evaluate_rival(name, model, bank, windows, queries, seed)
+    prediction_QD, ranks = found.predictions, found.per_query
+    rank_raw_Q = ranks["rank_raw"].to_numpy()
+    num_candidates = len(np.unique(windows.representative_N))
+    report = found.report | {
+        "pools": _pools(rank_raw_Q, num_candidates),
+        "oracle": _oracle(bank, windows, queries, found.row_correction),
+        "lanes": _lanes(ranks, bank, seed),
+        "copy_ratio": copy_ratio(
+            prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
+        ),
+        "contrastive_accuracy": contrastive_accuracy(rank_raw_Q, num_candidates),
+        "latency_ms": found.report["latency_ms"] | _search_latency(found, bank),
+    }
+    return replace(found, report=jsonable(report))
+
+
+def evaluate_rival(
+    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
+) -> Evaluation:
+    """Predict, rank plain and hubness-corrected in one pass: what a rival is shown with.
+
+    The plain filtered ranks are the figure of record; intervals are over documents.
     """
     prediction_QD = predict_queries(model, bank, queries, progress=True)
     hubness = fit_hubness(model, bank, windows, seed)
@@ -72,9 +95,8 @@ def evaluate_predictor(
         (None, hubness.row_correction),
         progress=True,
     )
-    per_query = _per_query(bank, queries, plain, corrected)
+    per_query = ranks_table(queries, bank, plain, corrected)
     document_Q = bank.document_N[queries.target_row_Q]
-    num_candidates = len(np.unique(windows.representative_N))
     report = {
         "queries": len(queries),
         "documents": len(np.unique(document_Q)),
@@ -87,16 +109,9 @@ def evaluate_predictor(
             "raw": figures(corrected.rank_raw_Q),
         },
         "hubness_beta": hubness.beta,
-        "pools": _pools(plain.rank_raw_Q, num_candidates),
-        "oracle": _oracle(bank, windows, queries, hubness),
-        "lanes": _lanes(per_query, document_Q, seed),
-        "copy_ratio": copy_ratio(
-            prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
-        ),
-        "contrastive_accuracy": contrastive_accuracy(plain.rank_raw_Q, num_candidates),
-        "latency_ms": _latency(model, bank, queries, (prediction_QD, hubness)),
+        "latency_ms": measure_latency(model, bank, queries),
     }
-    return Evaluation(name, prediction_QD, per_query, hubness.row_correction, _jsonable(report))
+    return Evaluation(name, prediction_QD, per_query, hubness.row_correction, jsonable(report))
 
 
 def evaluate(
@@ -125,7 +140,7 @@ def evaluate(
     if baselines:
         others = tuple(other for other in FREE if other != name)
         for other, predictor in fit_free_predictors(bank, windows, others, seed).items():
-            evaluations.append(evaluate_predictor(other, predictor, bank, windows, queries, seed))
+            evaluations.append(evaluate_rival(other, predictor, bank, windows, queries, seed))
     keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
     report = {
         "model": name,
@@ -153,28 +168,6 @@ def validation_figures(
     return figures(exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0].rank_Q)
 
 
-def _per_query(bank: Bank, queries: Queries, plain: Ranks, corrected: Ranks) -> pd.DataFrame:
-    row_Q = queries.target_row_Q
-    lane_Q = np.full(len(queries), None, object)
-    if bank.lane_N is not None:
-        names = np.array([*bank.lanes, None], object)  # code -1 is the last
-        lane_Q = names[bank.lane_N[row_Q]]
-    return pd.DataFrame(
-        {
-            "query": queries.query_Q,
-            "target_row": row_Q,
-            "sequence": np.array(bank.sequences, object)[bank.sequence_N[row_Q]],
-            "document": np.array(bank.documents, object)[bank.document_N[row_Q]],
-            "lane": lane_Q,
-            "rank": plain.rank_Q,
-            "rank_raw": plain.rank_raw_Q,
-            "rank_corrected": corrected.rank_Q,
-            "rank_corrected_raw": corrected.rank_raw_Q,
-            "top_row": plain.top_row_Q,
-        }
-    )
-
-
 def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
     """Return the expected Hit@k in random pools, from raw ranks: a pool removes nothing."""
     pools = [pool for pool in POOLS if pool < num_candidates] + [num_candidates]
@@ -184,48 +177,43 @@ def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[s
     }
 
 
-def _oracle(bank: Bank, windows: Windows, queries: Queries, hubness: Hubness) -> dict[str, Any]:
+def _oracle(
+    bank: Bank, windows: Windows, queries: Queries, row_correction: NDArray[np.float32]
+) -> dict[str, Any]:
     """Search with the truth itself: what no predictor can exceed in this bank."""
     asked = queries.head(ORACLE_QUERIES)
     truth_QD = bank.unit(asked.target_row_Q)
-    ranks = exact_ranks(
-        truth_QD, asked, bank, windows.representative_N, (None, hubness.row_correction)
-    )
+    ranks = exact_ranks(truth_QD, asked, bank, windows.representative_N, (None, row_correction))
     plain, corrected = (figures(found.rank_Q) for found in ranks)
     return {"queries": len(asked), **plain, "corrected": corrected}
 
 
-def _lanes(
-    per_query: pd.DataFrame, document_Q: NDArray[np.integer], seed: int
-) -> dict[str, dict[str, Any]]:
+def _lanes(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each lane that has queries; nothing for a bank without lanes."""
+    if bank.lane_N is None:
+        return {}
     lanes = {}
-    lane_Q = per_query["lane"].fillna(UNASSIGNED).to_numpy()
-    for lane in sorted(set(lane_Q)):
-        chosen = lane_Q == lane
-        rank_Q = per_query["rank"].to_numpy()[chosen]
-        lanes[lane] = {
-            "queries": int(chosen.sum()),
-            "documents": len(np.unique(document_Q[chosen])),
-            **figures(rank_Q),
-            "ci95": document_interval(rank_Q, document_Q[chosen], seed),
-            "corrected": figures(per_query["rank_corrected"].to_numpy()[chosen]),
+    for lane in lane_figures(per_query, {}, bank, seed):
+        corrected_Q = per_query["rank_corrected"][per_query["lane"] == lane.lane]
+        lanes[lane.lane] = {
+            "queries": lane.num_queries,
+            "documents": lane.num_documents,
+            **lane.figures,
+            "ci95": lane.ci95,
+            "corrected": figures(corrected_Q.to_numpy()),
         }
     return lanes
 
 
-def _latency(
-    model: nn.Module, bank: Bank, queries: Queries, found: tuple[NDArray[np.float32], Hubness]
-) -> dict[str, float]:
-    """Time single queries: the model alone, an exhaustive search of the whole bank beside it."""
-    prediction_QD, hubness = found
+def _search_latency(found: Evaluation, bank: Bank) -> dict[str, float]:
+    """Time exhaustive searches of the whole bank, one query at a time, in milliseconds."""
     search_ms = []
-    for prediction_1D in prediction_QD[:SEARCH_QUERIES, None]:
+    for prediction_1D in found.predictions[:SEARCH_QUERIES, None]:
         begin = time.perf_counter()
-        top_rows(prediction_1D, bank, min(10, bank.num_rows), hubness.row_correction)
+        top_rows(prediction_1D, bank, min(10, bank.num_rows), found.row_correction)
         search_ms.append(1000 * (time.perf_counter() - begin))
     p50, p95 = np.quantile(search_ms, [0.5, 0.95])
-    model_ms = measure_latency(model, bank, queries)
-    return {**model_ms, "exact_search_p50": float(p50), "exact_search_p95": float(p95)}
+    return {"exact_search_p50": float(p50), "exact_search_p95": float(p95)}
 
 
 def _best_baseline(
@@ -239,15 +227,15 @@ def _best_baseline(
     own_Q, best_Q = (hit_at(e.per_query["rank"].to_numpy(), 5) for e in (own, best))
     document_Q = bank.document_N[queries.target_row_Q]
     difference = paired_difference(own_Q, best_Q, document_Q, seed)
-    return {"name": best.name, "hit_at_5_difference": _jsonable(vars(difference))}
+    return {"name": best.name, "hit_at_5_difference": jsonable(vars(difference))}
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Return the report with None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

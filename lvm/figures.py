@@ -163,6 +163,39 @@ def training_figure(
     return figure
 
 
+def context_figure(name: str, controls: Mapping[str, Any], leaky: bool = False) -> Figure:
+    """Draw Hit@1/5/10 with intervals against the rows of context that were read."""
+    entries = controls["context"]
+    figure, [axes] = _canvas(
+        "Does context pay? Hit@k by context length",
+        f"{name}, the same {controls['queries']:,} queries at every length; bars are 95 % "
+        f"intervals over {controls['documents']:,} documents",
+        leaky,
+    )
+    lengths = [entry["ctx"] for entry in entries]
+    ends = []
+    for shift, (k, color) in enumerate(((10, SKY), (5, BLUE), (1, PURPLE)), start=-1):
+        key = f"hit_at_{k}"
+        values = [100 * entry[key] for entry in entries]
+        at = [length * 1.03**shift for length in lengths]
+        axes.plot(at, values, "o-", color=color, linewidth=2.5, markersize=8)
+        for x, entry in zip(at, entries, strict=True):
+            bounds = [100 * bound for bound in entry["ci95"][key] if bound is not None]
+            axes.plot([x] * len(bounds), bounds, color=color, linewidth=2, alpha=0.7)
+            ends += [(bound, "", color) for bound in bounds]
+        ends.append((values[-1], f"Hit@{k}", color))
+    axes.set_xscale("log")
+    axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
+    _end_labels(axes, [end for end in ends if end[1]])
+    axes.set_xlabel("last rows of context that are read (logarithmic)")
+    axes.set_ylabel("queries answered within the first k, %")
+    axes.grid(axis="y", color=LIGHT)
+    return figure
+
+
 def confusion_figure(diagnosis: Diagnosis) -> Figure:
     """Draw the lane of the first retrieved row against the lane of the answer, rows sum to 100."""
     figure, [axes] = _canvas(

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ class Windows:
 
     A window has `window_rows` consecutive inputs from `window_start`; position t is supervised by
     row start + t + 1. `representative_N` is the smallest row of each row's duplicate group. `leaky`
-    plans (split=random) exist to show what the old geometry leaked.
+    plans (split=random) exist to show what the old geometry leaked. `folder` is where the plan was
+    written to or read from; fits on its train rows are kept there.
     """
 
     ctx: int
@@ -100,6 +102,7 @@ class Windows:
     counts: dict[str, int]
     audit: dict[str, Any] = dataclasses.field(default_factory=dict)
     sha256: str = ""
+    folder: Path | None = None
 
     def train_rows(self) -> IntArray:
         """Return the rows of the train split, ascending."""

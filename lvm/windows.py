@@ -118,7 +118,7 @@ def write_windows(windows: Windows, path: str | Path) -> Windows:
         shutil.rmtree(path / "replaced", ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return windows
+    return dataclasses.replace(windows, folder=path)
 
 
 def _tables(windows: Windows) -> dict[str, dict[str, Any]]:
@@ -175,7 +175,7 @@ def open_windows(path: str | Path, bank: Bank) -> Windows:
         raise ValueError(f"{path}: contents differ from the recorded sha256; {ANEW}")
     audit = audit_windows(bank, windows)
     check_audit(windows, audit)
-    return dataclasses.replace(windows, audit=audit)
+    return dataclasses.replace(windows, audit=audit, folder=path)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -10,12 +10,20 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from lvm import baselines
 from lvm.bank import Bank
-from lvm.baselines import DECAYS, FREE, fit_free_predictors, fit_ridge, ridge_pairs, tuned_decay
+from lvm.baselines import (
+    DECAYS,
+    FREE,
+    fit_free_predictors,
+    fit_nearest_successor,
+    fit_ridge,
+    ridge_pairs,
+    tuned_decay,
+)
 from lvm.evaluation import validation_figures
 from lvm.models import FREE_MODELS
-from lvm.models.baselines import MovingAverage, ridge_features
-from lvm.prediction import predict_queries
-from lvm.windows import Windows, plan_windows
+from lvm.models.baselines import MovingAverage, NearestSuccessor, ridge_features
+from lvm.prediction import on_train_rows, predict_contexts, predict_queries
+from lvm.windows import Windows, make_queries, plan_windows
 from tests.synthetic import rotation_bank
 
 
@@ -117,3 +125,75 @@ def test_a_sample_of_rows_is_enough(
     assert 200 <= len(all_pairs(tiny_bank, windows)[1]) < 250
     first, second = (fit_ridge(tiny_bank, windows, seed=3) for _ in range(2))
     assert torch.equal(first.weight, second.weight)
+
+
+def test_nearest_successor_equals_a_search_row_by_row(tiny_bank: Bank, windows: Windows):
+    model = fit_nearest_successor(tiny_bank, windows)
+    queries = windows.queries["test"].head(60)
+    prediction_QD = predict_queries(model, tiny_bank, queries)
+    unit_ND = tiny_bank.unit(slice(None)).astype(np.float64)
+    train = set(windows.train_rows().tolist())
+    keys = [
+        row
+        for row in sorted(train)
+        if row + 1 in train and tiny_bank.sequence_N[row] == tiny_bank.sequence_N[row + 1]
+    ]
+    assert len(model.row_MD) == len(train)
+    for prediction_D, target in zip(prediction_QD, queries.target_row_Q, strict=True):
+        nearest = max(keys, key=lambda row: unit_ND[row] @ unit_ND[target - 1])
+        assert np.allclose(prediction_D, unit_ND[nearest + 1], atol=1e-3)
+
+
+def test_a_stored_row_without_its_successor_is_never_found():
+    model = NearestSuccessor(4, 4)
+    model.row_MD.copy_(torch.eye(4))
+    model.is_end_M[1] = True
+    asked_BTD = np.eye(4, dtype=np.float32)[:, None]
+    found_BD = predict_contexts(model, asked_BTD + 0.1 * asked_BTD[:1])
+    assert found_BD.argmax(axis=1).tolist() == [1, 1, 3, 1]
+
+
+@pytest.mark.parametrize("blocks", [(2, 3), (7, 64)])
+def test_blocks_do_not_change_the_nearest_row(
+    blocks: tuple[int, int], tiny_bank: Bank, windows: Windows, monkeypatch: pytest.MonkeyPatch
+):
+    model, queries = fit_nearest_successor(tiny_bank, windows), windows.queries["test"]
+    whole_QD = predict_queries(model, tiny_bank, queries)
+    monkeypatch.setattr("lvm.models.baselines.QUERY_BLOCK", blocks[0])
+    monkeypatch.setattr("lvm.models.baselines.KEY_BLOCK", blocks[1])
+    assert np.allclose(predict_queries(model, tiny_bank, queries), whole_QD, atol=1e-6)
+
+
+def test_a_stored_row_does_not_answer_itself_at_train_time(tiny_bank: Bank, windows: Windows):
+    model = fit_nearest_successor(tiny_bank, windows)
+    start_W, rows_W = windows.train_windows()
+    target_row_Q = start_W + rows_W
+    queries = make_queries(np.arange(len(start_W)), target_row_Q, start_W, windows.ctx)
+    truth_QD = tiny_bank.unit(target_row_Q)
+    leaked, honest = (
+        (predict_queries(one, tiny_bank, queries) * truth_QD).sum(axis=1)
+        for one in (model, on_train_rows(model))
+    )
+    assert np.mean(leaked > 0.999) > 0.9
+    assert not (honest > 0.999).any()
+    assert not model.skips_twins, "the predictor itself keeps all that it has read"
+
+
+def test_stored_rows_are_runs_up_to_the_limit(
+    tiny_bank: Bank, windows: Windows, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(baselines, "MAX_STORED_ROWS", 200)
+    monkeypatch.setattr(baselines, "STORED_SEGMENT", 40)
+    first, again = (fit_nearest_successor(tiny_bank, windows, seed=3) for _ in range(2))
+    assert torch.equal(first.row_MD, again.row_MD)
+    assert not torch.equal(first.row_MD, fit_nearest_successor(tiny_bank, windows, 4).row_MD)
+    assert 160 < len(first.row_MD) <= 200
+    by_bytes = {row.tobytes(): number for number, row in enumerate(tiny_bank.unit(slice(None)))}
+    unit_MD = first.row_MD.numpy()
+    halves = {tiny_bank.unit(row).astype(np.float16).tobytes(): row for row in by_bytes.values()}
+    row_M = np.array([halves[row.tobytes()] for row in unit_MD])
+    follows_M = np.diff(row_M) == 1
+    twins = np.bincount(windows.representative_N)[windows.representative_N[row_M]] > 1
+    unsure = twins[:-1] | twins[1:]
+    assert (follows_M == ~first.is_end_M.numpy()[:-1])[~unsure].all()
+    assert (windows.split_N[row_M[~twins]] == 0).all()

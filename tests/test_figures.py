@@ -12,6 +12,7 @@ from lvm.bank import Bank
 from lvm.diagnosis import diagnose
 from lvm.figures import (
     confusion_figure,
+    context_figure,
     forest_figure,
     lane_figure,
     rank_figure,
@@ -76,6 +77,21 @@ def test_training(num_epochs: int) -> None:
     ]
     figure = training_figure(history, num_epochs, {"ema": 0.05})
     assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"kept: epoch {num_epochs}")
+
+
+@pytest.mark.parametrize("lengths", [(1, 2), (1, 5, 20, 100, 500, 1000, 2000)])
+def test_context(lengths: tuple[int, ...]) -> None:
+    entries = []
+    for place, length in enumerate(lengths):
+        hits = {f"hit_at_{k}": 0.01 * k + 0.01 * place for k in (1, 5, 10)}
+        ci95 = {key: [value - 0.005, value + 0.01] for key, value in hits.items()}
+        entries.append({"ctx": length, **hits, "ci95": ci95})
+    controls = {"queries": 2000, "documents": 300, "context": entries}
+    figure = context_figure("memory_gru", controls)
+    assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "memory_gru, the same 2,000 queries")
+    unknown = {**entries[0], "ci95": dict.fromkeys(entries[0]["ci95"], [None, None])}
+    alone = {**controls, "context": [unknown, *entries[1:]]}
+    assert_drawn(context_figure("ema", alone, leaky=True), "LEAKY", f"{lengths[-1]:,}")
 
 
 def test_lanes_and_confusions(tiny_bank: Bank) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lvm import hubness
 from lvm.bank import Bank
+from lvm.baselines import fit_nearest_successor
 from lvm.hubness import BETAS, fit_hubness, train_positions
 from lvm.metrics import selection_score
 from lvm.models.baselines import CopyLast, MovingAverage
-from lvm.prediction import predict_queries
+from lvm.prediction import on_train_rows, predict_queries
 from lvm.retrieval import exact_ranks, hubness_correction
 from lvm.windows import Windows, plan_windows
 
@@ -84,3 +85,16 @@ def test_without_a_gain_beta_stays_0(tiny_bank: Bank, windows: Windows):
     blind = dataclasses.replace(windows, queries={"val": val, "test": val})
     truth = Constant(torch.from_numpy(tiny_bank.unit(val.target_row_Q)[0]))
     assert fit_hubness(truth, tiny_bank, blind).beta == 0
+
+
+def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, windows, monkeypatch):
+    monkeypatch.setattr(hubness, "BETAS", (1.0,))
+    model = fit_nearest_successor(tiny_bank, windows)
+    found = fit_hubness(model, tiny_bank, windows).row_correction
+    positions = train_positions(windows, 0)
+    honest, leaked = (
+        hubness_correction(predict_queries(one, tiny_bank, positions), tiny_bank, 1.0)
+        for one in (on_train_rows(model), model)
+    )
+    assert np.allclose(found, honest, atol=1e-6)
+    assert not np.allclose(found, leaked, atol=1e-2)

@@ -62,7 +62,12 @@ CONTRACT = {
         "register": "true",
         "report": "none",
     },
-    "eval": {"model": "models:/lvm@baseline", "split": "test", "max_queries": "auto"},
+    "eval": {
+        "model": "models:/lvm@baseline",
+        "split": "test",
+        "max_queries": "auto",
+        "controls": "true",
+    },
     "lane-diagnostics": {"model": "models:/lvm@baseline", "split": "test", "max_queries": "auto"},
     "shadow-eval": {"candidates": "all", "queries": "test", "promote": "dry_run"},
     "promote": {"version": "none", "reason": "none"},

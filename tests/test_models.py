@@ -17,6 +17,7 @@ TOY_SIZES = {
     "memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4},
     "transformer": {"hidden": 16, "layers": 2, "chunk": 7},
     "res_mlp": {"hidden": 16, "layers": 1, "last": 5},
+    "nn-successor": {"rows": 40},
 }
 VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]
 
@@ -27,7 +28,8 @@ def toy(name: str, **sizes: object) -> nn.Module:
         torch.manual_seed(0)
         model = build_model({"model": name, "dim": DIM} | TOY_SIZES.get(name, {}) | sizes)
         for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data.add_(0.3 * torch.randn_like(tensor))
+            if tensor.is_floating_point():
+                tensor.data.add_(0.3 * torch.randn_like(tensor))
     return model.eval()
 
 
@@ -152,6 +154,7 @@ def test_the_default_memory_gru_has_about_11_million_parameters() -> None:
         ({"dim": 4}, "unknown 'none'"),
         ({"model": "ema", "dim": 4, "speed": 1}, "speed"),
         ({"model": "ema", "dim": 4, "decay": 1.5}, "decay: 1.5"),
+        ({"model": "nn-successor", "dim": 4, "rows": 1}, "rows: 1"),
         ({"model": "memory_gru", "dim": 4, "layers": 3}, "layers: 3"),
         ({"model": "memory_gru", "dim": 4, "slots": 0}, "slots: 0"),
         ({"model": "memory_gru", "dim": 4, "cell": "rnn"}, "cell: unknown 'rnn'"),

@@ -102,13 +102,16 @@ def test_eval_equals_the_number_that_training_logged(trained):
     evaluated = run_of("eval")
     assert evaluated.data.metrics["val/hit_at_5"] == report["hit_at_5"]
     assert {"per_query.parquet", "predictions.npy", "row_correction.npy"} <= artifacts(evaluated)
+    curve = MlflowClient().get_metric_history(evaluated.info.run_id, "controls/hit_at_5_by_ctx")
+    assert {metric.step: metric.value for metric in curve}[20] == report["hit_at_5"]
+    assert "context.png" in artifacts(evaluated)
 
 
 def test_eval_reports_what_the_contract_names(trained):
     assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
     report = json.loads((trained / "ema.json").read_text())
     named = "queries bank_rows bank_sha256 ctx hit_at_1 hit_at_5 hit_at_10 mrr_at_10 median_rank"
-    named += " ci95 raw corrected pools oracle lanes latency_ms baselines"
+    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls"
     assert set(named.split()) <= report.keys()
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
@@ -119,6 +122,19 @@ def test_eval_reports_what_the_contract_names(trained):
     assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
 
 
+def test_controls_can_be_switched_off(trained):
+    arguments = "--model copy-last --bank bank --ctx 20 --max-queries 20 --controls false"
+    assert eval_command.main([*arguments.split(), "--report", "plain.json"]) == 0
+    assert "controls" not in json.loads((trained / "plain.json").read_text())
+    assert "context.png" not in artifacts(run_of("eval"))
+
+
+def test_fits_are_shared_by_all_commands(trained):
+    names = [path.name.partition("-")[0] for path in Path("data/windows/ctx20/fits").iterdir()]
+    assert names.count("ema") == 1
+    assert names.count("ridge") == 2, "one of them reversed"
+
+
 def test_shadow_eval_makes_the_first_baseline(promoted):
     decision = json.loads((promoted / "shadow.json").read_text())["decision"]
     assert decision["winner"] is not None
@@ -126,7 +142,7 @@ def test_shadow_eval_makes_the_first_baseline(promoted):
     winner = registry.versions()[aliases["baseline"]]
     assert winner.model == decision["winner"]
     kinds = [facts.kind for facts in registry.versions().values()]
-    assert sorted(kinds) == ["free"] * 4 + ["trained"]
+    assert sorted(kinds) == ["free"] * len(FREE_MODELS) + ["trained"]
     run = run_of("shadow-eval")
     assert {"per_query.parquet", "decision.json", "shadow.md", "forest.png"} <= artifacts(run)
     tags = MlflowClient().get_model_version("lvm", aliases["baseline"]).tags
@@ -142,9 +158,10 @@ def test_a_second_shadow_eval_changes_nothing_and_registers_nothing(promoted):
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
     assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru"])
     twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
-    registry.register(twin.model_id, twin.facts)
-    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru-v1", "memory_gru-v6"])
-    MlflowClient().delete_model_version("lvm", "6")
+    version = registry.register(twin.model_id, twin.facts)
+    rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
+    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, *rivals])
+    MlflowClient().delete_model_version("lvm", version)
 
 
 def names_of_the_field() -> list[str]:

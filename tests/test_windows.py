@@ -235,7 +235,7 @@ def test_a_written_leak_is_refused_at_opening(
 
 
 def test_opening_gives_back_what_was_written(tiny_bank: Bank, windows: Windows, tmp_path: Path):
-    write_windows(windows, tmp_path / "windows")
+    windows = write_windows(windows, tmp_path / "windows")
     opened = open_windows(tmp_path / "windows", tiny_bank)
     for field in dataclasses.fields(Windows):
         if field.name == "queries":

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from torch import nn
 
-from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, Ridge
+from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
 from lvm.models.res_mlp import ResMLP, ResMLPConfig
 from lvm.models.transformer import Transformer, TransformerConfig
@@ -15,6 +15,7 @@ FREE_MODELS: dict[str, type[nn.Module]] = {
     "ema": MovingAverage,
     "context-mean": ContextMean,
     "ridge": Ridge,
+    "nn-successor": NearestSuccessor,
 }
 TRAINED_MODELS: dict[str, type[nn.Module]] = {
     "memory_gru": MemoryGRU,
