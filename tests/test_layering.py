@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # A file imports only from files (or packages) to its left.
 ORDER = (
     "seeding row_table bank_files bank duplicates encoders corpus splits planning audit windows "
-    "models facts objectives checkpoint fits contexts prediction batches recipes optimisation "
+    "models facts objectives checkpoint fits contexts prediction streaming batches recipes optimisation "
     "symptoms training search retrieval metrics hubness statistics lanes answers baselines "
     "latency evaluation controls rules diagnosis comparison shadow gates promotion tables figures "
     "decision_report controls_report report checkout stopping tracking registry serving"

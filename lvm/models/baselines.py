@@ -2,17 +2,21 @@
 
 Shapes: B batch, T time, D vector dim. Every forward maps a context (B, T, D) of unit float32
 vectors to predictions (B, T, D), unit float32; position t reads positions up to t only. A class
-that looks at the last few rows alone says at how many in `context_rows`.
+that looks at the last few rows alone says at how many in `context_rows`. What `begin` and `step` do
+is said in `lvm.streaming`.
 """
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.models.scan import moving_average
+from lvm.models.scan import RunningAverage, moving_average
 
+
+RIDGE_DECAYS = (0.5, 0.9)
 TWIN = 0.999  # cosine from which two rows are duplicates, as in lvm.duplicates
 QUERY_BLOCK = 1024
 KEY_BLOCK = 1024  # in float32 it stays in the cache: five times as fast as 4,096 for one query
@@ -30,6 +34,12 @@ class CopyLast(nn.Module):
     def forward(self, context_BTD: Tensor) -> Tensor:
         return context_BTD
 
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, None]:
+        return context_TD[-1], None
+
+    def step(self, vector_D: Tensor, cache: None) -> Tensor:
+        return vector_D
+
 
 class MovingAverage(nn.Module):
     """Predicts the exponential moving average of the context, weights decay^k."""
@@ -44,6 +54,13 @@ class MovingAverage(nn.Module):
     def forward(self, context_BTD: Tensor) -> Tensor:
         return normalize(moving_average(context_BTD, self.decay), dim=-1)
 
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, RunningAverage]:
+        average = RunningAverage(context_TD, self.decay)
+        return normalize(average.value_D, dim=-1), average
+
+    def step(self, vector_D: Tensor, cache: RunningAverage) -> Tensor:
+        return normalize(cache.append(vector_D), dim=-1)
+
 
 class ContextMean(nn.Module):
     """Predicts the mean of all vectors of the context."""
@@ -54,6 +71,13 @@ class ContextMean(nn.Module):
 
     def forward(self, context_BTD: Tensor) -> Tensor:
         return normalize(context_BTD.cumsum(dim=1), dim=-1)
+
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, Tensor]:
+        sum_D = context_TD.sum(dim=0)
+        return normalize(sum_D, dim=-1), sum_D
+
+    def step(self, vector_D: Tensor, cache: Tensor) -> Tensor:
+        return normalize(cache.add_(vector_D), dim=-1)
 
 
 class Ridge(nn.Module):
@@ -71,8 +95,29 @@ class Ridge(nn.Module):
         self.register_buffer("bias", torch.zeros(dim))
 
     def forward(self, context_BTD: Tensor) -> Tensor:
-        features = ridge_features(context_BTD)
+        return self._predict(ridge_features(context_BTD))
+
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, "RidgeCache"]:
+        averages = [RunningAverage(context_TD, decay) for decay in RIDGE_DECAYS]
+        last_D = ridge_features(context_TD[None])[0, -1]
+        return self._predict(last_D), RidgeCache(context_TD[-1].clone(), averages)
+
+    def step(self, vector_D: Tensor, cache: "RidgeCache") -> Tensor:
+        averages = [average.append(vector_D) for average in cache.averages]
+        prediction_D = self._predict(torch.cat([vector_D, cache.previous_D, *averages]))
+        cache.previous_D = vector_D
+        return prediction_D
+
+    def _predict(self, features: Tensor) -> Tensor:
         return normalize(torch.nn.functional.linear(features, self.weight, self.bias), dim=-1)
+
+
+@dataclass
+class RidgeCache:
+    """What `Ridge` keeps of a stream."""
+
+    previous_D: Tensor
+    averages: list[RunningAverage]
 
 
 class NearestSuccessor(nn.Module):
@@ -130,10 +175,15 @@ class NearestSuccessor(nn.Module):
                 score_Q[lines] = torch.maximum(peak_Q, score_Q[lines])
         return normalize(self.row_MD[place_Q + 1].float(), dim=-1).view_as(context_BTD)
 
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, None]:
+        return self.step(context_TD[-1], None), None
+
+    def step(self, vector_D: Tensor, cache: None) -> Tensor:
+        return self(vector_D[None, None])[0, 0]
+
 
 def ridge_features(context_BTD: Tensor) -> Tensor:
     """Return [x_t, x_{t-1}, average of decay 0.5, average of decay 0.9], (B, T, 4 D)."""
     previous_BTD = torch.cat([context_BTD[:, :1], context_BTD[:, :-1]], dim=1)
-    fast_BTD = moving_average(context_BTD, 0.5)
-    slow_BTD = moving_average(context_BTD, 0.9)
-    return torch.cat([context_BTD, previous_BTD, fast_BTD, slow_BTD], dim=-1)
+    averages = [moving_average(context_BTD, decay) for decay in RIDGE_DECAYS]
+    return torch.cat([context_BTD, previous_BTD, *averages], dim=-1)

@@ -4,13 +4,14 @@ Shapes: B batch, C chunks, S steps of a chunk, T time, D vector dim, H hidden, M
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, scaled_dot_product_attention, softplus
 
 from lvm.models.recurrent import make_encoder
-from lvm.models.scan import moving_average
+from lvm.models.residual import Residual
 from lvm.models.skip import AdaptiveAverage
 
 
@@ -37,7 +38,21 @@ class MemoryGRUConfig:
             raise ValueError(f"decay: {self.decay} is not between 0 and 1 (both excluded)")
 
 
-class MemoryGRU(nn.Module):
+@dataclass
+class EncoderCache:
+    """What the encoder keeps of a stream: states, memory, what the present chunk will write.
+
+    `chunk_SH` has room for a whole chunk; its first `num_filled` rows are there.
+    """
+
+    lower: Any
+    upper: Any
+    memory_MH: Tensor
+    chunk_SH: Tensor
+    num_filled: int
+
+
+class MemoryGRU(Residual):
     """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t) from a context of any length.
 
     avg_t is an average of the recent vectors whose weights adapt to their content.
@@ -52,7 +67,7 @@ class MemoryGRU(nn.Module):
         super().__init__()
         self.sizes = sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
         self.config = {"model": "memory_gru", **asdict(sizes)}
-        dim, hidden = sizes.dim, sizes.hidden
+        dim, hidden, self.decay = sizes.dim, sizes.hidden, sizes.decay
         self.input_dropout = nn.Dropout(sizes.dropout)
         self.average = AdaptiveAverage(dim, sizes.decay)
         self.project_in = nn.Linear(2 * dim, hidden)
@@ -65,18 +80,6 @@ class MemoryGRU(nn.Module):
         self.skip_change = nn.Linear(2 * dim, dim, bias=False)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.skip_change.weight)
-
-    def forward(self, context_BTD: Tensor) -> Tensor:
-        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
-        fixed_BTD = moving_average(context_BTD, self.sizes.decay)
-        recent_BTE = torch.cat([context_BTD, normalize(fixed_BTD, dim=-1)], dim=-1)
-        noisy_BTE = self.input_dropout(recent_BTE)
-        average_BTD = normalize(self.average(context_BTD, fixed_BTD, noisy_BTE), dim=-1)
-        skip_BTD = average_BTD + self.skip_change(noisy_BTE)
-        # Unit length like the inputs, so that one learning rate suits both maps.
-        state_BTH = normalize(self.encode(noisy_BTE), dim=-1)
-        increment_BTD = self.project_out(self.dropout(state_BTH))
-        return normalize((skip_BTD + increment_BTD).float(), dim=-1)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters behind h_t, which learn at a rate of their own."""
@@ -93,6 +96,34 @@ class MemoryGRU(nn.Module):
         read_BTH = self.memory(lower_BTH, chunk)
         upper_BTH = self.upper(lower_BTH + read_BTH, chunk)
         return self.norm(upper_BTH)[:, :num_steps]
+
+    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, EncoderCache]:
+        """Return the last hidden state (H,), what the encoder keeps; chunks run in parallel."""
+        num_steps = len(recent_TE)
+        chunk = min(self.sizes.chunk, num_steps)
+        lower_TH, lower = self.lower.begin(self.project_in(recent_TE), chunk)  # type: ignore[operator]
+        lower_1CSH = pad(lower_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))[None]
+        memory_1CMH = self.memory.states(lower_1CSH)
+        read_TH = self.memory.read(memory_1CMH, lower_1CSH)[0].flatten(0, 1)[:num_steps]
+        upper_TH, upper = self.upper.begin(lower_TH + read_TH, chunk)  # type: ignore[operator]
+        num_filled = num_steps - chunk * (lower_1CSH.shape[1] - 1)
+        chunk_SH = lower_TH.new_zeros(self.sizes.chunk, lower_TH.shape[1])
+        chunk_SH[:num_filled] = lower_TH[-num_filled:]
+        cache = EncoderCache(lower, upper, memory_1CMH[0, -1], chunk_SH, num_filled)
+        return self.norm(upper_TH[-1]), cache
+
+    def step_encoder(self, recent_E: Tensor, cache: EncoderCache) -> Tensor:
+        """Return the next hidden state (H,): one cell step, one memory read."""
+        is_first = cache.num_filled == self.sizes.chunk
+        if is_first:
+            cache.memory_MH = self.memory.write(cache.memory_MH[None], cache.chunk_SH[None])[0]
+            cache.num_filled = 0
+        lower_H, cache.lower = self.lower.step(self.project_in(recent_E), cache.lower, is_first)  # type: ignore[operator]
+        read_H = self.memory.read(cache.memory_MH, lower_H[None])[0]
+        upper_H, cache.upper = self.upper.step(lower_H + read_H, cache.upper, is_first)  # type: ignore[operator]
+        cache.chunk_SH[cache.num_filled] = lower_H
+        cache.num_filled += 1
+        return self.norm(upper_H)
 
 
 class SlotMemory(nn.Module):
@@ -120,12 +151,16 @@ class SlotMemory(nn.Module):
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
         """Return what each position reads, (B, T, H); T must be a multiple of `chunk`."""
         state_BCSH = state_BTH.unflatten(1, (-1, chunk))
-        memory_BMH = self.initial_MH.expand(len(state_BTH), -1, -1)
+        return self.read(self.states(state_BCSH), state_BCSH).flatten(1, 2)
+
+    def states(self, state_BCSH: Tensor) -> Tensor:
+        """Return the memory (B, C, M, H) that each chunk finds."""
+        memory_BMH = self.initial_MH.expand(len(state_BCSH), -1, -1)
         memories = [memory_BMH]
         for chunk_BSH in state_BCSH[:, :-1].unbind(1):
             memory_BMH = self.write(memory_BMH, chunk_BSH)
             memories.append(memory_BMH)
-        return self.read(torch.stack(memories, dim=1), state_BCSH).flatten(1, 2)
+        return torch.stack(memories, dim=1)
 
     def read(self, memory_BCMH: Tensor, state_BCSH: Tensor) -> Tensor:
         """Return the content-addressed mixture of slots for each step, (B, C, S, H)."""

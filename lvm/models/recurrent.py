@@ -1,10 +1,14 @@
 """Recurrent encoders that run the chunks of a sequence in parallel.
 
-Shapes: B batch, C chunks, S steps of a chunk, T time, H hidden. T is a multiple of the chunk.
+Shapes: B batch, C chunks, N chunks of all sequences, S steps of a chunk, T time, H hidden, L
+layers. T is a multiple of the chunk in `forward`, any in `begin`, which also returns the state of a
+stream; `step` takes that state one step on.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lvm.models.scan import recurrence_scan
 
@@ -34,6 +38,22 @@ class ChunkedGRU(nn.Module):
         state_NSH, _ = self.gru(normed_BTH.unflatten(1, (-1, chunk)).flatten(0, 1))
         return input_BTH + state_NSH.unflatten(0, (len(input_BTH), -1)).flatten(1, 2)
 
+    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Return the outputs (T, H), the state (L, 1, H) after the last step."""
+        num_steps = len(input_TH)
+        normed_TH = pad(self.norm(input_TH), (0, 0, 0, -num_steps % chunk))
+        normed_NSH = normed_TH.unflatten(0, (-1, chunk))
+        steps_N = [chunk] * (len(normed_NSH) - 1) + [num_steps - chunk * (len(normed_NSH) - 1)]
+        # Packed, so that the state of the last chunk is that of its last real step.
+        packed, state_LNH = self.gru(pack_padded_sequence(normed_NSH, steps_N, batch_first=True))
+        state_NSH, _ = pad_packed_sequence(packed, batch_first=True)
+        return input_TH + state_NSH.flatten(0, 1)[:num_steps], state_LNH[:, -1:]
+
+    def step(self, input_H: Tensor, state: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:
+        """Return the output (H,) with the next state; `is_first` where a chunk begins."""
+        state_11H, state = self.gru(self.norm(input_H)[None, None], None if is_first else state)
+        return input_H + state_11H[0, 0], state
+
 
 class MinGRUStack(nn.Module):
     """Gated linear recurrences with a feed-forward block each, exact across chunks.
@@ -51,6 +71,24 @@ class MinGRUStack(nn.Module):
             input_BTH = layer(input_BTH, chunk)
         return input_BTH
 
+    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the outputs (T, H), the state (H,) of each layer after the last step."""
+        states = []
+        for layer in self.layers:
+            input_TH, state_H = layer.begin(input_TH, chunk)  # type: ignore[operator]
+            states.append(state_H)
+        return input_TH, states
+
+    def step(
+        self, input_H: Tensor, state: list[Tensor], is_first: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the output (H,) with the next state; this recurrence crosses chunks."""
+        states = []
+        for layer, state_H in zip(self.layers, state, strict=True):
+            input_H, state_H = layer.step(input_H, state_H)  # type: ignore[operator]
+            states.append(state_H)
+        return input_H, states
+
 
 class MinGRULayer(nn.Module):
     """One residual minGRU mixer followed by one residual SwiGLU feed-forward block."""
@@ -66,9 +104,26 @@ class MinGRULayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, input_BTH: Tensor, chunk: int) -> Tensor:
-        gate_BTH, value_BTH = self.gate_and_value(self.mix_norm(input_BTH)).chunk(2, dim=-1)
-        update_BTH = gate_BTH.sigmoid()
+        update_BTH, value_BTH = self._gates(input_BTH)
         state_BTH = recurrence_scan(1 - update_BTH, update_BTH * value_BTH, chunk)
+        return self._mix(input_BTH, state_BTH)
+
+    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        update_TH, value_TH = self._gates(input_TH)
+        gate_1TH, add_1TH = (1 - update_TH)[None], (update_TH * value_TH)[None]
+        state_TH = recurrence_scan(gate_1TH, add_1TH, chunk)[0]
+        return self._mix(input_TH, state_TH), state_TH[-1]
+
+    def step(self, input_H: Tensor, state_H: Tensor) -> tuple[Tensor, Tensor]:
+        update_H, value_H = self._gates(input_H)
+        state_H = torch.lerp(state_H, value_H, update_H)
+        return self._mix(input_H, state_H), state_H
+
+    def _gates(self, input_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        gate_BTH, value_BTH = self.gate_and_value(self.mix_norm(input_BTH)).chunk(2, dim=-1)
+        return gate_BTH.sigmoid(), value_BTH
+
+    def _mix(self, input_BTH: Tensor, state_BTH: Tensor) -> Tensor:
         mixed_BTH = input_BTH + self.dropout(state_BTH)
         gate_BTF, value_BTF = self.widen(self.feed_norm(mixed_BTH)).chunk(2, dim=-1)
         fed_BTH = self.narrow(torch.nn.functional.silu(gate_BTF) * value_BTF)

@@ -57,6 +57,19 @@ class ResMLP(ResidualPredictor):
         padded_BTD = pad(vector_BTD, (0, 0, self.last - 1, 0))
         num_steps = vector_BTD.shape[1]
         last_BTX = torch.cat([padded_BTD[:, k : k + num_steps] for k in range(self.last)], dim=-1)
+        return self._state(last_BTX)
+
+    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last hidden state (H,), the last vectors (L, D), zeros before the first."""
+        vector_LD = recent_TE[-self.last :, : self.dim]
+        last_LD = pad(vector_LD, (0, 0, self.last - len(vector_LD), 0))
+        return self._state(last_LD.flatten()), last_LD
+
+    def step_encoder(self, recent_E: Tensor, cache: Tensor) -> Tensor:
+        cache.copy_(torch.cat([cache[1:], recent_E[None, : self.dim]]))
+        return self._state(cache.flatten())
+
+    def _state(self, last_BTX: Tensor) -> Tensor:
         state_BTH = gelu(self.project_in(last_BTX))
         for block in self.blocks:
             state_BTH = state_BTH + block(state_BTH)

@@ -3,16 +3,84 @@
 Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.models.scan import moving_average
-from lvm.models.skip import AdaptiveAverage
+from lvm.models.scan import RunningAverage, moving_average
+from lvm.models.skip import AdaptiveAverage, Taps
 
 
-class ResidualPredictor(nn.Module):
-    """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t); a subclass's `encode` says what h_t is.
+@dataclass
+class ResidualCache:
+    """What a residual predictor keeps of a stream; `encoder` is the subclass's own part."""
+
+    average: RunningAverage
+    taps: Taps
+    encoder: Any
+
+
+class Residual(nn.Module):
+    """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t) from the parts that a subclass makes.
+
+    Its `encode` says what h_t is, `begin_encoder` and `step_encoder` say the same of a stream.
+    """
+
+    decay: float
+    input_dropout: nn.Module
+    average: AdaptiveAverage
+    skip_change: nn.Module
+    dropout: nn.Module
+    project_out: nn.Module
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
+        fixed_BTD = moving_average(context_BTD, self.decay)
+        noisy_BTE = self.input_dropout(_recent(context_BTD, fixed_BTD))
+        adapted_BTD = self.average(context_BTD, fixed_BTD, noisy_BTE)
+        return self._predict(adapted_BTD, noisy_BTE, self.encode(noisy_BTE))
+
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, ResidualCache]:
+        """Return the prediction (D,) after a context with the cache of a stream; one pass."""
+        average_TD = moving_average(context_TD[None], self.decay)[0]
+        recent_TE = _recent(context_TD, average_TD)
+        adapted_TD = self.average(context_TD[None], average_TD[None], recent_TE[None])[0]
+        state_H, encoder = self.begin_encoder(recent_TE)
+        average = RunningAverage(context_TD, self.decay)
+        cache = ResidualCache(average, self.average.begin(context_TD, average_TD), encoder)
+        return self._predict(adapted_TD[-1], recent_TE[-1], state_H), cache
+
+    def step(self, vector_D: Tensor, cache: ResidualCache) -> Tensor:
+        """Return the prediction (D,) after one more row."""
+        average_D = cache.average.append(vector_D)
+        recent_E = _recent(vector_D, average_D)
+        adapted_D = self.average.step(vector_D, average_D, recent_E, cache.taps)
+        return self._predict(adapted_D, recent_E, self.step_encoder(recent_E, cache.encoder))
+
+    def encode(self, recent_BTE: Tensor) -> Tensor:
+        """Return the hidden states (B, T, H) of every position from [x_t; ema_t]."""
+        raise NotImplementedError
+
+    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, Any]:
+        """Return the hidden state (H,) of the last position, what the encoder keeps."""
+        raise NotImplementedError
+
+    def step_encoder(self, recent_E: Tensor, cache: Any) -> Tensor:
+        """Return the hidden state (H,) of one more position."""
+        raise NotImplementedError
+
+    def _predict(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        skip_BTD = normalize(adapted_BTD, dim=-1) + self.skip_change(recent_BTE)
+        # Unit length like the inputs, so that one learning rate suits both maps.
+        increment_BTD = self.project_out(self.dropout(normalize(state_BTH, dim=-1)))
+        return normalize((skip_BTD + increment_BTD).float(), dim=-1)
+
+
+class ResidualPredictor(Residual):
+    """Makes the parts of a residual predictor.
 
     avg_t is an average of the recent vectors whose weights adapt to their content. W_skip starts
     as the moving average of `decay`, W_out as zero: step 0 equals that baseline.
@@ -31,23 +99,12 @@ class ResidualPredictor(nn.Module):
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.skip_change.weight)
 
-    def forward(self, context_BTD: Tensor) -> Tensor:
-        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
-        fixed_BTD = moving_average(context_BTD, self.decay)
-        recent_BTE = torch.cat([context_BTD, normalize(fixed_BTD, dim=-1)], dim=-1)
-        noisy_BTE = self.input_dropout(recent_BTE)
-        average_BTD = normalize(self.average(context_BTD, fixed_BTD, noisy_BTE), dim=-1)
-        skip_BTD = average_BTD + self.skip_change(noisy_BTE)
-        # Unit length like the inputs, so that one learning rate suits both maps.
-        state_BTH = normalize(self.encode(noisy_BTE), dim=-1)
-        increment_BTD = self.project_out(self.dropout(state_BTH))
-        return normalize((skip_BTD + increment_BTD).float(), dim=-1)
-
-    def encode(self, recent_BTE: Tensor) -> Tensor:
-        """Return the hidden states (B, T, H) of every position from [x_t; ema_t]."""
-        raise NotImplementedError
-
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters behind the increment, which learn at a rate of their own."""
         skip = {id(p) for part in (self.average, self.skip_change) for p in part.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in skip]
+
+
+def _recent(context_BTD: Tensor, average_BTD: Tensor) -> Tensor:
+    """Return [x_t; ema_t], the input of every map, (B, T, 2 D)."""
+    return torch.cat([context_BTD, normalize(average_BTD, dim=-1)], dim=-1)

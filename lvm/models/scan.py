@@ -69,6 +69,21 @@ def moving_average(vector_BTD: Tensor, decay: float, block: int = 64) -> Tensor:
     return torch.cat(blocks, dim=1) / total[:, None]
 
 
+class RunningAverage:
+    """The newest value (D,) of `moving_average` over rows that come one at a time."""
+
+    def __init__(self, context_TD: Tensor, decay: float) -> None:
+        self.decay, self.num_rows = decay, len(context_TD)
+        self.value_D = moving_average(context_TD[None], decay)[0, -1]
+
+    def append(self, vector_D: Tensor) -> Tensor:
+        """Return the average after one more row."""
+        self.num_rows += 1
+        weight = (1 - self.decay) / (1 - self.decay**self.num_rows)
+        self.value_D = torch.lerp(self.value_D, vector_D, weight)
+        return self.value_D
+
+
 def _chunked(value_BTH: Tensor, chunk: int, padding: int) -> Tensor:
     padded = torch.nn.functional.pad(value_BTH, (0, 0, 0, padding))
     return padded.unflatten(1, (-1, chunk))

@@ -1,16 +1,30 @@
 """Moving average over recent vectors whose weights adapt to their content.
 
-Shapes: B batch, T time, D vector dim, A address features, C blocks, S steps of a block, W rows
+Shapes: B batch, T time, D vector dim, A address features, K taps, C blocks, S steps of a block, W rows
 that a block looks at.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 BLOCK = 32
+
+
+@dataclass
+class Taps:
+    """What `AdaptiveAverage` keeps of a stream: its newest rows first, zeros where there is none.
+
+    The rows (K, D), their keys (K, A), the moving average at each of them (K, D).
+    """
+
+    vector_KD: Tensor
+    key_KA: Tensor
+    average_KD: Tensor
+    num_rows: int
 
 
 class AdaptiveAverage(nn.Module):
@@ -55,6 +69,34 @@ class AdaptiveAverage(nn.Module):
         recent_BTD = recent_BCSD.flatten(1, 2)[:, :num_steps]
         return recent_BTD + older_weight_BCS1.flatten(1, 2)[:, :num_steps] * older_BTD
 
+    def begin(self, context_TD: Tensor, average_TD: Tensor) -> Taps:
+        """Return the cache after the rows of a context, `average_TD` their moving averages."""
+        missing = max(0, self.taps - len(context_TD))
+        vector_KD, average_KD = (
+            pad(rows_TD[-self.taps :].flip(0), (0, 0, 0, missing))
+            for rows_TD in (context_TD, average_TD)
+        )
+        return Taps(vector_KD, self.key(vector_KD), average_KD, len(context_TD))
+
+    def step(self, vector_D: Tensor, average_D: Tensor, query_E: Tensor, cache: Taps) -> Tensor:
+        """Return the adapted average (D,) at one more row."""
+        older_D = cache.average_KD[-1]
+        key_2A = self.key(torch.stack([vector_D, older_D]))
+        cache.vector_KD = _push(vector_D, cache.vector_KD)
+        cache.average_KD = _push(average_D, cache.average_KD)
+        cache.key_KA = _push(key_2A[0], cache.key_KA)
+        query_A = self.query(query_E) / math.sqrt(self.key.out_features)
+        score = torch.cat([cache.key_KA, key_2A[1:]]) @ query_A
+        weight = (score + self._step_prior(cache.num_rows).to(score)).softmax(dim=-1)
+        cache.num_rows += 1
+        return weight[:-1] @ cache.vector_KD + weight[-1] * older_D
+
+    def _step_prior(self, step: int) -> Tensor:
+        """Return the log weights of the moving average at one step: each tap, then all before."""
+        recent = [k * math.log(self.decay) if k <= step else -math.inf for k in range(self.taps)]
+        rest = (self.decay**self.taps - self.decay ** (step + 1)) / (1 - self.decay)
+        return torch.tensor([*recent, math.log(rest) if rest > 0 else -math.inf])
+
     def log_prior(self, num_steps: int) -> tuple[Tensor, Tensor]:
         """Return the log weights of the moving average: (C, S, W) of recent rows, (C, S, 1) before.
 
@@ -77,3 +119,8 @@ class AdaptiveAverage(nn.Module):
 
 def _blocks(vector_BTD: Tensor, num_steps: int) -> Tensor:
     return pad(vector_BTD, (0, 0, 0, -num_steps % BLOCK)).unflatten(1, (-1, BLOCK))
+
+
+def _push(newest_D: Tensor, rows_KD: Tensor) -> Tensor:
+    """Return the rows with a newest one in front, without the oldest."""
+    return torch.cat([newest_D[None], rows_KD[:-1]])

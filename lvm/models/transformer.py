@@ -34,6 +34,17 @@ class TransformerConfig:
             raise ValueError(f"hidden: {self.hidden} is odd; rotary embeddings turn pairs")
 
 
+@dataclass
+class TransformerCache:
+    """What a transformer keeps of a stream: per layer, keys beside values (W, 2 H).
+
+    The rows are those of the block before, then the first `num_filled` of the present one.
+    """
+
+    key_value: list[Tensor]
+    num_filled: int
+
+
 class Transformer(ResidualPredictor):
     """Residual predictor whose state attends to at most 2 `chunk` - 1 steps back a layer.
 
@@ -58,6 +69,29 @@ class Transformer(ResidualPredictor):
             state_BTH = layer(state_BTH, chunk)
         return self.norm(state_BTH)[:, :num_steps]
 
+    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, TransformerCache]:
+        """Return the last hidden state (H,), the keys with values that later steps read."""
+        num_steps = len(recent_TE)
+        chunk = min(self.chunk, num_steps)
+        num_filled = num_steps - chunk * (-(-num_steps // chunk) - 1)
+        kept = slice(max(0, num_steps - num_filled - self.chunk), num_steps)
+        state_BTH = pad(self.project_in(recent_TE), (0, 0, 0, -num_steps % chunk))[None]
+        key_value = []
+        for layer in self.layers:
+            key_value.append(layer.project(state_BTH[0, kept])[:, state_BTH.shape[2] :])  # type: ignore[operator]
+            state_BTH = layer(state_BTH, chunk)
+        return self.norm(state_BTH[0, num_steps - 1]), TransformerCache(key_value, num_filled)
+
+    def step_encoder(self, recent_E: Tensor, cache: TransformerCache) -> Tensor:
+        if cache.num_filled == self.chunk:
+            cache.key_value = [rows[-self.chunk :] for rows in cache.key_value]
+            cache.num_filled = 0
+        state_H = self.project_in(recent_E)
+        for place, layer in enumerate(self.layers):
+            state_H, cache.key_value[place] = layer.step(state_H, cache.key_value[place])  # type: ignore[operator]
+        cache.num_filled += 1
+        return self.norm(state_H)
+
 
 class TransformerLayer(nn.Module):
     """Residual block-local attention, then a residual SwiGLU block; about the size of a GRU."""
@@ -74,13 +108,34 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
-        mixed_BTH = state_BTH + self.dropout(self.mix(self.attend(state_BTH, chunk)))
+        return self._feed(state_BTH, self.attend(state_BTH, chunk))
+
+    def step(self, state_H: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the state (H,) of one more step, the keys with values to which it has added."""
+        query_H, own = self.project(state_H).split([len(state_H), 2 * len(state_H)])
+        key_value = torch.cat([key_value, own[None]])
+        position_W = torch.arange(len(key_value), device=state_H.device)
+        key_AWR, value_AWR = (
+            part_WH.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+            for part_WH in key_value.chunk(2, dim=-1)
+        )
+        query_A1R = _rotated(query_H.view(self.heads, 1, -1), position_W[-1:])
+        key_AWR = _rotated(key_AWR, position_W)
+        read_A1R = scaled_dot_product_attention(query_A1R, key_AWR, value_AWR)
+        return self._feed(state_H, read_A1R.flatten()), key_value
+
+    def project(self, state_BTH: Tensor) -> Tensor:
+        """Return query, key, value beside each other, (B, T, 3 H)."""
+        return self.query_key_value(self.mix_norm(state_BTH))
+
+    def _feed(self, state_BTH: Tensor, read_BTH: Tensor) -> Tensor:
+        mixed_BTH = state_BTH + self.dropout(self.mix(read_BTH))
         gate_BTH, value_BTH = self.widen(self.feed_norm(mixed_BTH)).chunk(2, dim=-1)
         return mixed_BTH + self.dropout(self.narrow(silu(gate_BTH) * value_BTH))
 
     def attend(self, state_BTH: Tensor, chunk: int) -> Tensor:
         """Return what each step reads from its own block up to itself, and from the one before."""
-        shared_BTH3 = self.query_key_value(self.mix_norm(state_BTH)).chunk(3, dim=-1)
+        shared_BTH3 = self.project(state_BTH).chunk(3, dim=-1)
         query, key, value = (self._blocks(part_BTH, chunk) for part_BTH in shared_BTH3)
         position_W = torch.arange(2 * chunk, device=state_BTH.device)
         query = _rotated(query, position_W[chunk:])

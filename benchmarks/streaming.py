@@ -1,0 +1,68 @@
+"""Time of one appended vector at the default size: `python -m benchmarks.streaming`.
+
+The stream is warmed with `--ctx` rows, then takes `--rows` more; with the bound of ctx rows the
+context is read again every fifth of ctx, which the column max shows.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from lvm.models import build_model
+from lvm.streaming import open_stream
+
+PREDICTORS = (
+    ("memory_gru", {"cell": "gru"}),
+    ("memory_gru", {"cell": "mingru"}),
+    ("ema", {}),
+    ("ridge", {}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--ctx", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    random = np.random.default_rng(0)
+    shape = (options.ctx + options.rows, options.dim)
+    vector_TD = random.standard_normal(shape).astype(np.float32)
+    print(
+        f"D {options.dim}, context of {options.ctx} rows, {options.rows} appended, "
+        f"{options.threads} thread(s); milliseconds\n"
+        f"{'predictor':<20}{'bound':>7}{'warm':>9}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>9}"
+    )
+    for name, sizes in PREDICTORS:
+        torch.manual_seed(0)
+        model = build_model({"model": name, "dim": options.dim} | sizes)
+        for ctx in (None, options.ctx):
+            figures = measure(model, vector_TD, options.ctx, ctx)
+            shown = "".join(f"{value:{width}.2f}" for value, width in zip(figures, (9, 8, 8, 8, 9)))
+            label = " ".join([name, *map(str, sizes.values())])
+            print(f"{label:<20}{ctx or 'none':>7}{shown}", flush=True)
+
+
+def measure(
+    model: torch.nn.Module, vector_TD: np.ndarray, warm_rows: int, ctx: int | None
+) -> list[float]:
+    """Return the time to warm up, then p50, p95, p99, max of an append, in milliseconds."""
+    stream = open_stream(model, ctx)
+    stream.warm(vector_TD[:warm_rows])
+    begin = time.perf_counter()
+    stream.warm(vector_TD[:warm_rows])
+    warm_ms = 1000 * (time.perf_counter() - begin)
+    times = []
+    for vector_D in vector_TD[warm_rows:]:
+        begin = time.perf_counter()
+        stream.append(vector_D)
+        times.append(1000 * (time.perf_counter() - begin))
+    return [warm_ms, *np.quantile(times, [0.5, 0.95, 0.99, 1.0]).tolist()]
+
+
+if __name__ == "__main__":
+    main()
