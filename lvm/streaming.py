@@ -5,6 +5,7 @@ in parallel, then returns the prediction (D,) with a cache; and `step(vector_D, 
 the cache one row on. Shapes: T time, D vector dim.
 """
 
+import copy
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ class Stream:
     def __init__(self, model: nn.Module, ctx: int | None = None) -> None:
         if ctx is not None and ctx < 1:
             raise ValueError(f"ctx: {ctx} rows of context; at least 1 is needed")
-        self._model = cast(Streamable, model.eval())
+        self._model = cast(Streamable, laid_out_for_steps(model).eval())
         self._dim = int(self._model.config["dim"])
         weights = model.state_dict().values()
         self._device = next((weight.device for weight in weights), torch.device("cpu"))
@@ -87,11 +88,33 @@ class Stream:
 
 
 def open_stream(model: nn.Module, ctx: int | None = None) -> Stream:
-    """Return an empty stream of any predictor, which is put in evaluation mode.
+    """Return an empty stream of any predictor, in evaluation mode.
 
-    `ctx` bounds the rows that it reads, as the evaluation does; see `Stream`.
+    `ctx` bounds the rows that it reads, as the evaluation does; see `Stream`. A stream has its own
+    copy of the weights; many streams share one when opened on `laid_out_for_steps(model)`.
     """
     return Stream(model, ctx)
+
+
+def laid_out_for_steps(model: nn.Module) -> nn.Module:
+    """Return a copy whose tall matrices lie column by column; the model itself where they do.
+
+    The values are the same. A product of such a matrix with one vector is bound by memory, and
+    reads 1536 x 512 at 17 GB/s by columns, at 9 by rows (torch on one AMD EPYC core); wide matrices
+    gain nothing.
+    """
+    tall = [weight for weight in model.parameters() if _is_tall(weight)]
+    if all(weight.stride(0) == 1 for weight in tall):
+        return model
+    turned = copy.deepcopy(model)
+    for weight in turned.parameters():
+        if _is_tall(weight):
+            weight.data = weight.data.t().contiguous().t()
+    return turned
+
+
+def _is_tall(weight: Tensor) -> bool:
+    return weight.ndim == 2 and weight.shape[0] >= weight.shape[1]
 
 
 def _stride(ctx: int) -> int:

@@ -13,7 +13,7 @@ from lvm.bank import Bank
 from lvm.models import MODELS, build_model
 from lvm.models.memory_gru import SlotMemory
 from lvm.prediction import predict_queries
-from lvm.streaming import open_stream
+from lvm.streaming import laid_out_for_steps, open_stream
 from lvm.windows import make_queries
 
 DIM, CHUNK, ROWS = 12, 8, 37  # four whole chunks, one of five rows
@@ -133,6 +133,17 @@ def test_a_vector_without_a_direction_leaves_the_stream_as_it_was(vector, reason
         stream.append(vector)
     expected_D = windowed(model, torch.from_numpy(context_TD))[-1]
     np.testing.assert_allclose(stream.append(context_TD[-1]), expected_D, rtol=0, atol=TOLERANCE)
+
+
+def test_the_layout_for_steps_changes_no_value_and_is_made_once() -> None:
+    model = toy("memory_gru", {})
+    turned = laid_out_for_steps(model)
+    assert laid_out_for_steps(turned) is turned is not model
+    assert model.lower.gru.weight_ih_l0.is_contiguous()
+    for key, weight in turned.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[key])
+    free = toy("ema", {})
+    assert laid_out_for_steps(free) is free
 
 
 def test_an_impossible_bound_is_refused() -> None:
