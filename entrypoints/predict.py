@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints._inputs import BANK_HELP
+from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
-from entrypoints._subjects import open_subject
-from lvm import tracking
+from entrypoints._subjects import check_dim, open_subject
+from lvm import registry, tracking
 from lvm.bank import Bank
 from lvm.contexts import check_contexts
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
+from lvm.index import ServingIndex, ensure_index
+from lvm.models import FREE_MODELS
 from lvm.prediction import predict_contexts
-from lvm.registry import BASELINE_URI
-from lvm.retrieval import top_rows
+from lvm.registry import BASELINE_URI, Predictor
 
 WIDTH = 100
 
@@ -41,20 +42,44 @@ class PredictOptions:
 
 def body(options: PredictOptions) -> None:
     """Retrieve the k passages that most likely follow a context."""
-    subject = open_subject(options.model, options.bank, options.ctx)
-    bank, ctx = subject.inputs.bank, subject.inputs.windows.ctx
+    predictor, bank = open_predictor(options)
+    ctx = options.ctx or predictor.facts.ctx
     context_TD = read_context(options, bank)[-ctx:]
     tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
-    prediction_BD = predict_contexts(subject.predictor.model, context_TD[None])
-    row_BK, score_BK = top_rows(prediction_BD, bank, options.k)
+    is_own = predictor.facts.bank_sha256 == bank.sha256
+    correction = predictor.row_correction if is_own else None
+    index = ensure_index(bank, predictor.model, predictor.facts, correction)
+    prediction_BD = predict_contexts(predictor.model, context_TD[None])
+    score_name = "cosine" if correction is None else "score"
+    lines = [f"search: {index.facts}", *passages(index, bank, prediction_BD, options.k, score_name)]
+    tracking.log_text("\n".join(lines) + "\n", "predictions.txt")
+    print("\n".join(lines))
+
+
+def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
+    """Read the predictor with its bank; a free one that is named is fitted on train rows first."""
+    if options.model in FREE_MODELS:
+        subject = open_subject(options.model, options.bank, options.ctx)
+        return subject.predictor, subject.inputs.bank
+    predictor = registry.load(options.model)
+    bank = read_bank(options.bank or predictor.facts.bank)
+    check_dim(options.model, predictor.facts, bank)
+    tracking.log_bank(bank, "prediction")
+    return predictor, bank
+
+
+def passages(
+    index: ServingIndex, bank: Bank, prediction_1D: NDArray[np.float32], k: int, score_name: str
+) -> list[str]:
+    """Return the table of the best k passages, a line each."""
+    row_1K, score_1K = index.search(prediction_1D, k)
     texts = bank.texts()
-    lines = [f"{'cosine':>7} {'row':>9}  passage"]
-    for row, score in zip(row_BK[0], score_BK[0], strict=True):
+    lines = [f"{score_name:>7} {'row':>9}  passage"]
+    for row, score in zip(row_1K[0], score_1K[0], strict=True):
         passage = "" if texts is None else " ".join(str(texts[row]).split())
         sequence = bank.sequences[bank.sequence_N[row]]
         lines.append(f"{score:7.3f} {row:9,}  [{sequence}] {passage[:WIDTH]}")
-    tracking.log_text("\n".join(lines) + "\n", "predictions.txt")
-    print("\n".join(lines))
+    return lines
 
 
 def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,7 +29,18 @@ BASELINE, PREVIOUS = "baseline", "previous"
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ARTIFACT = "model"
 ROW_CORRECTION = "row_correction.npy"
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "torch", "tqdm")
+REQUIREMENTS = (
+    "faiss-cpu",
+    "filelock",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "torch",
+    "tqdm",
+)
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -57,6 +68,7 @@ def log_predictor(
     signature = ModelSignature(
         inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
         outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
+        params=ParamSchema([ParamSpec("k", DataType.long, 0)]),
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_model(model, Path(scratch) / ARTIFACT)

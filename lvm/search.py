@@ -80,11 +80,13 @@ def top_rows(
     k: int,
     row_correction: FloatArray | None = None,
     exclude: Queries | None = None,
+    representative_N: IntArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the k best bank rows of each prediction with their scores, (Q, k), best first.
 
     Rows of equal score stand in row order. The context rows of `exclude` (one query a prediction)
-    are left out; where fewer than k rows remain, row -1 with score -inf fills up.
+    are left out, as is every row that is not the first of its group in `representative_N`; where
+    fewer than k rows remain, row -1 with score -inf fills up.
     """
     if not 1 <= k <= bank.num_rows:
         raise ValueError(f"k: {k} is outside 1 ... {bank.num_rows}, the number of bank rows")
@@ -94,6 +96,7 @@ def top_rows(
         k,
         checked_correction(row_correction, bank),
         exclude,
+        representative_N,
     )
     found = share_blocks(search.run, range(0, bank.num_rows, TOP_BLOCK))
     score_QK, row_QK = found[0]
@@ -109,6 +112,7 @@ class _TopSearch:
     k: int
     pair_N2: FloatArray | None
     exclude: Queries | None
+    representative_N: IntArray | None
 
     def run(self, starts: Iterator[int]) -> tuple[Tensor, Tensor]:
         """Return scores with rows of the best (Q, k) in the blocks of this worker."""
@@ -136,9 +140,12 @@ class _TopSearch:
         if self.pair_N2 is not None:
             scale_B, bias_B = torch.from_numpy(self.pair_N2[begin : begin + len(block_BD)].T)
             score_QB.mul_(scale_B).add_(bias_B)
+        row_B = np.arange(begin, begin + len(block_BD))
+        if self.representative_N is not None:
+            is_twin_B = torch.from_numpy(self.representative_N[row_B] != row_B)
+            score_QB.masked_fill_(is_twin_B, -torch.inf)
         if self.exclude is not None:
             part = self.exclude.take(lines)
-            row_B = np.arange(begin, begin + len(block_BD))
             after_first = row_B >= part.first_row_Q[:, None]
             context_QB = after_first & (row_B < part.target_row_Q[:, None])
             score_QB.masked_fill_(torch.from_numpy(context_QB), -torch.inf)

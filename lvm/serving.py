@@ -1,44 +1,91 @@
 """The served predictor: MLflow runs this file to load a logged model.
 
-Shapes: B batch, T time, D vector dim.
+Shapes: B batch, T time, D vector dim, K passages.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.models import set_model
+from mlflow.models import Model, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from lvm.checkpoint import load_model, read_config
+from lvm.bank import open_bank
+from lvm.checkpoint import load_model
 from lvm.contexts import check_contexts
+from lvm.facts import Facts
+from lvm.index import ServingIndex, ensure_index
 from lvm.prediction import predict_contexts
+from lvm.streaming import Stream, laid_out_for_steps, open_stream
 
 
 class ServedPredictor(PythonModel):
-    """Maps contexts (B, T, D) float32 to predicted unit vectors (B, D) float32."""
+    """Maps contexts (B, T, D) float32 to predicted unit vectors (B, D) float32.
+
+    Where the model's bank is at hand, the parameter k asks for the best k passages too. In one
+    process, `stream` with `retrieve` answer after each new vector without its context being sent.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights that were logged with the model."""
         folder = Path(context.artifacts["config"]).parent
         self.model = load_model(folder)
-        self.dim = int(read_config(folder)["dim"])
+        self.facts = Facts(**(Model.load(str(folder.parent)).metadata or {}))
+        correction = context.artifacts.get("row_correction")
+        self.row_correction = None if correction is None else np.load(correction)
+        self._stepping = self.model
+        self._index: ServingIndex | None = None
 
     def predict(
         self,
         context: PythonModelContext,
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
         """Return the predicted next vectors (B, D), unit length, for contexts (B, T, D).
 
-        Raises ValueError on an empty batch or context, another D, zero or non-finite vectors.
+        With k in `params`: a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first, and
+        `scores` (B, k), cosines with the model's row correction. Raises ValueError on an empty
+        batch or context, another D, zero or non-finite vectors, an impossible k; where k is asked
+        for, also without the model's bank.
         """
         contexts_BTD = np.asarray(model_input, dtype=np.float32)
-        check_contexts(contexts_BTD, self.dim)
+        check_contexts(contexts_BTD, self.facts.dim)
         unit_BTD = contexts_BTD / np.linalg.norm(contexts_BTD, axis=-1, keepdims=True)
-        return predict_contexts(self.model, unit_BTD)
+        k = int((params or {}).get("k", 0))
+        if k == 0:
+            return predict_contexts(self.model, unit_BTD)
+        index = self.index()
+        vector_BD = predict_contexts(self.model, unit_BTD)
+        row_BK, score_BK = index.search(vector_BD, k)
+        return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK}
+
+    def stream(self) -> Stream:
+        """Return an empty stream of the model, bounded by the ctx that it was trained with."""
+        self._stepping = laid_out_for_steps(self._stepping)
+        return open_stream(self._stepping, self.facts.ctx)
+
+    def retrieve(
+        self, vector_BD: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best k passages of predicted vectors as bank rows with scores, (B, k)."""
+        return self.index().search(vector_BD, k)
+
+    def index(self) -> ServingIndex:
+        """Open the index over the model's bank, once; it is built under data/index if missing.
+
+        Raises ValueError where the bank is no longer at its path, or is another one by now.
+        """
+        if self._index is None:
+            bank = open_bank(self.facts.bank)
+            if bank.sha256 != self.facts.bank_sha256:
+                raise ValueError(
+                    f"k: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than the "
+                    f"model's ({self.facts.bank_sha256[:12]}); ask without k for vectors"
+                )
+            self._index = ensure_index(bank, self.model, self.facts, self.row_correction)
+        return self._index
 
 
 set_model(ServedPredictor())

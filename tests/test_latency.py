@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from lvm.bank import Bank
-from lvm.latency import measure_latency
+from lvm.index import build_index
+from lvm.latency import measure_latency, measure_search, measure_warm_latency
+from lvm.models.baselines import MovingAverage
 from lvm.windows import plan_windows
 
 
@@ -32,3 +34,34 @@ def test_single_queries_are_timed_with_their_whole_context(tiny_bank: Bank) -> N
     assert set(timed) == {"p50", "p95"}
     assert 10 <= timed["p50"] <= timed["p95"] < 1000
     assert model.lengths == [10] * 6  # one warms up
+
+
+class Slow(MovingAverage):
+    """Busily waits two milliseconds for an appended row, twenty for a context."""
+
+    def begin(self, context_TD: torch.Tensor) -> tuple:
+        wait(0.020)
+        return super().begin(context_TD)
+
+    def step(self, vector_D: torch.Tensor, cache) -> torch.Tensor:
+        wait(0.002)
+        return super().step(vector_D, cache)
+
+
+def wait(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_warm_answer_pays_for_one_row_and_sometimes_for_a_context(tiny_bank: Bank) -> None:
+    index = build_index(tiny_bank, list)
+    timed = measure_warm_latency(Slow(tiny_bank.dim), tiny_bank, 50, index, num_rows=40)
+    assert set(timed) == {"warm_p50", "warm_p95", "warm_max"}
+    assert 2 <= timed["warm_p50"] < 20 <= timed["warm_max"]  # 10 rows fit between two readings
+
+
+def test_a_search_is_timed_alone_as_well_as_in_a_batch(tiny_bank: Bank) -> None:
+    timed = measure_search(build_index(tiny_bank, list), tiny_bank.unit(slice(0, 30)))
+    assert set(timed) == {"index_p50", "index_p95", "index_batch"}
+    assert 0 < timed["index_p50"] <= timed["index_p95"] and timed["index_batch"] > 0

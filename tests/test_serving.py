@@ -1,31 +1,58 @@
 """The served predictor, loaded by MLflow from a real sqlite store."""
 
+import io
+import json
+import shutil
+
 import mlflow
 import numpy as np
 import pytest
 
 from lvm import registry, tracking
+from lvm.bank import open_bank
 from lvm.contexts import check_contexts
 from lvm.facts import facts_of
 from lvm.models.baselines import MovingAverage
 from lvm.prediction import predict_contexts
+from lvm.retrieval import top_rows
 from lvm.windows import plan_windows
 from tests.conftest import copy_store
+from tests.synthetic import make_bank
 
 DIM = 16
 
 
 @pytest.fixture(scope="module")
-def served(empty_store, tiny_bank, tmp_path_factory):
+def workplace(tmp_path_factory):
+    """A folder with a bank of its own, which a test may take away."""
+    folder = tmp_path_factory.mktemp("served")
+    make_bank(folder / "bank")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def correction(workplace):
+    """A row correction (N, 2) that changes the order of passages."""
+    random = np.random.default_rng(1)
+    num_rows = open_bank(workplace / "bank").num_rows
+    scale_N, bias_N = random.uniform(0.8, 1.2, num_rows), random.uniform(-0.3, 0, num_rows)
+    return np.stack([scale_N, bias_N], axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def served(empty_store, workplace, correction):
     """The baseline as a user loads it, with pickle switched off."""
-    facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
+    bank = open_bank(workplace / "bank")
+    facts = facts_of("ema", "none", bank, plan_windows(bank, 50))
     with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, tmp_path_factory.mktemp("served") / "store", patch)
+        copy_store(empty_store, workplace / "store", patch)
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.chdir(workplace)
         with tracking.run("train", {}):
-            version = registry.register(registry.log_predictor(MovingAverage(DIM), facts), facts)
+            model_id = registry.log_predictor(MovingAverage(DIM), facts, correction)
+            version = registry.register(model_id, facts)
         registry.promote(version, None, {})
-        return mlflow.pyfunc.load_model("models:/lvm@baseline")
+        yield mlflow.pyfunc.load_model("models:/lvm@baseline")
 
 
 def contexts(batch: int = 3, time: int = 7, dim: int = DIM) -> np.ndarray:
@@ -82,3 +109,59 @@ def test_contexts_without_a_direction_are_refused(served, spoil, reason):
     if spoilt.ndim == 3 and spoilt.shape[2] == DIM:
         with pytest.raises(ValueError):
             served.predict(spoilt)
+
+
+def expected_passages(workplace, correction, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    bank = open_bank(workplace / "bank")
+    unit_BTD = contexts() / np.linalg.norm(contexts(), axis=-1, keepdims=True)
+    vector_BD = predict_contexts(MovingAverage(DIM), unit_BTD)
+    groups = plan_windows(bank, 50).representative_N
+    return top_rows(vector_BD, bank, k, correction, representative_N=groups)
+
+
+def test_k_asks_for_passages_with_corrected_scores(served, workplace, correction):
+    answer = served.predict(contexts(), params={"k": 4})
+    assert np.array_equal(answer["vectors"], served.predict(contexts()))
+    row_BK, score_BK = expected_passages(workplace, correction)
+    assert np.array_equal(answer["rows"], row_BK)
+    np.testing.assert_allclose(answer["scores"], score_BK, rtol=0, atol=1e-6)
+
+
+def test_an_answer_with_passages_is_json(served):
+    from mlflow.pyfunc.scoring_server import predictions_to_json
+
+    written = io.StringIO()
+    predictions_to_json(served.predict(contexts(), params={"k": 2}), written)
+    answer = json.loads(written.getvalue())["predictions"]
+    assert np.shape(answer["rows"]) == np.shape(answer["scores"]) == (3, 2)
+
+
+def test_a_warm_stream_answers_like_the_whole_context(served, workplace, correction):
+    model = served.unwrap_python_model()
+    stream = model.stream()
+    stream.warm(contexts()[0, :-1])
+    row_1K, score_1K = model.retrieve(stream.append(contexts()[0, -1])[None], 4)
+    row_BK, score_BK = expected_passages(workplace, correction)
+    assert np.array_equal(row_1K[0], row_BK[0])
+    np.testing.assert_allclose(score_1K[0], score_BK[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [-1, 10**6])
+def test_an_impossible_k_is_refused(served, k):
+    with pytest.raises(ValueError, match="k: "):
+        served.predict(contexts(), params={"k": k})
+
+
+def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, workplace):
+    fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
+    shutil.move(workplace / "bank", workplace / "away")
+    try:
+        with pytest.raises(ValueError, match="no such folder"):
+            fresh.predict(contexts(), params={"k": 2})
+        make_bank(workplace / "bank", seed=1)
+        with pytest.raises(ValueError, match="is another one"):
+            fresh.predict(contexts(), params={"k": 2})
+        assert fresh.predict(contexts()).shape == (3, DIM)
+    finally:
+        shutil.rmtree(workplace / "bank")
+        shutil.move(workplace / "away", workplace / "bank")
