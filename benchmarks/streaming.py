@@ -17,6 +17,7 @@ PREDICTORS = (
     ("memory_gru", {"cell": "gru"}),
     ("memory_gru", {"cell": "mingru"}),
     ("ema", {}),
+    ("transformer", {}),
     ("ridge", {}),
 )
 
@@ -35,14 +36,14 @@ def main() -> None:
     print(
         f"D {options.dim}, context of {options.ctx} rows, {options.rows} appended, "
         f"{options.threads} thread(s); milliseconds\n"
-        f"{'predictor':<20}{'bound':>7}{'warm':>9}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>9}"
+        f"{'predictor':<20}{'bound':>7}{'warm':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}"
     )
     for name, sizes in PREDICTORS:
         torch.manual_seed(0)
         model = build_model({"model": name, "dim": options.dim} | sizes)
         for ctx in (None, options.ctx):
             figures = measure(model, vector_TD, options.ctx, ctx)
-            shown = "".join(f"{value:{width}.2f}" for value, width in zip(figures, (9, 8, 8, 8, 9)))
+            shown = "".join(f"{value:9.2f}" for value in figures)
             label = " ".join([name, *map(str, sizes.values())])
             print(f"{label:<20}{ctx or 'none':>7}{shown}", flush=True)
 

@@ -22,12 +22,12 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from lvm.bank import Bank, FloatArray, IntArray
+from lvm.bank import Bank
 from lvm.bank_files import file_sha256
 from lvm.duplicates import duplicate_groups
 from lvm.facts import Facts
 from lvm.prediction import predict_queries
-from lvm.search import checked_correction, top_rows, unit_predictions
+from lvm.search import FloatArray, IntArray, checked_correction, top_rows, unit_predictions
 from lvm.seeding import generator
 from lvm.windows import ensure_windows
 
@@ -174,8 +174,8 @@ def build_index(
 ) -> ServingIndex:
     """Build the index of a bank: exhaustive up to `flat_passages`, inverted lists beyond.
 
-    The lists that a search probes are the fewest, by powers of sqrt 2, whose ten best passages agree
-    with exact search by AGREEMENT on `tuning_predictions` (Q, D), which are asked for only then.
+    A search probes the fewest lists, by powers of sqrt 2, whose ten best passages agree with exact
+    search by AGREEMENT on `tuning_predictions` (Q, D), which are asked for only then.
     """
     representative_N = duplicate_groups(bank)
     row_K = np.flatnonzero(representative_N == np.arange(bank.num_rows))

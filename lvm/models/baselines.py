@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 from lvm.models.scan import RunningAverage, moving_average
 
-
 RIDGE_DECAYS = (0.5, 0.9)
 TWIN = 0.999  # cosine from which two rows are duplicates, as in lvm.duplicates
 QUERY_BLOCK = 1024

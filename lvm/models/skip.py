@@ -1,7 +1,7 @@
 """Moving average over recent vectors whose weights adapt to their content.
 
-Shapes: B batch, T time, D vector dim, A address features, K taps, C blocks, S steps of a block, W rows
-that a block looks at.
+Shapes: B batch, T time, D vector dim, A address features, K taps, C blocks, S steps of a block, W
+rows that a block looks at.
 """
 
 import math

@@ -1,0 +1,78 @@
+"""Time of one answer of a served model: `python -m benchmarks.serving --bank data/bank`.
+
+Registers an untrained memory_gru of the default size beside a moving average in a scratch store,
+loads each as a user does, then times a warm stream with its index. Scratch takes the index too.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import mlflow
+import torch
+
+from lvm import registry, tracking
+from lvm.bank import Bank, open_bank
+from lvm.facts import facts_of
+from lvm.index import TUNING_QUERIES
+from lvm.latency import measure_latency, measure_search, measure_warm_latency
+from lvm.models import build_model
+from lvm.prediction import predict_queries
+from lvm.windows import Windows, ensure_windows
+
+MODELS = ("ema", "memory_gru")
+FIGURES = ("p95", "index_p50", "index_p95", "index_batch", "warm_p50", "warm_p95", "warm_max")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bank", default="data/bank")
+    parser.add_argument("--ctx", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=400, help="vectors appended to the stream")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    bank = open_bank(Path(options.bank).resolve())
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+        tracking.configure()
+        windows = ensure_windows(bank, options.ctx)
+        print(f"bank of {bank.num_rows:,} x {bank.dim}, ctx {options.ctx}; milliseconds")
+        for name in MODELS:
+            torch.set_num_threads(max(options.threads))
+            measure(name, bank, windows, options)
+        os.chdir("/")
+
+
+def measure(name: str, bank: Bank, windows: Windows, options: argparse.Namespace) -> None:
+    """Print the figures of one model, a line for each number of threads."""
+    served = register_and_load(name, bank, windows)
+    begin = time.perf_counter()
+    index = served.index()
+    print(f"\n{name}: {index.facts}; built in {time.perf_counter() - begin:.0f} s")
+    print("threads" + "".join(f"{key:>13}" for key in FIGURES), flush=True)
+    queries = windows.queries["test"].head(TUNING_QUERIES)
+    prediction_QD = predict_queries(served.model, bank, queries)
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        found = measure_latency(served.model, bank, queries)
+        found |= measure_search(index, prediction_QD)
+        found |= measure_warm_latency(served.model, bank, windows.ctx, index, options.rows)
+        print(f"{threads:>7}" + "".join(f"{found[key]:>13.2f}" for key in FIGURES), flush=True)
+
+
+def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[no-untyped-def]
+    """Return what stands behind models:/lvm@baseline once the model is registered."""
+    torch.manual_seed(0)
+    model = build_model({"model": name, "dim": bank.dim}).eval()
+    facts = facts_of(name, "none", bank, windows)
+    with tracking.run("train", {}):
+        version = registry.register(registry.log_predictor(model, facts), facts)
+    registry.promote(version, registry.aliases().get(registry.BASELINE), {})
+    return mlflow.pyfunc.load_model(registry.BASELINE_URI).unwrap_python_model()
+
+
+if __name__ == "__main__":
+    main()
