@@ -22,7 +22,7 @@ from lvm.models import build_model
 from lvm.prediction import predict_queries
 from lvm.windows import Windows, ensure_windows
 
-MODELS = ("ema", "memory_gru")
+MODELS = ["ema", "memory_gru"]
 FIGURES = ("p95", "index_p50", "index_p95", "index_batch", "warm_p50", "warm_p95", "warm_max")
 
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=400, help="vectors appended to the stream")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     options = parser.parse_args()
     bank = open_bank(Path(options.bank).resolve())
     with tempfile.TemporaryDirectory() as scratch:
@@ -40,7 +41,7 @@ def main() -> None:
         tracking.configure()
         windows = ensure_windows(bank, options.ctx)
         print(f"bank of {bank.num_rows:,} x {bank.dim}, ctx {options.ctx}; milliseconds")
-        for name in MODELS:
+        for name in options.models:
             torch.set_num_threads(max(options.threads))
             measure(name, bank, windows, options)
         os.chdir("/")

@@ -10,9 +10,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "seeding row_table bank_files bank duplicates encoders corpus splits planning audit windows "
     "models facts objectives checkpoint fits contexts prediction streaming batches recipes "
-    "optimisation symptoms training search retrieval index metrics hubness statistics lanes answers "
-    "baselines latency evaluation controls rules diagnosis comparison shadow gates promotion tables "
-    "figures decision_report controls_report report checkout stopping tracking registry serving"
+    "optimisation symptoms training search retrieval index metrics hubness statistics lanes "
+    "answers baselines latency evaluation controls rules diagnosis comparison shadow gates "
+    "promotion tables figures decision_report controls_report report checkout stopping tracking "
+    "registry serving"
 ).split()
 MLFLOW_FILES = {"lvm/tracking.py", "lvm/registry.py", "lvm/serving.py"}
 MAX_LINES = 320

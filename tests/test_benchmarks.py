@@ -1,0 +1,43 @@
+"""The benchmarks run at sizes that take seconds; their figures are not checked here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(name: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ranking_is_measured_beside_the_matrix_product_and_faiss(tmp_path):
+    sizes = "--rows 3000 --dim 32 --queries 300 --faiss-queries 100 --threads 1".split()
+    table = printed("ranking", *sizes, "--scratch", str(tmp_path), folder=tmp_path)
+    lines = {line[:12].strip(): line[12:].split() for line in table.splitlines()[2:]}
+    assert list(lines) == ["matmul", "exact_ranks", "faiss flat"]
+    assert [cells[0] for cells in lines.values()] == ["300", "300", "100"]
+    assert lines["matmul"][3] == "100%"
+    assert all(cells[-1] == "MB" for cells in lines.values())
+    assert not list(tmp_path.iterdir()), "the scratch bank is gone"
+
+
+def test_streaming_is_measured_for_every_predictor(tmp_path):
+    table = printed("streaming", *"--dim 16 --ctx 20 --rows 30".split(), folder=tmp_path)
+    names = {line[:20].strip() for line in table.splitlines()[2:]}
+    assert names == {"memory_gru gru", "memory_gru mingru", "transformer", "ema", "ridge"}
+
+
+def test_serving_is_measured_with_its_index(tmp_path, tiny_bank):
+    sizes = "--ctx 20 --rows 30 --threads 1".split()
+    table = printed("serving", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
+    assert "ema: exhaustive search" in table and "memory_gru: exhaustive search" in table
+    assert table.count("warm_p95") == 2
