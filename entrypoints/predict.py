@@ -1,7 +1,7 @@
 """Command: retrieve the passages that come next."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,10 @@ def body(options: PredictOptions) -> None:
     ctx = options.ctx or predictor.facts.ctx
     context_TD = read_context(options, bank)[-ctx:]
     tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
-    is_own = predictor.facts.bank_sha256 == bank.sha256
-    correction = predictor.row_correction if is_own else None
-    index = ensure_index(bank, predictor.model, predictor.facts, correction)
+    facts, correction = predictor.facts, predictor.row_correction
+    if facts.bank_sha256 != bank.sha256:
+        facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
+    index = ensure_index(bank, predictor.model, facts, correction)
     prediction_BD = predict_contexts(predictor.model, context_TD[None])
     score_name = "cosine" if correction is None else "score"
     lines = [f"search: {index.facts}", *passages(index, bank, prediction_BD, options.k, score_name)]

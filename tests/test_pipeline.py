@@ -200,7 +200,9 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     np.save("context.npy", np.random.default_rng(0).standard_normal((9, 16)))
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if "Sentence number" in line]) == 3
+    passages = [line for line in lines if "Sentence number" in line]
+    assert len(passages) == 3 and len({line.split("[")[1] for line in passages}) == 3
+    assert "search: exhaustive search of 4,760 passages" in lines  # of 40 twins one each
 
 
 def test_promotion_by_hand_and_rollback_are_logged(promoted):
