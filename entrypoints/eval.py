@@ -1,7 +1,8 @@
 """Command: exact ranks of a predictor over the whole bank."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,12 @@ from lvm import tracking
 from lvm.controls import run_controls
 from lvm.controls_report import controls_table
 from lvm.figures import context_figure
+from lvm.index import DEPTH, agreement, ensure_index
+from lvm.latency import measure_search, measure_warm_latency
 from lvm.report import evaluation_table
+from lvm.search import top_rows
+
+SEARCHED = 500  # predictions whose index search is compared with exact search
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ def body(options: EvalOptions) -> None:
     table = evaluation_table(measurement.report)
     print(table, flush=True)
     report = measurement.report
+    report |= {"index": serve(measurement)}
+    served = index_line(report)
+    print(served, flush=True)
+    table += f"\n{served}"
     if options.controls:
         report |= {"controls": control(measurement, options.split)}
         shown = controls_table(report["controls"], report["leaky"])
@@ -41,6 +51,38 @@ def body(options: EvalOptions) -> None:
         table += f"\n\n{shown}"
     tracking.log_text(table + "\n", "eval.txt")
     publish(report, options.report)
+
+
+def serve(measurement: Measurement) -> dict[str, Any]:
+    """Search the serving index with the predictions; add its times to the report's latency."""
+    subject, own = measurement.subject, measurement.evaluations[0]
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    model, correction = subject.predictor.model, own.row_correction
+    index = ensure_index(bank, model, subject.predictor.facts, correction)
+    depth = min(DEPTH, index.facts.num_passages)
+    asked_QD = own.predictions[:SEARCHED]
+    exact, _ = top_rows(
+        asked_QD, bank, depth, correction, representative_N=windows.representative_N
+    )
+    found, _ = index.search(asked_QD, depth)
+    measured = asdict(index.facts) | {"description": str(index.facts)}
+    measured |= {"queries": len(asked_QD), "agreement": agreement(found, exact)}
+    times = measure_search(index, asked_QD)
+    times |= measure_warm_latency(model, bank, windows.ctx, index)
+    measurement.report["latency_ms"] |= times
+    logged = {f"latency_ms/{name}": value for name, value in times.items()}
+    tracking.log_metrics(logged | {"index/agreement": measured["agreement"]})
+    return measured
+
+
+def index_line(report: Mapping[str, Any]) -> str:
+    """Say in two lines how the predictor would be served, at what cost."""
+    index, times = report["index"], report["latency_ms"]
+    return (
+        f"Serving: {index['description']}; on these queries {index['agreement']:.3f}.\n"
+        f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
+        f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
+    )
 
 
 def control(measurement: Measurement, split: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_eval_reports_what_the_contract_names(trained):
     assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
     report = json.loads((trained / "ema.json").read_text())
     named = "queries bank_rows bank_sha256 ctx hit_at_1 hit_at_5 hit_at_10 mrr_at_10 median_rank"
-    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls"
+    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls index"
     assert set(named.split()) <= report.keys()
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
