@@ -26,8 +26,8 @@ def forest_figure(result: ShadowResult) -> Figure:
     """Draw every paired Hit@5 difference with its interval; right of zero is better."""
     figure, [axes] = _canvas(
         "Who beats whom? Difference in Hit@5 on the same queries",
-        f"{result.num_queries:,} queries from {result.num_documents:,} documents, bars are 95 % "
-        "intervals by document; green and red exclude zero",
+        f"{result.num_queries:,} queries from {result.num_documents:,} documents; 95 % "
+        "intervals by document; band: too small to be found",
         result.leaky,
     )
     pairs = sorted(result.comparisons, key=lambda pair: (pair.reference, pair.hit_at_5.mean))
@@ -36,6 +36,9 @@ def forest_figure(result: ShadowResult) -> Figure:
         change = pair.hit_at_5
         mean, low, high = (100 * value for value in (change.mean, change.low, change.high))
         color = GREEN if low > 0 else RED if high < 0 else GREY
+        if pair.detectable > 0:
+            band = 100 * pair.detectable
+            axes.barh(y, 2 * band, left=-band, height=0.62, color=LIGHT, alpha=0.5, zorder=0)
         axes.plot([low, high], [y, y], color=color, linewidth=4, solid_capstyle="butt")
         axes.plot([mean], [y], "o", color=color, markersize=11)
         _label(axes, f"{mean:+.1f}", (mean, y), (0, 11), color=color, ha="center")
@@ -43,7 +46,7 @@ def forest_figure(result: ShadowResult) -> Figure:
     axes.axvline(0, color=BLACK, linewidth=1.2)
     axes.set_yticks(range(len(pairs)), labels, size=FONT - 2 if len(pairs) <= 16 else FONT - 6)
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
-    axes.set_xlabel("difference in Hit@5, points")
+    axes.set_xlabel("difference in Hit@5, points; green or red where the interval excludes zero")
     axes.grid(axis="x", color=LIGHT)
     if not pairs:
         _empty(axes, "no two candidates could be compared")
@@ -61,11 +64,13 @@ def rank_figure(result: ShadowResult) -> Figure:
     last = min(result.num_answers, 1000)
     k_K = np.unique(np.geomspace(1, max(2, last), 200).round())
     ends = []
-    for place, name in enumerate(one.name for one in result.outcomes if one.is_scored):
-        rank_Q = np.sort(result.per_query.loc[result.per_query["candidate"] == name, "rank"])
+    for place, one in enumerate(one for one in result.outcomes if one.is_scored):
+        own = result.per_query["candidate"] == one.name
+        rank_Q = np.sort(result.per_query.loc[own, "rank"])
         share_K = 100 * np.searchsorted(rank_Q, k_K, side="right") / len(rank_Q)
         color, dashes = SERIES[place % len(SERIES)], "-" if place < len(SERIES) else "--"
         axes.plot(k_K, share_K, color=color, linestyle=dashes, linewidth=2.5)
+        name = one.name if one.leak is None else f"{one.name} (LEAKY)"
         ends.append((float(share_K[-1]), name, color))
     axes.plot(k_K, 100 * k_K / result.num_answers, ":", color=GREY, linewidth=2)
     axes.set_xscale("log")
@@ -79,6 +84,18 @@ def rank_figure(result: ShadowResult) -> Figure:
     axes.set_ylabel("queries answered within the first k, %")
     axes.grid(color=LIGHT)
     return figure
+
+
+def shadow_lane_figure(result: ShadowResult) -> Figure:
+    """Draw Hit@5 per lane of the first of the ranking, the baseline, the best free predictor."""
+    shown = result.leaders()
+    if not shown or not shown[0].lanes:
+        figure, [axes] = _canvas("Hit@5 per lane", "no lane was measured", result.leaky)
+        _empty(axes, "no candidate was scored" if not shown else "the bank has no lanes")
+        return figure
+    measured = {one.name: one.lanes for one in shown}
+    overall = {one.name: one.figures["hit_at_5"] for one in shown}
+    return lane_figure(measured, overall, result.leaky)
 
 
 def lane_figure(

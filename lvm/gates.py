@@ -51,6 +51,11 @@ def _same_bank(case: Case) -> Verdict:
     return refusal is None, refusal or f"bank {case.result.bank_sha256[:12]}"
 
 
+def _replayed(case: Case) -> Verdict:
+    failure = case.outcome.failure
+    return failure is None, failure or f"answered {case.result.num_queries:,} queries"
+
+
 def _finite(case: Case) -> Verdict:
     num_bad = case.outcome.num_non_finite
     if num_bad:
@@ -88,7 +93,8 @@ def _above_floor(case: Case) -> Verdict:
 
 def _fast_enough(case: Case) -> Verdict:
     p95, limit = case.outcome.latency_ms.get("p95", math.nan), case.rules.latency_p95_ms
-    return p95 <= limit, f"P95 {p95:.1f} ms, limit {limit:g} ms"
+    measured = "one query with its whole context read anew, the model alone, without a search"
+    return p95 <= limit, f"P95 {p95:.1f} ms for {measured}; limit {limit:g} ms"
 
 
 def _beats_best_free(case: Case) -> Verdict:
@@ -111,7 +117,7 @@ def _beats_baseline(case: Case) -> Verdict:
     if baseline is None or not baseline.is_scored:
         why = "it was not replayed"
         if baseline is not None:
-            why = baseline.refusal or "its predictions are not finite"
+            why = baseline.refusal or baseline.failure or "its predictions are not finite"
         return False, (
             f"no comparison with the baseline {case.baseline}: {why}; to start anew, move the "
             "alias by hand with the entry point promote"
@@ -124,7 +130,10 @@ def _beats(case: Case, comparison: Comparison | None, reference: str) -> Verdict
         return False, f"was not compared with {reference}"
     difference, p_holm = comparison.hit_at_5, comparison.p_holm
     passed = difference.low > 0 and p_holm <= case.rules.alpha
-    return passed, f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
+    detail = f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
+    if not passed and abs(difference.mean) < comparison.detectable:
+        detail += f"; below {100 * comparison.detectable:.1f} points these queries tell nothing"
+    return passed, detail
 
 
 def _no_lane_falls(case: Case) -> Verdict:
@@ -151,6 +160,7 @@ def _no_lane_falls(case: Case) -> Verdict:
 # Conditions of a measurement: where one fails, the figures behind it mean nothing.
 MEASURED: dict[str, Callable[[Case], Verdict]] = {
     "same bank": _same_bank,
+    "replayed": _replayed,
     "finite": _finite,
     "no leak": _no_leak,
     "enough queries": _enough_queries,

@@ -26,10 +26,13 @@ from lvm.tables import (
 
 __all__ = [
     "comparison_table",
+    "detectable_note",
     "decision_text",
     "evaluation_table",
     "gates_table",
+    "history_table",
     "lanes_table",
+    "measurement_table",
     "shadow_lanes_table",
     "shadow_markdown",
     "shadow_table",
@@ -87,12 +90,13 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
         f"ranked over {result.num_rows:,} bank rows",
         f"({result.num_answers:,} distinct), up to {result.removed_ctx:,} context rows removed; "
         f"bank {result.bank_sha256[:12]}; [95 % interval by document]",
+        f"queries: {result.source}",
     ]
     body = predictors_table(rows, style) if rows else "No candidate could be scored."
     blocks = [captioned(caption, body, result.leaky)]
     left_out = [o for o in result.outcomes if not o.is_scored]
     if left_out:
-        lines = [f"{bullet(style)}{_versioned(o)}: {_why_unscored(o)}" for o in left_out]
+        lines = [f"{bullet(style)}{_versioned(o)}: {o.why_unscored}" for o in left_out]
         blocks.append("\n".join(["Not scored:", *([""] if style == MARKDOWN else []), *lines]))
     return "\n\n".join(blocks)
 
@@ -101,8 +105,6 @@ def comparison_table(result: ShadowResult, style: str = TEXT) -> str:
     """Return the paired differences of a replay in points, one line per comparison."""
     lines = []
     for pair in result.comparisons:
-        outcome = result.outcome(pair.candidate)
-        latency = outcome.latency_ms.get("p95", math.nan) if outcome is not None else math.nan
         lines.append(
             [
                 pair.candidate,
@@ -110,22 +112,76 @@ def comparison_table(result: ShadowResult, style: str = TEXT) -> str:
                 difference_cell(pair.hit_at_5),
                 difference_cell(pair.mrr_at_10),
                 p_cell(pair.p_holm),
-                f"{latency:.1f}",
+                "none differ" if math.isnan(pair.detectable) else f"{100 * pair.detectable:.1f}",
             ]
         )
     if not lines:
         return "No two candidates could be compared."
-    headers = ["candidate", "against", "Hit@5, points", "MRR@10, points", "p (Holm)", "P95 ms"]
+    headers = ["candidate", "against", "Hit@5, points", "MRR@10, points", "p (Holm)", "detectable"]
     caption = ["Paired differences on the same queries [95 % interval by document]"]
-    return captioned(caption, table(lines, headers, "llrrrr", style), result.leaky)
+    body = captioned(caption, table(lines, headers, "llrrrr", style), result.leaky)
+    return f"{body}\n\n{detectable_note(result)}"
+
+
+def detectable_note(result: ShadowResult) -> str:
+    """Say how small a difference these queries can still find."""
+    smallest = [100 * pair.detectable for pair in result.comparisons if pair.detectable > 0]
+    if not smallest:
+        return "Detectable: nothing can be said, for no two candidates differ on these queries."
+    low, high = f"{min(smallest):.1f}", f"{max(smallest):.1f}"
+    span = low if low == high else f"{low} to {high}, by pair,"
+    return (
+        f"Detectable: a true Hit@5 difference below {span} points is missed by these "
+        f"{result.num_queries:,} queries\nin more than one of five cases (80 % power, two-sided "
+        "5 %, one comparison); more documents lower it."
+    )
+
+
+def measurement_table(result: ShadowResult, style: str = TEXT) -> str:
+    """Return how each candidate was measured: now or before, for how long, with which latency."""
+    lines = [
+        [
+            _versioned(one),
+            f"{one.ctx:,}",
+            *(f"{one.latency_ms.get(key, math.nan):.1f}" for key in ("p50", "p95")),
+            f"{one.seconds:.1f}",
+            one.measured_at.replace("T", " ").removesuffix("+00:00"),
+            one.origin,
+        ]
+        for one in result.outcomes
+        if one.origin
+    ]
+    if not lines:
+        return "No candidate was measured."
+    headers = ["candidate", "ctx", "P50 ms", "P95 ms", "seconds", "measured, UTC", "answers"]
+    caption = [
+        "Each candidate in its own process; latency of one query whose whole context is read anew,",
+        "the model alone, without a search",
+    ]
+    return captioned(caption, table(lines, headers, "lrrrrll", style))
+
+
+def history_table(moves: Sequence[Mapping[str, str]], style: str = TEXT) -> str:
+    """Return the moves of the alias, the latest first."""
+    if not moves:
+        return "The alias was never set."
+    lines = [
+        [
+            one["at"].replace("T", " ").removesuffix("+00:00"),
+            one["version"],
+            one["replaced"],
+            one["reason"],
+            one["run"][:8],
+        ]
+        for one in reversed(moves)
+    ]
+    headers = ["UTC", "baseline", "before", "reason", "run"]
+    return table(lines, headers, "lrrll", style)
 
 
 def shadow_lanes_table(result: ShadowResult, style: str = TEXT) -> str:
     """Return Hit@5 per lane of the first of the ranking, the baseline, the best free predictor."""
-    first = next((one.name for one in result.outcomes if one.is_scored), None)
-    names = dict.fromkeys([first, result.baseline_name, result.best_free])
-    found = [result.outcome(name) for name in names if name is not None]
-    shown = [one for one in found if one is not None and one.is_scored]
+    shown = result.leaders()
     if not shown or not shown[0].lanes:
         return "The bank has no lanes."
     lines = []
@@ -180,9 +236,15 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
 
 
 def shadow_markdown(
-    result: ShadowResult, decision: Decision, figure_names: Sequence[str] = ()
+    result: ShadowResult,
+    decision: Decision,
+    figure_names: Sequence[str] = (),
+    moves: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """Return the whole report of a shadow evaluation; figures are linked by their file names."""
+    """Return the whole report of a shadow evaluation; figures are linked by their file names.
+
+    `moves` are those of the alias before this decision.
+    """
     blocks = [
         "# Shadow evaluation",
         decision_text(decision, MARKDOWN),
@@ -195,6 +257,10 @@ def shadow_markdown(
         shadow_lanes_table(result, MARKDOWN),
         "## Every gate",
         checks_markdown(decision),
+        "## How it was measured",
+        measurement_table(result, MARKDOWN),
+        "## The alias before this decision",
+        history_table(moves, MARKDOWN),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -217,12 +283,6 @@ def _marks(outcome: Outcome, result: ShadowResult, decision: Decision | None) ->
     if result.leaky or outcome.leak is not None:
         marks.append(LEAKY)
     return tuple(marks)
-
-
-def _why_unscored(outcome: Outcome) -> str:
-    if outcome.refusal is not None:
-        return f"refused, {outcome.refusal}"
-    return f"{outcome.num_non_finite:,} predictions are not finite"
 
 
 def _report_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) -> PredictorRow:

@@ -16,7 +16,9 @@ from lvm.report import (
     decision_text,
     evaluation_table,
     gates_table,
+    history_table,
     lanes_table,
+    measurement_table,
     shadow_lanes_table,
     shadow_markdown,
     shadow_table,
@@ -125,7 +127,9 @@ def test_a_predictor_without_correction_has_its_marks_below() -> None:
 def test_comparisons_show_points_and_holm() -> None:
     rows = body(comparison_table(winning_case()))
     assert rows[0].split()[:2] == ["model", "old"]
-    assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith("8.0")
+    assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith(" 1.5")
+    text = comparison_table(winning_case())
+    assert "a true Hit@5 difference below 1.5 points is missed by these 2,000 queries" in text
     empty = dataclasses.replace(winning_case(), comparisons=())
     assert "No two candidates" in comparison_table(empty)
 
@@ -136,8 +140,8 @@ def test_the_decision_shows_every_gate_and_the_outcome_first() -> None:
     result = dataclasses.replace(result, outcomes=(*result.outcomes, broken))
     decision = decide(result, "old", dataclasses.replace(RULES, alpha=0.001))
     rows = {row.split()[0]: row.split()[1:] for row in body(gates_table(decision))}
-    assert rows["model"] == ["pass"] * 4 + ["FAIL", "pass", "FAIL", "pass", "pass"]
-    assert rows["nan"] == ["pass", "FAIL"] + ["-"] * 7
+    assert rows["model"] == ["pass"] * 5 + ["FAIL", "pass", "FAIL", "pass", "pass"]
+    assert rows["nan"] == ["pass", "pass", "FAIL"] + ["-"] * 7
     text = decision_text(decision)
     head, reason = text[text.index("Decision:") :].splitlines()[:2]
     assert head == "Decision: baseline is old"
@@ -147,8 +151,43 @@ def test_the_decision_shows_every_gate_and_the_outcome_first() -> None:
     assert max(map(len, promoted.splitlines())) <= 110
 
 
-def test_markdown_has_all_parts_with_figures() -> None:
+def test_pairs_that_answer_alike_have_nothing_to_detect() -> None:
     result = winning_case()
+    alike = tuple(dataclasses.replace(x, detectable=float("nan")) for x in result.comparisons)
+    text = comparison_table(dataclasses.replace(result, comparisons=alike))
+    assert text.count("none differ") == len(alike) and "nothing can be said" in text
+
+
+def test_measurements_tell_what_was_read_from_the_store() -> None:
+    result = winning_case()
+    read = dataclasses.replace(result.outcomes[0], origin="read from the store")
+    lost = unscored("lost", failure="its process was killed by SIGKILL", origin="")
+    text = measurement_table(
+        dataclasses.replace(result, outcomes=(read, *result.outcomes[1:], lost))
+    )
+    rows = body(text)
+    assert rows[0].split()[0] == "model" and rows[0].endswith("read from the store")
+    assert len(rows) == 4 and all(row.endswith("measured now") for row in rows[1:])
+    assert "4.0" in rows[0] and "8.0" in rows[0] and "2026-01-02 03:04:05" in rows[0]
+    assert "No candidate was measured" in measurement_table(
+        dataclasses.replace(result, outcomes=(lost,))
+    )
+
+
+def test_the_history_of_the_alias_has_the_latest_move_first() -> None:
+    move = {"at": "2026-01-02T03:04:05+00:00", "version": "1", "replaced": "none"}
+    moves = [
+        move | {"run": "a" * 32, "reason": "first"},
+        move | {"version": "2", "replaced": "1", "run": "b" * 32, "reason": "better"},
+    ]
+    rows = body(history_table(moves))
+    assert [row.split()[2:4] for row in rows] == [["2", "1"], ["1", "none"]]
+    assert "better" in rows[0] and "bbbbbbbb" in rows[0]
+    assert history_table([]) == "The alias was never set."
+
+
+def test_markdown_has_all_parts_with_figures() -> None:
+    result = winning_case(source="the log asked.jsonl")
     text = shadow_markdown(result, decide(result, "old", RULES), ["forest.png"])
     assert text.startswith("# Shadow evaluation\n") and "![forest](forest.png)" in text
     for part in (
@@ -156,6 +195,9 @@ def test_markdown_has_all_parts_with_figures() -> None:
         "## Paired differences",
         "## Lanes",
         "## Every gate",
+        "## How it was measured",
+        "## The alias before this decision",
+        "queries: the log asked.jsonl",
         "Decision: baseline is",
     ):
         assert part in text

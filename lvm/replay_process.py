@@ -1,0 +1,214 @@
+"""Measurement in a process of its own, so that no candidate can harm another.
+
+Run as `python -m lvm.replay_process <job folder>`. Shapes: N bank rows, Q queries.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lvm.bank import Bank, open_bank
+from lvm.checkpoint import CONFIG, load_model, save_model
+from lvm.context_rows import ContextQueries, as_objects
+from lvm.measuring import Measurement, MeasurementFailed, measure
+from lvm.replay_store import (
+    STORE,
+    arrays_sha256,
+    measurement_key,
+    measurement_path,
+    queries_sha256,
+    read_measurement,
+    write_measurement,
+)
+from lvm.shadow import Candidate
+from lvm.stopping import GRACE_SECONDS, follow_parent
+from lvm.windows import Queries, Windows
+
+MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
+QUERIES, REMOVED = "queries.npz", "removed.npz"
+JOB, ERROR = "job.json", "error.txt"
+QUERY_ARRAYS = ("query_Q", "target_row_Q", "first_row_Q", "sequence_start_Q")
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """Measures candidates, each in its own process; what the `store` holds is read from there.
+
+    `note` is told about each candidate in one line.
+    """
+
+    store: Path = STORE
+    note: Note = print
+
+    def __call__(
+        self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+    ) -> Measurement:
+        """Return the measurement of one candidate; raises MeasurementFailed where it breaks off."""
+        with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
+            job = write_job(Path(folder), candidate, bank, windows, removed, self.store)
+            found = read_measurement(job.result, job.key)
+            if found is not None:
+                self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
+                return found
+            begin = time.perf_counter()
+            try:
+                found = finish(start(job), job)
+            except MeasurementFailed as failure:
+                self.note(f"replay of {candidate.name}: {failure}")
+                raise
+            seconds = time.perf_counter() - begin
+            self.note(f"replay of {candidate.name}: measured in {seconds:.1f} s")
+            return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder that says what to measure, the file to write it to with its key."""
+
+    folder: Path
+    result: Path
+    key: str
+
+
+def write_job(
+    folder: Path,
+    candidate: Candidate,
+    bank: Bank,
+    windows: Windows,
+    removed: Queries,
+    store: Path = STORE,
+) -> Job:
+    """Write everything that a process needs to measure a candidate; the bank stays where it is."""
+    save_model(candidate.model, folder / MODEL)
+    queries = removed.with_ctx(candidate.facts.ctx)
+    np.save(folder / GROUPS, windows.representative_N)
+    correction_sha256 = "none"
+    if candidate.row_correction is not None:
+        np.save(folder / CORRECTION, candidate.row_correction)
+        correction_sha256 = arrays_sha256(candidate.row_correction)
+    _write_queries(folder / QUERIES, queries)
+    _write_queries(folder / REMOVED, removed)
+    key = measurement_key(
+        {
+            "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
+            "row_correction": correction_sha256,
+            "bank": bank.sha256,
+            "groups": arrays_sha256(windows.representative_N),
+            "queries": queries_sha256(queries),
+            "removed": queries_sha256(removed),
+        }
+    )
+    result = measurement_path(store.resolve(), key)
+    what = {"bank": str(bank.path.resolve()), "bank_sha256": bank.sha256}
+    (folder / JOB).write_text(json.dumps(what | {"result": str(result), "key": key}))
+    return Job(folder, result, key)
+
+
+def start(job: Job) -> subprocess.Popen[bytes]:
+    """Start the process of a job: a fresh python with this very code, its bars on our terminal."""
+    code = str(Path(__file__).resolve().parents[1])
+    others = os.environ.get("PYTHONPATH")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([code, *([others] if others else [])])
+    }
+    command = [sys.executable, "-m", "lvm.replay_process", str(job.folder)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen[bytes], job: Job) -> Measurement:
+    """Wait for the process of a job, read what it wrote; it never outlives this call.
+
+    Raises MeasurementFailed, in one line, where it ended without a result.
+    """
+    try:
+        code = process.wait()
+    finally:
+        _end(process)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+        raise MeasurementFailed(f"its process was killed by {name}{hint}")
+    if code > 0:
+        told = job.folder / ERROR
+        reason = told.read_text() if told.is_file() else "it left no message"
+        raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
+    found = read_measurement(job.result, job.key)
+    if found is None:
+        raise MeasurementFailed(f"its process left no readable result at {job.result}")
+    return Measurement(found.ranks, found.num_non_finite, found.latency_ms, found.seconds, found.at)
+
+
+def run(folder: Path) -> None:
+    """Measure what the job in `folder` describes; this is the work of the process."""
+    what = json.loads((folder / JOB).read_text())
+    bank = open_bank(what["bank"])
+    if bank.sha256 != what["bank_sha256"]:
+        raise ValueError(f"bank {bank.path}: was replaced while the replay ran")
+    correction = folder / CORRECTION
+    found = measure(
+        load_model(folder / MODEL),
+        bank,
+        np.load(folder / GROUPS),
+        _read_queries(folder / QUERIES),
+        _read_queries(folder / REMOVED),
+        np.load(correction) if correction.is_file() else None,
+    )
+    write_measurement(Path(what["result"]), what["key"], found)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the job whose folder is the one argument; an error is told in its folder."""
+    folder = Path(arguments[0])
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = " ".join(f"{kind.__name__}: {error}".split())
+        (folder / ERROR).write_text(line[:500])
+
+    sys.excepthook = tell
+    follow_parent()
+    run(folder)
+
+
+def _write_queries(path: Path, queries: Queries) -> None:
+    arrays: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_ARRAYS}
+    if isinstance(queries, ContextQueries):
+        arrays["num_rows_Q"] = queries.num_rows()
+        arrays["context_row"] = np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
+    np.savez(path, ctx=queries.ctx, **arrays)
+
+
+def _read_queries(path: Path) -> Queries:
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in QUERY_ARRAYS} | {"ctx": int(stored["ctx"])}
+        if "num_rows_Q" not in stored:
+            return Queries(**arrays)
+        bounds = np.cumsum(stored["num_rows_Q"])[:-1]
+        contexts = np.split(stored["context_row"], bounds)
+        return ContextQueries(**arrays, context_row_Q=as_objects(contexts))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process where it still runs, as after a stop signal to this one."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
