@@ -51,13 +51,10 @@ def _same_bank(case: Case) -> Verdict:
     return refusal is None, refusal or f"bank {case.result.bank_sha256[:12]}"
 
 
-def _replayed(case: Case) -> Verdict:
-    failure = case.outcome.failure
-    return failure is None, failure or f"answered {case.result.num_queries:,} queries"
-
-
 def _finite(case: Case) -> Verdict:
     num_bad = case.outcome.num_non_finite
+    if case.outcome.failure is not None:
+        return False, f"gave no answers: {case.outcome.failure}"
     if num_bad:
         return False, f"{num_bad:,} of {case.result.num_queries:,} predictions are not finite"
     if not case.outcome.is_scored or not all(map(math.isfinite, case.outcome.figures.values())):
@@ -160,7 +157,6 @@ def _no_lane_falls(case: Case) -> Verdict:
 # Conditions of a measurement: where one fails, the figures behind it mean nothing.
 MEASURED: dict[str, Callable[[Case], Verdict]] = {
     "same bank": _same_bank,
-    "replayed": _replayed,
     "finite": _finite,
     "no leak": _no_leak,
     "enough queries": _enough_queries,

@@ -1,6 +1,6 @@
 """Measurement in a process of its own, so that no candidate can harm another.
 
-Run as `python -m lvm.replay_process <job folder>`. Shapes: N bank rows, Q queries.
+Run as `python -m lvm.replay_process <job folder> <its parent's id>`. Shapes: Q queries.
 """
 
 import json
@@ -123,7 +123,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([code, *([others] if others else [])])
     }
-    command = [sys.executable, "-m", "lvm.replay_process", str(job.folder)]
+    command = [sys.executable, "-m", "lvm.replay_process", str(job.folder), str(os.getpid())]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
@@ -169,8 +169,11 @@ def run(folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the job whose folder is the one argument; an error is told in its folder."""
-    folder = Path(arguments[0])
+    """Run the job in the folder of the first argument, where an error is told, too.
+
+    The process ends with its parent, whose id is the second argument.
+    """
+    folder, parent = Path(arguments[0]), int(arguments[1])
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = " ".join(f"{kind.__name__}: {error}".split())
@@ -178,7 +181,8 @@ def main(arguments: list[str]) -> None:
 
     sys.excepthook = tell
     follow_parent()
-    run(folder)
+    if os.getppid() == parent:  # else it ended before it could be followed
+        run(folder)
 
 
 def _write_queries(path: Path, queries: Queries) -> None:

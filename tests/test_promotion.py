@@ -63,9 +63,9 @@ def test_same_bank_gate_fires() -> None:
     assert "another bank" in decision.reasons[1]
 
 
-def test_replayed_gate_fires() -> None:
+def test_finite_gate_fires_where_the_measurement_broke_off() -> None:
     model = unscored("model", failure="its process was killed by SIGKILL")
-    decision = assert_only_fails(with_model(winning_case(), model), "replayed")
+    decision = assert_only_fails(with_model(winning_case(), model), "finite")
     assert "killed by SIGKILL" in decision.reasons[1]
 
 
