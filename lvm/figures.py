@@ -10,7 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lvm.comparison import ShadowResult
+from lvm.comparison import Comparison, ShadowResult
 from lvm.diagnosis import Diagnosis
 from lvm.lanes import LaneFigures
 
@@ -31,6 +31,7 @@ def forest_figure(result: ShadowResult) -> Figure:
         result.leaky,
     )
     pairs = sorted(result.comparisons, key=lambda pair: (pair.reference, pair.hit_at_5.mean))
+    limit = _forest_limit(pairs)
     labels = []
     for y, pair in enumerate(pairs):
         change = pair.hit_at_5
@@ -40,17 +41,35 @@ def forest_figure(result: ShadowResult) -> Figure:
             band = 100 * pair.detectable
             axes.barh(y, 2 * band, left=-band, height=0.62, color=LIGHT, alpha=0.5, zorder=0)
         axes.plot([low, high], [y, y], color=color, linewidth=4, solid_capstyle="butt")
-        axes.plot([mean], [y], "o", color=color, markersize=11)
-        _label(axes, f"{mean:+.1f}", (mean, y), (0, 11), color=color, ha="center")
+        if abs(mean) < limit:
+            axes.plot([mean], [y], "o", color=color, markersize=11)
+            _label(axes, f"{mean:+.1f}", (mean, y), (0, 11), color=color, ha="center")
+        else:
+            side, mark = np.sign(mean), "<" if mean < 0 else ">"
+            axes.plot([0.985 * side * limit], [y], mark, color=color, markersize=11)
+            where, ha = (-15 * side, -5), "left" if mean < 0 else "right"
+            _label(
+                axes, f"{mean:+.1f}, off the scale", (side * limit, y), where, color=color, ha=ha
+            )
         labels.append(f"{pair.candidate}\nagainst {pair.reference}")
     axes.axvline(0, color=BLACK, linewidth=1.2)
     axes.set_yticks(range(len(pairs)), labels, size=FONT - 2 if len(pairs) <= 16 else FONT - 6)
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
+    axes.set_xlim(-limit, limit)
     axes.set_xlabel("difference in Hit@5, points; green or red where the interval excludes zero")
     axes.grid(axis="x", color=LIGHT)
     if not pairs:
         _empty(axes, "no two candidates could be compared")
     return figure
+
+
+def _forest_limit(pairs: Sequence[Comparison]) -> float:
+    """Return the half width, in points, that shows most pairs; far ones would squeeze the rest."""
+    ends = [100 * max(abs(p.hit_at_5.low), abs(p.hit_at_5.high), p.detectable) for p in pairs]
+    reach = [end for end in ends if np.isfinite(end)]
+    if not reach:
+        return 5.0
+    return 1.2 * max(1.0, *(end for end in reach if end <= max(3 * np.median(reach), 5.0)))
 
 
 def rank_figure(result: ShadowResult) -> Figure:
@@ -255,9 +274,14 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write (value, name, color) at the right edge, moved apart where values are close."""
     low, high = axes.get_ylim()
     gap = (high - low) / 26
-    at = -np.inf
-    for value, name, color in sorted(ends):
-        at = max(value, at + gap)
+    places: list[float] = []
+    for value, _, _ in sorted(ends):
+        places.append(max(value, places[-1] + gap) if places else value)
+    top = high
+    for index in reversed(range(len(places))):  # a crowd at the top grows downwards
+        places[index] = min(places[index], top)
+        top = places[index] - gap
+    for at, (_, name, color) in zip(places, sorted(ends), strict=True):
         _label(axes, name, (axes.get_xlim()[1], at), (8, 0), color=color, va="center")
 
 

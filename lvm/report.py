@@ -129,9 +129,9 @@ def detectable_note(result: ShadowResult) -> str:
     if not smallest:
         return "Detectable: nothing can be said, for no two candidates differ on these queries."
     low, high = f"{min(smallest):.1f}", f"{max(smallest):.1f}"
-    span = low if low == high else f"{low} to {high}, by pair,"
+    span = low if low == high else f"{low} to {high}"
     return (
-        f"Detectable: a true Hit@5 difference below {span} points is missed by these "
+        f"Detectable: a smaller true difference of Hit@5 ({span} points) is missed by these "
         f"{result.num_queries:,} queries\nin more than one of five cases (80 % power, two-sided "
         "5 %, one comparison); more documents lower it."
     )

@@ -30,13 +30,17 @@ def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
     """Return a plain and a corrected line per predictor: Hit@k in percent, the median rank."""
     lines = []
     for row in rows:
-        below = ", ".join(row.marks)
-        lines.append([row.name, "plain", *_figure_cells(row.figures, row.ci95)])
+        marks = ", ".join(row.marks)
+        plain = ["plain", *_figure_cells(row.figures, row.ci95)]
+        corrected = [""] * 5
         if row.corrected:
-            corrected = _figure_cells(row.corrected, row.corrected_ci95)
-            lines.append([f"  {below}" if below else "", "corrected", *corrected])
-        elif below:
-            lines.append([f"  {below}", *[""] * 5])
+            corrected = ["corrected", *_figure_cells(row.corrected, row.corrected_ci95)]
+        if style == MARKDOWN:
+            lines.append([", ".join([row.name, *row.marks]), *plain])
+            lines += [["", *corrected]] if row.corrected else []
+        else:
+            lines.append([row.name, *plain])
+            lines += [[f"  {marks}" if marks else "", *corrected]] if marks or row.corrected else []
     headers = [
         "predictor",
         "score",

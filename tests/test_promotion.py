@@ -107,7 +107,7 @@ def test_floor_gate_fires() -> None:
 def test_best_free_gate_fires() -> None:
     result = with_comparison(winning_case(), compared("model", "ema", NO_GAIN))
     decision = assert_only_fails(result, "beats best free")
-    assert "below 1.5 points these queries tell nothing" in decision.reasons[1]
+    assert "less than 1.5 points is not detectable here" in decision.reasons[1]
 
 
 def test_best_free_gate_fires_without_a_free_predictor() -> None:
@@ -161,7 +161,7 @@ def test_latency_gate_fires() -> None:
     slow = {"p50": 1.0, "p95": RULES.latency_p95_ms + 0.1}
     model = outcome("model", "trained", 0.2, latency_ms=slow)
     decision = assert_only_fails(with_model(winning_case(), model), "fast enough")
-    assert "1000.1 ms for one query with its whole context read anew" in decision.reasons[1]
+    assert "1000.1 ms (one query, its whole context read anew" in decision.reasons[1]
 
 
 def test_latency_gate_fires_where_nothing_was_measured() -> None:

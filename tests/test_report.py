@@ -129,7 +129,9 @@ def test_comparisons_show_points_and_holm() -> None:
     assert rows[0].split()[:2] == ["model", "old"]
     assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith(" 1.5")
     text = comparison_table(winning_case())
-    assert "a true Hit@5 difference below 1.5 points is missed by these 2,000 queries" in text
+    assert (
+        "a smaller true difference of Hit@5 (1.5 points) is missed by these 2,000 queries" in text
+    )
     empty = dataclasses.replace(winning_case(), comparisons=())
     assert "No two candidates" in comparison_table(empty)
 
