@@ -4,21 +4,24 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from entrypoints._candidates import Field, choose_queries, gather
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import registry, tracking
 from lvm.comparison import ShadowResult
+from lvm.decision_report import decision_text
 from lvm.figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.promotion import Decision
 from lvm.query_log import read_query_log
 from lvm.registry import BASELINE
 from lvm.replay_process import Replayer
-from lvm.report import comparison_table, decision_text, shadow_markdown, shadow_table
 from lvm.rules import read_gate_rules
 from lvm.settling import settle, tag_measured
 from lvm.shadow import replay
+from lvm.shadow_report import comparison_table, origin_note, shadow_markdown, shadow_table
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
@@ -60,7 +63,7 @@ def body(options: ShadowOptions) -> None:
         inputs.windows,
         queries,
         field.baseline_name,
-        measure=Replayer(note=lambda line: print(line, flush=True)),
+        measure=Replayer(note=tqdm.write),
     )
     result = replace(result, source=source)
     log_figures(field, result)
@@ -85,7 +88,12 @@ def body(options: ShadowOptions) -> None:
 
 def summary(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
     """Return what the terminal shows."""
-    blocks = [shadow_table(result, decision), comparison_table(result), decision_text(decision)]
+    blocks = [
+        shadow_table(result, decision),
+        comparison_table(result),
+        origin_note(result),
+        decision_text(decision),
+    ]
     if not is_enabled:
         blocks.append("dry run: no alias was changed; promote=enabled changes it")
     return "\n\n".join(blocks)

@@ -127,7 +127,7 @@ def versions() -> dict[str, Facts]:
 def version_of(model_id: str) -> str | None:
     """Return the newest version made of a logged model; None where it was never registered."""
     found = MlflowClient().search_model_versions(f"name = '{NAME}'", max_results=1000)
-    numbers = [int(version.version) for version in found if version.model_id == model_id]
+    numbers = [int(one.version) for one in found if one.source == f"models:/{model_id}"]
     return str(max(numbers)) if numbers else None
 
 

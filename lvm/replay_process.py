@@ -1,7 +1,4 @@
-"""Measurement in a process of its own, so that no candidate can harm another.
-
-Run as `python -m lvm.replay_process <job folder> <its parent's id>`. Shapes: Q queries.
-"""
+"""Measurement in a process of its own, so that no candidate can harm another."""
 
 import json
 import os
@@ -13,15 +10,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 
-from lvm.bank import Bank, open_bank
-from lvm.checkpoint import CONFIG, load_model, save_model
-from lvm.context_rows import ContextQueries, as_objects
-from lvm.measuring import Measurement, MeasurementFailed, measure
+from lvm.bank import Bank
+from lvm.checkpoint import CONFIG, save_model
+from lvm.measuring import Measurement, MeasurementFailed
+from lvm.replay_child import (
+    CORRECTION,
+    ERROR,
+    GROUPS,
+    JOB,
+    MODEL,
+    QUERIES,
+    REMOVED,
+    write_queries,
+)
 from lvm.replay_store import (
     STORE,
     arrays_sha256,
@@ -29,16 +33,11 @@ from lvm.replay_store import (
     measurement_path,
     queries_sha256,
     read_measurement,
-    write_measurement,
 )
 from lvm.shadow import Candidate
-from lvm.stopping import GRACE_SECONDS, follow_parent
+from lvm.stopping import GRACE_SECONDS
 from lvm.windows import Queries, Windows
 
-MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
-QUERIES, REMOVED = "queries.npz", "removed.npz"
-JOB, ERROR = "job.json", "error.txt"
-QUERY_ARRAYS = ("query_Q", "target_row_Q", "first_row_Q", "sequence_start_Q")
 Note = Callable[[str], None]
 
 
@@ -98,8 +97,8 @@ def write_job(
     if candidate.row_correction is not None:
         np.save(folder / CORRECTION, candidate.row_correction)
         correction_sha256 = arrays_sha256(candidate.row_correction)
-    _write_queries(folder / QUERIES, queries)
-    _write_queries(folder / REMOVED, removed)
+    write_queries(folder / QUERIES, queries)
+    write_queries(folder / REMOVED, removed)
     key = measurement_key(
         {
             "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
@@ -123,7 +122,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([code, *([others] if others else [])])
     }
-    command = [sys.executable, "-m", "lvm.replay_process", str(job.folder), str(os.getpid())]
+    command = [sys.executable, "-m", "lvm.replay_child", str(job.folder), str(os.getpid())]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
@@ -150,59 +149,6 @@ def finish(process: subprocess.Popen[bytes], job: Job) -> Measurement:
     return Measurement(found.ranks, found.num_non_finite, found.latency_ms, found.seconds, found.at)
 
 
-def run(folder: Path) -> None:
-    """Measure what the job in `folder` describes; this is the work of the process."""
-    what = json.loads((folder / JOB).read_text())
-    bank = open_bank(what["bank"])
-    if bank.sha256 != what["bank_sha256"]:
-        raise ValueError(f"bank {bank.path}: was replaced while the replay ran")
-    correction = folder / CORRECTION
-    found = measure(
-        load_model(folder / MODEL),
-        bank,
-        np.load(folder / GROUPS),
-        _read_queries(folder / QUERIES),
-        _read_queries(folder / REMOVED),
-        np.load(correction) if correction.is_file() else None,
-    )
-    write_measurement(Path(what["result"]), what["key"], found)
-
-
-def main(arguments: list[str]) -> None:
-    """Run the job in the folder of the first argument, where an error is told, too.
-
-    The process ends with its parent, whose id is the second argument.
-    """
-    folder, parent = Path(arguments[0]), int(arguments[1])
-
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        line = " ".join(f"{kind.__name__}: {error}".split())
-        (folder / ERROR).write_text(line[:500])
-
-    sys.excepthook = tell
-    follow_parent()
-    if os.getppid() == parent:  # else it ended before it could be followed
-        run(folder)
-
-
-def _write_queries(path: Path, queries: Queries) -> None:
-    arrays: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_ARRAYS}
-    if isinstance(queries, ContextQueries):
-        arrays["num_rows_Q"] = queries.num_rows()
-        arrays["context_row"] = np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
-    np.savez(path, ctx=queries.ctx, **arrays)
-
-
-def _read_queries(path: Path) -> Queries:
-    with np.load(path) as stored:
-        arrays = {name: stored[name] for name in QUERY_ARRAYS} | {"ctx": int(stored["ctx"])}
-        if "num_rows_Q" not in stored:
-            return Queries(**arrays)
-        bounds = np.cumsum(stored["num_rows_Q"])[:-1]
-        contexts = np.split(stored["context_row"], bounds)
-        return ContextQueries(**arrays, context_row_Q=as_objects(contexts))
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process where it still runs, as after a stop signal to this one."""
     if process.poll() is None:
@@ -212,7 +158,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -18,7 +18,7 @@ from lvm.comparison import Replay, ShadowResult, compare
 from lvm.facts import Facts
 from lvm.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.measuring import Measurement, MeasurementFailed, measure
-from lvm.splits import TRAIN, split_by_document
+from lvm.splits import TRAIN, VAL, split_by_document
 from lvm.windows import Queries, Windows
 
 
@@ -171,6 +171,9 @@ def _leak(candidate: Candidate, bank: Bank, windows: Windows, queries: Queries) 
     num_seen = int(in_train[windows.representative_N[queries.target_row_Q]].sum())
     if num_seen:
         return f"{num_seen:,} of {len(queries):,} answers were among its train rows"
+    num_chosen = int((split_N[queries.target_row_Q] == VAL).sum())
+    if num_chosen:
+        return f"{num_chosen:,} of {len(queries):,} answers were val rows, by which it was chosen"
     return None
 
 

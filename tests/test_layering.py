@@ -11,9 +11,9 @@ ORDER = (
     "stopping seeding row_table bank_files bank duplicates encoders corpus splits planning audit "
     "windows context_rows models facts objectives checkpoint contexts prediction batches recipes "
     "optimisation symptoms training search retrieval metrics hubness statistics baselines latency "
-    "evaluation lanes rules diagnosis query_log measuring replay_store comparison shadow "
-    "replay_process gates promotion tables figures decision_report report checkout tracking "
-    "registry settling serving"
+    "evaluation lanes rules diagnosis query_log measuring replay_store replay_child comparison "
+    "shadow replay_process gates promotion tables figures decision_report report "
+    "shadow_report checkout tracking registry settling serving"
 ).split()
 MLFLOW_FILES = {"lvm/tracking.py", "lvm/registry.py", "lvm/serving.py"}
 MAX_LINES = 320

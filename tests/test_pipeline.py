@@ -165,7 +165,7 @@ def test_candidates_are_named_in_every_way_and_taken_once(promoted):
 
 def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
     twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
-    with tracking.run("train", {}):
+    with tracking.run("lost", {}):
         lost = registry.log_predictor(twin.model, twin.facts)
     version = registry.register(lost, twin.facts)
     (weights,) = (promoted / "store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")

@@ -8,22 +8,21 @@ import pandas as pd
 import pytest
 
 from lvm.bank import Bank
+from lvm.decision_report import decision_text, gates_table
 from lvm.diagnosis import diagnose
 from lvm.lanes import lane_figures
 from lvm.promotion import decide
-from lvm.report import (
+from lvm.report import evaluation_table, lanes_table
+from lvm.rules import read_gate_rules, read_lane_rules
+from lvm.shadow_report import (
     comparison_table,
-    decision_text,
-    evaluation_table,
-    gates_table,
     history_table,
-    lanes_table,
     measurement_table,
+    origin_note,
     shadow_lanes_table,
     shadow_markdown,
     shadow_table,
 )
-from lvm.rules import read_gate_rules, read_lane_rules
 from lvm.tables import MARKDOWN, PredictorRow, difference_cell, interval_cell, p_cell
 from lvm.tables import predictors_table as predictors
 from lvm.windows import plan_windows
@@ -170,6 +169,11 @@ def test_measurements_tell_what_was_read_from_the_store() -> None:
     rows = body(text)
     assert rows[0].split()[0] == "model" and rows[0].endswith("read from the store")
     assert len(rows) == 4 and all(row.endswith("measured now") for row in rows[1:])
+    mixed = dataclasses.replace(result, outcomes=(read, *result.outcomes[1:], lost))
+    assert origin_note(mixed).splitlines() == [
+        "Answers read from the store: model.",
+        "Answers measured now: old, ema, copy-last.",
+    ]
     assert "4.0" in rows[0] and "8.0" in rows[0] and "2026-01-02 03:04:05" in rows[0]
     assert "No candidate was measured" in measurement_table(
         dataclasses.replace(result, outcomes=(lost,))

@@ -193,6 +193,13 @@ def test_queries_whose_answers_were_trained_on_are_marked(
     assert outcome.leak == "10 of 10 answers were among its train rows"
 
 
+def test_queries_that_chose_the_candidate_are_marked(
+    bank: Bank, windows: Windows, free: list[Candidate]
+) -> None:
+    outcome = replay(free[:1], bank, windows, windows.queries["val"].head(30)).outcomes[0]
+    assert outcome.leak == "30 of 30 answers were val rows, by which it was chosen"
+
+
 def test_one_planted_train_row_marks_the_candidate_and_moves_no_other_rank(
     bank: Bank, windows: Windows, queries: Queries, free: list[Candidate]
 ) -> None:
