@@ -195,18 +195,21 @@ def test_a_process_follows_its_parent_even_when_that_is_killed(
     waiting.unlink()
     os.mkfifo(waiting)  # the process blocks at reading it
     script = f"""
-import sys
+import threading
 from pathlib import Path
 from lvm.replay_process import Job, start
-print(start(Job(Path({str(tmp_path)!r}), Path({str(job.result)!r}), {job.key!r})).pid, flush=True)
-open({str(waiting)!r}, "wb")  # returns when the process has come as far as reading
-print("reading", flush=True)
-sys.stdin.read()
+process = start(Job(Path({str(tmp_path)!r}), Path({str(job.result)!r}), {job.key!r}))
+print(process.pid, flush=True)
+held = []
+def hold():  # opening returns when the process has come as far as reading
+    held.append(open({str(waiting)!r}, "wb"))
+    print("reading", flush=True)
+threading.Thread(target=hold, daemon=True).start()
+print("ended", process.wait(), flush=True)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as parent:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         assert parent.stdout.readline() == "reading\n"
         keeper = os.open(waiting, os.O_WRONLY)

@@ -123,6 +123,17 @@ def test_a_predictor_without_correction_has_its_marks_below() -> None:
     assert body(predictors([row]))[1].strip() == "free"
 
 
+def test_a_page_shows_the_marks_beside_the_name_with_mrr() -> None:
+    one = outcome("ema", "free", 0.2)
+    text = predictors(
+        [PredictorRow("ema", ("free", "LEAKY"), one.figures, one.ci95, one.corrected, one.ci95)],
+        MARKDOWN,
+    )
+    _, _, plain, corrected = text.splitlines()
+    assert "MRR@10 %" in text and plain.startswith("| ema, free, LEAKY | plain ")
+    assert "13.3 [11.3, 15.3]" in plain and corrected.count("|") == plain.count("|") == 8
+
+
 def test_comparisons_show_points_and_holm() -> None:
     rows = body(comparison_table(winning_case()))
     assert rows[0].split()[:2] == ["model", "old"]
