@@ -181,9 +181,10 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
     assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru"])
     twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
-    registry.register(twin.model_id, twin.facts)
-    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru-v1", "memory_gru-v6"])
-    MlflowClient().delete_model_version("lvm", "6")
+    version = registry.register(twin.model_id, twin.facts)
+    rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
+    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, *rivals])
+    MlflowClient().delete_model_version("lvm", version)
 
 
 def names_of_the_field() -> list[str]:
