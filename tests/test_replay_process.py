@@ -161,18 +161,21 @@ def test_threads_of_the_process_are_not_those_of_this_one(
 
 
 STOPPED = """
+import subprocess
 import sys
 from pathlib import Path
-from lvm import replay_process
 from lvm.replay_process import Job, finish
-from lvm.stopping import stoppable
-import subprocess
+from lvm.stopping import Stopped, end_children, stoppable
 child = [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"]
-with stoppable():
-    process = subprocess.Popen(child, stdout=subprocess.PIPE)
-    process.stdout.readline()
-    print(process.pid, flush=True)
-    finish(process, Job(Path("."), Path("nothing"), ""))
+try:
+    with stoppable():
+        process = subprocess.Popen(child, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        print(process.pid, flush=True)
+        finish(process, Job(Path("."), Path("nothing"), ""))
+except Stopped:  # as tracking.run does: the signal may come before `finish` begins
+    end_children()
+    raise
 """
 
 
