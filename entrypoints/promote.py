@@ -36,6 +36,7 @@ def body(options: PromoteOptions) -> None:
     }
     registry.promote(version, current, evidence)
     tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
+    tracking.log_report({"moves": registry.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"
     print(f"baseline is version {version} ({predictor.facts.model}); {before}")
 

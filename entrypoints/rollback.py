@@ -16,8 +16,9 @@ class RollbackOptions:
 def body(options: RollbackOptions) -> None:
     """Give the alias back to the version that had it before."""
     tracking.log_config({})
-    restored, withdrawn = registry.rollback()
+    restored, withdrawn = registry.rollback({"decision_run": tracking.active_run_id()})
     tracking.set_tags({"decision": "rolled back", BASELINE: restored})
+    tracking.log_report({"moves": registry.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 

@@ -1,31 +1,41 @@
 """Command: paired replay of all candidates, gates, promotion."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from entrypoints._candidates import Field, choose_queries, gather, read_log
+from tqdm import tqdm
+
+from entrypoints._candidates import Field, choose_queries, gather
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import registry, tracking
 from lvm.comparison import ShadowResult
-from lvm.figures import forest_figure, rank_figure
-from lvm.promotion import Decision, decide
+from lvm.decision_report import decision_text
+from lvm.promotion import Decision
+from lvm.query_log import read_query_log
 from lvm.registry import BASELINE
-from lvm.report import comparison_table, decision_text, shadow_markdown, shadow_table
+from lvm.replay_process import Replayer
 from lvm.rules import read_gate_rules
+from lvm.settling import settle, tag_measured
 from lvm.shadow import replay
+from lvm.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
+from lvm.shadow_report import comparison_table, origin_note, shadow_markdown, shadow_table
 
-FIGURES = {"forest.png": forest_figure, "ranks.png": rank_figure}
+FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
 
 @dataclass(frozen=True)
 class ShadowOptions:
     """Options of `shadow-eval`."""
 
-    candidates: str = option("all", "all, or versions and URIs, separated by commas.")
-    queries: str = option("test", "test, or a table (.parquet, .csv) with a column target_row.")
+    candidates: str = option(
+        "all", "all, or versions, models:/lvm@<alias>, runs:/<id>/model, models:/m-<id>, by commas."
+    )
+    queries: str = option(
+        "test", "test, or a log: .parquet, .jsonl, .csv with target_row and sequence|context_rows."
+    )
     promote: str = option(
         "dry_run", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
     )
@@ -41,53 +51,52 @@ class ShadowOptions:
 def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
-    if options.queries != "test":
-        read_log(Path(options.queries))  # refused before anything is fitted or registered
-    field = gather(options.candidates, options.bank, options.ctx, register=is_enabled)
+    log = None if options.queries == "test" else read_query_log(Path(options.queries))
+    field = gather(options.candidates, options.bank, options.ctx, is_enabled, log)
     inputs = field.inputs
-    queries = choose_queries(options.queries, inputs, options.max_queries)
+    queries, source = choose_queries(log, inputs, options.max_queries)
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
-    result = replay(field.candidates, inputs.bank, inputs.windows, queries, field.baseline_name)
-    rules = read_gate_rules()
-    decision = decide(result, field.baseline_name, rules)
+    result = replay(
+        field.candidates,
+        inputs.bank,
+        inputs.windows,
+        queries,
+        field.baseline_name,
+        measure=Replayer(note=tqdm.write),
+    )
+    result = replace(result, source=source)
     log_figures(field, result)
-    log_artifacts(result, decision)
-    text = "\n\n".join(
-        [shadow_table(result, decision), comparison_table(result), decision_text(decision)]
-    )
+    run_id = tracking.active_run_id()
+    tag_measured(result, field.versions, run_id)
+    rules = read_gate_rules()
+
+    def publish_decision(decision: Decision) -> None:
+        log_artifacts(result, decision)
+        text = summary(result, decision, is_enabled)
+        tracking.log_text(text + "\n", "shadow.txt")
+        print(text, flush=True)
+        report = result.report() | {"decision": decision.report(), "rules": asdict(rules)}
+        publish(report, options.report)
+
+    decision = settle(result, field.versions, rules, run_id, publish_decision, is_enabled)
+    tracking.log_report({"moves": registry.history()}, "history.json")
     if is_enabled:
-        apply(field, result, decision)
-    else:
-        text += "\n\ndry run: no alias was changed; promote=enabled changes it"
-    tracking.log_text(text + "\n", "shadow.txt")
-    print(text)
-    publish(
-        result.report() | {"decision": decision.report(), "rules": asdict(rules)}, options.report
-    )
+        outcome = "promoted" if decision.promote else "kept"
+        tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
 
 
-def apply(field: Field, result: ShadowResult, decision: Decision) -> None:
-    """Move the alias as decided; raises ValueError where it has moved since the replay."""
-    expected = field.baseline_version
-    for name in decision.promote:
-        version = field.predictors[name].version
-        outcome = result.outcome(name)
-        assert outcome is not None and version is not None
-        low, high = outcome.ci95["hit_at_5"]
-        evidence = {
-            "decision_run": tracking.active_run_id(),
-            "shadow_hit_at_5": f"{outcome.figures['hit_at_5']:.4f} [{low:.4f}, {high:.4f}]",
-            "shadow_queries": str(result.num_queries),
-            "shadow_bank_rows": str(result.num_rows),
-            "replaced_version": str(expected).lower(),
-            "reason": decision.reasons[decision.promote.index(name)],
-        }
-        registry.promote(version, expected, evidence)
-        expected = version
-    tracking.set_tags(
-        {"decision": "promoted" if decision.promote else "kept", BASELINE: str(decision.winner)}
-    )
+def summary(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
+    """Return what the terminal shows."""
+    blocks = [
+        shadow_table(result, decision),
+        comparison_table(result),
+        origin_note(result),
+        decision_text(decision),
+    ]
+    if not is_enabled:
+        blocks.append("dry run: no alias was changed; promote=enabled changes it")
+    return "\n\n".join(blocks)
 
 
 def log_figures(field: Field, result: ShadowResult) -> None:
@@ -105,7 +114,8 @@ def log_artifacts(result: ShadowResult, decision: Decision) -> None:
     """Log the report as Markdown, its figures, the per-query table."""
     for name, draw in FIGURES.items():
         tracking.log_figure(draw(result), name)
-    tracking.log_text(shadow_markdown(result, decision, tuple(FIGURES)), "shadow.md")
+    text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
+    tracking.log_text(text, "report.md")
     tracking.log_report(decision.report(), "decision.json")
     tracking.log_file("per_query.parquet", result.per_query.to_parquet)
 

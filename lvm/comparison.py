@@ -16,7 +16,13 @@ from lvm.bank import Bank
 from lvm.facts import FREE
 from lvm.lanes import LaneFigures, lane_codes, lane_figures, lane_names
 from lvm.metrics import figures, hit_at, reciprocal_rank_at
-from lvm.statistics import Difference, document_interval, holm, paired_difference
+from lvm.statistics import (
+    Difference,
+    document_interval,
+    holm,
+    paired_difference,
+    smallest_detectable,
+)
 from lvm.windows import Queries, Windows
 
 
@@ -24,7 +30,9 @@ from lvm.windows import Queries, Windows
 class Replay:
     """What one candidate answered; `per_query` is None where it was refused or not finite.
 
-    `leak` says how the candidate may have seen the answers; it is scored, but marked.
+    `refusal` says why it was not asked, `failure` how the measurement broke off, `leak` how the
+    candidate may have seen the answers: then it is scored, but marked. `origin` tells whether the
+    answers were measured now or read from the store, `measured_at` when, `seconds` for how long.
     """
 
     name: str
@@ -32,9 +40,13 @@ class Replay:
     version: str | None
     ctx: int
     refusal: str | None = None
+    failure: str | None = None
     leak: str | None = None
     num_non_finite: int = 0
     latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    origin: str = ""
+    measured_at: str = ""
+    seconds: float = 0.0
     per_query: pd.DataFrame | None = None
 
 
@@ -47,9 +59,13 @@ class Outcome:
     version: str | None
     ctx: int
     refusal: str | None
+    failure: str | None
     leak: str | None
     num_non_finite: int
     latency_ms: dict[str, float]
+    origin: str
+    measured_at: str
+    seconds: float
     figures: dict[str, float]
     ci95: dict[str, list[float]]
     raw: dict[str, float]
@@ -60,6 +76,17 @@ class Outcome:
     @property
     def is_scored(self) -> bool:
         return bool(self.figures)
+
+    @property
+    def why_unscored(self) -> str | None:
+        """Return why there are no figures; None where there are."""
+        if self.is_scored:
+            return None
+        if self.refusal is not None:
+            return f"refused, {self.refusal}"
+        if self.failure is not None:
+            return f"refused, {self.failure}"
+        return f"{self.num_non_finite:,} predictions are not finite"
 
 
 @dataclass(frozen=True)
@@ -77,6 +104,8 @@ class Comparison:
 
     `p_holm` is the p-value of Hit@5 after Holm over all candidates compared with this reference.
     `lanes` is filled where the reference holds the alias, or would, and the candidate may take it.
+    `detectable` is the smallest true difference of Hit@5 that these queries find in four of five
+    such comparisons (statistics.smallest_detectable); NaN where the two answer alike throughout.
     """
 
     candidate: str
@@ -84,6 +113,7 @@ class Comparison:
     hit_at_5: Difference
     mrr_at_10: Difference
     p_holm: float
+    detectable: float
     lanes: tuple[LaneChange, ...]
 
 
@@ -93,8 +123,10 @@ class ShadowResult:
 
     Candidates without a leak are compared, trained ones with `best_free`, all with `baseline_name`.
     `num_answers` counts the duplicate groups a rank runs over; `removed_ctx` is the number of rows
-    before each target that are removed from the ranking, the same for every candidate. `per_query`
-    is the long table (candidate, query, target_row, sequence, document, lane, ranks, top_row).
+    before each target that are removed from the ranking, the same for every candidate; with
+    recorded contexts it is the length of the longest, and exactly their rows are removed.
+    `per_query` is the long table (candidate, query, target_row, sequence, document, lane, ranks,
+    top_row); `source` says in words where the queries come from.
     """
 
     bank_sha256: str
@@ -111,6 +143,7 @@ class ShadowResult:
     outcomes: tuple[Outcome, ...]
     comparisons: tuple[Comparison, ...]
     per_query: pd.DataFrame
+    source: str = "the frozen test split"
 
     def outcome(self, name: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.name == name), None)
@@ -118,6 +151,13 @@ class ShadowResult:
     def comparison(self, candidate: str, reference: str) -> Comparison | None:
         pairs = (pair for pair in self.comparisons if pair.candidate == candidate)
         return next((pair for pair in pairs if pair.reference == reference), None)
+
+    def leaders(self) -> list[Outcome]:
+        """Return the scored ones of: the first of the ranking, the baseline, the best free."""
+        first = next((one.name for one in self.outcomes if one.is_scored), None)
+        names = dict.fromkeys([first, self.baseline_name, self.best_free])
+        found = [self.outcome(name) for name in names if name is not None]
+        return [one for one in found if one is not None and one.is_scored]
 
     def report(self) -> dict[str, Any]:
         """Return everything except the per-query table as JSON-able values."""
@@ -194,7 +234,7 @@ def _outcome(one: Replay, bank: Bank, seed: int) -> Outcome:
 
 
 _Tables = Mapping[str, pd.DataFrame]
-_SHARED = ("name", "kind", "version", "ctx", "refusal", "leak", "num_non_finite", "latency_ms")
+_SHARED = tuple(f.name for f in dataclasses.fields(Replay) if f.name != "per_query")
 
 
 def _ranking_key(outcome: Outcome) -> tuple[bool, bool, float, float, str]:
@@ -229,13 +269,16 @@ def _compare_pair(name: str, reference: str, tables: _Tables, bank: Bank, seed: 
         raise ValueError(f"shadow: {name} was replayed on other queries than {reference}")
     document_Q = bank.document_N[target_row_Q]
     rank_Q, other_Q = (tables[one]["rank"].to_numpy() for one in (name, reference))
+    hit_Q, other_hit_Q = (hit_at(ranks, 5) for ranks in (rank_Q, other_Q))
     reciprocal_Q, other_reciprocal_Q = (reciprocal_rank_at(r, 10) for r in (rank_Q, other_Q))
+    detectable = smallest_detectable(hit_Q - other_hit_Q, document_Q)
     return Comparison(
         candidate=name,
         reference=reference,
-        hit_at_5=paired_difference(hit_at(rank_Q, 5), hit_at(other_Q, 5), document_Q, seed),
+        hit_at_5=paired_difference(hit_Q, other_hit_Q, document_Q, seed),
         mrr_at_10=paired_difference(reciprocal_Q, other_reciprocal_Q, document_Q, seed),
         p_holm=float("nan"),
+        detectable=detectable if (hit_Q != other_hit_Q).any() else float("nan"),
         lanes=(),
     )
 

@@ -30,8 +30,8 @@ def decision_text(decision: Decision, style: str = TEXT) -> str:
         before = decision.baseline or "none"
         head += f" (promoted: {', then '.join(decision.promote)}; before: {before})"
     blocks = [head + "\n" * (style == MARKDOWN) + "\n" + "\n".join(lines)]
-    if decision.checks:
-        blocks.insert(0, gates_table(decision, style))
+    if decision.checks:  # a terminal shows its end, a page its beginning
+        blocks.insert(len(blocks) if style == MARKDOWN else 0, gates_table(decision, style))
     return "\n\n".join(blocks)
 
 

@@ -1,84 +1,28 @@
-"""Figures of a result as matplotlib images of 1280 x 800 pixels."""
+"""Figures of a training run, of an evaluation, of lanes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lvm.comparison import ShadowResult
+from lvm.canvas import (
+    BLACK,
+    BLUE,
+    FONT,
+    GREY,
+    LIGHT,
+    PURPLE,
+    RED,
+    SERIES,
+    SKY,
+    canvas,
+    end_labels,
+)
 from lvm.diagnosis import Diagnosis
 from lvm.lanes import LaneFigures
-
-# Okabe, Ito: Color universal design (2008); told apart with every common colour blindness.
-BLACK, BLUE, GREEN, RED = "#000000", "#0072B2", "#009E73", "#D55E00"
-ORANGE, PURPLE, SKY = "#E69F00", "#CC79A7", "#56B4E9"
-GREY, LIGHT = "#767676", "#DDDDDD"
-SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
-FONT = 15
-
-
-def forest_figure(result: ShadowResult) -> Figure:
-    """Draw every paired Hit@5 difference with its interval; right of zero is better."""
-    figure, [axes] = _canvas(
-        "Who beats whom? Difference in Hit@5 on the same queries",
-        f"{result.num_queries:,} queries from {result.num_documents:,} documents, bars are 95 % "
-        "intervals by document; green and red exclude zero",
-        result.leaky,
-    )
-    pairs = sorted(result.comparisons, key=lambda pair: (pair.reference, pair.hit_at_5.mean))
-    labels = []
-    for y, pair in enumerate(pairs):
-        change = pair.hit_at_5
-        mean, low, high = (100 * value for value in (change.mean, change.low, change.high))
-        color = GREEN if low > 0 else RED if high < 0 else GREY
-        axes.plot([low, high], [y, y], color=color, linewidth=4, solid_capstyle="butt")
-        axes.plot([mean], [y], "o", color=color, markersize=11)
-        _label(axes, f"{mean:+.1f}", (mean, y), (0, 11), color=color, ha="center")
-        labels.append(f"{pair.candidate}\nagainst {pair.reference}")
-    axes.axvline(0, color=BLACK, linewidth=1.2)
-    axes.set_yticks(range(len(pairs)), labels, size=FONT - 2 if len(pairs) <= 16 else FONT - 6)
-    axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
-    axes.set_xlabel("difference in Hit@5, points")
-    axes.grid(axis="x", color=LIGHT)
-    if not pairs:
-        _empty(axes, "no two candidates could be compared")
-    return figure
-
-
-def rank_figure(result: ShadowResult) -> Figure:
-    """Draw the share of queries answered within the first k, for every k, per candidate."""
-    figure, [axes] = _canvas(
-        "How far down is the answer?",
-        f"share of {result.num_queries:,} queries whose answer is among the first k of "
-        f"{result.num_answers:,}; dotted: a random order",
-        result.leaky,
-    )
-    last = min(result.num_answers, 1000)
-    k_K = np.unique(np.geomspace(1, max(2, last), 200).round())
-    ends = []
-    for place, name in enumerate(one.name for one in result.outcomes if one.is_scored):
-        rank_Q = np.sort(result.per_query.loc[result.per_query["candidate"] == name, "rank"])
-        share_K = 100 * np.searchsorted(rank_Q, k_K, side="right") / len(rank_Q)
-        color, dashes = SERIES[place % len(SERIES)], "-" if place < len(SERIES) else "--"
-        axes.plot(k_K, share_K, color=color, linestyle=dashes, linewidth=2.5)
-        ends.append((float(share_K[-1]), name, color))
-    axes.plot(k_K, 100 * k_K / result.num_answers, ":", color=GREY, linewidth=2)
-    axes.set_xscale("log")
-    axes.set_xlim(1, k_K[-1])
-    axes.set_ylim(0, max([5.0, *(1.08 * value for value, _, _ in ends)]))
-    _end_labels(axes, ends)
-    ticks = [k for k in (1, 5, 10, 50, 100, 500, 1000) if k <= last]
-    axes.set_xticks(ticks, [f"{k:,}" for k in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("k (logarithmic)")
-    axes.set_ylabel("queries answered within the first k, %")
-    axes.grid(color=LIGHT)
-    return figure
 
 
 def lane_figure(
@@ -90,7 +34,7 @@ def lane_figure(
     """
     first, *_ = measured
     lanes = sorted(measured[first], key=lambda lane: lane.figures["hit_at_5"])
-    figure, [axes] = _canvas(
+    figure, [axes] = canvas(
         "Hit@5 per lane",
         f"95 % intervals by document; dashed: {first} over all lanes, {100 * overall[first]:.1f} %",
         leaky,
@@ -132,7 +76,7 @@ def training_figure(
     history: Sequence[Mapping[str, float]], best_epoch: int, baselines: Mapping[str, float]
 ) -> Figure:
     """Draw val Hit@1/5/10 above the training loss, by epoch; `baselines` are val Hit@5, dashed."""
-    figure, (axes, below) = _canvas(
+    figure, (axes, below) = canvas(
         "Training: share of val queries answered",
         f"kept: epoch {best_epoch}, chosen by val Hit@5; dashed: val Hit@5 of a free predictor",
         leaky=False,
@@ -157,7 +101,7 @@ def training_figure(
     axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
     axes.tick_params(axis="x", labelbottom=False)
     axes.set_ylabel("val queries, %")
-    _end_labels(axes, ends)
+    end_labels(axes, ends)
     below.set_ylabel("train loss")
     below.set_xlabel("epoch")
     return figure
@@ -166,7 +110,7 @@ def training_figure(
 def context_figure(name: str, controls: Mapping[str, Any], leaky: bool = False) -> Figure:
     """Draw Hit@1/5/10 with intervals against the rows of context that were read."""
     entries = controls["context"]
-    figure, [axes] = _canvas(
+    figure, [axes] = canvas(
         "Does context pay? Hit@k by context length",
         f"{name}, the same {controls['queries']:,} queries at every length; bars are 95 % "
         f"intervals over {controls['documents']:,} documents",
@@ -189,7 +133,7 @@ def context_figure(name: str, controls: Mapping[str, Any], leaky: bool = False) 
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
-    _end_labels(axes, [end for end in ends if end[1]])
+    end_labels(axes, [end for end in ends if end[1]])
     axes.set_xlabel("last rows of context that are read (logarithmic)")
     axes.set_ylabel("queries answered within the first k, %")
     axes.grid(axis="y", color=LIGHT)
@@ -198,7 +142,7 @@ def context_figure(name: str, controls: Mapping[str, Any], leaky: bool = False) 
 
 def confusion_figure(diagnosis: Diagnosis) -> Figure:
     """Draw the lane of the first retrieved row against the lane of the answer, rows sum to 100."""
-    figure, [axes] = _canvas(
+    figure, [axes] = canvas(
         "In which lane does the first hit lie?",
         f"{diagnosis.model}, {diagnosis.num_queries:,} queries; each row is one lane of answers, % "
         "of its queries",
@@ -223,59 +167,3 @@ def confusion_figure(diagnosis: Diagnosis) -> Figure:
     bar.set_label("% of the row", size=FONT)
     bar.ax.tick_params(labelsize=FONT - 2)
     return figure
-
-
-def _canvas(
-    title: str, subtitle: str, leaky: bool, height_ratios: tuple[int, ...] = (1,)
-) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of 1280 x 800 pixels in the common style, a panel per ratio."""
-    layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15)
-    figure = Figure(figsize=(12.8, 8.0), dpi=100, layout=layout)
-    grid = figure.subplots(len(height_ratios), 1, height_ratios=height_ratios, squeeze=False)
-    panels = list(grid[:, 0])
-    panels[0].set_title(f"{title}\n", loc="left", fontsize=FONT + 5, fontweight="bold")
-    panels[0].annotate(
-        f"LEAKY, no evidence: {subtitle}" if leaky else subtitle,
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 10),
-        textcoords="offset points",
-        fontsize=FONT - 2,
-        color=RED if leaky else GREY,
-    )
-    for axes in panels:
-        axes.tick_params(labelsize=FONT - 2)
-        axes.xaxis.label.set_size(FONT)
-        axes.yaxis.label.set_size(FONT)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _label(
-    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **style: Any
-) -> None:
-    """Write text at `offset` points from the data point `at`."""
-    axes.annotate(
-        text,
-        at,
-        xytext=offset,
-        textcoords="offset points",
-        fontsize=FONT - 1,
-        annotation_clip=False,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        **style,
-    )
-
-
-def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write (value, name, color) at the right edge, moved apart where values are close."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / 26
-    at = -np.inf
-    for value, name, color in sorted(ends):
-        at = max(value, at + gap)
-        _label(axes, name, (axes.get_xlim()[1], at), (8, 0), color=color, va="center")
-
-
-def _empty(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", size=FONT, color=GREY)

@@ -53,6 +53,8 @@ def _same_bank(case: Case) -> Verdict:
 
 def _finite(case: Case) -> Verdict:
     num_bad = case.outcome.num_non_finite
+    if case.outcome.failure is not None:
+        return False, f"gave no answers: {case.outcome.failure}"
     if num_bad:
         return False, f"{num_bad:,} of {case.result.num_queries:,} predictions are not finite"
     if not case.outcome.is_scored or not all(map(math.isfinite, case.outcome.figures.values())):
@@ -88,7 +90,8 @@ def _above_floor(case: Case) -> Verdict:
 
 def _fast_enough(case: Case) -> Verdict:
     p95, limit = case.outcome.latency_ms.get("p95", math.nan), case.rules.latency_p95_ms
-    return p95 <= limit, f"P95 {p95:.1f} ms, limit {limit:g} ms"
+    measured = "one query, its whole context read anew, model only"
+    return p95 <= limit, f"P95 {p95:.1f} ms ({measured}), limit {limit:g} ms"
 
 
 def _beats_best_free(case: Case) -> Verdict:
@@ -111,7 +114,7 @@ def _beats_baseline(case: Case) -> Verdict:
     if baseline is None or not baseline.is_scored:
         why = "it was not replayed"
         if baseline is not None:
-            why = baseline.refusal or "its predictions are not finite"
+            why = baseline.refusal or baseline.failure or "its predictions are not finite"
         return False, (
             f"no comparison with the baseline {case.baseline}: {why}; to start anew, move the "
             "alias by hand with the entry point promote"
@@ -124,7 +127,10 @@ def _beats(case: Case, comparison: Comparison | None, reference: str) -> Verdict
         return False, f"was not compared with {reference}"
     difference, p_holm = comparison.hit_at_5, comparison.p_holm
     passed = difference.low > 0 and p_holm <= case.rules.alpha
-    return passed, f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
+    detail = f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
+    if difference.low <= 0 <= difference.high and comparison.detectable > 0:
+        detail += f"; less than {100 * comparison.detectable:.1f} points is not detectable here"
+    return passed, detail
 
 
 def _no_lane_falls(case: Case) -> Verdict:
@@ -141,6 +147,8 @@ def _no_lane_falls(case: Case) -> Verdict:
         if lane.num_queries >= rules.lane_min_queries
         and lane.hit_at_5.num_documents >= rules.lane_min_documents
     ]
+    if not judged:
+        return True, f"none of {len(comparison.lanes)} lanes has enough queries to be judged"
     fallen = [lane for lane in judged if not lane.hit_at_5.high >= -rules.lane_max_fall]
     if fallen:
         falls = ", ".join(f"{lane.lane} {points(lane.hit_at_5)}" for lane in fallen)

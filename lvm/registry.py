@@ -1,11 +1,13 @@
 """The registered model `lvm`: its versions with their facts, its alias `baseline`."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from torch import nn
 from lvm.checkpoint import CONFIG, WEIGHTS, load_model, save_model
 from lvm.facts import TRAINED, Facts, facts_from_tags
 from lvm.models import FREE_MODELS
+from lvm.stopping import undisturbed
+from lvm.tracking import SQLITE
 
 NAME = "lvm"
 BASELINE, PREVIOUS = "baseline", "previous"
@@ -30,17 +34,11 @@ BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ARTIFACT = "model"
 ROW_CORRECTION = "row_correction.npy"
 REQUIREMENTS = (
-    "faiss-cpu",
-    "filelock",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "torch",
-    "tqdm",
+    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
+    *("safetensors", "scipy", "torch", "tqdm"),
 )
+MOVE = "move/"
+MAX_REASON = 1000
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -130,6 +128,13 @@ def versions() -> dict[str, Facts]:
     return {str(version.version): _facts(version) for version in ordered}
 
 
+def version_of(model_id: str) -> str | None:
+    """Return the newest version made of a logged model; None where it was never registered."""
+    found = MlflowClient().search_model_versions(f"name = '{NAME}'", max_results=1000)
+    numbers = [int(one.version) for one in found if one.source == f"models:/{model_id}"]
+    return str(max(numbers)) if numbers else None
+
+
 def load(reference: str) -> Predictor:
     """Read a predictor that was logged.
 
@@ -162,12 +167,13 @@ def promote(version: str, expected: str | None, evidence: Mapping[str, str]) -> 
     """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
 
     `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
-    version. Raises ValueError where the version is unknown, where it is the baseline already, or
-    where the alias has moved since the decision.
+    version, and with `reason` and `decision_run` a line of the history. Raises ValueError where the
+    version is unknown, where it is the baseline already, or where the alias has moved since the
+    decision; nothing is changed then.
     """
-    client = MlflowClient()
-    with _lock():
-        current = aliases().get(BASELINE)
+    with locked():
+        now = aliases()
+        current = now.get(BASELINE)
         if current != expected:
             raise ValueError(
                 f"version: baseline moved from {expected} to {current} meanwhile; decide again"
@@ -177,28 +183,76 @@ def promote(version: str, expected: str | None, evidence: Mapping[str, str]) -> 
             raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
         if version == current:
             raise ValueError(f"version: {version} is the baseline already")
-        for key, value in evidence.items():
-            client.set_model_version_tag(NAME, version, key, value)
-        if current is not None:
-            client.set_registered_model_alias(NAME, PREVIOUS, current)
-        client.set_registered_model_alias(NAME, BASELINE, version)
+        with undisturbed():
+            tag_version(version, evidence)
+            _move(version, now)
+            _record(version, current, evidence)
 
 
-def rollback() -> tuple[str, str]:
+def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
     """Swap the aliases `baseline` and `previous`; return the restored and the withdrawn version.
 
     Raises ValueError where there is no previous baseline.
     """
-    client = MlflowClient()
-    with _lock():
+    with locked():
         now = aliases()
         if BASELINE not in now or PREVIOUS not in now:
             raise ValueError(
                 "rollback: no previous baseline is recorded; use the entry point promote"
             )
-        client.set_registered_model_alias(NAME, BASELINE, now[PREVIOUS])
-        client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
+        with undisturbed():
+            _move(now[PREVIOUS], now)
+            _record(now[PREVIOUS], now[BASELINE], {"reason": "rolled back", **(evidence or {})})
         return now[PREVIOUS], now[BASELINE]
+
+
+def tag_version(version: str, tags: Mapping[str, str]) -> None:
+    """Set tags on a version of `lvm`."""
+    for key, value in tags.items():
+        MlflowClient().set_model_version_tag(NAME, version, key, value)
+
+
+def history() -> list[dict[str, str]]:
+    """Return every move of the alias `baseline`, the first one first.
+
+    A move has `at` (UTC), `version`, `replaced` (a version or none), `run`, `reason`. It is kept as
+    a tag `move/<number>` of the registered model as well as of the version that took the alias.
+    """
+    try:
+        tags = MlflowClient().get_registered_model(NAME).tags
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return []
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(MOVE)]
+
+
+def _move(version: str, now: Mapping[str, str]) -> None:
+    """Set both aliases, or leave both: where the second fails, the first is put back."""
+    client = MlflowClient()
+    if BASELINE in now:
+        client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
+    try:
+        client.set_registered_model_alias(NAME, BASELINE, version)
+    except BaseException:
+        if PREVIOUS in now:
+            client.set_registered_model_alias(NAME, PREVIOUS, now[PREVIOUS])
+        elif BASELINE in now:
+            client.delete_registered_model_alias(NAME, PREVIOUS)
+        raise
+
+
+def _record(version: str, replaced: str | None, evidence: Mapping[str, str]) -> None:
+    move = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version,
+        "replaced": replaced or "none",
+        "run": evidence.get("decision_run", "none"),
+        "reason": evidence.get("reason", "none")[:MAX_REASON],
+    }
+    key, text = f"{MOVE}{len(history()) + 1:06}", json.dumps(move)
+    tag_version(version, {key: text})
+    MlflowClient().set_registered_model_tag(NAME, key, text)
 
 
 def _resolve_version(reference: str) -> ModelVersion | None:
@@ -243,8 +297,15 @@ def _public_version(package: str) -> str:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
-    """Let one process of this machine and store change aliases at a time."""
-    uri = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{uri}.lock"):
+def locked() -> Iterator[None]:
+    """Let one process of this machine decide over the aliases of a store at a time.
+
+    Whoever holds the lock may take it again.
+    """
+    uri = mlflow.get_registry_uri()
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{digest}.lock"
+    if uri.startswith(SQLITE):
+        path = Path(f"{uri.removeprefix(SQLITE)}.registry.lock")
+    with FileLock(path, is_singleton=True):
         yield

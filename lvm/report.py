@@ -1,20 +1,15 @@
-"""Reports of a result, as plain text for the terminal or as Markdown."""
+"""Tables of an evaluation, as plain text for the terminal or as Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvm.comparison import Outcome, ShadowResult
-from lvm.decision_report import checks_markdown, decision_text, gates_table
 from lvm.diagnosis import Diagnosis
-from lvm.promotion import Decision
 from lvm.statistics import Difference
 from lvm.tables import (
     LEAKY,
-    MARKDOWN,
     TEXT,
     PredictorRow,
-    bullet,
     captioned,
     difference_cell,
     interval_cell,
@@ -23,17 +18,6 @@ from lvm.tables import (
     predictors_table,
     table,
 )
-
-__all__ = [
-    "comparison_table",
-    "decision_text",
-    "evaluation_table",
-    "gates_table",
-    "lanes_table",
-    "shadow_lanes_table",
-    "shadow_markdown",
-    "shadow_table",
-]
 
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
@@ -66,77 +50,6 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
             f"{difference_cell(difference)}, p = {p_cell(difference.p_value)}."
         )
     return "\n\n".join(blocks)
-
-
-def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:
-    """Return the ranking of a replay, what could not be scored below it."""
-    rows = [
-        PredictorRow(
-            name=_versioned(outcome),
-            marks=_marks(outcome, result, decision),
-            figures=outcome.figures,
-            ci95=outcome.ci95,
-            corrected=outcome.corrected,
-            corrected_ci95=outcome.corrected_ci95,
-        )
-        for outcome in result.outcomes
-        if outcome.is_scored
-    ]
-    caption = [
-        f"Shadow replay: {result.num_queries:,} queries from {result.num_documents:,} documents, "
-        f"ranked over {result.num_rows:,} bank rows",
-        f"({result.num_answers:,} distinct), up to {result.removed_ctx:,} context rows removed; "
-        f"bank {result.bank_sha256[:12]}; [95 % interval by document]",
-    ]
-    body = predictors_table(rows, style) if rows else "No candidate could be scored."
-    blocks = [captioned(caption, body, result.leaky)]
-    left_out = [o for o in result.outcomes if not o.is_scored]
-    if left_out:
-        lines = [f"{bullet(style)}{_versioned(o)}: {_why_unscored(o)}" for o in left_out]
-        blocks.append("\n".join(["Not scored:", *([""] if style == MARKDOWN else []), *lines]))
-    return "\n\n".join(blocks)
-
-
-def comparison_table(result: ShadowResult, style: str = TEXT) -> str:
-    """Return the paired differences of a replay in points, one line per comparison."""
-    lines = []
-    for pair in result.comparisons:
-        outcome = result.outcome(pair.candidate)
-        latency = outcome.latency_ms.get("p95", math.nan) if outcome is not None else math.nan
-        lines.append(
-            [
-                pair.candidate,
-                pair.reference,
-                difference_cell(pair.hit_at_5),
-                difference_cell(pair.mrr_at_10),
-                p_cell(pair.p_holm),
-                f"{latency:.1f}",
-            ]
-        )
-    if not lines:
-        return "No two candidates could be compared."
-    headers = ["candidate", "against", "Hit@5, points", "MRR@10, points", "p (Holm)", "P95 ms"]
-    caption = ["Paired differences on the same queries [95 % interval by document]"]
-    return captioned(caption, table(lines, headers, "llrrrr", style), result.leaky)
-
-
-def shadow_lanes_table(result: ShadowResult, style: str = TEXT) -> str:
-    """Return Hit@5 per lane of the first of the ranking, the baseline, the best free predictor."""
-    first = next((one.name for one in result.outcomes if one.is_scored), None)
-    names = dict.fromkeys([first, result.baseline_name, result.best_free])
-    found = [result.outcome(name) for name in names if name is not None]
-    shown = [one for one in found if one is not None and one.is_scored]
-    if not shown or not shown[0].lanes:
-        return "The bank has no lanes."
-    lines = []
-    for place, lane in enumerate(shown[0].lanes):
-        same = [one.lanes[place] for one in shown]
-        cells = [interval_cell(x.figures["hit_at_5"], x.ci95["hit_at_5"]) for x in same]
-        lines.append([lane.lane, f"{lane.num_queries:,}", f"{lane.num_documents:,}", *cells])
-    headers = ["lane", "queries", "documents", *(f"{one.name} %" for one in shown)]
-    caption = ["Hit@5 per lane [95 % interval by document]"]
-    body = table(lines, headers, "l" + "r" * (len(headers) - 1), style)
-    return captioned(caption, body, result.leaky)
 
 
 def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
@@ -177,52 +90,6 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
         caption = ["Confusions, by how much they exceed chance"]
         blocks.append(captioned(caption, table(pairs, headers, "llrrr", style), False))
     return "\n\n".join([*blocks, diagnosis.sentence])
-
-
-def shadow_markdown(
-    result: ShadowResult, decision: Decision, figure_names: Sequence[str] = ()
-) -> str:
-    """Return the whole report of a shadow evaluation; figures are linked by their file names."""
-    blocks = [
-        "# Shadow evaluation",
-        decision_text(decision, MARKDOWN),
-        "## Ranking",
-        shadow_table(result, decision, MARKDOWN),
-        "## Paired differences",
-        comparison_table(result, MARKDOWN),
-        *(f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figure_names),
-        "## Lanes",
-        shadow_lanes_table(result, MARKDOWN),
-        "## Every gate",
-        checks_markdown(decision),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _versioned(outcome: Outcome) -> str:
-    tag = f"v{outcome.version}"
-    is_told = outcome.version is None or outcome.name.endswith(tag)
-    return outcome.name if is_told else f"{outcome.name} ({tag})"
-
-
-def _marks(outcome: Outcome, result: ShadowResult, decision: Decision | None) -> tuple[str, ...]:
-    """Say what the predictor is to the alias, before a word on where it comes from."""
-    winner = decision.winner if decision is not None else result.baseline_name
-    marks = []
-    if outcome.name == winner:
-        marks.append("baseline" if winner == result.baseline_name else "NEW BASELINE")
-    elif outcome.name == result.baseline_name:
-        marks.append("was baseline")
-    marks.append(outcome.kind)
-    if result.leaky or outcome.leak is not None:
-        marks.append(LEAKY)
-    return tuple(marks)
-
-
-def _why_unscored(outcome: Outcome) -> str:
-    if outcome.refusal is not None:
-        return f"refused, {outcome.refusal}"
-    return f"{outcome.num_non_finite:,} predictions are not finite"
 
 
 def _report_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) -> PredictorRow:

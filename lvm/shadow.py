@@ -4,23 +4,20 @@ Shapes: N bank rows, D vector dim, Q queries.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from lvm.answers import query_table
 from lvm.bank import Bank
 from lvm.comparison import Replay, ShadowResult, compare
 from lvm.facts import Facts
-from lvm.lanes import UNASSIGNED_LANE, lane_codes, lane_names
-from lvm.latency import measure_latency
-from lvm.prediction import predict_queries
-from lvm.retrieval import exact_ranks
-from lvm.splits import TRAIN, split_by_document
+from lvm.measuring import Measurement, MeasurementFailed, measure
+from lvm.splits import TRAIN, VAL, split_by_document
 from lvm.windows import Queries, Windows
 
 
@@ -28,7 +25,8 @@ from lvm.windows import Queries, Windows
 class Candidate:
     """A predictor that may become the baseline, with the facts of its making.
 
-    `row_correction` (N, 2) gives the corrected figures; without it they are not shown.
+    `row_correction` (N, 2) gives the corrected figures; without it they are not shown. `failure`
+    says why there is no `model` to ask.
     """
 
     name: str
@@ -36,6 +34,25 @@ class Candidate:
     facts: Facts
     version: str | None = None
     row_correction: NDArray[np.float32] | None = None
+    failure: str | None = None
+
+
+Measure = Callable[[Candidate, Bank, Windows, Queries], Measurement]
+
+
+def measure_here(
+    candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+) -> Measurement:
+    """Measure a candidate in this process, with its own length of context."""
+    queries = removed.with_ctx(candidate.facts.ctx)
+    return measure(
+        candidate.model,
+        bank,
+        windows.representative_N,
+        queries,
+        removed,
+        candidate.row_correction,
+    )
 
 
 def replay(
@@ -45,65 +62,59 @@ def replay(
     queries: Queries,
     baseline_name: str | None = None,
     seed: int = 0,
+    measure: Measure = measure_here,
 ) -> ShadowResult:
     """Replay `queries` through every candidate that fits the bank, each with its own context.
+
+    `measure` does the work of one candidate; where it raises MeasurementFailed, that candidate is
+    left unscored for this reason, the others go on.
 
     Raises:
         ValueError: there is no candidate, a name stands for two, no query is given.
     """
     _check(candidates, queries)
     refusals = {candidate.name: _refusal(candidate, bank) for candidate in candidates}
-    accepted = [candidate.facts.ctx for candidate in candidates if refusals[candidate.name] is None]
-    removed = queries.with_ctx(max(accepted)) if accepted else queries
+    accepted = [one for one in candidates if refusals[one.name] is None and one.failure is None]
+    removed = queries
+    if accepted:
+        removed = queries.with_ctx(max(candidate.facts.ctx for candidate in accepted))
     replays = []
     for candidate in tqdm(candidates, desc="replay", unit="candidate", disable=None, leave=False):
         refusal = refusals[candidate.name]
         if refusal is None:
-            replays.append(replay_candidate(candidate, bank, windows, removed))
+            replays.append(replay_candidate(candidate, bank, windows, removed, measure))
         else:
             replays.append(_unscored(candidate, refusal=refusal))
     return compare(replays, bank, windows, removed, baseline_name, seed)
 
 
 def replay_candidate(
-    candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+    candidate: Candidate,
+    bank: Bank,
+    windows: Windows,
+    removed: Queries,
+    measure: Measure = measure_here,
 ) -> Replay:
     """Rank the answers of one candidate; the rows of the contexts of `removed` are left out."""
-    queries = removed.with_ctx(candidate.facts.ctx)
-    prediction_QD = predict_queries(candidate.model, bank, queries, progress=True)
-    is_finite_Q = np.isfinite(prediction_QD).all(axis=1)
-    if not is_finite_Q.all():
-        return _unscored(candidate, num_non_finite=int((~is_finite_Q).sum()))
-    corrections = [None] if candidate.row_correction is None else [None, candidate.row_correction]
-    ranks = exact_ranks(
-        prediction_QD, removed, bank, windows.representative_N, corrections, progress=True
+    if candidate.failure is not None:
+        return _unscored(candidate, failure=candidate.failure)
+    try:
+        found = measure(candidate, bank, windows, removed)
+    except MeasurementFailed as failure:
+        return _unscored(candidate, failure=str(failure))
+    measured = dataclasses.replace(
+        _unscored(candidate, num_non_finite=found.num_non_finite),
+        origin=found.origin,
+        measured_at=found.at,
+        seconds=found.seconds,
     )
-    per_query = query_table(removed, bank)
-    per_query["rank"], per_query["rank_raw"] = ranks[0].rank_Q, ranks[0].rank_raw_Q
-    per_query["top_row"] = ranks[0].top_row_Q
-    per_query["rank_corrected"] = ranks[-1].rank_Q if len(ranks) > 1 else np.nan
+    if found.ranks is None:
+        return measured
     return dataclasses.replace(
-        _unscored(candidate),
+        measured,
         leak=_leak(candidate, bank, windows, removed),
-        latency_ms=measure_latency(candidate.model, bank, queries),
-        per_query=per_query,
-    )
-
-
-def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:
-    """Name the target of each query: sequence, document, lane ("unassigned" without)."""
-    target_row_Q = queries.target_row_Q
-    lane_Q = np.full(len(queries), UNASSIGNED_LANE, dtype=object)
-    if bank.lane_N is not None:
-        lane_Q = np.array(lane_names(bank), dtype=object)[lane_codes(bank, target_row_Q)]
-    return pd.DataFrame(
-        {
-            "query": queries.query_Q,
-            "target_row": target_row_Q,
-            "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N[target_row_Q]],
-            "document": np.array(bank.documents, dtype=object)[bank.document_N[target_row_Q]],
-            "lane": lane_Q,
-        }
+        latency_ms=found.latency_ms,
+        per_query=query_table(removed, bank).assign(**found.answers()),
     )
 
 
@@ -142,15 +153,24 @@ def _leak(candidate: Candidate, bank: Bank, windows: Windows, queries: Queries) 
     num_seen = int(in_train[windows.representative_N[queries.target_row_Q]].sum())
     if num_seen:
         return f"{num_seen:,} of {len(queries):,} answers were among its train rows"
+    num_chosen = int((split_N[queries.target_row_Q] == VAL).sum())
+    if num_chosen:
+        return f"{num_chosen:,} of {len(queries):,} answers were val rows, by which it was chosen"
     return None
 
 
-def _unscored(candidate: Candidate, refusal: str | None = None, num_non_finite: int = 0) -> Replay:
+def _unscored(
+    candidate: Candidate,
+    refusal: str | None = None,
+    failure: str | None = None,
+    num_non_finite: int = 0,
+) -> Replay:
     return Replay(
         name=candidate.name,
         kind=candidate.facts.kind,
         version=candidate.version,
         ctx=candidate.facts.ctx,
         refusal=refusal,
+        failure=failure,
         num_non_finite=num_non_finite,
     )

@@ -4,6 +4,7 @@ Queries of one document share their context, so the document is the unit that is
 flipped. Shapes: Q queries, M documents, S resamples.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,9 @@ from lvm.seeding import generator
 
 RESAMPLES = 10_000
 LEVEL = 0.05  # two-sided: intervals hold 95 %
+BLOCK_VALUES = 2**20  # weights (resamples x documents) held at a time: 8 MB
+KEPT_VALUES = 2**23  # as many are kept for the next call: 64 MB
+PROBES = 16  # medians tried in one pass over the resamples, for each bound
 
 FloatArray = NDArray[np.float64]
 
@@ -44,11 +48,10 @@ def document_interval(
     documents = _Documents.of(document_Q, len(value_Q4))
     if documents.num < 2:
         return {name: [float("nan")] * 2 for name in FIGURES}
-    weight_SM = _document_weights(documents.num, resamples, seed)
-    mean_S4 = weight_SM @ documents.sums(value_Q4)
-    mean_S4 /= (weight_SM @ documents.size_M)[:, None]
+    bootstrap = _Bootstrap(documents.num, resamples, seed)
+    mean_S4 = bootstrap.means(documents.sums(value_Q4), documents.size_M)
     bounds = [_percentiles(mean_S) for mean_S in mean_S4.T]
-    bounds.append(_median_interval(np.asarray(rank_Q, np.float64), documents, weight_SM))
+    bounds.append(_median_interval(np.asarray(rank_Q, np.float64), documents, bootstrap))
     return dict(zip(FIGURES, bounds, strict=True))
 
 
@@ -69,18 +72,10 @@ def paired_difference(
     mean = float(sum_M.sum() / len(difference_Q))
     if documents.num < 2:
         return Difference(mean, float("nan"), float("nan"), 1.0, documents.num)
-    weight_SM = _document_weights(documents.num, RESAMPLES, seed)
-    low, high = _percentiles((weight_SM @ sum_M) / (weight_SM @ documents.size_M))
-    test = stats.permutation_test(
-        (sum_M,),
-        lambda sums, axis: sums.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES - 1,
-        batch=1000,
-        rng=generator(seed, "sign flips"),
-    )
-    return Difference(mean, low, high, float(test.pvalue), documents.num)
+    bootstrap = _Bootstrap(documents.num, RESAMPLES, seed)
+    low, high = _percentiles(bootstrap.means(sum_M[:, None], documents.size_M)[:, 0])
+    p_value = _sign_flip_p(sum_M, seed)
+    return Difference(mean, low, high, p_value, documents.num)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
@@ -136,14 +131,81 @@ class _Documents:
         return np.stack(columns, axis=1)
 
 
+@dataclass(frozen=True)
+class _Bootstrap:
+    """Resamples of documents, drawn block by block, so that they are never held all at once."""
+
+    num_documents: int
+    resamples: int
+    seed: int
+
+    def weights(self) -> Iterator[FloatArray]:
+        """Yield how often each resample draws each document, (B, M) resamples at a time."""
+        if self.resamples * self.num_documents <= KEPT_VALUES:
+            yield _kept_weights(self)
+        else:
+            yield from _drawn_weights(self)
+
+    def means(self, sum_MF: FloatArray, size_M: FloatArray) -> FloatArray:
+        """Return the resampled means of columns with these sums over documents, (S, F).
+
+        Each resample is added up by itself, along the documents: a matrix product would round in
+        another order for another size of block.
+        """
+        blocks = []
+        for weight_BM in self.weights():
+            num_B = (weight_BM * size_M).sum(axis=1)
+            total_FB = [(weight_BM * sum_M).sum(axis=1) for sum_M in sum_MF.T]
+            blocks.append(np.stack(total_FB, axis=1) / num_B[:, None])
+        return np.concatenate(blocks)
+
+
+def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
+    num = bootstrap.num_documents
+    random = generator(bootstrap.seed, "bootstrap")
+    height = max(1, BLOCK_VALUES // num)
+    for begin in range(0, bootstrap.resamples, height):
+        weight_BM = np.empty((min(height, bootstrap.resamples - begin), num))
+        for line in weight_BM:
+            line[:] = np.bincount(random.integers(num, size=num), minlength=num)
+        yield weight_BM
+
+
+def _sign_flip_p(sum_M: FloatArray, seed: int) -> float:
+    """Return the two-sided p-value of sums by document under random signs.
+
+    All 2^M patterns of signs where RESAMPLES are enough for them, else RESAMPLES - 1 random ones
+    with the observed one (Phipson & Smyth, arXiv 1603.05766).
+    """
+    is_exact = 2 ** len(sum_M) <= RESAMPLES
+    rounding = 1e-12 * np.abs(sum_M).sum()
+    least = abs(sum_M.sum()) - rounding
+    num_patterns, num_reached = 0, 0 if is_exact else 1
+    for flipped_BM in _exact_flips(len(sum_M)) if is_exact else _random_flips(len(sum_M), seed):
+        total_B = np.where(flipped_BM, -sum_M, sum_M).sum(axis=1)
+        num_reached += int((np.abs(total_B) >= least).sum())
+        num_patterns += len(total_B)
+    return num_reached / (num_patterns if is_exact else RESAMPLES)
+
+
+def _exact_flips(num_documents: int) -> Iterator[NDArray[np.bool_]]:
+    pattern = np.arange(2**num_documents)[:, None]
+    yield (pattern >> np.arange(num_documents) & 1).astype(bool)
+
+
+def _random_flips(num_documents: int, seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Yield which documents change their sign, (B, M) patterns at a time; one draw a pattern."""
+    random = generator(seed, "sign flips")
+    height = max(1, BLOCK_VALUES // num_documents)
+    for begin in range(0, RESAMPLES - 1, height):
+        num = min(height, RESAMPLES - 1 - begin)
+        packed = [np.frombuffer(random.bytes(-(-num_documents // 8)), np.uint8) for _ in range(num)]
+        yield np.unpackbits(np.stack(packed), axis=1, count=num_documents).astype(bool)
+
+
 @lru_cache(maxsize=2)
-def _document_weights(num_documents: int, resamples: int, seed: int) -> FloatArray:
-    """Return how often each resample draws each document, (S, M)."""
-    random = generator(seed, "bootstrap")
-    weight_SM = np.empty((resamples, num_documents))
-    for line in weight_SM:
-        drawn = random.integers(num_documents, size=num_documents)
-        line[:] = np.bincount(drawn, minlength=num_documents)
+def _kept_weights(bootstrap: _Bootstrap) -> FloatArray:
+    weight_SM = np.concatenate(list(_drawn_weights(bootstrap)))
     weight_SM.flags.writeable = False
     return weight_SM
 
@@ -154,22 +216,34 @@ def _percentiles(statistic_S: FloatArray) -> list[float]:
 
 
 def _median_interval(
-    rank_Q: FloatArray, documents: _Documents, weight_SM: FloatArray
+    rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
 ) -> list[float]:
     """Return the percentile interval of the median without computing a median.
 
     The resampled median is at most r where half of the drawn queries rank at r or better; the share
-    of such resamples grows with r, so that each bound is found by bisection.
+    of such resamples grows with r, so that the bounds are found by narrowing, several r a pass.
     """
     value_R = np.unique(rank_Q)
-    half_S = weight_SM @ documents.size_M / 2
-    bounds = []
-    for share in (LEVEL / 2, 1 - LEVEL / 2):
-        first, last = 0, len(value_R) - 1
-        while first < last:
-            middle = (first + last) // 2
-            within_M = documents.sums((rank_Q <= value_R[middle])[:, None].astype(np.float64))
-            reached = np.mean(weight_SM @ within_M[:, 0] >= half_S)
-            first, last = (first, middle) if reached >= share else (middle + 1, last)
-        bounds.append(float(value_R[first]))
-    return bounds
+    shares = (LEVEL / 2, 1 - LEVEL / 2)
+    ranges = [(0, len(value_R) - 1) for _ in shares]  # the place of each bound lies within
+    while any(first < last for first, last in ranges):
+        probe_P = np.unique([np.linspace(*ends, PROBES + 2, dtype=int)[:-1] for ends in ranges])
+        reached_P = _shares_reached(value_R[probe_P], rank_Q, documents, bootstrap)
+        for bound, share in enumerate(shares):
+            first, last = ranges[bound]
+            enough = probe_P[(reached_P >= share) & (probe_P < last)]
+            short = probe_P[(reached_P < share) & (probe_P >= first)]
+            ranges[bound] = (max([first, *(short + 1)]), min([last, *enough]))
+    return [float(value_R[first]) for first, _ in ranges]
+
+
+def _shares_reached(
+    value_P: FloatArray, rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
+) -> FloatArray:
+    """Return the share of resamples in which half of the queries rank at each value or better."""
+    within_MP = documents.sums((rank_Q[:, None] <= value_P).astype(np.float64))
+    num_reached_P = np.zeros(len(value_P))
+    for weight_BM in bootstrap.weights():
+        half_B1 = (weight_BM @ documents.size_M)[:, None] / 2  # whole numbers: any order is exact
+        num_reached_P += (weight_BM @ within_MP >= half_B1).sum(axis=0)
+    return num_reached_P / bootstrap.resamples

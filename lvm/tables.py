@@ -27,25 +27,26 @@ class PredictorRow:
 
 
 def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
-    """Return a plain and a corrected line per predictor: Hit@k in percent, the median rank."""
+    """Return a plain and a corrected line per predictor: Hit@k in percent, the median rank.
+
+    A page has room for MRR@10, too, and for the marks beside the name.
+    """
+    is_page = style == MARKDOWN
+    shown = (*HITS, "mrr_at_10") if is_page else HITS
     lines = []
     for row in rows:
-        below = ", ".join(row.marks)
-        lines.append([row.name, "plain", *_figure_cells(row.figures, row.ci95)])
+        first, second = row.name, f"  {', '.join(row.marks)}" if row.marks else ""
+        if is_page:
+            first, second = ", ".join([row.name, *row.marks]), ""
+        lines.append([first, "plain", *_figure_cells(row.figures, row.ci95, shown)])
         if row.corrected:
-            corrected = _figure_cells(row.corrected, row.corrected_ci95)
-            lines.append([f"  {below}" if below else "", "corrected", *corrected])
-        elif below:
-            lines.append([f"  {below}", *[""] * 5])
-    headers = [
-        "predictor",
-        "score",
-        "Hit@1 %",
-        "Hit@5 %",
-        "Hit@10 %",
-        "median rank" if style == MARKDOWN else "median\nrank",
-    ]
-    return table(lines, headers, "llrrrr", style)
+            cells = _figure_cells(row.corrected, row.corrected_ci95, shown)
+            lines.append([second, "corrected", *cells])
+        elif second:
+            lines.append([second, *[""] * (len(shown) + 2)])
+    headers = ["predictor", "score", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
+    headers += ["MRR@10 %", "median rank"] if is_page else ["median\nrank"]
+    return table(lines, headers, "ll" + "r" * (len(shown) + 1), style)
 
 
 def interval_cell(value: float, interval: Sequence[float | None]) -> str:
@@ -107,6 +108,8 @@ def bullet(style: str) -> str:
 
 
 def _figure_cells(
-    figures: Mapping[str, float], ci95: Mapping[str, Sequence[float | None]]
+    figures: Mapping[str, float],
+    ci95: Mapping[str, Sequence[float | None]],
+    shown: Sequence[str],
 ) -> list[str]:
-    return [*(interval_cell(figures[k], ci95[k]) for k in HITS), f"{figures['median_rank']:,.0f}"]
+    return [*(interval_cell(figures[k], ci95[k]) for k in shown), f"{figures['median_rank']:,.0f}"]

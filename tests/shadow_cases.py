@@ -37,9 +37,13 @@ def outcome(name: str, kind: str, hit_at_5: float, **changes: Any) -> Outcome:
         version=None,
         ctx=100,
         refusal=None,
+        failure=None,
         leak=None,
         num_non_finite=0,
         latency_ms={"p50": 4.0, "p95": 8.0},
+        origin="measured now",
+        measured_at="2026-01-02T03:04:05+00:00",
+        seconds=12.34,
         figures=figures,
         ci95=ci95,
         raw=figures,
@@ -62,7 +66,7 @@ def compared(
 ) -> Comparison:
     """Return a comparison; `lanes` name the change in each lane, 300 queries each."""
     changes = tuple(LaneChange(lane, 300, by) for lane, by in lanes.items())
-    return Comparison(candidate, reference, change, change, p_holm, changes)
+    return Comparison(candidate, reference, change, change, p_holm, 0.015, changes)
 
 
 def shadow_result(

@@ -10,16 +10,10 @@ from matplotlib.figure import Figure
 
 from lvm.bank import Bank
 from lvm.diagnosis import diagnose
-from lvm.figures import (
-    confusion_figure,
-    context_figure,
-    forest_figure,
-    lane_figure,
-    rank_figure,
-    training_figure,
-)
+from lvm.figures import confusion_figure, context_figure, lane_figure, training_figure
 from lvm.lanes import lane_figures
 from lvm.rules import read_lane_rules
+from lvm.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.windows import plan_windows
 from tests.shadow_cases import unscored, winning_case
 
@@ -61,6 +55,10 @@ def test_ranks() -> None:
     outcomes = (*result.outcomes, unscored("broken", num_non_finite=1))
     drawn = dataclasses.replace(result, per_query=with_ranks(names), outcomes=outcomes)
     assert_drawn(rank_figure(drawn), *names, "share of 2,000 queries")
+    seen = dataclasses.replace(outcomes[0], leak="trained on leaky windows")
+    assert_drawn(
+        rank_figure(dataclasses.replace(drawn, outcomes=(seen, *outcomes[1:]))), "model (LEAKY)"
+    )
 
 
 def test_ranks_without_a_scored_candidate() -> None:
@@ -102,5 +100,10 @@ def test_lanes_and_confusions(tiny_bank: Bank) -> None:
     lanes = lane_figures(table, {}, tiny_bank)
     assert_drawn(lane_figure({"model": lanes, "ema": lanes}, {"model": 0.4}), "lane-2", "ema")
     assert_drawn(lane_figure({"model": lanes}, {"model": 0.4}, leaky=True), "LEAKY")
+    result = winning_case()
+    outcomes = [dataclasses.replace(one, lanes=tuple(lanes)) for one in result.outcomes]
+    drawn = shadow_lane_figure(dataclasses.replace(result, outcomes=tuple(outcomes)))
+    assert_drawn(drawn, "lane-2", "model", "old", "ema", "dashed: model over all lanes, 20.0 %")
+    assert_drawn(shadow_lane_figure(result), "the bank has no lanes")
     diagnosis = diagnose("model", {"model": table}, tiny_bank, windows, read_lane_rules())
     assert_drawn(confusion_figure(diagnosis), "lane-0", "lane of the first hit", "% of the row")

@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A file imports only from files (or packages) to its left.
 ORDER = (
-    "seeding row_table bank_files bank duplicates encoders corpus splits planning audit windows "
-    "models facts objectives checkpoint fits contexts prediction streaming batches recipes "
-    "optimisation symptoms training search retrieval index metrics hubness statistics lanes "
-    "answers baselines latency evaluation controls rules diagnosis comparison shadow gates "
-    "promotion tables figures decision_report controls_report report checkout stopping tracking "
-    "registry serving"
+    "stopping seeding row_table bank_files bank duplicates encoders corpus splits planning audit "
+    "windows context_rows models facts objectives checkpoint fits contexts prediction streaming "
+    "batches recipes optimisation symptoms training search retrieval index metrics hubness "
+    "statistics lanes answers baselines latency evaluation controls rules diagnosis query_log "
+    "measuring replay_store replay_child comparison shadow replay_process gates promotion canvas "
+    "figures shadow_figures tables decision_report controls_report report shadow_report checkout "
+    "tracking registry settling serving"
 ).split()
 MLFLOW_FILES = {"lvm/tracking.py", "lvm/registry.py", "lvm/serving.py"}
 MAX_LINES = 320

@@ -144,15 +144,54 @@ def test_shadow_eval_makes_the_first_baseline(promoted):
     kinds = [facts.kind for facts in registry.versions().values()]
     assert sorted(kinds) == ["free"] * len(FREE_MODELS) + ["trained"]
     run = run_of("shadow-eval")
-    assert {"per_query.parquet", "decision.json", "shadow.md", "forest.png"} <= artifacts(run)
-    tags = MlflowClient().get_model_version("lvm", aliases["baseline"]).tags
-    assert tags["decision_run"] == run.info.run_id
+    named = {"per_query.parquet", "decision.json", "report.md", "history.json"}
+    assert named | {"forest.png", "hits.png", "lanes.png"} <= artifacts(run)
+    for version in registry.versions():
+        tags = MlflowClient().get_model_version("lvm", version).tags
+        assert tags["decision_run"] == run.info.run_id
+        assert tags["shadow_hit_at_5"].endswith("]") and tags["shadow_place"].endswith("of 5")
+    history = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]
+    assert history == registry.history() and history[-1]["version"] == aliases["baseline"]
 
 
-def test_a_second_shadow_eval_changes_nothing_and_registers_nothing(promoted):
+def test_a_second_shadow_eval_changes_nothing_and_runs_no_model(promoted):
     before = registry.aliases(), list(registry.versions())
-    assert shadow_eval.main(["--promote", "enabled"]) == 0
+    first = json.loads((promoted / "shadow.json").read_text())
+    arguments = ["--promote", "enabled", "--report", "again.json"]
+    assert shadow_eval.main(arguments) == 0
     assert (registry.aliases(), list(registry.versions())) == before
+    again = json.loads((promoted / "again.json").read_text())
+    for name, origin in ((first, "measured now"), (again, "read from the store")):
+        assert {one["origin"] for one in name["outcomes"]} == {origin}
+    shared = ("name", "figures", "ci95", "latency_ms", "measured_at")
+    tables = [[[one[key] for key in shared] for one in x["outcomes"]] for x in (first, again)]
+    assert tables[0] == tables[1]
+
+
+def test_candidates_are_named_in_every_way_and_taken_once(promoted):
+    run_id, baseline = run_of("train").info.run_id, registry.aliases()["baseline"]
+    model_id = registry.load(f"runs:/{run_id}/model").model_id
+    trained = registry.version_of(model_id)
+    ways = f"{trained}, models:/lvm/{trained}, runs:/{run_id}/model, models:/{model_id}"
+    with tracking.run("shadow-eval", {}):
+        field = gather(f"{ways}, ema, models:/lvm@baseline", None, None, register=False)
+    assert sorted(field.predictors) == sorted([*FREE_MODELS, "memory_gru"])
+    assert field.versions["memory_gru"] == trained and baseline in field.versions.values()
+
+
+def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
+    twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
+    with tracking.run("lost", {}):
+        lost = registry.log_predictor(twin.model, twin.facts)
+    version = registry.register(lost, twin.facts)
+    (weights,) = (promoted / "store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
+    weights.write_bytes(b"damaged")
+    assert shadow_eval.main(["--report", "lost.json"]) == 0
+    outcomes = json.loads((promoted / "lost.json").read_text())["outcomes"]
+    (failed,) = (one for one in outcomes if one["version"] == version)
+    assert "does not match the sha256" in failed["failure"] and not failed["figures"]
+    assert sum(bool(one["figures"]) for one in outcomes) == 5
+    MlflowClient().delete_model_version("lvm", version)
 
 
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
@@ -181,12 +220,37 @@ def test_a_dry_run_changes_nothing(trained, capsys):
 def test_a_query_log_chooses_the_queries(promoted, capsys):
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("shadow-eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
-    table.drop_duplicates("target_row").head(210).to_parquet("log.parquet")
+    asked = table.drop_duplicates("target_row").head(210)
+    asked.to_parquet("log.parquet")
     assert shadow_eval.main(["--queries", "log.parquet", "--report", "log.json"]) == 0
-    assert json.loads((promoted / "log.json").read_text())["num_queries"] == 210
-    pd.DataFrame({"target_row": [3]}).to_csv("train.csv")
-    assert shadow_eval.main(["--queries", "train.csv"]) == 2
-    assert "1 rows that are no test queries" in capsys.readouterr().err
+    report = json.loads((promoted / "log.json").read_text())
+    assert report["num_queries"] == 210
+    assert report["source"].endswith("rows by split: 0 train, 0 val, 210 test")
+    pd.DataFrame({"sequence": "sequence-0", "target_row": [3, 4]}).to_csv("train.csv")
+    assert shadow_eval.main(["--queries", "train.csv", "--report", "train.json"]) == 0
+    outcomes = json.loads((promoted / "train.json").read_text())["outcomes"]
+    assert {one["leak"] for one in outcomes} == {"2 of 2 answers were among its train rows"}
+    capsys.readouterr()
+    table.to_parquet("repeated.parquet")
+    assert shadow_eval.main(["--queries", "repeated.parquet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "repeats query 1" in line
+
+
+def test_a_log_of_recorded_contexts_is_asked_as_served(promoted):
+    with tracking.run("shadow-eval", {}):
+        windows = gather("all", None, None, register=False).inputs.windows
+    target_row_Q = windows.queries["test"].target_row_Q[:30]
+    lines = [
+        {"target_row": int(row), "context_rows": list(range(int(row) - 1 - row % 3, int(row)))}
+        for row in target_row_Q
+    ]
+    Path("served.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert shadow_eval.main(["--queries", "served.jsonl", "--report", "served.json"]) == 0
+    report = json.loads((promoted / "served.json").read_text())
+    assert (report["num_queries"], report["removed_ctx"]) == (30, 3)
+    assert "each asked from its recorded context" in report["source"]
+    assert all(one["figures"] for one in report["outcomes"])
 
 
 def test_lane_diagnostics_names_every_lane(promoted, capsys):

@@ -63,6 +63,12 @@ def test_same_bank_gate_fires() -> None:
     assert "another bank" in decision.reasons[1]
 
 
+def test_finite_gate_fires_where_the_measurement_broke_off() -> None:
+    model = unscored("model", failure="its process was killed by SIGKILL")
+    decision = assert_only_fails(with_model(winning_case(), model), "finite")
+    assert "killed by SIGKILL" in decision.reasons[1]
+
+
 def test_finite_gate_fires() -> None:
     model = unscored("model", num_non_finite=3)
     decision = assert_only_fails(with_model(winning_case(), model), "finite")
@@ -100,7 +106,8 @@ def test_floor_gate_fires() -> None:
 
 def test_best_free_gate_fires() -> None:
     result = with_comparison(winning_case(), compared("model", "ema", NO_GAIN))
-    assert_only_fails(result, "beats best free")
+    decision = assert_only_fails(result, "beats best free")
+    assert "less than 1.5 points is not detectable here" in decision.reasons[1]
 
 
 def test_best_free_gate_fires_without_a_free_predictor() -> None:
@@ -153,7 +160,8 @@ def test_lane_gate_ignores_lanes_too_small_to_judge() -> None:
 def test_latency_gate_fires() -> None:
     slow = {"p50": 1.0, "p95": RULES.latency_p95_ms + 0.1}
     model = outcome("model", "trained", 0.2, latency_ms=slow)
-    assert_only_fails(with_model(winning_case(), model), "fast enough")
+    decision = assert_only_fails(with_model(winning_case(), model), "fast enough")
+    assert "1000.1 ms (one query, its whole context read anew" in decision.reasons[1]
 
 
 def test_latency_gate_fires_where_nothing_was_measured() -> None:

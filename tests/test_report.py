@@ -8,20 +8,21 @@ import pandas as pd
 import pytest
 
 from lvm.bank import Bank
+from lvm.decision_report import decision_text, gates_table
 from lvm.diagnosis import diagnose
 from lvm.lanes import lane_figures
 from lvm.promotion import decide
-from lvm.report import (
+from lvm.report import evaluation_table, lanes_table
+from lvm.rules import read_gate_rules, read_lane_rules
+from lvm.shadow_report import (
     comparison_table,
-    decision_text,
-    evaluation_table,
-    gates_table,
-    lanes_table,
+    history_table,
+    measurement_table,
+    origin_note,
     shadow_lanes_table,
     shadow_markdown,
     shadow_table,
 )
-from lvm.rules import read_gate_rules, read_lane_rules
 from lvm.tables import MARKDOWN, PredictorRow, difference_cell, interval_cell, p_cell
 from lvm.tables import predictors_table as predictors
 from lvm.windows import plan_windows
@@ -122,10 +123,25 @@ def test_a_predictor_without_correction_has_its_marks_below() -> None:
     assert body(predictors([row]))[1].strip() == "free"
 
 
+def test_a_page_shows_the_marks_beside_the_name_with_mrr() -> None:
+    one = outcome("ema", "free", 0.2)
+    text = predictors(
+        [PredictorRow("ema", ("free", "LEAKY"), one.figures, one.ci95, one.corrected, one.ci95)],
+        MARKDOWN,
+    )
+    _, _, plain, corrected = text.splitlines()
+    assert "MRR@10 %" in text and plain.startswith("| ema, free, LEAKY | plain ")
+    assert "13.3 [11.3, 15.3]" in plain and corrected.count("|") == plain.count("|") == 8
+
+
 def test_comparisons_show_points_and_holm() -> None:
     rows = body(comparison_table(winning_case()))
     assert rows[0].split()[:2] == ["model", "old"]
-    assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith("8.0")
+    assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith(" 1.5")
+    text = comparison_table(winning_case())
+    assert (
+        "a smaller true difference of Hit@5 (1.5 points) is missed by these 2,000 queries" in text
+    )
     empty = dataclasses.replace(winning_case(), comparisons=())
     assert "No two candidates" in comparison_table(empty)
 
@@ -147,8 +163,48 @@ def test_the_decision_shows_every_gate_and_the_outcome_first() -> None:
     assert max(map(len, promoted.splitlines())) <= 110
 
 
-def test_markdown_has_all_parts_with_figures() -> None:
+def test_pairs_that_answer_alike_have_nothing_to_detect() -> None:
     result = winning_case()
+    alike = tuple(dataclasses.replace(x, detectable=float("nan")) for x in result.comparisons)
+    text = comparison_table(dataclasses.replace(result, comparisons=alike))
+    assert text.count("none differ") == len(alike) and "nothing can be said" in text
+
+
+def test_measurements_tell_what_was_read_from_the_store() -> None:
+    result = winning_case()
+    read = dataclasses.replace(result.outcomes[0], origin="read from the store")
+    lost = unscored("lost", failure="its process was killed by SIGKILL", origin="")
+    text = measurement_table(
+        dataclasses.replace(result, outcomes=(read, *result.outcomes[1:], lost))
+    )
+    rows = body(text)
+    assert rows[0].split()[0] == "model" and rows[0].endswith("read from the store")
+    assert len(rows) == 4 and all(row.endswith("measured now") for row in rows[1:])
+    mixed = dataclasses.replace(result, outcomes=(read, *result.outcomes[1:], lost))
+    assert origin_note(mixed).splitlines() == [
+        "Answers read from the store: model.",
+        "Answers measured now: old, ema, copy-last.",
+    ]
+    assert "4.0" in rows[0] and "8.0" in rows[0] and "2026-01-02 03:04:05" in rows[0]
+    assert "No candidate was measured" in measurement_table(
+        dataclasses.replace(result, outcomes=(lost,))
+    )
+
+
+def test_the_history_of_the_alias_has_the_latest_move_first() -> None:
+    move = {"at": "2026-01-02T03:04:05+00:00", "version": "1", "replaced": "none"}
+    moves = [
+        move | {"run": "a" * 32, "reason": "first"},
+        move | {"version": "2", "replaced": "1", "run": "b" * 32, "reason": "better"},
+    ]
+    rows = body(history_table(moves))
+    assert [row.split()[2:4] for row in rows] == [["2", "1"], ["1", "none"]]
+    assert "better" in rows[0] and "bbbbbbbb" in rows[0]
+    assert history_table([]) == "The alias was never set."
+
+
+def test_markdown_has_all_parts_with_figures() -> None:
+    result = winning_case(source="the log asked.jsonl")
     text = shadow_markdown(result, decide(result, "old", RULES), ["forest.png"])
     assert text.startswith("# Shadow evaluation\n") and "![forest](forest.png)" in text
     for part in (
@@ -156,6 +212,9 @@ def test_markdown_has_all_parts_with_figures() -> None:
         "## Paired differences",
         "## Lanes",
         "## Every gate",
+        "## How it was measured",
+        "## The alias before this decision",
+        "queries: the log asked.jsonl",
         "Decision: baseline is",
     ):
         assert part in text

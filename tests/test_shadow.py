@@ -193,6 +193,33 @@ def test_queries_whose_answers_were_trained_on_are_marked(
     assert outcome.leak == "10 of 10 answers were among its train rows"
 
 
+def test_queries_that_chose_the_candidate_are_marked(
+    bank: Bank, windows: Windows, free: list[Candidate]
+) -> None:
+    outcome = replay(free[:1], bank, windows, windows.queries["val"].head(30)).outcomes[0]
+    assert outcome.leak == "30 of 30 answers were val rows, by which it was chosen"
+
+
+def test_one_planted_train_row_marks_the_candidate_and_moves_no_other_rank(
+    bank: Bank, windows: Windows, queries: Queries, free: list[Candidate]
+) -> None:
+    rows = np.append(queries.target_row_Q, windows.train_rows()[7])
+    start_Q = bank.sequence_start_N()[rows]
+    planted = make_queries(np.arange(len(rows)), rows, start_Q, CTX)
+    clean, marked = (replay(free, bank, windows, asked) for asked in (queries, planted))
+    assert {one.leak for one in clean.outcomes} == {None}
+    assert {one.leak for one in marked.outcomes} == {
+        f"1 of {len(rows)} answers were among its train rows"
+    }
+    assert judged(clean).promote != () and judged(marked).promote == ()
+    for name in ("copy-last", "ema"):
+        ranks = [
+            result.per_query[result.per_query["candidate"] == name]["rank"].tolist()
+            for result in (clean, marked)
+        ]
+        assert ranks[1][:-1] == ranks[0]
+
+
 def test_all_candidates_lose_the_same_rows_and_keep_their_own_context(
     bank: Bank, windows: Windows, queries: Queries, facts: Facts
 ) -> None:

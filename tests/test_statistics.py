@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lvm import statistics
 from lvm.metrics import FIGURES, figures, hit_at
 from lvm.statistics import (
     document_interval,
@@ -60,6 +61,43 @@ def test_intervals_hold_the_figures_whatever_the_order_or_names():
     names = np.array([f"document {code:03}" for code in document_Q])
     shuffled = document_interval(rank_Q[order], names[order], seed=3)
     assert all(shuffled[name] == pytest.approx(found[name]) for name in FIGURES)
+
+
+def test_neither_interval_nor_p_depends_on_the_size_of_a_block(monkeypatch):
+    rank_Q, document_Q = clustered(8, num_documents=50)
+
+    def measured():
+        statistics._kept_weights.cache_clear()
+        difference = paired_difference(1 / rank_Q, 1 / rank_Q[::-1], document_Q, seed=1)
+        return document_interval(rank_Q, document_Q, seed=1), difference
+
+    expected = measured()
+    monkeypatch.setattr(statistics, "KEPT_VALUES", 0)
+    for block_values in (1, 50 * 7, 50 * 4096, 10**9):
+        monkeypatch.setattr(statistics, "BLOCK_VALUES", block_values)
+        assert measured() == expected
+
+
+def test_p_equals_scipys_permutation_test():
+    for seed in range(3):
+        sum_M = np.random.default_rng(seed).normal(0.15, 1, 60)
+        expected = stats.permutation_test(
+            (sum_M,),
+            lambda sums, axis: sums.sum(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=50_000,
+            batch=1000,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+        found = paired_difference(sum_M, np.zeros(60), np.arange(60), seed=0).p_value
+        assert found == pytest.approx(expected, abs=0.02)
+    few_M = np.random.default_rng(9).normal(0.5, 1, 9)
+    exact = stats.permutation_test(
+        (few_M,), np.sum, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    found = paired_difference(few_M, np.zeros(9), np.arange(9), seed=0).p_value
+    assert found == pytest.approx(exact)
 
 
 def test_queries_of_one_document_count_as_one():

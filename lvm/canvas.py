@@ -1,0 +1,77 @@
+"""The common style of all figures: 1280 x 800 pixels, one palette."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+# Okabe, Ito: Color universal design (2008); told apart with every common colour blindness.
+BLACK, BLUE, GREEN, RED = "#000000", "#0072B2", "#009E73", "#D55E00"
+ORANGE, PURPLE, SKY = "#E69F00", "#CC79A7", "#56B4E9"
+GREY, LIGHT = "#767676", "#DDDDDD"
+SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
+FONT = 15
+
+
+def canvas(
+    title: str, subtitle: str, leaky: bool, height_ratios: tuple[int, ...] = (1,)
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of 1280 x 800 pixels in the common style, a panel per ratio."""
+    layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15)
+    figure = Figure(figsize=(12.8, 8.0), dpi=100, layout=layout)
+    grid = figure.subplots(len(height_ratios), 1, height_ratios=height_ratios, squeeze=False)
+    panels = list(grid[:, 0])
+    panels[0].set_title(f"{title}\n", loc="left", fontsize=FONT + 5, fontweight="bold")
+    panels[0].annotate(
+        f"LEAKY, no evidence: {subtitle}" if leaky else subtitle,
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 10),
+        textcoords="offset points",
+        fontsize=FONT - 2,
+        color=RED if leaky else GREY,
+    )
+    for axes in panels:
+        axes.tick_params(labelsize=FONT - 2)
+        axes.xaxis.label.set_size(FONT)
+        axes.yaxis.label.set_size(FONT)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def label(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **style: Any
+) -> None:
+    """Write text at `offset` points from the data point `at`."""
+    axes.annotate(
+        text,
+        at,
+        xytext=offset,
+        textcoords="offset points",
+        fontsize=FONT - 1,
+        annotation_clip=False,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        **style,
+    )
+
+
+def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write (value, name, color) at the right edge, moved apart where values are close."""
+    low, high = axes.get_ylim()
+    gap = (high - low) / 26
+    places: list[float] = []
+    for value, _, _ in sorted(ends):
+        places.append(max(value, places[-1] + gap) if places else value)
+    top = high
+    for index in reversed(range(len(places))):  # a crowd at the top grows downwards
+        places[index] = min(places[index], top)
+        top = places[index] - gap
+    for at, (_, name, color) in zip(places, sorted(ends), strict=True):
+        label(axes, name, (axes.get_xlim()[1], at), (8, 0), color=color, va="center")
+
+
+def empty(axes: Axes, text: str) -> None:
+    """Say in an empty panel why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", size=FONT, color=GREY)

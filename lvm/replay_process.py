@@ -1,0 +1,160 @@
+"""Measurement in a process of its own, so that no candidate can harm another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lvm.bank import Bank
+from lvm.checkpoint import CONFIG, save_model
+from lvm.measuring import Measurement, MeasurementFailed
+from lvm.replay_child import (
+    CORRECTION,
+    ERROR,
+    GROUPS,
+    JOB,
+    MODEL,
+    QUERIES,
+    REMOVED,
+    write_queries,
+)
+from lvm.replay_store import (
+    STORE,
+    arrays_sha256,
+    measurement_key,
+    measurement_path,
+    queries_sha256,
+    read_measurement,
+)
+from lvm.shadow import Candidate
+from lvm.stopping import GRACE_SECONDS
+from lvm.windows import Queries, Windows
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """Measures candidates, each in its own process; what the `store` holds is read from there.
+
+    `note` is told about each candidate in one line.
+    """
+
+    store: Path = STORE
+    note: Note = print
+
+    def __call__(
+        self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+    ) -> Measurement:
+        """Return the measurement of one candidate; raises MeasurementFailed where it breaks off."""
+        with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
+            job = write_job(Path(folder), candidate, bank, windows, removed, self.store)
+            found = read_measurement(job.result, job.key)
+            if found is not None:
+                self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
+                return found
+            begin = time.perf_counter()
+            try:
+                found = finish(start(job), job)
+            except MeasurementFailed as failure:
+                self.note(f"replay of {candidate.name}: {failure}")
+                raise
+            seconds = time.perf_counter() - begin
+            self.note(f"replay of {candidate.name}: measured in {seconds:.1f} s")
+            return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder that says what to measure, the file to write it to with its key."""
+
+    folder: Path
+    result: Path
+    key: str
+
+
+def write_job(
+    folder: Path,
+    candidate: Candidate,
+    bank: Bank,
+    windows: Windows,
+    removed: Queries,
+    store: Path = STORE,
+) -> Job:
+    """Write everything that a process needs to measure a candidate; the bank stays where it is."""
+    save_model(candidate.model, folder / MODEL)
+    queries = removed.with_ctx(candidate.facts.ctx)
+    np.save(folder / GROUPS, windows.representative_N)
+    correction_sha256 = "none"
+    if candidate.row_correction is not None:
+        np.save(folder / CORRECTION, candidate.row_correction)
+        correction_sha256 = arrays_sha256(candidate.row_correction)
+    write_queries(folder / QUERIES, queries)
+    write_queries(folder / REMOVED, removed)
+    key = measurement_key(
+        {
+            "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
+            "row_correction": correction_sha256,
+            "bank": bank.sha256,
+            "groups": arrays_sha256(windows.representative_N),
+            "queries": queries_sha256(queries),
+            "removed": queries_sha256(removed),
+        }
+    )
+    result = measurement_path(store.resolve(), key)
+    what = {"bank": str(bank.path.resolve()), "bank_sha256": bank.sha256}
+    (folder / JOB).write_text(json.dumps(what | {"result": str(result), "key": key}))
+    return Job(folder, result, key)
+
+
+def start(job: Job) -> subprocess.Popen[bytes]:
+    """Start the process of a job: a fresh python with this very code, its bars on our terminal."""
+    code = str(Path(__file__).resolve().parents[1])
+    others = os.environ.get("PYTHONPATH")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([code, *([others] if others else [])])
+    }
+    command = [sys.executable, "-m", "lvm.replay_child", str(job.folder), str(os.getpid())]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen[bytes], job: Job) -> Measurement:
+    """Wait for the process of a job, read what it wrote; it never outlives this call.
+
+    Raises MeasurementFailed, in one line, where it ended without a result.
+    """
+    try:
+        code = process.wait()
+    finally:
+        _end(process)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+        raise MeasurementFailed(f"its process was killed by {name}{hint}")
+    if code > 0:
+        told = job.folder / ERROR
+        reason = told.read_text() if told.is_file() else "it left no message"
+        raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
+    found = read_measurement(job.result, job.key)
+    if found is None:
+        raise MeasurementFailed(f"its process left no readable result at {job.result}")
+    return Measurement(found.ranks, found.num_non_finite, found.latency_ms, found.seconds, found.at)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process where it still runs, as after a stop signal to this one."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
