@@ -61,7 +61,8 @@ class Supervised(nn.Module):
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Let every part of the model that runs in the block keep its inputs only.
 
-    A part is a child of the model, or of a list of children; its dropout repeats itself exactly.
+    A part is a child of the model; of a stack of layers, each layer. Its dropout repeats itself
+    exactly.
     """
     parts = list(_parts(model)) if enabled else []
     for part in parts:
@@ -75,7 +76,8 @@ def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     for child in model.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
+        holds_list = any(isinstance(part, nn.ModuleList) for part in child.children())
+        if holds_list or isinstance(child, nn.ModuleList):
             yield from _parts(child)
         else:
             yield child

@@ -204,7 +204,8 @@ class _Loop:
     def result(self) -> TrainResult:
         """Return the best model, in evaluation mode on the CPU."""
         history, best_epoch = self.progress.history, self.progress.best_epoch
-        self.model.load_state_dict(self.world.from_main(self.best_weights))
+        best_weights = {name: value.cpu() for name, value in self.best_weights.items()}
+        self.model.load_state_dict(self.world.from_main(best_weights))
         return TrainResult(
             model=self.model.cpu().eval(),
             config=self.config,

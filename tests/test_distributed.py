@@ -62,6 +62,18 @@ def test_two_processes_train_as_one(both, name):
     assert alone[-1]["train/loss"] < alone[0]["train/loss"] - 10 * TOLERANCE
 
 
+def test_two_processes_go_on_from_the_state_of_a_killed_run(workplace, both):
+    arguments = ["tests.shared_training", "bank", "resumed.json", "state"]
+    assert run(*arguments).returncode != 0
+    assert Path("state").is_file() and not Path("resumed.json").exists()
+    resumed = run(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    undisturbed, found = both[0]["hard"], json.loads(Path("resumed.json").read_text())["hard"]
+    for record in (*undisturbed, *found):
+        del record["train/seconds"]
+    assert found == undisturbed
+
+
 def test_rank_0_alone_opens_a_run(workplace):
     trained = run("entrypoints.train", *ARGUMENTS)
     assert trained.returncode == 0, trained.stderr
