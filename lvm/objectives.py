@@ -78,20 +78,23 @@ class SampledSoftmax(nn.Module):
         logit_PK = (score_PK / temperature).masked_fill(twin_PK, -torch.inf)
         logits = [true_score_P[:, None] / temperature, logit_PK]
         if own is not None:
-            logits.append(_own_scores(prediction_PD, target_PD, own) / temperature)
+            logits.append(_own_logits(prediction_PD, target_PD, own, temperature))
         logit_PL = torch.cat(logits, dim=1)
         log_share_P = logit_PL[:, 0].float() - logit_PL.float().logsumexp(dim=1)
         return self.cosine_weight * (1 - true_score_P) - log_share_P
 
 
-def _own_scores(prediction_PD: Tensor, target_PD: Tensor, own: OwnNegatives) -> Tensor:
-    """Return the cosines (P, H) to the own negatives, -inf where there is none."""
+def _own_logits(
+    prediction_PD: Tensor, target_PD: Tensor, own: OwnNegatives, temperature: Tensor
+) -> Tensor:
+    """Return the logits (P, H) of the own negatives, -inf where there is none."""
     score_CH = torch.einsum("cd,chd->ch", prediction_PD[own.place_C], own.vector_CHD)
     with torch.no_grad():
         twin_CH = torch.einsum("cd,chd->ch", target_PD[own.place_C], own.vector_CHD) >= TWIN_COSINE
-    score_CH = score_CH.masked_fill(twin_CH | ~own.real_CH, -torch.inf)
-    absent_PH = score_CH.new_full((len(prediction_PD), score_CH.shape[1]), -torch.inf)
-    return absent_PH.index_copy(0, own.place_C, score_CH)
+    # Masked after the division, whose gradient at -inf would be no number.
+    logit_CH = (score_CH / temperature).masked_fill(twin_CH | ~own.real_CH, -torch.inf)
+    absent_PH = logit_CH.new_full((len(prediction_PD), logit_CH.shape[1]), -torch.inf)
+    return absent_PH.index_copy(0, own.place_C, logit_CH)
 
 
 def seed_loss(

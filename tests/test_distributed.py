@@ -57,9 +57,10 @@ def test_two_processes_train_as_one(both, name):
     assert len(shared) == len(alone) == 3
     for one, other in zip(alone, shared, strict=True):
         assert other.keys() == one.keys()
+        assert one["train/skipped_steps"] == other["train/skipped_steps"] == 0
         assert other["train/loss"] == pytest.approx(one["train/loss"], rel=TOLERANCE)
         assert other["val/hit_at_5"] == pytest.approx(one["val/hit_at_5"], abs=0.011)
-    assert alone[-1]["train/loss"] < alone[0]["train/loss"] - 10 * TOLERANCE
+    assert abs(alone[-1]["train/loss"] - alone[0]["train/loss"]) > 100 * TOLERANCE
 
 
 def test_two_processes_go_on_from_the_state_of_a_killed_run(workplace, both):

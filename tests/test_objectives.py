@@ -60,6 +60,10 @@ def test_own_negatives_count_at_their_position_alone() -> None:
         for a, b in ((0, 1), (1, 3))
     ]
     torch.testing.assert_close(torch.cat(parts), loss_P)
+    prediction_PD.requires_grad_()
+    objective(prediction_PD, target_PD, negative_KD, own).sum().backward()
+    assert torch.isfinite(prediction_PD.grad).all()
+    assert torch.isfinite(objective.log_temperature.grad)
 
 
 def test_seed_loss_of_a_share_of_the_batch() -> None:

@@ -53,6 +53,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 def test_the_killed_runs_have_hard_negatives(undisturbed: TrainResult) -> None:
+    assert all(record["train/skipped_steps"] == 0 for record in undisturbed.history)
     assert [record["train/hard_positions"] > 0 for record in undisturbed.history] == [
         False,
         True,
