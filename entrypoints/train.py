@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,8 +18,10 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, ma
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import registry, tracking
+from lvm.averaging import AVERAGES
 from lvm.baselines import fit_free_predictors
 from lvm.checkpoint import load_state
+from lvm.distributed import joined, launched_rank, launched_size
 from lvm.evaluation import MAX_QUERIES, Evaluation, evaluate
 from lvm.facts import facts_of
 from lvm.figures import training_figure
@@ -25,11 +29,13 @@ from lvm.metrics import figures
 from lvm.models import TRAINED_MODELS
 from lvm.models.recurrent import CELLS
 from lvm.prediction import predict_queries
-from lvm.recipes import DEVICES, PRECISIONS, RECIPES, TrainConfig, as_dict, resolve
+from lvm.recipes import DEVICES, PRECISIONS, RECIPES, TrainConfig, as_dict, chosen_device, resolve
 from lvm.report import evaluation_table
 from lvm.retrieval import exact_ranks
 from lvm.statistics import document_interval
+from lvm.stopping import SIGNALS
 from lvm.training import TrainResult, train
+from lvm.windows import ensure_windows
 
 STATES = Path("data/training")
 
@@ -45,6 +51,9 @@ class TrainOptions:
     model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
     recipe: str = option(TrainConfig.recipe, "Decides what is auto.", choices=RECIPES)
     epochs: int | None = option(TrainConfig.epochs, "Epochs at most.", low=1)
+    max_steps: int | None = option(
+        TrainConfig.max_steps, "Optimiser steps at most (auto: epochs decide).", low=1
+    )
     batch_size: int | None = option(TrainConfig.batch_size, "Windows a batch.", low=1)
     accumulation: int | None = option(TrainConfig.accumulation, "Batches a step.", low=1)
     lr: float | None = option(TrainConfig.lr, "Peak learning rate.", low=0)
@@ -52,7 +61,14 @@ class TrainOptions:
     alpha: float | None = option(TrainConfig.alpha, "Weight of the second loss term.", low=0)
     temperature: float | None = option(TrainConfig.temperature, "Softmax temperature.", low=0)
     negatives: int | None = option(TrainConfig.negatives, "Bank negatives a step.", low=0)
+    hard_negatives: int = option(
+        TrainConfig.hard_negatives, "Negatives a position that the model confuses.", low=0
+    )
+    hard_from: float = option(
+        TrainConfig.hard_from, "Share of the steps before hard negatives.", low=0
+    )
     patience: int | None = option(TrainConfig.patience, "Epochs without a better Hit@5.", low=1)
+    averaging: str = option(TrainConfig.averaging, "Average of the weights.", choices=AVERAGES)
     chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
     slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
     cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=CELLS)
@@ -61,6 +77,9 @@ class TrainOptions:
     dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
     device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
     precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)
+    gradient_checkpointing: bool = option(
+        TrainConfig.gradient_checkpointing, "Compute activations twice instead of keeping them."
+    )
     seed: int = option(TrainConfig.seed, "Seed of weights, batches, negatives.", low=0)
     resume: str = option(
         "auto",
@@ -80,30 +99,65 @@ class TrainOptions:
         return TrainConfig(**{name: getattr(self, name) for name in shared})
 
 
+class SharedEntryPoint(EntryPoint[TrainOptions]):
+    """Under torchrun, rank 0 alone opens a run, validates, logs, writes; the others train along."""
+
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        if launched_rank() > 0:
+            os.environ.pop("MLFLOW_RUN_ID", None)
+        return super().__call__(arguments)
+
+    def _run(self, **values: Any) -> None:
+        if launched_rank() > 0:
+            follow(TrainOptions(**values))
+        else:
+            super()._run(**values)
+
+
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
-    inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
-    validation = Validation(inputs)
-    free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
-    decay = float(free["ema"].config["decay"])  # type: ignore[index]
-    config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
-    tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
-    tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
-    state = state_path(config, inputs)
-    prepare_state(state, options.resume, inputs)
-    rivals = {name: validation.measure(model) for name, model in free.items()}
-    hits = ", ".join(f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items())
-    print(f"val Hit@5 of the free predictors: {hits}", flush=True)
-    result = train(
-        inputs.bank,
-        inputs.windows,
-        config,
-        validate=validation.figures,
-        on_epoch=lambda record: log_epoch(record, inputs),
-        state_path=state,
-    )
+    with joined(chosen_device(options.device)) as world:
+        inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+        validation = Validation(inputs)
+        free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
+        decay = float(free["ema"].config["decay"])  # type: ignore[index]
+        config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
+        tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
+        tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
+        state = state_path(config, inputs)
+        prepare_state(state, options.resume, inputs)
+        rivals = {name: validation.measure(model) for name, model in free.items()}
+        shown = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
+        print(f"val Hit@5 of the free predictors: {', '.join(shown)}", flush=True)
+        world.from_main((config, inputs.bank.sha256, inputs.windows.sha256))
+        result = train(
+            inputs.bank,
+            inputs.windows,
+            config,
+            validate=validation.figures,
+            on_epoch=lambda record: log_epoch(record, inputs),
+            state_path=state,
+            world=world,
+        )
     finish(options, inputs, result, rivals)
     state.unlink(missing_ok=True)
+
+
+def follow(options: TrainOptions) -> None:
+    """Train along with rank 0, whose configuration holds, once it has prepared the data.
+
+    Raises ValueError where this process finds other data.
+    """
+    for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
+        signal.signal(number, signal.SIG_DFL)
+    with joined(chosen_device(options.device)) as world:
+        shared: tuple[TrainConfig, str, str] = world.from_main(None)
+        config, *digests = shared
+        bank = read_bank(options.bank)
+        windows = ensure_windows(bank, options.ctx, options.windows)
+        if digests != [bank.sha256, windows.sha256]:
+            raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
+        train(bank, windows, config, validate=lambda model: {}, world=world)
 
 
 class Validation:
@@ -147,7 +201,8 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
 def state_path(config: TrainConfig, inputs: Inputs) -> Path:
     """Return where the interrupted state of this very configuration over this data lies."""
     parts: list[Any] = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
-    parts += [torch.__version__, torch.get_num_threads()]  # they change the last bits
+    # They change the last bits.
+    parts += [torch.__version__, torch.get_num_threads(), launched_size()]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
 
@@ -204,7 +259,7 @@ def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation
     )
 
 
-main = EntryPoint("train", TrainOptions, body)
+main = SharedEntryPoint("train", TrainOptions, body)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -36,11 +36,6 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 
-def average_decay(total_steps: int) -> float:
-    """Weight average over about the last tenth of training, at most 1,000 steps."""
-    return min(0.999, max(0.5, 1 - 10 / max(1, total_steps)))
-
-
 def lr_share(step: int, total: int, warmup: int) -> float:
     """Linear warm-up, then a cosine from 1 to `FINAL_LR_SHARE` over the remaining steps."""
     if step < warmup:

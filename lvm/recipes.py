@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lvm.averaging import AVERAGES
 from lvm.models import TRAINED_MODELS
 from lvm.models.recurrent import CELLS
 from lvm.objectives import TEMPERATURE_RANGE
@@ -12,6 +13,7 @@ from lvm.objectives import TEMPERATURE_RANGE
 RECIPES = ("dense", "seed")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +21,15 @@ class TrainConfig:
     """What a training run does; None means that the recipe decides (`resolve`).
 
     lr is the peak learning rate of AdamW, patience counts epochs without a better val Hit@5,
-    accumulation counts batches an optimiser step, batch_size counts windows.
+    accumulation counts batches an optimiser step, batch_size counts windows. max_steps ends
+    training, with its schedule, before `epochs` are over (None: epochs decide). hard_negatives are
+    those a position, from the share `hard_from` of all steps on.
     """
 
     model: str = "memory_gru"
     recipe: str = "dense"
     epochs: int | None = None
+    max_steps: int | None = None
     batch_size: int | None = None
     accumulation: int | None = None
     lr: float | None = None
@@ -32,7 +37,10 @@ class TrainConfig:
     alpha: float | None = None
     temperature: float | None = None
     negatives: int | None = None
+    hard_negatives: int = 0
+    hard_from: float = 0.25
     patience: int | None = None
+    averaging: str = "ema"
     chunk: int = 200
     slots: int = 16
     cell: str = "gru"
@@ -41,6 +49,7 @@ class TrainConfig:
     dropout: float = 0.2
     device: str = "auto"
     precision: str = "auto"
+    gradient_checkpointing: bool = False
     seed: int = 0
     decay: float = 0.5
 
@@ -50,13 +59,14 @@ class TrainConfig:
         _one_of("cell", self.cell, CELLS)
         _one_of("device", self.device, DEVICES)
         _one_of("precision", self.precision, PRECISIONS)
-        for name in ("epochs", "batch_size", "accumulation", "patience"):
+        _one_of("averaging", self.averaging, AVERAGES)
+        for name in ("epochs", "max_steps", "batch_size", "accumulation", "patience"):
             _at_least(name, getattr(self, name), 1)
         for name in ("hidden", "layers", "chunk", "slots"):
             _at_least(name, getattr(self, name), 1)
         for name in ("lr", "temperature"):
             _above_zero(name, getattr(self, name))
-        for name in ("weight_decay", "alpha", "negatives", "seed"):
+        for name in ("weight_decay", "alpha", "negatives", "hard_negatives", "seed"):
             _at_least(name, getattr(self, name), 0)
         if self.layers % 2:
             raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
@@ -65,13 +75,16 @@ class TrainConfig:
             raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: 'cuda' is not available here; use device=auto or device=cpu")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} is not a share from 0 to below 1")
+        for name in ("dropout", "hard_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a share from 0 to below 1")
+        if self.hard_negatives and self.recipe != "dense":
+            raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainConfig):
-    """A `TrainConfig` in which nothing is left open."""
+    """A `TrainConfig` in which nothing is left open but `max_steps`: None lets epochs decide."""
 
     epochs: int
     batch_size: int
@@ -88,12 +101,24 @@ def resolve(config: TrainConfig, ctx: int) -> Settings:
     """Return `config` with every None replaced by its recipe's value at context length `ctx`."""
     recipe = _dense(ctx) if config.recipe == "dense" else _seed(ctx, config.batch_size)
     chosen = {name: value for name, value in as_dict(config).items() if value is not None}
-    has_cuda = torch.cuda.is_available()
-    device = ("cuda" if has_cuda else "cpu") if config.device == "auto" else config.device
-    precision = config.precision
+    device, precision = chosen_device(config.device), config.precision
     if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
+        # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
+        precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
     return Settings(**(recipe | chosen | {"device": device, "precision": precision}))
+
+
+def chosen_device(name: str) -> str:
+    """Return the device that `name` means here."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_native_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 itself: where it does not, bf16 is slower than fp32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in NATIVE_BF16)
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

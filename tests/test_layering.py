@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "stopping seeding row_table bank_files bank duplicates encoders corpus splits planning audit "
     "windows context_rows models facts objectives checkpoint fits contexts prediction streaming "
-    "batches recipes optimisation symptoms training search retrieval index metrics hubness "
-    "statistics lanes answers baselines latency evaluation controls rules diagnosis query_log "
-    "measuring replay_store replay_child comparison shadow replay_process gates promotion canvas "
-    "figures shadow_figures tables decision_report controls_report report shadow_report checkout "
-    "tracking registry settling serving"
+    "batches distributed hard_negatives averaging recipes optimisation supervision gradients "
+    "symptoms training_state training search retrieval index metrics hubness statistics lanes "
+    "answers baselines latency evaluation controls rules diagnosis query_log measuring "
+    "replay_store replay_child comparison shadow replay_process gates promotion canvas figures "
+    "shadow_figures tables decision_report controls_report report shadow_report checkout tracking "
+    "registry settling serving"
 ).split()
 MLFLOW_FILES = {"lvm/tracking.py", "lvm/registry.py", "lvm/serving.py"}
 MAX_LINES = 320

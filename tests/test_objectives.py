@@ -1,6 +1,6 @@
 """Losses against values worked out by hand.
 
-Shapes: P positions, D vector dim, K negatives.
+Shapes: P positions, D vector dim, K negatives, C positions with H negatives of their own.
 """
 
 import math
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lvm.objectives import SampledSoftmax, seed_loss
+from lvm.objectives import OwnNegatives, SampledSoftmax, seed_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_a_twin_of_the_target_is_no_negative() -> None:
     with_twin = torch.cat([negative_KD, target_PD[:1]])
     loss = objective(prediction_PD[:1], target_PD[:1], with_twin)
     assert torch.equal(loss, expected)
-    loss.backward()
+    loss.sum().backward()
     assert torch.isfinite(objective.log_temperature.grad)
     assert not torch.equal(
         objective(prediction_PD[1:2], target_PD[1:2], with_twin),
@@ -41,9 +41,43 @@ def test_a_twin_of_the_target_is_no_negative() -> None:
     )
 
 
+def test_own_negatives_count_at_their_position_alone() -> None:
+    """A negative of one position's own weighs there as a shared one does, nowhere else."""
+    prediction_PD, target_PD, negative_KD = unit(3, 8), unit(3, 8, seed=1), unit(5, 8, seed=2)
+    vector_CHD = unit(2, 2, 8, seed=3)
+    vector_CHD[1, 0] = target_PD[2]  # a twin of its own target
+    real_CH = torch.tensor([[True, False], [True, True]])
+    own = OwnNegatives(torch.tensor([0, 2]), vector_CHD, real_CH)
+    objective = SampledSoftmax()
+    loss_P = objective(prediction_PD, target_PD, negative_KD, own)
+    for position, rows in ((0, vector_CHD[0, :1]), (1, negative_KD[:0]), (2, vector_CHD[1, 1:])):
+        one = slice(position, position + 1)
+        shared = torch.cat([negative_KD, rows])
+        expected = objective(prediction_PD[one], target_PD[one], shared)
+        torch.testing.assert_close(loss_P[one], expected)
+    parts = [
+        objective(prediction_PD[a:b], target_PD[a:b], negative_KD, own.within(a, b))
+        for a, b in ((0, 1), (1, 3))
+    ]
+    torch.testing.assert_close(torch.cat(parts), loss_P)
+    prediction_PD.requires_grad_()
+    objective(prediction_PD, target_PD, negative_KD, own).sum().backward()
+    assert torch.isfinite(prediction_PD.grad).all()
+    assert torch.isfinite(objective.log_temperature.grad)
+
+
+def test_seed_loss_of_a_share_of_the_batch() -> None:
+    """Predictions split among processes, each against all targets, average to the whole loss."""
+    prediction_BD, target_BD = unit(5, 8), unit(5, 8, seed=1)
+    whole = seed_loss(prediction_BD, target_BD, torch.arange(5), alpha=0.5)
+    shares = [torch.tensor([0, 2, 4]), torch.tensor([1, 3])]
+    parts = [len(b) / 5 * seed_loss(prediction_BD[b], target_BD, b, alpha=0.5) for b in shares]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 def test_the_temperature_learns_and_stays_in_its_range() -> None:
     objective = SampledSoftmax()
-    objective(unit(4, 8), unit(4, 8, seed=1), unit(6, 8, seed=2)).backward()
+    objective(unit(4, 8), unit(4, 8, seed=1), unit(6, 8, seed=2)).mean().backward()
     assert objective.log_temperature.grad is not None
     assert objective.log_temperature.grad.abs() > 0
     objective.log_temperature.data.fill_(5.0)
@@ -55,6 +89,8 @@ def test_seed_loss_by_hand() -> None:
     """Two orthogonal pairs, both right: MSE 0, cosine 1, InfoNCE log(1 + e^(-1/0.07))."""
     vectors_BD = torch.eye(2)
     expected = 0.03 * math.log1p(math.exp(-1 / 0.07))
-    assert float(seed_loss(vectors_BD, vectors_BD, alpha=0.03)) == pytest.approx(expected, abs=1e-9)
-    wrong = float(seed_loss(vectors_BD, vectors_BD.flip(0), alpha=0.0))
+    assert float(seed_loss(vectors_BD, vectors_BD, torch.arange(2), alpha=0.03)) == pytest.approx(
+        expected, abs=1e-9
+    )
+    wrong = float(seed_loss(vectors_BD, vectors_BD.flip(0), torch.arange(2), alpha=0.0))
     assert wrong == pytest.approx(1.0 + 0.5)

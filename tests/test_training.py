@@ -13,6 +13,7 @@ from torch import nn
 
 from lvm.bank import Bank
 from lvm.batches import Batches
+from lvm.distributed import World
 from lvm.prediction import predict_queries
 from lvm.recipes import TrainConfig, resolve
 from lvm.symptoms import training_warnings
@@ -139,6 +140,75 @@ def test_a_diverging_run_stops_with_the_reason(tiny_bank: Bank, monkeypatch) -> 
         train(bank, windows, config, validate=lambda model: {"hit_at_5": 0.0})
 
 
+def test_steps_end_the_training_with_its_schedule(tiny_bank: Bank) -> None:
+    an_epoch = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0).num_batches(1)
+    config = TrainConfig(**(vars(TOY) | {"epochs": 9, "max_steps": an_epoch + 3}))
+    result = train_toy(tiny_bank, config)
+    assert result.optimiser_steps == an_epoch + 3
+    assert [record["epoch"] for record in result.history] == [1, 2]
+    assert result.history[-1]["train/lr"] < 0.05 * resolve(config, 20).lr
+    assert "val/hit_at_5" in result.history[-1]
+
+
+@pytest.mark.parametrize("recipe", ["dense", "seed"])
+def test_epochs_decide_where_steps_would_allow_more(tiny_bank: Bank, recipe: str) -> None:
+    config = TrainConfig(**(vars(TOY) | {"recipe": recipe, "epochs": 2}))
+    longer = TrainConfig(**(vars(config) | {"max_steps": 10**9}))
+    assert_same(train_toy(tiny_bank, config), train_toy(tiny_bank, longer))
+
+
+def test_without_an_average_the_raw_weights_are_validated(tiny_bank: Bank) -> None:
+    result = train_toy(tiny_bank, TrainConfig(**(vars(TOY) | {"averaging": "none"})))
+    for record in result.history:
+        assert record["val/hit_at_5"] == record["val/raw_hit_at_5"]
+        assert "val/averaged_hit_at_5" not in record
+
+
+def test_a_late_average_is_validated_once_there_is_one(tiny_bank: Bank) -> None:
+    config = TrainConfig(**(vars(TOY) | {"averaging": "swa", "patience": 9}))
+    history = train_toy(tiny_bank, config).history
+    there = ["val/averaged_hit_at_5" in record for record in history]
+    assert (there[:2], there[-1]) == ([False, False], True)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(tiny_bank: Bank) -> None:
+    with pytest.raises(ValueError, match="batch_size: 4 windows cannot be shared among 5"):
+        train_toy(tiny_bank, TOY, world=World(size=5))
+
+
+def test_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch) -> None:
+    for capable, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capable: {"avx512_bf16": c})
+        assert resolve(TrainConfig(device="cpu"), 20).precision == precision
+    assert resolve(TrainConfig(device="cpu", precision="bf16"), 20).precision == "bf16"
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_windows_of_every_batch(tiny_bank, dense: bool, size: int) -> None:
+    windows = plan_windows(tiny_bank, 20)
+    whole = Batches(tiny_bank, windows, 4, 0, dense)
+    shares = [
+        Batches(tiny_bank, windows, 4, 0, dense, rank=rank, size=size).epoch(2)
+        for rank in range(size)
+    ]
+    for batch, *parts in zip(whole.epoch(2), *shares, strict=True):
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        counted = [set(part.window_B.tolist()) for part in parts if part.share]
+        assert set.union(*counted) == set(batch.window_B.tolist())
+        assert sum(map(len, counted)) == len(batch.window_B)
+        for part in parts:
+            assert torch.equal(part.last_GD, batch.last_GD)
+            if not dense:
+                assert torch.equal(part.target_BTD[:, -1], batch.last_GD[part.own_B])
+
+
+def test_an_epoch_can_begin_in_its_middle(tiny_bank: Bank) -> None:
+    batches = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, first=3))
+    assert [b.window_B.tolist() for b in whole[3:]] == [b.window_B.tolist() for b in rest]
+
+
 def test_training_reads_train_rows_only(tiny_bank: Bank) -> None:
     windows = plan_windows(tiny_bank, 20)
     vectors = tiny_bank.vectors.copy()
@@ -199,6 +269,11 @@ def test_warnings_name_what_to_doubt() -> None:
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"layers": 3}, "layers: 3 is odd"),
+        ({"max_steps": 0}, "max_steps: 0"),
+        ({"averaging": "mean"}, "averaging: unknown 'mean'"),
+        ({"hard_negatives": -1}, "hard_negatives: -1"),
+        ({"hard_negatives": 2, "recipe": "seed"}, "hard_negatives: need"),
+        ({"hard_from": 1.0}, "hard_from: 1.0"),
         ({"temperature": 0.05}, "temperature: 0.05 is outside"),
     ],
 )

@@ -1,0 +1,91 @@
+"""The processes that train one model together, as torchrun starts them; a lone one otherwise."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
+# Rank 0 validates over the whole bank while the others wait; a dead rank is torchrun's to find.
+PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`: rank 0 validates, logs, writes; a lone process is rank 0 of 1.
+
+    `control` carries Python values between processes, beside the gradients.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    control: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Return the device `name`, on CUDA the one that belongs to this process."""
+        own_cuda = name == "cuda" and self.size > 1
+        return torch.device(name, self.local_rank) if own_cuda else torch.device(name)
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Return the module with gradients averaged over processes by each backward pass."""
+        if self.size == 1:
+            return module
+        devices = [device] if device.type == "cuda" else None
+        # A context of one chunk writes no memory: those parameters have no gradient then.
+        return DistributedDataParallel(module, devices, find_unused_parameters=True)
+
+    def from_main(self, value: Value | None) -> Value:
+        """Return rank 0's `value` on every rank; all ranks must call it."""
+        holder = [value]
+        if self.size > 1:
+            distributed.broadcast_object_list(holder, src=0, group=self.control)
+        return holder[0]  # type: ignore[return-value]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Return every rank's `value`, by rank, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def mean(self, value: float) -> float:
+        """Return the mean of every rank's `value`."""
+        return sum(self.gathered(value)) / self.size if self.size > 1 else value
+
+
+def launched_rank() -> int:
+    """Return the rank that torchrun gave this process; 0 where torchrun did not start it."""
+    return int(os.environ["RANK"]) if distributed.is_torchelastic_launched() else 0
+
+
+def launched_size() -> int:
+    """Return the number of processes that torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join torchrun's processes for the block: gloo on `device` cpu, nccl on cuda."""
+    if launched_size() == 1:
+        yield World()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(distributed.get_rank(), distributed.get_world_size(), local_rank, control)
+    finally:
+        distributed.destroy_process_group()
