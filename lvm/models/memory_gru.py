@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, scaled_dot_product_attention, softplus
 
+from lvm.models.norm import RMSNorm
 from lvm.models.recurrent import make_encoder
 from lvm.models.residual import Residual
 from lvm.models.skip import AdaptiveAverage
@@ -74,7 +75,7 @@ class MemoryGRU(Residual):
         self.lower = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
         self.memory = SlotMemory(hidden, sizes.slots)
         self.upper = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
-        self.norm = nn.RMSNorm(hidden)
+        self.norm = RMSNorm(hidden)
         self.dropout = nn.Dropout(sizes.dropout)
         self.project_out = nn.Linear(hidden, dim, bias=False)
         self.skip_change = nn.Linear(2 * dim, dim, bias=False)

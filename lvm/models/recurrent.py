@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from lvm.models.norm import RMSNorm
 from lvm.models.scan import recurrence_scan
 
 CELLS = ("gru", "mingru")
@@ -29,7 +30,7 @@ class ChunkedGRU(nn.Module):
 
     def __init__(self, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden)
+        self.norm = RMSNorm(hidden)
         between = dropout if layers > 1 else 0.0
         self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
 
@@ -96,9 +97,9 @@ class MinGRULayer(nn.Module):
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
         width = 4 * hidden // 3
-        self.mix_norm = nn.RMSNorm(hidden)
+        self.mix_norm = RMSNorm(hidden)
         self.gate_and_value = nn.Linear(hidden, 2 * hidden)
-        self.feed_norm = nn.RMSNorm(hidden)
+        self.feed_norm = RMSNorm(hidden)
         self.widen = nn.Linear(hidden, 2 * width)
         self.narrow = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)

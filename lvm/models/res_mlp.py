@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from lvm.models.norm import RMSNorm
 from lvm.models.residual import ResidualPredictor
 
 
@@ -43,7 +44,7 @@ class ResMLP(ResidualPredictor):
         self.project_in = nn.Linear(sizes.last * sizes.dim, sizes.hidden)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.RMSNorm(sizes.hidden),
+                RMSNorm(sizes.hidden),
                 nn.Linear(sizes.hidden, 2 * sizes.hidden),
                 nn.GELU(),
                 nn.Linear(2 * sizes.hidden, sizes.hidden),

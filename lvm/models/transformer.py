@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
+from lvm.models.norm import RMSNorm
 from lvm.models.residual import ResidualPredictor
 
 HEAD_DIM = 64
@@ -59,7 +60,7 @@ class Transformer(ResidualPredictor):
         self.project_in = nn.Linear(2 * sizes.dim, sizes.hidden)
         layers = (TransformerLayer(sizes.hidden, sizes.dropout) for _ in range(sizes.layers))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(sizes.hidden)
+        self.norm = RMSNorm(sizes.hidden)
 
     def encode(self, recent_BTE: Tensor) -> Tensor:
         num_steps = recent_BTE.shape[1]
@@ -99,10 +100,10 @@ class TransformerLayer(nn.Module):
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
         self.heads = hidden // HEAD_DIM if hidden % HEAD_DIM == 0 else 1
-        self.mix_norm = nn.RMSNorm(hidden)
+        self.mix_norm = RMSNorm(hidden)
         self.query_key_value = nn.Linear(hidden, 3 * hidden)
         self.mix = nn.Linear(hidden, hidden)
-        self.feed_norm = nn.RMSNorm(hidden)
+        self.feed_norm = RMSNorm(hidden)
         self.widen = nn.Linear(hidden, 2 * hidden)
         self.narrow = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
