@@ -41,3 +41,23 @@ def test_serving_is_measured_with_its_index(tmp_path, tiny_bank):
     table = printed("serving", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
     assert "ema: exhaustive search" in table and "memory_gru: exhaustive search" in table
     assert table.count("warm_p95") == 2
+
+
+def test_training_is_measured_beside_an_unrolled_gru_and_the_matrix_product(tmp_path):
+    table = printed("training", *"--ctx 40 --batch 1 --dim 16 --repeats 1".split(), folder=tmp_path)
+    names = [line.split("  ")[0] for line in table.splitlines()[3:8]]
+    assert names == [
+        "nn.GRU, 4 layers, 40 steps",
+        "memory_gru, cell=gru",
+        "memory_gru, cell=mingru",
+        "matmul, fp32",
+        "matmul, bf16",
+    ]
+
+
+def test_trials_are_compared_with_the_moving_average(tmp_path, tiny_bank):
+    toy = "hidden=8,layers=2,epochs=1,precision=fp32,negatives=32"
+    words = ["--bank", str(tiny_bank.path), "--ctx", "20", toy, f"{toy},model=res_mlp"]
+    lines = printed("trials", *words, folder=tmp_path).splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["ema", toy, f"{toy},model=res_mlp"]
+    assert lines[-3].split()[5:8] == ["+0.0", "[+0.0,", "+0.0]"]

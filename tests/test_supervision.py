@@ -7,7 +7,7 @@ from torch import nn
 from lvm import supervision
 from lvm.bank import Bank
 from lvm.batches import Batch, Batches
-from lvm.models import TRAINED_MODELS, build_model
+from lvm.models import TRAINED_MODELS, build_model, size_names
 from lvm.objectives import SampledSoftmax
 from lvm.recipes import TrainConfig, resolve
 from lvm.supervision import Supervised, recomputed
@@ -19,10 +19,11 @@ def supervised(recipe: str, model: str = "memory_gru", **options: object) -> Sup
         TrainConfig(model=model, recipe=recipe, device="cpu", **{"precision": "fp32", **options}),
         20,
     )
-    sizes = {"dim": 16, "hidden": 8, "layers": 2, "chunk": 5, "slots": 2, "dropout": 0.3}
+    sizes = {"hidden": 8, "layers": 2, "chunk": 5, "slots": 2, "dropout": 0.3, "decay": 0.5}
+    own = {name: size for name, size in sizes.items() if name in size_names(model)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        built = build_model({"model": model, "cell": "gru", "decay": 0.5, **sizes})
+        built = build_model({"model": model, "dim": 16, **own})
         for parameter in built.parameters():
             nn.init.normal_(parameter, std=0.3)
     return Supervised(built, SampledSoftmax(), config).train()

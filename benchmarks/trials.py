@@ -1,0 +1,116 @@
+"""Trials of training: several configurations side by side on val, paired with the moving average.
+
+`python -m benchmarks.trials --bank <bank> --ctx 1000 model=memory_gru lr=2e-3,hard_negatives=32`:
+each word is one trial, settings of `TrainConfig` with commas between them.
+"""
+
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+import yaml
+from tabulate import tabulate
+from torch import nn
+
+from lvm.bank import Bank, open_bank
+from lvm.baselines import fit_free_predictors
+from lvm.hubness import fit_hubness
+from lvm.metrics import figures, hit_at
+from lvm.prediction import predict_queries
+from lvm.recipes import TrainConfig
+from lvm.retrieval import exact_ranks
+from lvm.statistics import Difference, paired_difference
+from lvm.training import train
+from lvm.windows import Windows, ensure_windows
+
+HEADERS = ["trial", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median", "against ema, points"] + [
+    "corrected Hit@5 %",
+    "against ema, points",
+    "best epoch",
+    "seconds",
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The first val queries of a bank."""
+
+    bank: Bank
+    windows: Windows
+    num_queries: int
+
+    def ranks(self, model: nn.Module, corrected: bool = False) -> list[Any]:
+        """Return the plain ranks, with `corrected` the hubness-corrected ones after them."""
+        queries = self.windows.queries["val"].head(self.num_queries)
+        corrections: list[Any] = [None]
+        if corrected:
+            hubness = fit_hubness(model, self.bank, self.windows, self.windows.seed)
+            corrections.append(hubness.row_correction)
+        prediction_QD = predict_queries(model, self.bank, queries)
+        groups = self.windows.representative_N
+        found = exact_ranks(prediction_QD, queries, self.bank, groups, corrections)
+        return [ranks.rank_Q for ranks in found]
+
+    def against(self, rank_Q: Any, other_Q: Any) -> Difference:
+        queries = self.windows.queries["val"].head(self.num_queries)
+        document_Q = self.bank.document_N[queries.target_row_Q]
+        return paired_difference(hit_at(rank_Q, 5), hit_at(other_Q, 5), document_Q, seed=0)
+
+
+def settings(trial: str) -> dict[str, Any]:
+    """Read `name=value,name=value`; values are typed as YAML types them."""
+    known = {field.name for field in fields(TrainConfig)}
+    pairs = dict(pair.split("=", 1) for pair in trial.split(",") if pair)
+    unknown = sorted(set(pairs) - known)
+    if unknown:
+        raise click.BadParameter(f"unknown {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    numbers = {"lr", "weight_decay", "alpha", "temperature", "dropout", "hard_from"}
+    return {
+        name: float(value) if name in numbers else yaml.safe_load(value)
+        for name, value in pairs.items()
+    }
+
+
+def row(name: str, asked: Asked, ranks: list[Any], rivals: list[Any], *more: object) -> list[Any]:
+    plain, corrected = (figures(rank_Q) for rank_Q in ranks)
+    changes = [asked.against(own_Q, other_Q) for own_Q, other_Q in zip(ranks, rivals, strict=True)]
+    shown = [f"{100 * c.mean:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]" for c in changes]
+    hits = [f"{100 * plain[f'hit_at_{k}']:.2f}" for k in (1, 5, 10)]
+    median = f"{plain['median_rank']:.0f}"
+    return [name, *hits, median, shown[0], f"{100 * corrected['hit_at_5']:.2f}", shown[1], *more]
+
+
+@click.command()
+@click.option("--bank", "path", required=True, help="Bank folder.")
+@click.option("--ctx", default=1000, show_default=True, help="Rows of context.")
+@click.option("--queries", default=10_000, show_default=True, help="Val queries at most.")
+@click.argument("trials", nargs=-1, required=True)
+def main(path: str, ctx: int, queries: int, trials: tuple[str, ...]) -> None:
+    """Train each of TRIALS; print its val figures as soon as they are known, a table at the end."""
+    bank = open_bank(path)
+    windows = ensure_windows(bank, ctx)
+    asked = Asked(bank, windows, queries)
+    ema = fit_free_predictors(bank, windows, ("ema",), windows.seed)["ema"]
+    rivals = asked.ranks(ema, corrected=True)
+    decay = float(ema.config["decay"])  # type: ignore[index]
+    rows = [row("ema", asked, rivals, rivals, "", "")]
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return figures(asked.ranks(model)[0])
+
+    for trial in trials:
+        config = TrainConfig(**{"decay": decay, **settings(trial)})
+        begin = time.monotonic()
+        result = train(bank, windows, config, validate=validate)
+        seconds = round(time.monotonic() - begin)
+        ranks = asked.ranks(result.model, corrected=True)
+        rows.append(row(trial, asked, ranks, rivals, result.best_epoch, seconds))
+        curve = " ".join(f"{100 * record['val/hit_at_5']:.2f}" for record in result.history)
+        print(f"{trial}: val Hit@5 by epoch {curve}", flush=True)
+        print(tabulate(rows[-1:], HEADERS), flush=True)
+    print(tabulate(rows, HEADERS))
+
+
+if __name__ == "__main__":
+    main()
