@@ -60,6 +60,9 @@ class TrainOptions:
     weight_decay: float | None = option(TrainConfig.weight_decay, "AdamW's weight decay.", low=0)
     alpha: float | None = option(TrainConfig.alpha, "Weight of the second loss term.", low=0)
     temperature: float | None = option(TrainConfig.temperature, "Softmax temperature.", low=0)
+    focus: float | None = option(
+        TrainConfig.focus, "Weight of targets within reach: 0 (cross entropy) to 1.", low=0
+    )
     negatives: int | None = option(TrainConfig.negatives, "Bank negatives a step.", low=0)
     hard_negatives: int = option(
         TrainConfig.hard_negatives, "Negatives a position that the model confuses.", low=0

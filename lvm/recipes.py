@@ -36,6 +36,7 @@ class TrainConfig:
     weight_decay: float | None = None
     alpha: float | None = None
     temperature: float | None = None
+    focus: float | None = None
     negatives: int | None = None
     hard_negatives: int = 0
     hard_from: float = 0.25
@@ -75,9 +76,13 @@ class TrainConfig:
             raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: 'cuda' is not available here; use device=auto or device=cpu")
+        if not 0 <= (self.focus or 0) <= 1:
+            raise ValueError(f"focus: {self.focus} is outside 0 ... 1")
         for name in ("dropout", "hard_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a share from 0 to below 1")
+        if self.focus and self.recipe != "dense":
+            raise ValueError("focus: recipe=seed has another loss; use recipe=dense")
         if self.hard_negatives and self.recipe != "dense":
             raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
 
@@ -93,6 +98,7 @@ class Settings(TrainConfig):
     weight_decay: float
     alpha: float
     temperature: float
+    focus: float
     negatives: int
     patience: int
 
@@ -135,7 +141,8 @@ def _dense(ctx: int) -> dict[str, Any]:
         "lr": 1e-3,
         "weight_decay": 0.05,
         "alpha": 0.1,
-        "temperature": 0.08,
+        "temperature": 0.05,
+        "focus": 0.3,
         "negatives": 4096,
         "patience": 3,
     }
@@ -152,6 +159,7 @@ def _seed(ctx: int, batch_size: int | None) -> dict[str, Any]:
         "weight_decay": 1e-4,
         "alpha": 0.05 if ctx <= 100 else 0.03,
         "temperature": 0.07,
+        "focus": 0.0,
         "negatives": 0,
         "patience": 3,
     }

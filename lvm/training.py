@@ -106,7 +106,8 @@ class _Loop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "weights"))
             self.model = build_model(_sizes(config, bank.dim)).to(self.device)
-        self.objective = SampledSoftmax(config.temperature, config.alpha).to(self.device)
+        objective = SampledSoftmax(config.temperature, config.alpha, config.focus)
+        self.objective = objective.to(self.device)
         self.optimizer = make_optimizer(self.model, self.objective, config)
         steps = [
             math.ceil(self.batches.num_batches(epoch) / config.accumulation)

@@ -50,6 +50,7 @@ CONTRACT = {
         "weight_decay": "auto",
         "alpha": "auto",
         "temperature": "auto",
+        "focus": "auto",
         "negatives": "auto",
         "patience": "auto",
         "chunk": "200",

@@ -75,6 +75,30 @@ def test_seed_loss_of_a_share_of_the_batch() -> None:
     torch.testing.assert_close(sum(parts), whole)
 
 
+@pytest.mark.parametrize("focus", [0.0, 0.3, 1.0])
+def test_the_loss_is_generalised_cross_entropy_of_the_share(focus: float) -> None:
+    prediction_PD, target_PD, negative_KD = unit(5, 8), unit(5, 8, seed=1), unit(7, 8, seed=2)
+    objective = SampledSoftmax(temperature=0.1, cosine_weight=0.25, focus=focus)
+    expected = []
+    for prediction_D, target_D in zip(prediction_PD, target_PD, strict=True):
+        cosine = float(prediction_D @ target_D)
+        weights = [math.exp(float(prediction_D @ n) / 0.1) for n in negative_KD]
+        share = math.exp(cosine / 0.1) / (math.exp(cosine / 0.1) + sum(weights))
+        missed = (1 - share**focus) / focus if focus else -math.log(share)
+        expected.append(missed + 0.25 * (1 - cosine))
+    found_P = objective(prediction_PD, target_PD, negative_KD)
+    torch.testing.assert_close(found_P, torch.tensor(expected))
+
+
+def test_focus_bounds_what_a_hopeless_target_costs() -> None:
+    prediction_PD = unit(1, 8)
+    losses = [
+        float(SampledSoftmax(0.05, 0.0, focus)(prediction_PD, -prediction_PD, prediction_PD))
+        for focus in (0.0, 0.5)
+    ]
+    assert losses[0] > 30 and losses[1] == pytest.approx(2.0)
+
+
 def test_the_temperature_learns_and_stays_in_its_range() -> None:
     objective = SampledSoftmax()
     objective(unit(4, 8), unit(4, 8, seed=1), unit(6, 8, seed=2)).mean().backward()
