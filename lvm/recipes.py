@@ -141,7 +141,7 @@ def _dense(ctx: int) -> dict[str, Any]:
         "lr": 1e-3,
         "weight_decay": 0.05,
         "alpha": 0.1,
-        "temperature": 0.05,
+        "temperature": 0.035,
         "focus": 0.3,
         "negatives": 4096,
         "patience": 3,

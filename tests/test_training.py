@@ -274,7 +274,7 @@ def test_warnings_name_what_to_doubt() -> None:
         ({"hard_negatives": -1}, "hard_negatives: -1"),
         ({"hard_negatives": 2, "recipe": "seed"}, "hard_negatives: need"),
         ({"hard_from": 1.0}, "hard_from: 1.0"),
-        ({"temperature": 0.04}, "temperature: 0.04 is outside"),
+        ({"temperature": 0.02}, "temperature: 0.02 is outside"),
         ({"focus": 1.5}, "focus: 1.5"),
         ({"focus": 0.3, "recipe": "seed"}, "focus: recipe=seed"),
     ],
