@@ -19,11 +19,11 @@ from lvm.baselines import (
     ridge_pairs,
     tuned_decay,
 )
-from lvm.evaluation import validation_figures
 from lvm.models import FREE_MODELS
 from lvm.models.baselines import MovingAverage, NearestSuccessor, ridge_features
 from lvm.prediction import on_train_rows, predict_contexts, predict_queries
 from lvm.windows import Windows, make_queries, plan_windows
+from tests.reference import validation_figures
 from tests.synthetic import rotation_bank
 
 
