@@ -1,15 +1,15 @@
 """The field of a shadow replay: registered versions beside the free predictors."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._subjects import fit_free
-from lvm import registry
+from lvm import fits, registry
 from lvm.bank import Bank
 from lvm.context_rows import ContextQueries
 from lvm.evaluation import MAX_QUERIES
@@ -17,51 +17,58 @@ from lvm.facts import FREE, TRAINED, Facts
 from lvm.hubness import fit_hubness
 from lvm.models import FREE_MODELS
 from lvm.query_log import QueryLog, log_queries
-from lvm.registry import BASELINE, Predictor
+from lvm.registry import BASELINE, Card, LoggedFiles, Predictor
 from lvm.shadow import Candidate
 from lvm.splits import SPLITS
 from lvm.windows import Queries
 
 
 @dataclass(frozen=True)
-class Field:
-    """All candidates of one replay by their names; the current baseline is among them.
+class Entrant:
+    """One that takes part: what is known of it, and the predictor itself where it was fitted here.
 
-    `failures` say why a registered version could not be read; it takes part unscored.
+    What was logged stays where it is until it is measured.
     """
 
+    card: Card
+    fitted: Predictor | None = None
+
+    def candidate(self, name: str) -> Candidate:
+        """Return it as a candidate of the replay."""
+        card, fitted = self.card, self.fitted
+        if fitted is None:
+            return Candidate(name, None, card.facts, card.version, files=LoggedFiles(card))
+        return Candidate(name, fitted.model, card.facts, card.version, fitted.row_correction)
+
+
+@dataclass(frozen=True)
+class Field:
+    """All entrants of one replay by their names; the current baseline is among them."""
+
     inputs: Inputs
-    predictors: dict[str, Predictor]
+    entrants: dict[str, Entrant]
     baseline_version: str | None
-    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def candidates(self) -> list[Candidate]:
         """Return the candidates of the replay."""
-        return [
-            Candidate(
-                name,
-                one.model,
-                one.facts,
-                one.version,
-                one.row_correction,
-                self.failures.get(one.reference),
-            )
-            for name, one in self.predictors.items()
-        ]
+        return [entrant.candidate(name) for name, entrant in self.entrants.items()]
 
     @property
     def versions(self) -> dict[str, str | None]:
         """Return the version of each candidate by its name."""
-        return {name: one.version for name, one in self.predictors.items()}
+        return {name: entrant.card.version for name, entrant in self.entrants.items()}
 
     @property
     def baseline_name(self) -> str | None:
-        """Return the name under which the current baseline is replayed; None without one."""
+        """Return the name under which the current baseline is replayed; None without one.
+
+        One whose tags cannot be read takes no part, and stands as its version's number.
+        """
         if self.baseline_version is None:
             return None
-        pairs = ((name, one.version) for name, one in self.predictors.items())
-        return next(name for name, version in pairs if version == self.baseline_version)
+        names = (name for name, one in self.versions.items() if one == self.baseline_version)
+        return next(names, f"version {self.baseline_version}")
 
 
 def gather(
@@ -71,33 +78,33 @@ def gather(
     register: bool,
     log: QueryLog | None = None,
 ) -> Field:
-    """Load the candidates; fit the free predictors that have no version yet.
+    """Find the candidates; fit the free predictors that have no version yet.
 
     With `candidates` all, trained versions of this bank are meant. `register` makes versions of
-    what has none. The current baseline is always among them. `log` is checked against the bank
-    before anything is fitted or registered.
+    what has none. The current baseline is always among them. The bank's hashes are checked; `log`
+    is checked against the bank before anything is fitted or registered.
     """
     baseline = registry.aliases().get(BASELINE)
-    known = registry.versions()
+    known = {str(card.version): card for card in registry.cards()}
+    for version, reason in registry.unreadable_versions().items():
+        print(f"version {version} of {registry.NAME} takes no part: {reason}", flush=True)
     named = None if candidates == "all" else _named(candidates, known)
-    bank = read_bank(bank_path or _bank_of(named, known))
+    bank = read_bank(bank_path or _bank_of(named, known), verify=True)
     if log is not None:
         log_queries(log, bank, DEFAULT_CTX)
-    failures: dict[str, str] = {}
-    predictors = _registered_ones(known, bank, failures) if named is None else named
-    if baseline is not None and baseline not in {one.version for one in predictors}:
-        predictors.append(_load(baseline, known[baseline], failures))
-    own = [one.facts for one in predictors if one.facts.bank_sha256 == bank.sha256]
-    trained = [facts for facts in own if facts.kind == TRAINED]
+    cards = _trained_ones(known, bank) if named is None else named
+    if baseline in known and baseline not in {card.version for card in cards}:
+        cards.append(known[baseline])
+    trained = [card.facts for card in cards if _is_trained_on(card, bank)]
     length = ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
-    seed = trained[0].seed if trained else 0
+    seed = _seed(known.get(baseline or ""), trained, bank)
     inputs = make_inputs(bank, length, None, "shadow", split="document", seed=seed)
     if register:
-        predictors = [_with_version(one) for one in predictors]
-    missing = set(FREE_MODELS) - {one.facts.model for one in predictors if _is_free(one, inputs)}
-    predictors += _free_predictors(missing, inputs, register)
-    by_name = dict(zip(_names(predictors), predictors, strict=True))
-    return Field(inputs, by_name, baseline, failures)
+        cards = [_with_version(card) for card in cards]
+    missing = set(FREE_MODELS) - {card.facts.model for card in cards if _is_free(card, inputs)}
+    entrants = [Entrant(card) for card in cards] + _free_ones(missing, inputs, register)
+    by_name = dict(zip(_names([one.card for one in entrants]), entrants, strict=True))
+    return Field(inputs, by_name, baseline)
 
 
 def choose_queries(
@@ -106,7 +113,9 @@ def choose_queries(
     """Return the first test queries of the frozen order, or those of a log; say what they are."""
     most = max_queries or MAX_QUERIES
     if log is None:
-        return inputs.windows.queries["test"].head(most), "the frozen test split"
+        frozen = inputs.windows.queries["test"]
+        part = f"the first {most:,} of " if most < len(frozen) else ""
+        return frozen.head(most), f"{part}the frozen test split"
     queries = log_queries(log, inputs.bank, inputs.windows.ctx)
     asked = queries.head(most)
     split_Q = inputs.windows.split_N[asked.target_row_Q]
@@ -120,15 +129,16 @@ def choose_queries(
     )
 
 
-def _bank_of(named: list[Predictor] | None, known: dict[str, Facts]) -> str:
+def _bank_of(named: list[Card] | None, known: dict[str, Card]) -> str:
     """Return the path of the bank that the first named or the newest trained model is from."""
-    facts = [one.facts for one in named] if named else list(reversed(known.values()))
-    return next((one.bank for one in facts if one.kind == TRAINED), DEFAULT_BANK)
+    cards = named or list(reversed(known.values()))
+    trained = (card.facts.bank for card in cards if card.facts.kind == TRAINED)
+    return next(trained, DEFAULT_BANK)
 
 
-def _named(candidates: str, known: dict[str, Facts]) -> list[Predictor]:
-    """Load what the words name: versions, URIs; free predictors, named or not, take part anyway."""
-    predictors: dict[str, Predictor] = {}
+def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
+    """Find what the words name: versions, URIs; free predictors, named or not, take part anyway."""
+    cards: dict[str, Card] = {}
     for word in filter(None, (word.strip() for word in candidates.split(","))):
         if word in FREE_MODELS:
             continue
@@ -138,67 +148,73 @@ def _named(candidates: str, known: dict[str, Facts]) -> list[Predictor]:
                 f"{', '.join(known) or 'none'}; or give models:/{registry.NAME}@<alias>, "
                 f"runs:/<run id>/{registry.ARTIFACT} or models:/m-<id>"
             )
-        one = registry.load(word if "/" in word else f"models:/{registry.NAME}/{word}")
-        assert one.model_id is not None
-        version = one.version or registry.version_of(one.model_id)
-        predictors.setdefault(one.model_id, dataclasses.replace(one, version=version))
-    return list(predictors.values())
+        card = registry.read_card(word) if "/" in word else known[word]
+        assert card.model_id is not None
+        version = card.version or registry.version_of(card.model_id)
+        cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
+    return list(cards.values())
 
 
-def _registered_ones(
-    known: dict[str, Facts], bank: Bank, failures: dict[str, str]
-) -> list[Predictor]:
-    """Load every trained version of this bank, the newest first."""
-    newest_first = reversed(known.items())
-    own = [(v, f) for v, f in newest_first if f.bank_sha256 == bank.sha256 and f.kind == TRAINED]
-    return [_load(version, facts, failures) for version, facts in own]
+def _trained_ones(known: dict[str, Card], bank: Bank) -> list[Card]:
+    """Return every trained version of this bank, the newest first."""
+    return [card for card in reversed(known.values()) if _is_trained_on(card, bank)]
 
 
-def _load(version: str, facts: Facts, failures: dict[str, str]) -> Predictor:
-    """Load a version; one that cannot be read is noted and takes part without a model."""
-    reference = f"models:/{registry.NAME}/{version}"
-    try:
-        return registry.load(reference)
-    except ValueError as error:
-        failures[reference] = str(error)
-        return Predictor(reference, nn.Identity(), facts, version=version)
+def _is_trained_on(card: Card, bank: Bank) -> bool:
+    return card.facts.kind == TRAINED and card.facts.bank_sha256 == bank.sha256
 
 
-def _with_version(one: Predictor) -> Predictor:
+def _seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> int:
+    """Return the split's seed: the baseline's, else that of most trained candidates, else 0.
+
+    Candidates of another seed were trained on other rows: some of the answers were among them.
+    """
+    if baseline is not None and baseline.facts.bank_sha256 == bank.sha256:
+        if not baseline.facts.leaky:
+            return baseline.facts.seed
+    counts = Counter(facts.seed for facts in trained if not facts.leaky)
+    return min(counts, key=lambda seed: (-counts[seed], seed), default=0)
+
+
+def _with_version(card: Card) -> Card:
     """Register a model that has no version yet, for only a version can take the alias."""
-    if one.version is not None:
-        return one
-    assert one.model_id is not None
-    return dataclasses.replace(one, version=registry.register(one.model_id, one.facts))
+    if card.version is not None:
+        return card
+    assert card.model_id is not None
+    return dataclasses.replace(card, version=registry.register(card.model_id, card.facts))
 
 
-def _is_free(one: Predictor, inputs: Inputs) -> bool:
-    """Tell whether it is a free predictor fitted on the very split of this replay."""
-    facts, windows = one.facts, inputs.windows
-    same = (inputs.bank.sha256, windows.split, windows.seed)
-    return facts.kind == FREE and (facts.bank_sha256, facts.split, facts.seed) == same
+def _is_free(card: Card, inputs: Inputs) -> bool:
+    """Tell whether it is a free predictor fitted in this way on the very windows of this replay."""
+    facts, windows = card.facts, inputs.windows
+    made_from = (facts.bank_sha256, facts.windows_sha256, facts.ctx, facts.fit_version)
+    wanted = (inputs.bank.sha256, windows.sha256, windows.ctx, fits.VERSION)
+    return facts.kind == FREE and made_from == wanted
 
 
-def _free_predictors(names: set[str], inputs: Inputs, register: bool) -> list[Predictor]:
-    """Return these free predictors: registered ones of the same bank and split, else fitted."""
-    predictors = []
+def _free_ones(names: set[str], inputs: Inputs, register: bool) -> list[Entrant]:
+    """Return these free predictors: registered ones of the same windows, else fitted ones."""
+    entrants = []
     for name in (name for name in FREE_MODELS if name in names):
-        one = _registered_free(name, inputs)
-        if one is None:
-            one = _with_correction(fit_free(name, inputs), inputs)
-            if register:
-                one = _registered(one, inputs)
-        predictors.append(one)
-    return predictors
+        card = _registered_free(name, inputs)
+        if card is not None:
+            entrants.append(Entrant(card))
+            continue
+        fitted = _with_correction(fit_free(name, inputs), inputs)
+        entrants.append(_registered(fitted, inputs) if register else Entrant(fitted, fitted))
+    return entrants
 
 
-def _registered_free(name: str, inputs: Inputs) -> Predictor | None:
-    """Return the newest version of a free predictor of the same bank and split."""
-    windows = inputs.windows
-    same = (name, FREE, inputs.bank.sha256, windows.split, windows.seed)
-    for version, facts in reversed(registry.versions().items()):
-        if (facts.model, facts.kind, facts.bank_sha256, facts.split, facts.seed) == same:
-            return registry.load(f"models:/{registry.NAME}/{version}")
+def _registered_free(name: str, inputs: Inputs) -> Card | None:
+    """Return the newest version of a free predictor of the same windows that can be read."""
+    for card in reversed(registry.cards()):
+        if card.facts.model == name and _is_free(card, inputs):
+            try:
+                registry.load(card.reference)
+            except ValueError as error:
+                print(f"{name} is fitted anew: {error}", flush=True)
+                continue
+            return card
     return None
 
 
@@ -207,22 +223,23 @@ def _with_correction(one: Predictor, inputs: Inputs) -> Predictor:
     return dataclasses.replace(one, row_correction=hubness.row_correction)
 
 
-def _registered(one: Predictor, inputs: Inputs) -> Predictor:
+def _registered(one: Predictor, inputs: Inputs) -> Entrant:
     """Register a fitted predictor, or return the version that another process made meanwhile."""
     with registry.locked():
         there = _registered_free(one.facts.model, inputs)
         if there is not None:
-            return there
+            return Entrant(there)
         model_id = registry.log_predictor(one.model, one.facts, one.row_correction)
         version = registry.register(model_id, one.facts)
-        return dataclasses.replace(one, model_id=model_id, version=version)
+        reference = f"models:/{registry.NAME}/{version}"
+        return Entrant(Card(reference, one.facts, model_id, version=version))
 
 
-def _names(predictors: Sequence[Predictor]) -> list[str]:
+def _names(cards: Sequence[Card]) -> list[str]:
     """Return unique names: the model's, with its ctx or else its version where it has rivals."""
     names = []
-    for one in predictors:
-        rivals = [other for other in predictors if other.facts.model == one.facts.model]
+    for one in cards:
+        rivals = [other for other in cards if other.facts.model == one.facts.model]
         lengths = {other.facts.ctx for other in rivals}
         if len(rivals) == 1:
             names.append(one.facts.model)
@@ -233,7 +250,7 @@ def _names(predictors: Sequence[Predictor]) -> list[str]:
     return names
 
 
-def _number(one: Predictor) -> str:
+def _number(one: Card) -> str:
     """Return what tells a predictor from its namesakes: its version, else its model's id."""
     if one.version is not None:
         return f"v{one.version}"

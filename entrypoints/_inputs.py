@@ -26,12 +26,15 @@ class Inputs:
     dataset: Dataset
 
 
-def read_bank(path: str) -> Bank:
-    """Open the bank; the default one is ingested from the embedded corpus where it is missing."""
+def read_bank(path: str, verify: bool = False) -> Bank:
+    """Open the bank; the default one is ingested from the embedded corpus where it is missing.
+
+    `verify` recomputes the hashes of its files, too.
+    """
     if path == DEFAULT_BANK and not Path(path).exists():
         print(f"{path} is not there yet: ingesting {DEFAULT_SOURCE}", flush=True)
         ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
-    return open_bank(path)
+    return open_bank(path, verify)
 
 
 def make_inputs(

@@ -17,8 +17,14 @@ REPORT_HELP = "File to write the JSON report to."
 
 def check_report(path: str | None) -> None:
     """Raise ValueError, before any work, where no report can be written to `path`."""
-    if path is not None and Path(path).is_dir():
+    if path is None:
+        return
+    if Path(path).is_dir():
         raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
+    folder = next(one for one in Path(path).absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
 
 
 def publish(report: Mapping[str, Any], path: str | None) -> None:

@@ -6,9 +6,11 @@ from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, 
 from lvm import registry
 from lvm.bank import Bank
 from lvm.baselines import fit_free_predictors
-from lvm.facts import TRAINED, Facts, facts_of
+from lvm.facts import Facts, facts_of
 from lvm.models import FREE_MODELS
 from lvm.registry import Predictor
+
+UNFITTED = ("copy-last", "context-mean")
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,11 @@ class Subject:
     def is_leaky(self) -> bool:
         """Tell whether the predictor may have been trained on the answers.
 
-        A model trained on another bank counts: nothing tells whether the two share texts.
+        What was trained or fitted on another bank counts: nothing tells whether the two share
+        texts. Only the predictors without anything fitted are the same for every bank.
         """
         facts, bank = self.predictor.facts, self.inputs.bank
-        is_foreign = facts.kind == TRAINED and facts.bank_sha256 != bank.sha256
+        is_foreign = facts.model not in UNFITTED and facts.bank_sha256 != bank.sha256
         return facts.leaky or self.inputs.windows.leaky or is_foreign
 
 
@@ -54,7 +57,7 @@ def fit_free(name: str, inputs: Inputs) -> Predictor:
         name
     ]
     facts = facts_of(name, "none", inputs.bank, inputs.windows)
-    return Predictor(name, model, facts)
+    return Predictor(name, facts, model=model)
 
 
 def check_dim(reference: str, facts: Facts, bank: Bank) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,9 @@ def serve(measurement: Measurement) -> dict[str, Any]:
     subject, own = measurement.subject, measurement.evaluations[0]
     bank, windows = subject.inputs.bank, subject.inputs.windows
     model, correction = subject.predictor.model, own.row_correction
-    index = ensure_index(bank, model, subject.predictor.facts, correction)
+    # The index is tuned on val queries of these windows: the model's own may not fit this bank.
+    plan = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    index = ensure_index(bank, model, replace(subject.predictor.facts, **plan), correction)
     depth = min(DEPTH, index.facts.num_passages)
     asked_QD = own.predictions[:SEARCHED]
     exact, _ = top_rows(

@@ -74,12 +74,15 @@ def passages(
 ) -> list[str]:
     """Return the table of the best k passages, a line each."""
     row_1K, score_1K = index.search(prediction_1D, k)
+    is_found_K = row_1K[0] >= 0
     texts = bank.texts()
     lines = [f"{score_name:>7} {'row':>9}  passage"]
-    for row, score in zip(row_1K[0], score_1K[0], strict=True):
+    for row, score in zip(row_1K[0][is_found_K], score_1K[0][is_found_K], strict=True):
         passage = "" if texts is None else " ".join(str(texts[row]).split())
         sequence = bank.sequences[bank.sequence_N[row]]
         lines.append(f"{score:7.3f} {row:9,}  [{sequence}] {passage[:WIDTH]}")
+    if not is_found_K.all():
+        lines.append(f"{is_found_K.sum()} of {k} found: the lists that were read hold no more")
     return lines
 
 

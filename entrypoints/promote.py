@@ -34,7 +34,7 @@ def body(options: PromoteOptions) -> None:
         "replaced_version": str(current).lower(),
         "reason": f"by hand: {options.reason}",
     }
-    registry.promote(version, current, evidence)
+    registry.promote(version, current, evidence, registry.BY_HAND)
     tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
     tracking.log_report({"moves": registry.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"

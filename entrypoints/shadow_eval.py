@@ -57,67 +57,89 @@ def body(options: ShadowOptions) -> None:
     queries, source = choose_queries(log, inputs, options.max_queries)
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
+    rules = read_gate_rules()
     result = replay(
         field.candidates,
         inputs.bank,
         inputs.windows,
         queries,
         field.baseline_name,
-        measure=Replayer(note=tqdm.write),
+        measure=Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms),
     )
-    result = replace(result, source=source)
+    result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
     run_id = tracking.active_run_id()
     tag_measured(result, field.versions, run_id)
-    rules = read_gate_rules()
 
-    def publish_decision(decision: Decision) -> None:
-        log_artifacts(result, decision)
-        text = summary(result, decision, is_enabled)
+    def publish_decision(decision: Decision, failure: str | None = None) -> None:
+        log_artifacts(result, decision, failure)
+        text = summary(result, decision, is_enabled, failure)
         tracking.log_text(text + "\n", "shadow.txt")
-        print(text, flush=True)
-        report = result.report() | {"decision": decision.report(), "rules": asdict(rules)}
-        publish(report, options.report)
+        print(text if failure is None else failure, flush=True)
+        told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
+        publish(result.report() | told, options.report)
 
-    decision = settle(result, field.versions, rules, run_id, publish_decision, is_enabled)
+    def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
+        tracking.set_tags({"decision": "promotion failed"})
+        publish_decision(decision, failure_line(decision, moved, reason))
+
+    settled = tell_failure if is_enabled else None
+    decision = settle(result, field.versions, rules, run_id, publish_decision, settled)
     tracking.log_report({"moves": registry.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
 
 
-def summary(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
-    """Return what the terminal shows."""
+def failure_line(decision: Decision, moved: tuple[str, ...], reason: str) -> str:
+    """Say how far a promotion came before it failed."""
+    holder = moved[-1] if moved else decision.baseline or "none"
+    missed = ", then ".join(decision.promote[len(moved) :])
+    return f"NOT CARRIED OUT: {missed} did not take the alias ({reason}); baseline is {holder}"
+
+
+def summary(result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None) -> str:
+    """Return what the terminal shows; a promotion that failed is told at its end."""
     blocks = [
         shadow_table(result, decision),
         comparison_table(result),
         origin_note(result),
         decision_text(decision),
     ]
+    if failure is not None:
+        blocks.append(failure)
     if not is_enabled:
         blocks.append("dry run: no alias was changed; promote=enabled changes it")
     return "\n\n".join(blocks)
 
 
 def log_figures(field: Field, result: ShadowResult) -> None:
-    """Log each candidate's figures with its model, the best last, so that the run shows it."""
+    """Log each candidate's figures with its model, the best last, so that the run shows it.
+
+    Those on a query log have names of their own: they are no figures on the frozen test split.
+    """
+    prefix = "shadow_log" if result.is_log else "shadow"
     for outcome in reversed(result.outcomes):
         if not outcome.is_scored:
             continue
-        model_id = field.predictors[outcome.name].model_id
-        figures = {f"shadow/{key}": outcome.figures[key] for key in HITS}
-        figures |= {f"shadow/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+        model_id = field.entrants[outcome.name].card.model_id
+        figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
+        figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
         tracking.log_metrics(figures, step=1, model_id=model_id, dataset=field.inputs.dataset)
 
 
-def log_artifacts(result: ShadowResult, decision: Decision) -> None:
-    """Log the report as Markdown, its figures, the per-query table."""
-    for name, draw in FIGURES.items():
-        tracking.log_figure(draw(result), name)
+def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
+    """Log the report as Markdown, its figures, the per-query table.
+
+    Where the promotion failed afterwards, the text and the decision are replaced.
+    """
     text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
-    tracking.log_text(text, "report.md")
-    tracking.log_report(decision.report(), "decision.json")
-    tracking.log_file("per_query.parquet", result.per_query.to_parquet)
+    tracking.log_text(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    tracking.log_report(decision.report() | {"failure": failure}, "decision.json")
+    if failure is None:
+        for name, draw in FIGURES.items():
+            tracking.log_figure(draw(result), name)
+        tracking.log_file("per_query.parquet", result.per_query.to_parquet)
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

@@ -70,6 +70,14 @@ class Bank:
         for start in range(0, self.num_rows, block):
             yield start, self.unit(slice(start, start + block))
 
+    def verify(self) -> None:
+        """Raise ValueError where a file is no longer the one whose hash was recorded.
+
+        An .npz was hashed when it was opened, as it was read whole.
+        """
+        if self.path.is_dir():
+            bank_files.check_hashes(self.path, bank_files.read_contents(self.path))
+
     def texts(self) -> npt.NDArray[np.object_] | None:
         """Read the N texts ("" where a row has none); None where the bank has no texts."""
         if self.path.suffix == ".npz":

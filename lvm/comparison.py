@@ -4,6 +4,7 @@ Shapes: Q queries.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -102,7 +103,8 @@ class LaneChange:
 class Comparison:
     """Paired differences candidate - reference on the same queries.
 
-    `p_holm` is the p-value of Hit@5 after Holm over all candidates compared with this reference.
+    `p_holm` is the p-value of Hit@5 after Holm over the `num_contenders` that may take the alias
+    and are compared with this reference; NaN for others, as a free predictor behind the best one.
     `lanes` is filled where the reference holds the alias, or would, and the candidate may take it.
     `detectable` is the smallest true difference of Hit@5 that these queries find in four of five
     such comparisons (statistics.smallest_detectable); NaN where the two answer alike throughout.
@@ -115,18 +117,20 @@ class Comparison:
     p_holm: float
     detectable: float
     lanes: tuple[LaneChange, ...]
+    num_contenders: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class ShadowResult:
     """One replay: `outcomes` from the best Hit@5 down, leaky ones later, unscored ones last.
 
-    Candidates without a leak are compared, trained ones with `best_free`, all with `baseline_name`.
+    Candidates without a leak are compared, trained ones with `best_free`, all with `baseline_name`
+    unless that one leaks.
     `num_answers` counts the duplicate groups a rank runs over; `removed_ctx` is the number of rows
     before each target that are removed from the ranking, the same for every candidate; with
     recorded contexts it is the length of the longest, and exactly their rows are removed.
     `per_query` is the long table (candidate, query, target_row, sequence, document, lane, ranks,
-    top_row); `source` says in words where the queries come from.
+    top_row); `source` says in words where the queries come from, `is_log` whether from a log.
     """
 
     bank_sha256: str
@@ -144,6 +148,7 @@ class ShadowResult:
     comparisons: tuple[Comparison, ...]
     per_query: pd.DataFrame
     source: str = "the frozen test split"
+    is_log: bool = False
 
     def outcome(self, name: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.name == name), None)
@@ -184,14 +189,15 @@ def compare(
     best_free = next((one.name for one in honest if one.kind == FREE), None)
     trained = [one.name for one in honest if one.kind != FREE]
     comparisons = []
-    incumbent = baseline_name or best_free
-    if baseline_name in tables:
+    contenders = {*trained, best_free or ""} - {baseline_name}
+    if baseline_name is not None and baseline_name in {one.name for one in honest}:
         challengers = [one.name for one in honest if one.name != baseline_name]
-        contenders = {*trained, best_free or ""}
-        comparisons += _versus(baseline_name, challengers, contenders, tables, bank, seed)
+        found = [_compare_pair(name, baseline_name, tables, bank, seed) for name in challengers]
+        comparisons += _with_lanes(_adjusted(found, contenders), contenders, tables, bank, seed)
     if best_free is not None and best_free != baseline_name:
-        judged = set(trained) if incumbent == best_free else set()
-        comparisons += _versus(best_free, trained, judged, tables, bank, seed)
+        found = [_compare_pair(name, best_free, tables, bank, seed) for name in trained]
+        judged = set(trained) if baseline_name is None else set()
+        comparisons += _with_lanes(_adjusted(found, contenders), judged, tables, bank, seed)
     per_query = [tables[name].assign(candidate=name) for name in scored]
     return ShadowResult(
         bank_sha256=bank.sha256,
@@ -243,23 +249,32 @@ def _ranking_key(outcome: Outcome) -> tuple[bool, bool, float, float, str]:
     return (not outcome.is_scored, outcome.leak is not None, -hit, -reciprocal, outcome.name)
 
 
-def _versus(
-    reference: str, names: Sequence[str], judged: set[str], tables: _Tables, bank: Bank, seed: int
-) -> list[Comparison]:
-    """Compare every name with one reference; Holm runs over these comparisons.
-
-    Names in `judged` are compared per lane, too.
-    """
-    pairs = []
-    for name in tqdm(names, desc=f"against {reference}", disable=None, leave=False):
-        pair = _compare_pair(name, reference, tables, bank, seed)
-        if name in judged and bank.lane_N is not None:
-            lanes = _lane_changes(name, reference, tables, bank, seed)
-            pair = dataclasses.replace(pair, lanes=tuple(lanes))
-        pairs.append(pair)
-    adjusted = holm([pair.hit_at_5.p_value for pair in pairs])
+def _adjusted(pairs: Sequence[Comparison], contenders: set[str]) -> list[Comparison]:
+    """Give those of the contenders their p-values after Holm over them."""
+    own = [pair for pair in pairs if pair.candidate in contenders]
+    adjusted = holm([pair.hit_at_5.p_value for pair in own])
+    by_name = {pair.candidate: float(p) for pair, p in zip(own, adjusted, strict=True)}
     return [
-        dataclasses.replace(pair, p_holm=float(p)) for pair, p in zip(pairs, adjusted, strict=True)
+        dataclasses.replace(
+            pair, p_holm=by_name.get(pair.candidate, math.nan), num_contenders=len(own)
+        )
+        for pair in pairs
+    ]
+
+
+def _with_lanes(
+    pairs: Sequence[Comparison], judged: set[str], tables: _Tables, bank: Bank, seed: int
+) -> list[Comparison]:
+    """Compare the candidates in `judged` per lane, too."""
+    if bank.lane_N is None:
+        return list(pairs)
+    return [
+        dataclasses.replace(
+            pair, lanes=tuple(_lane_changes(pair.candidate, pair.reference, tables, bank, seed))
+        )
+        if pair.candidate in judged
+        else pair
+        for pair in pairs
     ]
 
 

@@ -15,7 +15,7 @@ def gates_table(decision: Decision, style: str = TEXT) -> str:
     verdicts = {(check.candidate, check.gate): check.passed for check in decision.checks}
     words = {True: "pass", False: "FAIL", None: "-"}
     lines = [[name, *(words[verdicts.get((name, gate))] for gate in gates)] for name in names]
-    headers = ["gate", *(gate.replace(" ", "\n", 1) for gate in gates)]
+    headers = ["gate", *(gate.replace(" ", "\n") for gate in gates)]
     if style == MARKDOWN:
         headers = ["gate", *gates]
     return table(lines, headers, "l" + "c" * len(gates), style)

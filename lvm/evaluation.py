@@ -16,9 +16,9 @@ from torch import nn
 from lvm.answers import ranks_table
 from lvm.bank import Bank
 from lvm.baselines import FREE, fit_free_predictors
+from lvm.cold_latency import measure_latency
 from lvm.hubness import fit_hubness
 from lvm.lanes import lane_figures
-from lvm.latency import measure_latency
 from lvm.metrics import (
     FIGURES,
     POOLS,
@@ -157,15 +157,6 @@ def evaluate(
         "best_baseline": _best_baseline(evaluations, bank, queries, seed),
     }
     return report, evaluations
-
-
-def validation_figures(
-    model: nn.Module, bank: Bank, windows: Windows, max_queries: int = MAX_QUERIES
-) -> dict[str, float]:
-    """Return the plain filtered figures on val, the ones that `evaluate` reports for split=val."""
-    queries = windows.queries["val"].head(max_queries)
-    prediction_QD = predict_queries(model, bank, queries)
-    return figures(exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0].rank_Q)
 
 
 def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:

@@ -1,10 +1,11 @@
 """What a predictor is, what it was made from: the facts that travel with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from lvm.bank import Bank
+from lvm.fits import VERSION
 from lvm.models import FREE_MODELS
 from lvm.windows import Windows
 
@@ -13,7 +14,10 @@ FREE, TRAINED = "free", "trained"
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of one predictor; `bank` is the path it was at, `seed` that of the split."""
+    """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
+
+    `fit_version` is the fits.VERSION that a free predictor was fitted by.
+    """
 
     model: str
     kind: str
@@ -26,6 +30,7 @@ class Facts:
     split: str
     seed: int
     leaky: bool
+    fit_version: int = 0
 
 
 def facts_of(name: str, phase: str, bank: Bank, windows: Windows) -> Facts:
@@ -42,13 +47,18 @@ def facts_of(name: str, phase: str, bank: Bank, windows: Windows) -> Facts:
         split=windows.split,
         seed=windows.seed,
         leaky=windows.leaky,
+        fit_version=VERSION,
     )
 
 
 def facts_from_tags(tags: Mapping[str, str]) -> Facts:
-    """Read facts back from the strings of `tags`; raises KeyError or ValueError where they fail."""
+    """Read facts back from the strings of `tags`; one with a default may be missing.
+
+    Raises KeyError or ValueError where they fail.
+    """
     kinds: dict[Any, Any] = {int: int, bool: _bool, str: str}
-    return Facts(**{f.name: kinds[f.type](tags[f.name]) for f in fields(Facts)})
+    needed = [f for f in fields(Facts) if f.default is MISSING or f.name in tags]
+    return Facts(**{f.name: kinds[f.type](tags[f.name]) for f in needed})
 
 
 def _bool(text: str) -> bool:

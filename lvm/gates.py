@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lvm.comparison import Comparison, Outcome, ShadowResult
 from lvm.facts import FREE
 from lvm.rules import GateRules
-from lvm.statistics import Difference
+from lvm.statistics import Difference, holm, smallest_p
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Case:
-    """One candidate before its gates; `incumbent` is what it has to take the alias from."""
+    """One candidate before its gates; `incumbent` is what it has to take the alias from.
+
+    `is_withdrawn` tells whether a rollback took the alias from it.
+    """
 
     outcome: Outcome
     result: ShadowResult
     baseline: str | None
     incumbent: str | None
     rules: GateRules
+    is_withdrawn: bool = False
 
 
 Verdict = tuple[bool, str]
@@ -111,10 +115,8 @@ def _beats_baseline(case: Case) -> Verdict:
     if case.baseline is None:
         return True, "there is no baseline yet"
     baseline = case.result.outcome(case.baseline)
-    if baseline is None or not baseline.is_scored:
-        why = "it was not replayed"
-        if baseline is not None:
-            why = baseline.refusal or baseline.failure or "its predictions are not finite"
+    why = "it was not replayed" if baseline is None else baseline.why_unscored or baseline.leak
+    if why is not None:
         return False, (
             f"no comparison with the baseline {case.baseline}: {why}; to start anew, move the "
             "alias by hand with the entry point promote"
@@ -130,11 +132,21 @@ def _beats(case: Case, comparison: Comparison | None, reference: str) -> Verdict
     detail = f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
     if difference.low <= 0 <= difference.high and comparison.detectable > 0:
         detail += f"; less than {100 * comparison.detectable:.1f} points is not detectable here"
+    reachable = comparison.num_contenders * smallest_p(difference.num_documents)
+    if reachable > case.rules.alpha:
+        detail += (
+            f"; {difference.num_documents} documents cannot give the best of "
+            f"{comparison.num_contenders} contenders less than p = {min(1, reachable):.4f} (Holm)"
+        )
     return passed, detail
 
 
 def _no_lane_falls(case: Case) -> Verdict:
-    """A lane falls when even the upper end of its paired interval is below the allowed fall."""
+    """A lane falls when even the upper end of its paired interval is below the allowed fall.
+
+    Its p-value must tell so, too, after Holm over the judged lanes: of many lanes one falls by
+    chance.
+    """
     if case.incumbent is None or case.incumbent == case.outcome.name:
         return True, "nothing to compare with"
     comparison = case.result.comparison(case.outcome.name, case.incumbent)
@@ -149,11 +161,25 @@ def _no_lane_falls(case: Case) -> Verdict:
     ]
     if not judged:
         return True, f"none of {len(comparison.lanes)} lanes has enough queries to be judged"
-    fallen = [lane for lane in judged if not lane.hit_at_5.high >= -rules.lane_max_fall]
+    adjusted = holm([lane.hit_at_5.p_value for lane in judged])
+    fallen = [
+        lane
+        for lane, p_holm in zip(judged, adjusted, strict=True)
+        if not lane.hit_at_5.high >= -rules.lane_max_fall and p_holm <= rules.alpha
+    ]
     if fallen:
         falls = ", ".join(f"{lane.lane} {points(lane.hit_at_5)}" for lane in fallen)
         return False, f"falls against {case.incumbent} in {falls}"
     return True, f"none of {len(judged)} judged lanes (of {len(comparison.lanes)}) falls"
+
+
+def _not_withdrawn(case: Case) -> Verdict:
+    if not case.is_withdrawn:
+        return True, "no rollback took the alias from it"
+    return False, (
+        f"a rollback took the alias from version {case.outcome.version}; only the entry point "
+        "promote gives it back"
+    )
 
 
 # Conditions of a measurement: where one fails, the figures behind it mean nothing.
@@ -170,6 +196,7 @@ EARNED: dict[str, Callable[[Case], Verdict]] = {
     "beats baseline": _beats_baseline,
     "no lane falls": _no_lane_falls,
     "fast enough": _fast_enough,
+    "not withdrawn": _not_withdrawn,
 }
 
 

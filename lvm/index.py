@@ -141,7 +141,8 @@ def ensure_index(
     """Open the index of a model over a bank, built in `folder` where it is missing or damaged.
 
     Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`),
-    to choose how much of the index a search must read. One process at a time builds.
+    to choose how much of the index a search must read. One process at a time builds. Raises
+    ValueError where the bank's files do not match their hashes.
     """
     parts = [FORMAT, faiss.__version__, flat_passages, bank.sha256, model.config]
     parts += [facts.ctx, facts.split, facts.seed]
@@ -161,6 +162,7 @@ def ensure_index(
         try:
             return open_index(path, bank, row_correction)
         except UNREADABLE:
+            bank.verify()
             built = build_index(bank, tuning_predictions, row_correction, flat_passages)
             write_index(built, path)
     return open_index(path, bank, row_correction)

@@ -1,4 +1,4 @@
-"""Time of single queries.
+"""Time of answers from a stream with a serving index.
 
 Shapes: Q queries, T time, D vector dim.
 """
@@ -9,36 +9,14 @@ import numpy as np
 from torch import nn
 
 from lvm.bank import Bank, FloatArray
+from lvm.cold_latency import measure_latency
 from lvm.index import ServingIndex
-from lvm.prediction import predict_contexts
 from lvm.streaming import open_stream
-from lvm.windows import Queries
 
-MEASURED_QUERIES = 20
+__all__ = ["measure_latency", "measure_search", "measure_warm_latency"]
+
 MEASURED_ROWS = 200
 PASSAGES = 10
-
-
-def measure_latency(
-    model: nn.Module, bank: Bank, queries: Queries, num_queries: int = MEASURED_QUERIES
-) -> dict[str, float]:
-    """Time the model alone on one whole context at a time; return its p50, p95 in milliseconds.
-
-    The vectors are read before the clock starts; one query warms up.
-    """
-    chosen = queries.head(num_queries)
-    times = []
-    for place, (first, target) in enumerate(
-        zip(chosen.first_row_Q.tolist(), chosen.target_row_Q.tolist(), strict=True)
-    ):
-        context_1TD = bank.unit(slice(first, target))[None]
-        if place == 0:
-            predict_contexts(model, context_1TD)
-        begin = time.perf_counter()
-        predict_contexts(model, context_1TD)
-        times.append(1000 * (time.perf_counter() - begin))
-    p50, p95 = np.quantile(times, [0.5, 0.95])
-    return {"p50": float(p50), "p95": float(p95)}
 
 
 def measure_warm_latency(

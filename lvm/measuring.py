@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank import Bank
+from lvm.cold_latency import measure_latency
 from lvm.context_rows import ContextQueries
-from lvm.latency import measure_latency
 from lvm.prediction import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval import exact_ranks
 from lvm.windows import Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
-MEASUREMENT = 1
+MEASUREMENT = 2
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"

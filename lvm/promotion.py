@@ -33,8 +33,15 @@ class Decision:
         return asdict(self)
 
 
-def decide(result: ShadowResult, baseline_name: str | None, rules: GateRules) -> Decision:
+def decide(
+    result: ShadowResult,
+    baseline_name: str | None,
+    rules: GateRules,
+    withdrawn: frozenset[str] = frozenset(),
+) -> Decision:
     """Decide by the gates; pure, so that equal input gives an equal decision.
+
+    `withdrawn` names the candidates that a rollback took the alias from.
 
     With a baseline, the best candidate that passes every gate takes the alias. Without one the best
     free predictor takes it first; a trained model may take it from there.
@@ -47,7 +54,8 @@ def decide(result: ShadowResult, baseline_name: str | None, rules: GateRules) ->
     for outcome in result.outcomes:
         if outcome.name == baseline_name:
             continue
-        verdicts = run_gates(Case(outcome, result, baseline_name, incumbent, rules))
+        is_withdrawn = outcome.name in withdrawn
+        verdicts = run_gates(Case(outcome, result, baseline_name, incumbent, rules, is_withdrawn))
         checks += verdicts
         if all(check.passed for check in verdicts):
             passing.append(outcome)

@@ -98,7 +98,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
         where = f"queries: {path}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{where}: is not JSON; each line is one object") from None
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: is no JSON object with {WANTED}")
@@ -133,12 +133,17 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"queries: {path} cannot be read as parquet ({reason})") from None
     columns = {name: table[name].to_pandas().tolist() for name in names}
-    if CONTEXT in columns and not pa.types.is_list(table.schema.field(CONTEXT).type):
+    if CONTEXT in columns and not _is_list(table.schema.field(CONTEXT).type):
         raise ValueError(f"queries: {path}: context_rows holds no lists of row numbers")
     _check_size(
         path, table.num_rows, sum(len(x) for x in columns.get(CONTEXT, []) if x is not None)
     )
     return columns
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
 
 
 def _read_csv(path: Path) -> dict[str, Any]:

@@ -1,19 +1,15 @@
-"""The registered model `lvm`: its versions with their facts, its alias `baseline`."""
+"""The registered model `lvm`: its versions with their facts, their files.
 
-import hashlib
-import json
-import os
+The alias `baseline` is moved in `lvm.alias`; other files import that from here, too.
+"""
+
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import mlflow
 import numpy as np
-from filelock import FileLock
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -22,14 +18,53 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.alias import (
+    BASELINE,
+    BY_HAND,
+    NAME,
+    PREVIOUS,
+    UNKNOWN_CODES,
+    aliases,
+    history,
+    locked,
+    promote,
+    repair,
+    rollback,
+    tag_version,
+    withdrawn,
+)
 from lvm.checkpoint import CONFIG, WEIGHTS, load_model, save_model
 from lvm.facts import TRAINED, Facts, facts_from_tags
 from lvm.models import FREE_MODELS
-from lvm.stopping import undisturbed
-from lvm.tracking import SQLITE
 
-NAME = "lvm"
-BASELINE, PREVIOUS = "baseline", "previous"
+__all__ = [
+    "ARTIFACT",
+    "BASELINE",
+    "BASELINE_URI",
+    "BY_HAND",
+    "NAME",
+    "PREVIOUS",
+    "Card",
+    "LoggedFiles",
+    "Predictor",
+    "aliases",
+    "cards",
+    "history",
+    "load",
+    "locked",
+    "log_predictor",
+    "promote",
+    "read_card",
+    "register",
+    "repair",
+    "rollback",
+    "tag_version",
+    "unreadable_versions",
+    "version_of",
+    "versions",
+    "withdrawn",
+]
+
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ARTIFACT = "model"
 ROW_CORRECTION = "row_correction.npy"
@@ -37,21 +72,27 @@ REQUIREMENTS = (
     *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
     *("safetensors", "scipy", "torch", "tqdm"),
 )
-MOVE = "move/"
-MAX_REASON = 1000
-UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+PAGE = 500
+EXISTS_CODE = "RESOURCE_ALREADY_EXISTS"
+UNREADABLE = (MlflowException, OSError, TypeError, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A predictor with its facts; what it lacks (not logged, not registered) is None."""
+class Card:
+    """What is known of a predictor without its weights; None where it has no version."""
 
     reference: str
-    model: nn.Module
     facts: Facts
     model_id: str | None = None
     run_id: str | None = None
     version: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictor(Card):
+    """A predictor with its facts; what it lacks (not logged, not registered) is None."""
+
+    model: nn.Module = field(kw_only=True)
     row_correction: NDArray[np.float32] | None = None
 
 
@@ -93,13 +134,12 @@ def register(model_id: str, facts: Facts) -> str:
     """Make a version of `lvm` of the logged model; return its number."""
     client = MlflowClient()
     try:
-        client.get_registered_model(NAME)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
         client.create_registered_model(
             NAME, description="Predictors of the next text embedding; see the alias baseline."
         )
+    except MlflowException as error:
+        if error.error_code != EXISTS_CODE:
+            raise
     logged = client.get_logged_model(model_id)
     made = client.create_model_version(
         NAME,
@@ -111,148 +151,91 @@ def register(model_id: str, facts: Facts) -> str:
     return str(made.version)
 
 
-def aliases() -> dict[str, str]:
-    """Return alias -> version of `lvm`; nothing where no version was ever registered."""
-    try:
-        return {k: str(v) for k, v in MlflowClient().get_registered_model(NAME).aliases.items()}
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
-        return {}
+def cards() -> list[Card]:
+    """Return every version of `lvm` that can be read, the oldest first."""
+    return [one for one in map(_card, _all_versions()) if isinstance(one, Card)]
 
 
 def versions() -> dict[str, Facts]:
-    """Return version -> facts of every version of `lvm`, the oldest first."""
-    found = MlflowClient().search_model_versions(f"name = '{NAME}'", max_results=1000)
-    ordered = sorted(found, key=lambda version: int(version.version))
-    return {str(version.version): _facts(version) for version in ordered}
+    """Return version -> facts of every version of `lvm` that can be read, the oldest first."""
+    return {str(card.version): card.facts for card in cards()}
+
+
+def unreadable_versions() -> dict[str, str]:
+    """Return version -> reason of those whose tags are not the facts of a predictor."""
+    found = {str(one.version): _card(one) for one in _all_versions()}
+    return {version: one for version, one in found.items() if isinstance(one, str)}
 
 
 def version_of(model_id: str) -> str | None:
     """Return the newest version made of a logged model; None where it was never registered."""
-    found = MlflowClient().search_model_versions(f"name = '{NAME}'", max_results=1000)
-    numbers = [int(one.version) for one in found if one.source == f"models:/{model_id}"]
-    return str(max(numbers)) if numbers else None
+    return next((one.version for one in reversed(cards()) if one.model_id == model_id), None)
 
 
-def load(reference: str) -> Predictor:
-    """Read a predictor that was logged.
+def read_card(reference: str) -> Card:
+    """Read what a predictor is, without its weights.
 
     `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>.
     Raises ValueError, in one line, where there is none.
     """
     version = _resolve_version(reference)
     uri = reference if version is None else f"models:/{version.name}/{version.version}"
+    try:
+        card = Model.load(uri)
+        facts = Facts(**(card.metadata or {}))
+    except UNREADABLE as error:
+        raise _unreadable(reference, error) from None
+    number = None if version is None else str(version.version)
+    return Card(reference, facts, str(card.model_id), str(card.run_id), number)
+
+
+def load(reference: str) -> Predictor:
+    """Read a predictor that was logged; `reference` and errors as with `read_card`."""
+    card = read_card(reference)
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        LoggedFiles(card).fetch(folder)
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
-            card = Model.load(str(folder))
-            facts = Facts(**(card.metadata or {}))
-        except (MlflowException, OSError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"model: {reference} cannot be read by lvm: {reason}") from None
-        correction = folder / "artifacts" / ROW_CORRECTION
-        return Predictor(
-            reference=reference,
-            model=load_model(folder / "artifacts"),
-            facts=facts,
-            model_id=str(card.model_id),
-            run_id=str(card.run_id),
-            version=None if version is None else str(version.version),
-            row_correction=np.load(correction) if correction.is_file() else None,
-        )
+            model = load_model(folder)
+            correction = folder / ROW_CORRECTION
+            row_correction = np.load(correction) if correction.is_file() else None
+        except UNREADABLE as error:
+            raise _unreadable(reference, error) from None
+    return Predictor(**vars(card), model=model, row_correction=row_correction)
 
 
-def promote(version: str, expected: str | None, evidence: Mapping[str, str]) -> None:
-    """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
+@dataclass(frozen=True)
+class LoggedFiles:
+    """The files of a logged predictor, fetched when they are asked for."""
 
-    `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
-    version, and with `reason` and `decision_run` a line of the history. Raises ValueError where the
-    version is unknown, where it is the baseline already, or where the alias has moved since the
-    decision; nothing is changed then.
-    """
-    with locked():
-        now = aliases()
-        current = now.get(BASELINE)
-        if current != expected:
-            raise ValueError(
-                f"version: baseline moved from {expected} to {current} meanwhile; decide again"
-            )
-        if version not in versions():
-            known = ", ".join(versions()) or "none"
-            raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
-        if version == current:
-            raise ValueError(f"version: {version} is the baseline already")
-        with undisturbed():
-            tag_version(version, evidence)
-            _move(version, now)
-            _record(version, current, evidence)
+    card: Card
 
+    def describe(self, folder: Path) -> None:
+        """Fetch what identifies the predictor: its configuration, its row correction.
 
-def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """Swap the aliases `baseline` and `previous`; return the restored and the withdrawn version.
+        Raises ValueError, in one line, where a file cannot be had.
+        """
+        self._fetch(folder, (CONFIG, ROW_CORRECTION))
 
-    Raises ValueError where there is no previous baseline.
-    """
-    with locked():
-        now = aliases()
-        if BASELINE not in now or PREVIOUS not in now:
-            raise ValueError(
-                "rollback: no previous baseline is recorded; use the entry point promote"
-            )
-        with undisturbed():
-            _move(now[PREVIOUS], now)
-            _record(now[PREVIOUS], now[BASELINE], {"reason": "rolled back", **(evidence or {})})
-        return now[PREVIOUS], now[BASELINE]
+    def fetch(self, folder: Path) -> None:
+        """Fetch all files of the predictor; raises as `describe` does."""
+        self._fetch(folder, (CONFIG, ROW_CORRECTION, WEIGHTS))
+
+    def _fetch(self, folder: Path, names: tuple[str, ...]) -> None:
+        try:
+            logged = MlflowClient().get_logged_model(str(self.card.model_id))
+            where = f"{logged.artifact_location}/artifacts"
+            there = {Path(one.path).name for one in mlflow.artifacts.list_artifacts(where)}
+            for name in names:
+                if name in there or name != ROW_CORRECTION:
+                    mlflow.artifacts.download_artifacts(f"{where}/{name}", dst_path=str(folder))
+        except UNREADABLE as error:
+            raise _unreadable(self.card.reference, error) from None
 
 
-def tag_version(version: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a version of `lvm`."""
-    for key, value in tags.items():
-        MlflowClient().set_model_version_tag(NAME, version, key, value)
-
-
-def history() -> list[dict[str, str]]:
-    """Return every move of the alias `baseline`, the first one first.
-
-    A move has `at` (UTC), `version`, `replaced` (a version or none), `run`, `reason`. It is kept as
-    a tag `move/<number>` of the registered model as well as of the version that took the alias.
-    """
-    try:
-        tags = MlflowClient().get_registered_model(NAME).tags
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
-        return []
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(MOVE)]
-
-
-def _move(version: str, now: Mapping[str, str]) -> None:
-    """Set both aliases, or leave both: where the second fails, the first is put back."""
-    client = MlflowClient()
-    if BASELINE in now:
-        client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
-    try:
-        client.set_registered_model_alias(NAME, BASELINE, version)
-    except BaseException:
-        if PREVIOUS in now:
-            client.set_registered_model_alias(NAME, PREVIOUS, now[PREVIOUS])
-        elif BASELINE in now:
-            client.delete_registered_model_alias(NAME, PREVIOUS)
-        raise
-
-
-def _record(version: str, replaced: str | None, evidence: Mapping[str, str]) -> None:
-    move = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": version,
-        "replaced": replaced or "none",
-        "run": evidence.get("decision_run", "none"),
-        "reason": evidence.get("reason", "none")[:MAX_REASON],
-    }
-    key, text = f"{MOVE}{len(history()) + 1:06}", json.dumps(move)
-    tag_version(version, {key: text})
-    MlflowClient().set_registered_model_tag(NAME, key, text)
+def _unreadable(reference: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(f"model: {reference} cannot be read by lvm: {reason}")
 
 
 def _resolve_version(reference: str) -> ModelVersion | None:
@@ -282,30 +265,30 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         raise ValueError(f"model: {reference} does not exist; registered: {there}") from None
 
 
-def _facts(version: ModelVersion) -> Facts:
+def _card(version: ModelVersion) -> Card | str:
+    """Return the card of a version; why it has none where its tags are no facts."""
     try:
-        return facts_from_tags(version.tags)
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"registry: version {version.version} of {NAME} was not registered by lvm; delete it"
-        ) from None
+        facts = facts_from_tags(version.tags)
+    except (KeyError, ValueError) as error:
+        return (
+            f"its tags are not those of a predictor of this lvm ({type(error).__name__}: {error})"
+        )
+    reference = f"models:/{NAME}/{version.version}"
+    model_id = str(version.source).removeprefix("models:/")
+    return Card(reference, facts, model_id, str(version.run_id), str(version.version))
+
+
+def _all_versions() -> list[ModelVersion]:
+    """Return all versions, the oldest first, page by page."""
+    client, query = MlflowClient(), f"name = '{NAME}'"
+    page = client.search_model_versions(query, max_results=PAGE)
+    found = list(page)
+    while page.token:
+        page = client.search_model_versions(query, max_results=PAGE, page_token=page.token)
+        found += page
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def _public_version(package: str) -> str:
     """Return the installed version without a local build label such as +cpu."""
     return installed_version(package).partition("+")[0]
-
-
-@contextmanager
-def locked() -> Iterator[None]:
-    """Let one process of this machine decide over the aliases of a store at a time.
-
-    Whoever holds the lock may take it again.
-    """
-    uri = mlflow.get_registry_uri()
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{digest}.lock"
-    if uri.startswith(SQLITE):
-        path = Path(f"{uri.removeprefix(SQLITE)}.registry.lock")
-    with FileLock(path, is_singleton=True):
-        yield

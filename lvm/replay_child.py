@@ -32,7 +32,7 @@ def run(folder: Path) -> None:
     bank = open_bank(what["bank"])
     if bank.sha256 != what["bank_sha256"]:
         raise ValueError(f"bank {bank.path}: was replaced while the replay ran")
-    correction = folder / CORRECTION
+    correction = folder / MODEL / CORRECTION
     found = measure(
         load_model(folder / MODEL),
         bank,

@@ -1,6 +1,7 @@
 """Measurement in a process of its own, so that no candidate can harm another."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lvm.bank import Bank
+from lvm.bank_files import file_sha256
 from lvm.checkpoint import CONFIG, save_model
 from lvm.measuring import Measurement, MeasurementFailed
 from lvm.replay_child import (
@@ -45,24 +47,27 @@ Note = Callable[[str], None]
 class Replayer:
     """Measures candidates, each in its own process; what the `store` holds is read from there.
 
-    `note` is told about each candidate in one line.
+    `note` is told about each candidate in one line. What is stored as slower than `limit_ms` at P95
+    is measured anew: the machine may have been busy.
     """
 
     store: Path = STORE
     note: Note = print
+    limit_ms: float = math.inf
 
     def __call__(
         self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
     ) -> Measurement:
         """Return the measurement of one candidate; raises MeasurementFailed where it breaks off."""
         with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
-            job = write_job(Path(folder), candidate, bank, windows, removed, self.store)
-            found = read_measurement(job.result, job.key)
-            if found is not None:
-                self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
-                return found
             begin = time.perf_counter()
             try:
+                job = write_job(Path(folder), candidate, bank, windows, removed, self.store)
+                found = read_measurement(job.result, job.key)
+                if found is not None and found.latency_ms.get("p95", 0.0) <= self.limit_ms:
+                    self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
+                    return found
+                fetch_weights(candidate, job)
                 found = finish(start(job), job)
             except MeasurementFailed as failure:
                 self.note(f"replay of {candidate.name}: {failure}")
@@ -89,14 +94,17 @@ def write_job(
     removed: Queries,
     store: Path = STORE,
 ) -> Job:
-    """Write everything that a process needs to measure a candidate; the bank stays where it is."""
-    save_model(candidate.model, folder / MODEL)
+    """Write what a process needs to measure a candidate; the bank stays where it is.
+
+    The weights of a candidate whose files lie elsewhere are left to `fetch_weights`. Raises
+    MeasurementFailed where its files cannot be had.
+    """
+    _describe(candidate, folder / MODEL)
     queries = removed.with_ctx(candidate.facts.ctx)
     np.save(folder / GROUPS, windows.representative_N)
-    correction_sha256 = "none"
-    if candidate.row_correction is not None:
-        np.save(folder / CORRECTION, candidate.row_correction)
-        correction_sha256 = arrays_sha256(candidate.row_correction)
+    correction, correction_sha256 = folder / MODEL / CORRECTION, "none"
+    if correction.is_file():
+        correction_sha256 = file_sha256(correction)
     write_queries(folder / QUERIES, queries)
     write_queries(folder / REMOVED, removed)
     key = measurement_key(
@@ -113,6 +121,30 @@ def write_job(
     what = {"bank": str(bank.path.resolve()), "bank_sha256": bank.sha256}
     (folder / JOB).write_text(json.dumps(what | {"result": str(result), "key": key}))
     return Job(folder, result, key)
+
+
+def fetch_weights(candidate: Candidate, job: Job) -> None:
+    """Complete a job whose candidate lies elsewhere; raises MeasurementFailed where it cannot."""
+    if candidate.files is not None:
+        try:
+            candidate.files.fetch(job.folder / MODEL)
+        except ValueError as error:
+            raise MeasurementFailed(str(error)) from None
+
+
+def _describe(candidate: Candidate, folder: Path) -> None:
+    """Write what identifies a candidate; a model that is here is written whole."""
+    if candidate.files is not None:
+        folder.mkdir()
+        try:
+            candidate.files.describe(folder)
+        except ValueError as error:
+            raise MeasurementFailed(str(error)) from None
+        return
+    assert candidate.model is not None
+    save_model(candidate.model, folder)
+    if candidate.row_correction is not None:
+        np.save(folder / CORRECTION, candidate.row_correction)
 
 
 def start(job: Job) -> subprocess.Popen[bytes]:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from lvm.cold_latency import machine
 from lvm.context_rows import ContextQueries
 from lvm.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
 from lvm.windows import Queries
@@ -27,9 +29,11 @@ def measurement_key(parts: Mapping[str, str]) -> str:
     """Return the address (sha256) of what depends on `parts` alone, the way of measuring included.
 
     `parts` name the digests of the model, its row correction, the bank, the duplicate groups, the
-    queries with the model's own contexts, the queries with the contexts that are removed.
+    queries with the model's own contexts, the queries with the contexts that are removed. Torch and
+    the machine belong to it: they change the times, and the last bits of scores.
     """
-    contents = json.dumps({**parts, "measurement": MEASUREMENT}, sort_keys=True)
+    way = {"measurement": str(MEASUREMENT), "torch": torch.__version__, "machine": machine()}
+    contents = json.dumps({**parts, **way}, sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 

@@ -38,7 +38,7 @@ def share_blocks(
     machine costs its share only (with torch's own threads each barrier waited for a time slice). As
     many workers as cores this process may use, or OMP_NUM_THREADS.
     """
-    num_workers = max(1, min(_num_cores(), len(starts)))
+    num_workers = max(1, min(num_cores(), len(starts)))
     before = torch.get_num_threads()
     bar = tqdm(starts, title, unit="block", disable=None if title else True, leave=False)
     supply, lock, stopped = iter(bar), threading.Lock(), threading.Event()
@@ -67,7 +67,8 @@ def share_blocks(
         torch.set_num_threads(before)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Return how many cores this process may use: OMP_NUM_THREADS, or all it is allowed."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     if allowed.isdigit():
         return int(allowed)
@@ -163,18 +164,11 @@ def _merged(
     return score.gather(1, place), row.gather(1, place)
 
 
-def hubness_correction(
-    train_prediction_PD: FloatArray, bank: Bank, beta: float, neighbours: int = 10
-) -> FloatArray:
+def neighbour_penalty(mean_N: FloatArray, beta: float) -> FloatArray:
     """Return the row correction (N, 2) of CSLS: scale 1, bias -beta * mean neighbour score.
 
     Source: Conneau et al., Word Translation Without Parallel Data, ICLR 2018, section 2.3.
     """
-    return neighbour_penalty(mean_neighbour_score(train_prediction_PD, bank, neighbours), beta)
-
-
-def neighbour_penalty(mean_N: FloatArray, beta: float) -> FloatArray:
-    """Return the row correction (N, 2) with scale 1, bias -beta * mean neighbour score."""
     return np.stack([np.ones_like(mean_N), -beta * mean_N], axis=1).astype(np.float32)
 
 

@@ -1,13 +1,17 @@
 """Settlement of a replay: the decision against the alias as it is now, carried out or kept."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from lvm import registry
 from lvm.comparison import Outcome, ShadowResult
 from lvm.promotion import Decision, decide
 from lvm.registry import BASELINE
 from lvm.rules import GateRules
+from lvm.stopping import undisturbed
+
+Publish = Callable[[Decision], None]
+TellFailure = Callable[[Decision, tuple[str, ...], str], None]
 
 
 def settle(
@@ -15,54 +19,87 @@ def settle(
     versions: Mapping[str, str | None],
     rules: GateRules,
     run_id: str,
-    publish: Callable[[Decision], None],
-    is_enabled: bool,
+    publish: Publish,
+    tell_failure: TellFailure | None,
 ) -> Decision:
-    """Decide, publish, then move the alias where `is_enabled`; return the decision.
+    """Decide, publish, then move the alias; return the decision. A dry run has no `tell_failure`.
 
     `versions` gives the version of each candidate by its name. The alias is read anew under the
     registry's lock, which is held to the end: of two settlements at one moment the second decides
-    after the first, and keeps what it finds. `publish` comes before any change, so that a move
-    without a report cannot happen.
+    after the first, and keeps what it finds. Versions to promote are read whole, then `publish` is
+    called, then the alias moves, so that a move without a report cannot happen; stop signals wait.
+    Where a move fails, `tell_failure` is given the names that did take the alias, and why the next
+    one did not, so that the report can say so; the error goes on.
     """
-    with registry.locked() if is_enabled else nullcontext():
+    is_enabled = tell_failure is not None
+    with ExitStack() as held:
+        if is_enabled:
+            held.enter_context(registry.locked())
+            held.enter_context(undisturbed())
+            registry.repair()
         expected = registry.aliases().get(BASELINE)
-        decision = decide(result, _name_of(expected, versions), rules)
+        withdrawn = registry.withdrawn()
+        barred = frozenset(name for name, version in versions.items() if version in withdrawn)
+        decision = decide(result, _name_of(expected, versions), rules, barred)
+        if is_enabled:
+            for name in decision.promote:
+                registry.load(f"models:/{registry.NAME}/{versions[name]}")
         publish(decision)
-        for name in decision.promote if is_enabled else ():
-            version, outcome = versions[name], result.outcome(name)
-            assert version is not None and outcome is not None
-            evidence = measured_tags(outcome, result, run_id) | {
-                "replaced_version": str(expected).lower(),
-                "reason": decision.reasons[decision.promote.index(name)],
-            }
-            registry.promote(version, expected, evidence)
-            expected = version
+        moved: tuple[str, ...] = ()
+        try:
+            for name in decision.promote if is_enabled else ():
+                version = str(versions[name])
+                evidence = _evidence(name, decision, result, run_id)
+                evidence["replaced_version"] = str(expected).lower()
+                registry.promote(version, expected, evidence)
+                expected, moved = version, (*moved, name)
+        except BaseException as error:
+            assert tell_failure is not None
+            tell_failure(decision, moved, " ".join(str(error).split()) or type(error).__name__)
+            raise
     return decision
 
 
 def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_id: str) -> None:
-    """Tag every version of the replay with its figures and the run that measured them."""
+    """Tag every version of the replay with its figures and the run that measured them.
+
+    Figures on a query log have the prefix `log_`, those on the frozen test split `shadow_`. What
+    was not scored keeps the figures it has; its reason is the tag `<prefix>unscored`.
+    """
+    prefix = "log_" if result.is_log else "shadow_"
     for outcome in result.outcomes:
         version = versions[outcome.name]
-        if version is not None:
-            registry.tag_version(version, measured_tags(outcome, result, run_id))
+        if version is None:
+            continue
+        tags = {"unscored": outcome.why_unscored or "none"}
+        if outcome.is_scored:
+            tags |= measured_tags(outcome, result) | {"run": run_id}
+        registry.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
 
 
-def measured_tags(outcome: Outcome, result: ShadowResult, run_id: str) -> dict[str, str]:
-    """Return what one candidate showed in a replay as tags."""
+def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
+    """Return what one scored candidate showed in a replay as tags, without a prefix."""
     place = [one.name for one in result.outcomes].index(outcome.name) + 1
-    hit = {f"shadow_{key}": _cell(outcome.figures, outcome.ci95, key) for key in _TAGGED}
-    hit["shadow_corrected_hit_at_5"] = _cell(outcome.corrected, outcome.corrected_ci95, "hit_at_5")
+    hit = {key: _cell(outcome.figures, outcome.ci95, key) for key in _TAGGED}
+    hit["corrected_hit_at_5"] = _cell(outcome.corrected, outcome.corrected_ci95, "hit_at_5")
     return hit | {
-        "decision_run": run_id,
-        "shadow_place": f"{place} of {len(result.outcomes)}",
-        "shadow_queries": str(result.num_queries),
-        "shadow_documents": str(result.num_documents),
-        "shadow_bank_rows": str(result.num_rows),
-        "shadow_bank_sha256": result.bank_sha256,
-        "shadow_note": outcome.why_unscored or outcome.leak or "none",
+        "place": f"{place} of {len(result.outcomes)}",
+        "source": result.source,
+        "queries": str(result.num_queries),
+        "documents": str(result.num_documents),
+        "bank_rows": str(result.num_rows),
+        "bank_sha256": result.bank_sha256,
+        "note": outcome.leak or "none",
     }
+
+
+def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) -> dict[str, str]:
+    """Return by what a version takes the alias, under names that no later replay writes to."""
+    outcome = result.outcome(name)
+    assert outcome is not None
+    measured = measured_tags(outcome, result) | {"run": run_id}
+    reason = decision.reasons[decision.promote.index(name)]
+    return {f"decision_{key}": text for key, text in measured.items()} | {"reason": reason}
 
 
 _TAGGED = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10")

@@ -6,6 +6,8 @@ Shapes: N bank rows, D vector dim, Q queries.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +23,30 @@ from lvm.splits import TRAIN, VAL, split_by_document
 from lvm.windows import Queries, Windows
 
 
+class Files(Protocol):
+    """The files of a predictor somewhere else; both raise ValueError where they cannot be had."""
+
+    def describe(self, folder: Path) -> None:
+        """Write config.json, and row_correction.npy where it has one, into `folder`."""
+
+    def fetch(self, folder: Path) -> None:
+        """Write these and the weights into `folder`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A predictor that may become the baseline, with the facts of its making.
 
-    `row_correction` (N, 2) gives the corrected figures; without it they are not shown. `failure`
-    says why there is no `model` to ask.
+    It is here, as `model` with a `row_correction` (N, 2), or it lies in `files`. Without a row
+    correction there are no corrected figures.
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module | None
     facts: Facts
     version: str | None = None
     row_correction: NDArray[np.float32] | None = None
-    failure: str | None = None
+    files: Files | None = None
 
 
 Measure = Callable[[Candidate, Bank, Windows, Queries], Measurement]
@@ -43,7 +55,8 @@ Measure = Callable[[Candidate, Bank, Windows, Queries], Measurement]
 def measure_here(
     candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
 ) -> Measurement:
-    """Measure a candidate in this process, with its own length of context."""
+    """Measure a candidate whose model is here in this process, with its own length of context."""
+    assert candidate.model is not None
     queries = removed.with_ctx(candidate.facts.ctx)
     return measure(
         candidate.model,
@@ -74,7 +87,7 @@ def replay(
     """
     _check(candidates, queries)
     refusals = {candidate.name: _refusal(candidate, bank) for candidate in candidates}
-    accepted = [one for one in candidates if refusals[one.name] is None and one.failure is None]
+    accepted = [one for one in candidates if refusals[one.name] is None]
     removed = queries
     if accepted:
         removed = queries.with_ctx(max(candidate.facts.ctx for candidate in accepted))
@@ -96,8 +109,6 @@ def replay_candidate(
     measure: Measure = measure_here,
 ) -> Replay:
     """Rank the answers of one candidate; the rows of the contexts of `removed` are left out."""
-    if candidate.failure is not None:
-        return _unscored(candidate, failure=candidate.failure)
     try:
         found = measure(candidate, bank, windows, removed)
     except MeasurementFailed as failure:

@@ -90,6 +90,11 @@ def holm(p_values: ArrayLike) -> FloatArray:
     return adjusted
 
 
+def smallest_p(num_documents: int) -> float:
+    """Return the smallest p-value that the sign-flip test of so many documents can give."""
+    return max(2.0 ** (1 - num_documents), 1 / RESAMPLES)
+
+
 def smallest_detectable(
     difference_Q: ArrayLike, document_Q: ArrayLike, power: float = 0.8
 ) -> float:

@@ -69,7 +69,9 @@ def difference_cell(difference: Difference) -> str:
 
 
 def p_cell(p_value: float) -> str:
-    """Write a p-value with four digits."""
+    """Write a p-value with four digits; a dash where there is none."""
+    if math.isnan(p_value):
+        return "-"
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
 
 

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from torch import nn
 
 from lvm.bank import Bank
-from lvm.windows import Queries
+from lvm.prediction import predict_queries
+from lvm.windows import Queries, Windows
 
 TIE = 1e-6
 
@@ -81,6 +83,13 @@ def mean_neighbour_score(train_prediction_PD: np.ndarray, bank: Bank, count: int
     unit_PD = train_prediction_PD.astype(np.float64)
     unit_PD = unit_PD / np.linalg.norm(unit_PD, axis=1, keepdims=True)
     return np.array([np.sort(unit_PD @ vector)[-count:].mean() for vector in vector_ND])
+
+
+def validation_figures(model: nn.Module, bank: Bank, windows: Windows) -> dict[str, float]:
+    """Return the plain filtered figures on val."""
+    queries = windows.queries["val"]
+    prediction_QD = predict_queries(model, bank, queries)
+    return figures(ranks(prediction_QD, queries, bank, windows.representative_N)[0].tolist())
 
 
 def figures(rank_Q: Sequence[float]) -> dict[str, float]:

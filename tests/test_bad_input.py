@@ -21,6 +21,7 @@ def workplace(tmp_path_factory, empty_store):
     make_bank(folder / "good", num_sequences=4)
     spoil_vectors(folder, "nan", np.nan)
     spoil_vectors(folder, "zero", 0.0)
+    spoil_vectors(folder, "changed", 1.0)
     spoil_rows(folder, "short", lambda rows: rows.iloc[:-1])
     spoil_rows(folder, "nameless", lambda rows: rows.drop(columns="sequence"))
     spoil_rows(folder, "scattered", lambda rows: rows.iloc[np.arange(len(rows)) * 7 % len(rows)])
@@ -77,6 +78,16 @@ CASES = {
     "no baseline yet": (eval_command, "--bank good", "models:/lvm@baseline does not exist"),
     "unknown run": (eval_command, "--model runs:/0123/model", "runs:/0123/model cannot be read"),
     "report into a folder": (eval_command, "--model ema --report folder", "folder is a folder"),
+    "report below a file": (
+        eval_command,
+        "--model ema --report good.txt/report.json",
+        "good.txt is no folder",
+    ),
+    "a bank changed since it was made": (
+        shadow_eval,
+        "--bank changed --ctx 20",
+        "vectors.npy: its sha256 differs",
+    ),
     "unknown candidate": (shadow_eval, "--bank good --candidates 9", "lvm has no version '9'"),
     "unknown query log": (
         shadow_eval,

@@ -19,11 +19,11 @@ from lvm.baselines import (
     ridge_pairs,
     tuned_decay,
 )
-from lvm.evaluation import validation_figures
 from lvm.models import FREE_MODELS
 from lvm.models.baselines import MovingAverage, NearestSuccessor, ridge_features
 from lvm.prediction import on_train_rows, predict_contexts, predict_queries
 from lvm.windows import Windows, make_queries, plan_windows
+from tests.reference import ranks, validation_figures
 from tests.synthetic import rotation_bank
 
 
@@ -106,6 +106,18 @@ def test_ridge_equals_scikit_learns(tiny_bank: Bank, windows: Windows):
     fitted = SklearnRidge(alpha=model.config["alpha"]).fit(feature_TF, target_TD)
     assert np.allclose(model.weight.numpy(), fitted.coef_, atol=1e-4)
     assert np.allclose(model.bias.numpy(), fitted.intercept_, atol=1e-4)
+
+
+def test_the_answer_never_ranks_first_for_nn_successor_while_train_rows_are_candidates(
+    tiny_bank: Bank, windows: Windows
+):
+    """Only the filter, which removes the rows of the context, can let it come first."""
+    model = fit_free_predictors(tiny_bank, windows, ["nn-successor"])["nn-successor"]
+    queries = windows.queries["test"]
+    prediction_QD = predict_queries(model, tiny_bank, queries)
+    rank_Q, rank_raw_Q = ranks(prediction_QD, queries, tiny_bank, windows.representative_N)
+    assert (rank_raw_Q > 1).all()
+    assert (rank_Q <= rank_raw_Q).all()
 
 
 def test_ridge_learns_a_rotation(tmp_path: Path):

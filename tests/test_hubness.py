@@ -14,7 +14,7 @@ from lvm.hubness import BETAS, fit_hubness, train_positions
 from lvm.metrics import selection_score
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction import on_train_rows, predict_queries
-from lvm.retrieval import exact_ranks, hubness_correction
+from lvm.retrieval import exact_ranks, mean_neighbour_score, neighbour_penalty
 from lvm.windows import Windows, plan_windows
 
 
@@ -63,11 +63,11 @@ def test_beta_is_the_best_on_val(tiny_bank: Bank, windows: Windows):
     train_PD = predict_queries(model, tiny_bank, train_positions(windows, 0))
     scores = {}
     for beta in BETAS:
-        pair_N2 = hubness_correction(train_PD, tiny_bank, beta)
+        pair_N2 = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), beta)
         ranks = exact_ranks(prediction_QD, queries, tiny_bank, windows.representative_N, [pair_N2])
         scores[beta] = selection_score(ranks[0].rank_Q)
     assert scores[found.beta] == max(scores.values())
-    expected = hubness_correction(train_PD, tiny_bank, found.beta)
+    expected = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), found.beta)
     assert np.allclose(found.row_correction, expected, atol=1e-6)
 
 
@@ -93,7 +93,9 @@ def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, win
     found = fit_hubness(model, tiny_bank, windows).row_correction
     positions = train_positions(windows, 0)
     honest, leaked = (
-        hubness_correction(predict_queries(one, tiny_bank, positions), tiny_bank, 1.0)
+        neighbour_penalty(
+            mean_neighbour_score(predict_queries(one, tiny_bank, positions), tiny_bank), 1.0
+        )
         for one in (on_train_rows(model), model)
     )
     assert np.allclose(found, honest, atol=1e-6)

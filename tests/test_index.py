@@ -14,6 +14,7 @@ from lvm.index import FLAT, IVF, agreement, build_index, ensure_index, open_inde
 from lvm.models.baselines import MovingAverage
 from lvm.retrieval import top_rows
 from lvm.windows import plan_windows
+from tests.synthetic import make_bank
 
 DIM, CLUSTERS, ROWS, QUERIES, TWINS = 20, 60, 3000, 200, 100
 
@@ -146,6 +147,17 @@ def test_a_damaged_index_is_built_anew(tiny_bank, tmp_path, spoilt):
     found = ensure_index(*arguments).search(tiny_bank.unit(slice(0, 9)), 5)
     assert np.array_equal(found[0], expected[0])
     open_index(file.parent, tiny_bank)
+
+
+def test_no_index_is_built_from_a_bank_that_changed(tmp_path):
+    bank = make_bank(tmp_path / "bank", num_sequences=4)
+    facts = facts_of("ema", "none", bank, plan_windows(bank, 50))
+    vectors = np.load(bank.path / "vectors.npy", mmap_mode="r+")
+    vectors[3] = -vectors[3]
+    vectors.flush()
+    with pytest.raises(ValueError, match="vectors.npy: its sha256 differs"):
+        ensure_index(bank, MovingAverage(bank.dim), facts, None, tmp_path / "index")
+    assert not list((tmp_path / "index").glob("*/index.faiss"))
 
 
 def test_an_index_is_built_once_for_each_model_and_correction(

@@ -5,9 +5,11 @@ import time
 import torch
 from torch import nn
 
+from lvm import cold_latency
 from lvm.bank import Bank
+from lvm.cold_latency import machine, measure_latency
 from lvm.index import build_index
-from lvm.latency import measure_latency, measure_search, measure_warm_latency
+from lvm.latency import measure_search, measure_warm_latency
 from lvm.models.baselines import MovingAverage
 from lvm.windows import plan_windows
 
@@ -34,6 +36,21 @@ def test_single_queries_are_timed_with_their_whole_context(tiny_bank: Bank) -> N
     assert set(timed) == {"p50", "p95"}
     assert 10 <= timed["p50"] <= timed["p95"] < 1000
     assert model.lengths == [10] * 6  # one warms up
+
+
+def test_a_slow_model_is_asked_fewer_queries(tiny_bank: Bank, monkeypatch) -> None:
+    monkeypatch.setattr(cold_latency, "MAX_SECONDS", 0.025)
+    model = Counted()
+    assert measure_latency(model, tiny_bank, plan_windows(tiny_bank, 10).queries["test"])["p50"] > 0
+    assert 2 <= len(model.lengths) <= 4
+
+
+def test_the_machine_is_told_with_its_threads(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    three = machine()
+    assert three.endswith(", 3 threads")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert machine() != three
 
 
 class Slow(MovingAverage):

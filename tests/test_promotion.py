@@ -157,6 +157,42 @@ def test_lane_gate_ignores_lanes_too_small_to_judge() -> None:
     assert decide(with_comparison(winning_case(), small), "old", RULES).promote == ("model",)
 
 
+def test_lane_gate_ignores_a_fall_that_chance_explains_among_many_lanes() -> None:
+    """Of ten judged lanes with p = 0.02 at the least, one falls by chance: Holm gives 0.2."""
+    by_chance = dataclasses.replace(CLEAR_FALL, p_value=0.02)
+    lanes = {f"lane{number}": NO_GAIN for number in range(9)}
+    one = compared("model", "old", CLEAR_GAIN, art=by_chance, **lanes)
+    assert decide(with_comparison(winning_case(), one), "old", RULES).promote == ("model",)
+    alone = compared("model", "old", CLEAR_GAIN, art=by_chance)
+    assert_only_fails(with_comparison(winning_case(), alone), "no lane falls")
+
+
+def test_withdrawn_gate_fires() -> None:
+    decision = decide(winning_case(), "old", RULES, frozenset({"model"}))
+    assert decision.promote == () and failed_gates(decision) == ["not withdrawn"]
+    assert "only the entry point promote gives it back" in " ".join(decision.reasons)
+
+
+def test_a_family_too_large_for_the_documents_is_told() -> None:
+    few = dataclasses.replace(CLEAR_GAIN, num_documents=8, p_value=2 / 2**8)
+    pair = dataclasses.replace(compared("model", "old", few, p_holm=0.0546875), num_contenders=7)
+    decision = assert_only_fails(with_comparison(winning_case(), pair), "beats baseline")
+    told = "8 documents cannot give the best of 7 contenders less than p = 0.0547 (Holm)"
+    assert told in " ".join(decision.reasons)
+    enough = dataclasses.replace(compared("model", "old", few, p_holm=0.046875), num_contenders=6)
+    found = decide(with_comparison(winning_case(), enough), "old", RULES)
+    assert found.promote == ("model",) and "cannot give" not in str(found.checks)
+
+
+def test_a_leaky_baseline_is_never_replaced() -> None:
+    full = winning_case()
+    seen = dataclasses.replace(full.outcomes[1], leak="trained on leaky windows (split=random)")
+    outcomes = (full.outcomes[0], seen, *full.outcomes[2:])
+    decision = decide(dataclasses.replace(full, outcomes=outcomes), "old", RULES)
+    assert decision.promote == () and "beats baseline" in failed_gates(decision)
+    assert "no comparison with the baseline old: trained on leaky windows" in str(decision.reasons)
+
+
 def test_latency_gate_fires() -> None:
     slow = {"p50": 1.0, "p95": RULES.latency_p95_ms + 0.1}
     model = outcome("model", "trained", 0.2, latency_ms=slow)

@@ -115,6 +115,22 @@ def test_a_bad_log_is_refused_in_one_line(case, tmp_path, tiny_bank):
     assert reason in message
 
 
+@pytest.mark.parametrize("kind", [pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
+def test_every_kind_of_parquet_list_is_read(kind, tmp_path, tiny_bank):
+    contexts = pa.array([[2, 3], [7, 8]], kind)
+    table = pa.table({"target_row": [5, 9], "context_rows": contexts})
+    pq.write_table(table, tmp_path / "log.parquet")
+    queries = asked(tmp_path / "log.parquet", tiny_bank)
+    assert [rows.tolist() for rows in queries.context_row_Q] == [[2, 3], [7, 8]]
+
+
+def test_a_line_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("[" * 200_000 + "\n")
+    with pytest.raises(ValueError, match="line 1: is not JSON"):
+        read_query_log(path)
+
+
 def test_a_malformed_line_is_named(tmp_path):
     path = write(tmp_path / "log.jsonl", GOOD)
     path.write_text(path.read_text() + '{"target_row": \n')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ import torch
 from torch import nn
 
 from lvm.bank import Bank
+from lvm.checkpoint import save_model
 from lvm.context_rows import context_queries
 from lvm.facts import FREE, Facts, facts_of
 from lvm.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
-from lvm.models.baselines import CopyLast, MovingAverage
+from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.replay_process import Replayer, finish, start, write_job
-from lvm.replay_store import measurement_path
+from lvm.replay_store import measurement_path, write_measurement
 from lvm.shadow import Candidate, measure_here, replay
 from lvm.windows import Queries, Windows, plan_windows
 
@@ -93,14 +95,22 @@ def test_recorded_contexts_survive_the_way_to_the_process(tiny_bank, windows, em
 
 
 @pytest.mark.parametrize(
-    "changed", ["weights", "correction", "queries", "groups", "ctx", "removed"]
+    "changed",
+    ["configuration", "weights", "correction", "bank", "queries", "groups", "ctx", "removed"]
+    + ["torch", "machine"],
 )
 def test_whatever_a_measurement_depends_on_changes_its_key(
-    changed, tiny_bank, windows, queries, ema, tmp_path
+    changed, tiny_bank, windows, queries, ema, tmp_path, monkeypatch
 ):
-    other_windows, other_queries, other = windows, queries, ema
-    if changed == "weights":
+    other_windows, other_queries, other, other_bank = windows, queries, ema, tiny_bank
+    ridge = Ridge(16)
+    if changed == "configuration":
         other = dataclasses.replace(ema, model=MovingAverage(16, 0.6))
+    elif changed == "weights":
+        ema, other = (dataclasses.replace(ema, model=one) for one in (ridge, Ridge(16)))
+        ridge.weight[0, 0] = 1
+    elif changed == "bank":
+        other_bank = dataclasses.replace(tiny_bank, sha256="0" * 64)
     elif changed == "correction":
         other = dataclasses.replace(ema, row_correction=None)
     elif changed == "queries":
@@ -110,16 +120,21 @@ def test_whatever_a_measurement_depends_on_changes_its_key(
         other_windows = dataclasses.replace(windows, representative_N=alone_N)
     elif changed == "ctx":
         other = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=10))
-    else:
+    elif changed == "removed":
         other_queries = queries.with_ctx(40)
-    jobs = []
-    for name, one, plan, asked in (
-        ("first", ema, windows, queries),
-        ("second", other, other_windows, other_queries),
-    ):
-        (tmp_path / name).mkdir()
-        jobs.append(write_job(tmp_path / name, one, tiny_bank, plan, asked, tmp_path / "store"))
-    assert jobs[0].key != jobs[1].key
+    folders = [tmp_path / name for name in ("first", "again", "second")]
+    for folder in folders:
+        folder.mkdir()
+    keys = [
+        write_job(folder, ema, tiny_bank, windows, queries, tmp_path / "store").key
+        for folder in folders[:2]
+    ]
+    if changed == "torch":
+        monkeypatch.setattr(torch, "__version__", "1.0")
+    elif changed == "machine":
+        monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    job = write_job(folders[2], other, other_bank, other_windows, other_queries, tmp_path / "store")
+    assert keys[0] == keys[1] != job.key
 
 
 def test_a_process_that_breaks_off_costs_only_its_own_candidate(
@@ -152,12 +167,53 @@ def test_a_replaced_bank_is_noticed(tiny_bank, windows, queries, ema, replayer):
         replayer(ema, claimed, windows, queries)
 
 
-def test_threads_of_the_process_are_not_those_of_this_one(
-    tiny_bank, windows, queries, ema, replayer
+class Elsewhere:
+    """Files of a model in a folder; counts how often its weights are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.num_fetched = folder, 0
+
+    def describe(self, folder: Path) -> None:
+        shutil.copy(self.folder / "config.json", folder)
+
+    def fetch(self, folder: Path) -> None:
+        self.num_fetched += 1
+        if not (self.folder / "model.safetensors").is_file():
+            raise ValueError("model: its weights are lost")
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+def test_a_candidate_elsewhere_is_fetched_only_to_be_measured(
+    tiny_bank, windows, queries, facts, replayer, tmp_path
 ):
-    before = torch.get_num_threads()
-    replayer(ema, tiny_bank, windows, queries)
-    assert torch.get_num_threads() == before
+    save_model(CopyLast(16), tmp_path / "elsewhere")
+    files = Elsewhere(tmp_path / "elsewhere")
+    candidate = Candidate("copy-last", None, facts, files=files)
+    first = replayer(candidate, tiny_bank, windows, queries)
+    here = Candidate("copy-last", CopyLast(16), facts)
+    pd.testing.assert_frame_equal(
+        first.ranks, measure_here(here, tiny_bank, windows, queries).ranks
+    )
+    assert replayer(candidate, tiny_bank, windows, queries).origin == READ_BACK
+    assert files.num_fetched == 1
+    (tmp_path / "elsewhere" / "model.safetensors").unlink()
+    lost = replay([candidate], tiny_bank, windows, queries.head(9), measure=replayer).outcomes[0]
+    assert lost.failure == "model: its weights are lost"
+
+
+def test_a_stored_latency_above_the_limit_is_measured_anew(
+    tiny_bank, windows, queries, ema, replayer, tmp_path
+):
+    job = write_job(tmp_path, ema, tiny_bank, windows, queries, replayer.store)
+    slow = dataclasses.replace(
+        measure_here(ema, tiny_bank, windows, queries), latency_ms={"p50": 1.0, "p95": 5000.0}
+    )
+    write_measurement(job.result, job.key, slow)
+    assert replayer(ema, tiny_bank, windows, queries).latency_ms == slow.latency_ms
+    strict = dataclasses.replace(replayer, limit_ms=1000.0)
+    found = strict(ema, tiny_bank, windows, queries)
+    assert found.origin == MEASURED_NOW and found.latency_ms["p95"] < 1000
+    assert strict(ema, tiny_bank, windows, queries).origin == READ_BACK
 
 
 STOPPED = """

@@ -152,8 +152,8 @@ def test_the_decision_shows_every_gate_and_the_outcome_first() -> None:
     result = dataclasses.replace(result, outcomes=(*result.outcomes, broken))
     decision = decide(result, "old", dataclasses.replace(RULES, alpha=0.001))
     rows = {row.split()[0]: row.split()[1:] for row in body(gates_table(decision))}
-    assert rows["model"] == ["pass"] * 4 + ["FAIL", "pass", "FAIL", "pass", "pass"]
-    assert rows["nan"] == ["pass", "FAIL"] + ["-"] * 7
+    assert rows["model"] == ["pass"] * 4 + ["FAIL", "pass", "FAIL"] + ["pass"] * 3
+    assert rows["nan"] == ["pass", "FAIL"] + ["-"] * 8
     text = decision_text(decision)
     head, reason = text[text.index("Decision:") :].splitlines()[:2]
     assert head == "Decision: baseline is old"

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -33,9 +34,14 @@ def tags(version: str) -> dict[str, str]:
     return MlflowClient().get_model_version("lvm", version).tags
 
 
-def settled(result, versions=VERSIONS, is_enabled=True, published=None):
+def settled(result, versions=VERSIONS, is_enabled=True, published=None, failures=None):
     note = (published if published is not None else []).append
-    return settle(result, versions, RULES, "run", note, is_enabled)
+
+    def tell_failure(*told):
+        if failures is not None:
+            failures.append(told)
+
+    return settle(result, versions, RULES, "run", note, tell_failure if is_enabled else None)
 
 
 @pytest.fixture
@@ -49,12 +55,13 @@ def test_a_genuine_improvement_takes_the_alias_with_its_evidence(old_baseline):
     assert published == [decision] and decision.promote == ("model",)
     assert registry.aliases() == {"baseline": "2", "previous": "1"}
     found = tags("2")
-    assert found["shadow_hit_at_5"] == "0.2000 [0.1800, 0.2200]"
+    assert found["decision_hit_at_5"] == "0.2000 [0.1800, 0.2200]"
     assert found["decision_run"] == "run" and found["replaced_version"] == "1"
+    assert found["decision_source"] == "the frozen test split"
     moves = registry.history()
     assert [(move["version"], move["replaced"]) for move in moves] == [("1", "none"), ("2", "1")]
     assert moves[1]["run"] == "run" and "model takes the alias from old" in moves[1]["reason"]
-    assert found["move/000002"] and "move/000001" not in found
+    assert sum(key.startswith("move/") for key in found) == 1
 
 
 def test_a_tie_keeps_the_alias(old_baseline):
@@ -85,7 +92,7 @@ def test_a_report_that_fails_leaves_the_alias(old_baseline):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        settle(winning_case(), VERSIONS, RULES, "run", fail, True)
+        settle(winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
     assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
 
 
@@ -106,48 +113,88 @@ def test_every_measured_version_is_tagged(three_versions):
     seen = dataclasses.replace(full.outcomes[2], leak="3 answers were among its train rows")
     result = dataclasses.replace(full, outcomes=(full.outcomes[0], seen, broken))
     tag_measured(result, VERSIONS, "run 9")
-    assert {tags(version)["decision_run"] for version in "123"} == {"run 9"}
-    assert tags("1")["shadow_hit_at_5"] == "none" and "SIGKILL" in tags("1")["shadow_note"]
+    assert {tags(version)["shadow_run"] for version in "23"} == {"run 9"}
+    assert "SIGKILL" in tags("1")["shadow_unscored"] and "shadow_hit_at_5" not in tags("1")
     assert tags("2")["shadow_place"] == "1 of 3" and tags("2")["shadow_note"] == "none"
     assert tags("3")["shadow_corrected_hit_at_5"].startswith("0.1920")
     assert "among its train rows" in tags("3")["shadow_note"]
 
 
-def test_a_stop_signal_waits_for_the_end_of_a_move(old_baseline, monkeypatch):
-    client = MlflowClient
-    set_alias = client.set_registered_model_alias
+def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
+    settled(winning_case())
+    before = {key: text for key, text in tags("2").items() if key.startswith("decision_")}
+    tag_measured(winning_case(), VERSIONS, "frozen")
+    weaker = dataclasses.replace(winning_case().outcomes[0], figures=dict(HALF), ci95=HALF_CI95)
+    logged = winning_case(outcomes=(weaker,), is_log=True, source="the log asked.jsonl")
+    tag_measured(logged, VERSIONS, "log run")
+    lost = winning_case(outcomes=(unscored("model", version="2", failure="killed"),))
+    tag_measured(lost, VERSIONS, "later")
+    found = tags("2")
+    assert {key: text for key, text in found.items() if key.startswith("decision_")} == before
+    assert before["decision_run"] == "run"
+    assert (found["shadow_run"], found["log_run"]) == ("frozen", "log run")
+    assert found["shadow_hit_at_5"].startswith("0.2000") and "killed" in found["shadow_unscored"]
+    assert found["log_hit_at_5"].startswith("0.1000") and "asked.jsonl" in found["log_source"]
 
-    def stopped_between(self, name, alias, version):
-        set_alias(self, name, alias, version)
-        if alias == "previous":
-            os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(client, "set_registered_model_alias", stopped_between)
-    with pytest.raises(Stopped), stoppable():
-        registry.promote("2", "1", {})
-    assert registry.aliases() == {"baseline": "2", "previous": "1"}
-    assert len(registry.history()) == 2
+HALF = winning_case().outcomes[0].figures | {"hit_at_5": 0.1}
+HALF_CI95 = {key: [0.05, 0.15] for key in HALF}
 
 
-def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
+def test_a_version_that_cannot_be_read_is_not_promoted_nor_reported(old_baseline):
+    weights = files_of("2") / "artifacts" / "model.safetensors"
+    whole, published = weights.read_bytes(), []
+    weights.write_bytes(b"damaged")
+    try:
+        with pytest.raises(ValueError, match="models:/lvm/2 cannot be read"):
+            settled(winning_case(), published=published)
+    finally:  # the tests of this file share it
+        weights.write_bytes(whole)
+    assert published == [] and registry.aliases() == {"baseline": "1"}
+
+
+def files_of(version: str) -> Path:
+    found = MlflowClient().get_model_version("lvm", version)
+    model_id = found.source.removeprefix("models:/")
+    return Path(MlflowClient().get_logged_model(model_id).artifact_location)
+
+
+def test_a_promotion_that_breaks_off_is_told_as_far_as_it_came(three_versions, monkeypatch):
     set_alias = MlflowClient.set_registered_model_alias
 
-    def fails_at_the_second(self, name, alias, version):
-        if alias == "baseline":
+    def fails_at_the_model(self, name, alias, version):
+        if (alias, version) == ("baseline", "2"):
             raise OSError("database is locked")
         set_alias(self, name, alias, version)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
-        with pytest.raises(OSError, match="locked"):
-            registry.promote("2", "1", {})
-    assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
-    registry.promote("2", "1", {})
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
-        with pytest.raises(OSError, match="locked"):
-            registry.promote("3", "2", {})
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_model)
+    outcomes = [outcome("model", "trained", 0.2), outcome("ema", "free", 0.16)]
+    result = shadow_result(outcomes, [compared("model", "ema", CLEAR_GAIN)], None)
+    published, failures = [], []
+    with pytest.raises(OSError, match="locked"):
+        settled(result, published=published, failures=failures)
+    assert failures == [(published[0], ("ema",), "database is locked")]
+    assert registry.aliases() == {"baseline": "3"} and len(registry.history()) == 1
+
+
+def test_a_stop_signal_after_the_report_waits_for_the_move(old_baseline):
+    def stop(decision):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped), stoppable():
+        settle(winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
     assert registry.aliases() == {"baseline": "2", "previous": "1"}
+
+
+def test_what_was_rolled_back_is_promoted_by_hand_only(old_baseline):
+    assert settled(winning_case()).promote == ("model",)
+    registry.rollback()
+    again = settled(winning_case())
+    assert again.promote == () and registry.aliases()["baseline"] == "1"
+    assert "a rollback took the alias from version" in " ".join(again.reasons)
+    registry.promote("2", "1", {"reason": "by hand"}, registry.BY_HAND)
+    registry.promote("1", "2", {"reason": "by hand"}, registry.BY_HAND)
+    assert settled(winning_case()).promote == ("model",)
 
 
 def test_two_settlements_at_once_end_in_one_state_with_nothing_lost(old_baseline):

@@ -17,6 +17,7 @@ from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.promotion import Decision, decide
 from lvm.rules import read_gate_rules
 from lvm.shadow import Candidate, replay, replay_candidate
+from lvm.shadow_report import comparison_table
 from lvm.windows import Queries, Windows, make_queries, plan_windows
 from tests.synthetic import make_bank, rotation, rotation_bank
 
@@ -168,6 +169,34 @@ def test_a_leaky_candidate_is_marked_ranked_last_and_not_promoted(
     assert result.outcomes[-1].figures["hit_at_1"] == 1.0
     assert "leaky" not in {pair.candidate for pair in result.comparisons}
     assert "leaky" not in judged(result).promote
+
+
+def test_a_leaky_baseline_is_no_reference(
+    bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
+) -> None:
+    old = Candidate("old", CopyLast(16), dataclasses.replace(facts, leaky=True))
+    model = Candidate("model", Matrix(rotation(16)), facts)
+    result = replay([old, model, *free], bank, windows, queries, "old")
+    assert {pair.reference for pair in result.comparisons} == {result.best_free}
+    decision = decide(result, "old", RULES)
+    assert decision.promote == () and decision.winner == "old"
+    assert "split=random" in " ".join(decision.reasons)
+
+
+def test_holm_runs_over_contenders_alone(
+    bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
+) -> None:
+    """A free predictor behind the best one cannot win, so that it costs nobody significance."""
+    old = Candidate("old", Matrix(rotation(16, seed=7)), facts)
+    model = Candidate("model", Matrix(rotation(16)), facts)
+    result = replay([old, model, *free], bank, windows, queries, "old")
+    pairs = [pair for pair in result.comparisons if pair.reference == "old"]
+    contenders = [pair for pair in pairs if np.isfinite(pair.p_holm)]
+    assert {pair.candidate for pair in contenders} == {"model", result.best_free}
+    assert len(pairs) == 4 and {pair.num_contenders for pair in pairs} == {2}
+    smallest = min(pair.hit_at_5.p_value for pair in contenders)
+    assert min(pair.p_holm for pair in contenders) == 2 * smallest
+    assert "  -  " in comparison_table(result)
 
 
 def test_a_candidate_of_another_split_that_saw_the_answers_is_marked(tmp_path: Path) -> None:

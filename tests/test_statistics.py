@@ -11,6 +11,7 @@ from lvm.statistics import (
     holm,
     paired_difference,
     smallest_detectable,
+    smallest_p,
 )
 
 
@@ -187,3 +188,10 @@ def test_bad_input_is_refused():
         document_interval([1, 2, 3], [0, 1], seed=0)
     with pytest.raises(ValueError, match="finite"):
         paired_difference([np.nan, 1], [0, 0], [0, 1], seed=0)
+
+
+@pytest.mark.parametrize("num_documents", [1, 2, 8, 13, 20])
+def test_the_smallest_p_is_the_one_that_a_full_win_gets(num_documents):
+    one_Q = np.ones(num_documents)
+    found = paired_difference(one_Q, 0 * one_Q, np.arange(num_documents), seed=0)
+    assert found.p_value == smallest_p(num_documents)

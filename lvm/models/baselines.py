@@ -124,8 +124,10 @@ class NearestSuccessor(nn.Module):
 
     Buffers: row_MD (M, D) float16, train rows in reading order; is_end_M (M) bool, true where the
     next stored row is not the successor. Ties go to the earlier row. It answers with train rows,
-    which are never the answer of a frozen query, so its Hit@1 there is 0: what it can show is that
-    the answer lies near.
+    which are never the answer of a frozen query: while they are candidates, as for raw ranks, one
+    of them ranks first, so that raw Hit@1 is 0. Where the row it answers with lies in the query's
+    context, the filter removes it, and the answer can rank first. What it shows is that the answer
+    lies near.
 
     A stored row finds itself, so on train rows the prediction is the answer itself. Whatever is
     fitted on train-time predictions has to ask `on_train_rows()`, which skips every stored row
