@@ -10,7 +10,7 @@ import pytest
 from lvm.bank import Bank, write_bank
 from lvm.duplicates import duplicate_groups
 from lvm.facts import facts_of
-from lvm.index import FLAT, IVF, agreement, build_index, ensure_index, open_index, write_index
+from lvm.index import FLAT, HNSW, IVF, agreement, build_index, ensure_index, open_index, write_index
 from lvm.models.baselines import MovingAverage
 from lvm.retrieval import top_rows
 from lvm.windows import plan_windows
@@ -44,7 +44,7 @@ def correction() -> np.ndarray:
 @pytest.fixture(scope="module")
 def inverted(bank: Bank, correction: np.ndarray):
     """A corrected index with inverted lists, which a bank of this size would not get."""
-    return build_index(bank, lambda: queries(bank, 2), correction, flat_passages=500)
+    return build_index(bank, lambda: queries(bank, 2), correction, sizes=(500, 500))
 
 
 def queries(bank: Bank, seed: int = 3) -> np.ndarray:
@@ -76,19 +76,33 @@ def no_predictions() -> np.ndarray:
 
 def test_inverted_lists_agree_with_exact_search_on_new_predictions(bank, correction, inverted):
     facts = inverted.facts
-    assert facts.kind == IVF and 1 <= facts.num_probed < facts.num_lists
+    assert facts.kind == IVF and 1 <= facts.effort < facts.num_lists
     assert facts.agreement >= 0.98 and facts.tuning_queries == QUERIES
     exact_row_QK, exact_score_QK = exact(bank, correction)
     row_QK, score_QK = inverted.search(queries(bank), 10)
     assert agreement(row_QK, exact_row_QK) >= 0.96
     same = row_QK == exact_row_QK
     np.testing.assert_allclose(score_QK[same], exact_score_QK[same], rtol=0, atol=1e-6)
-    few_QK, _ = inverted.search(queries(bank), 10, num_probed=1)
+    few_QK, _ = inverted.search(queries(bank), 10, effort=1)
     assert agreement(few_QK, exact_row_QK) < facts.agreement
 
 
+def test_a_graph_agrees_with_exact_search_and_is_the_same_each_time(bank, correction, tmp_path):
+    graphs = [
+        build_index(bank, lambda: queries(bank, 2), correction, sizes=(500, ROWS)) for _ in range(2)
+    ]
+    assert graphs[0].facts == graphs[1].facts and graphs[0].facts.kind == HNSW
+    assert graphs[0].facts.agreement >= 0.98
+    write_index(graphs[0], tmp_path / "graph")
+    opened = open_index(tmp_path / "graph", bank, correction)
+    found = [one.search(queries(bank), 10) for one in (*graphs, opened)]
+    for row_QK, score_QK in found[1:]:
+        assert np.array_equal(row_QK, found[0][0]) and np.array_equal(score_QK, found[0][1])
+    assert agreement(found[0][0], exact(bank, correction)[0]) >= 0.96
+
+
 def test_probing_every_list_is_exact_search(bank, correction, inverted):
-    row_QK, _ = inverted.search(queries(bank), 10, num_probed=inverted.facts.num_lists)
+    row_QK, _ = inverted.search(queries(bank), 10, effort=inverted.facts.num_lists)
     assert agreement(row_QK, exact(bank, correction)[0]) == 1.0
 
 
@@ -107,7 +121,7 @@ def test_no_passage_is_found_twice(bank, inverted):
 
 
 def test_more_passages_than_the_probed_lists_hold_are_filled_up(bank, inverted):
-    row_QK, score_QK = inverted.search(queries(bank), 500, num_probed=1)
+    row_QK, score_QK = inverted.search(queries(bank), 500, effort=1)
     missing = row_QK < 0
     assert missing[:, -1].all() and not missing[:, 0].any()
     assert np.array_equal(missing, np.isneginf(score_QK))
@@ -168,9 +182,9 @@ def test_an_index_is_built_once_for_each_model_and_correction(
     num_val = len(windows.queries["val"])
     monkeypatch.chdir(tmp_path)
     for decay in (0.2, 0.2, 0.8):
-        index = ensure_index(tiny_bank, MovingAverage(tiny_bank.dim, decay), facts, flat_passages=9)
+        index = ensure_index(tiny_bank, MovingAverage(tiny_bank.dim, decay), facts, sizes=(9, 9))
         assert (index.facts.kind, index.facts.tuning_queries) == (IVF, num_val)
     assert len(list((tmp_path / "data" / "index").glob("*/index.faiss"))) == 2
     pair_N2 = correction[: tiny_bank.num_rows]
-    ensure_index(tiny_bank, MovingAverage(tiny_bank.dim, 0.2), facts, pair_N2, flat_passages=9)
+    ensure_index(tiny_bank, MovingAverage(tiny_bank.dim, 0.2), facts, pair_N2, sizes=(9, 9))
     assert len(list((tmp_path / "data" / "index").glob("*/index.faiss"))) == 3
