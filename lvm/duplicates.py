@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from lvm.bank import Bank, IntArray
 from lvm.seeding import generator
@@ -59,6 +58,9 @@ def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np.int64]:
     """Pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`, none missed."""
+    # Here, because most processes read groups that were written; loading it takes 0.2 s.
+    from scipy.spatial import cKDTree
+
     basis_DE = _principal_basis(bank, row_U)
     blocks = np.array_split(row_U, len(row_U) // SAMPLE_ROWS + 1)
     point_UE = np.concatenate([bank.unit(block) @ basis_DE for block in blocks])

@@ -1,4 +1,4 @@
-"""The command line on tiny banks: every entry point, every bad input, every way to be stopped."""
+"""The command line on a tiny bank: from training to prediction, stopped or not."""
 
 import json
 import os
@@ -14,17 +14,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
-from entrypoints import (
-    lane_diagnostics,
-    predict,
-    promote,
-    rollback,
-    shadow_eval,
-    train,
-)
-from entrypoints._candidates import gather
-from lvm import registry, tracking
-from lvm.models import FREE_MODELS
+from entrypoints import lane_diagnostics, predict, promote, train
+from lvm import registry
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -68,8 +59,8 @@ def trained(workplace):
 
 @pytest.fixture(scope="module")
 def promoted(trained):
-    """The workplace after `shadow-eval` with promotion."""
-    assert shadow_eval.main(["--promote", "enabled", "--report", "shadow.json"]) == 0
+    """The workplace after `promote`: the trained version is the baseline."""
+    assert promote.main(["--version", "1", "--reason", "it is the only one"]) == 0
     return trained
 
 
@@ -135,126 +126,6 @@ def test_fits_are_shared_by_all_commands(trained):
     assert names.count("ridge") == 2, "one of them reversed"
 
 
-def test_shadow_eval_makes_the_first_baseline(promoted):
-    decision = json.loads((promoted / "shadow.json").read_text())["decision"]
-    assert decision["winner"] is not None
-    aliases = registry.aliases()
-    winner = registry.versions()[aliases["baseline"]]
-    assert winner.model == decision["winner"]
-    kinds = [facts.kind for facts in registry.versions().values()]
-    assert sorted(kinds) == ["free"] * len(FREE_MODELS) + ["trained"]
-    run = run_of("shadow-eval")
-    named = {"per_query.parquet", "decision.json", "report.md", "history.json"}
-    assert named | {"forest.png", "hits.png", "lanes.png"} <= artifacts(run)
-    for version in registry.versions():
-        tags = MlflowClient().get_model_version("lvm", version).tags
-        assert tags["decision_run"] == run.info.run_id
-        assert tags["shadow_hit_at_5"].endswith("]") and tags["shadow_place"].endswith(
-            f"of {len(kinds)}"
-        )
-    history = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]
-    assert history == registry.history() and history[-1]["version"] == aliases["baseline"]
-
-
-def test_a_second_shadow_eval_changes_nothing_and_runs_no_model(promoted):
-    before = registry.aliases(), list(registry.versions())
-    first = json.loads((promoted / "shadow.json").read_text())
-    arguments = ["--promote", "enabled", "--report", "again.json"]
-    assert shadow_eval.main(arguments) == 0
-    assert (registry.aliases(), list(registry.versions())) == before
-    again = json.loads((promoted / "again.json").read_text())
-    for name, origin in ((first, "measured now"), (again, "read from the store")):
-        assert {one["origin"] for one in name["outcomes"]} == {origin}
-    shared = ("name", "figures", "ci95", "latency_ms", "measured_at")
-    tables = [[[one[key] for key in shared] for one in x["outcomes"]] for x in (first, again)]
-    assert tables[0] == tables[1]
-
-
-def test_candidates_are_named_in_every_way_and_taken_once(promoted):
-    run_id, baseline = run_of("train").info.run_id, registry.aliases()["baseline"]
-    model_id = registry.load(f"runs:/{run_id}/model").model_id
-    trained = registry.version_of(model_id)
-    ways = f"{trained}, models:/lvm/{trained}, runs:/{run_id}/model, models:/{model_id}"
-    with tracking.run("shadow-eval", {}):
-        field = gather(f"{ways}, ema, models:/lvm@baseline", None, None, register=False)
-    assert sorted(field.predictors) == sorted([*FREE_MODELS, "memory_gru"])
-    assert field.versions["memory_gru"] == trained and baseline in field.versions.values()
-
-
-def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
-    twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
-    with tracking.run("lost", {}):
-        lost = registry.log_predictor(twin.model, twin.facts)
-    version = registry.register(lost, twin.facts)
-    (weights,) = (promoted / "store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
-    weights.write_bytes(b"damaged")
-    assert shadow_eval.main(["--report", "lost.json"]) == 0
-    outcomes = json.loads((promoted / "lost.json").read_text())["outcomes"]
-    (failed,) = (one for one in outcomes if one["version"] == version)
-    assert "does not match the sha256" in failed["failure"] and not failed["figures"]
-    assert sum(bool(one["figures"]) for one in outcomes) == len(FREE_MODELS) + 1
-    MlflowClient().delete_model_version("lvm", version)
-
-
-def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
-    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, "memory_gru"])
-    twin = registry.load(f"runs:/{run_of('train').info.run_id}/model")
-    version = registry.register(twin.model_id, twin.facts)
-    rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
-    assert sorted(names_of_the_field()) == sorted([*FREE_MODELS, *rivals])
-    MlflowClient().delete_model_version("lvm", version)
-
-
-def names_of_the_field() -> list[str]:
-    with tracking.run("shadow-eval", {}):
-        field = gather("all", "bank", None, register=False)
-    assert field.baseline_version == field.predictors[field.baseline_name].version
-    return list(field.predictors)
-
-
-def test_a_dry_run_changes_nothing(trained, capsys):
-    before = registry.aliases(), list(registry.versions())
-    assert shadow_eval.main(["--max-queries", "250"]) == 0
-    assert (registry.aliases(), list(registry.versions())) == before
-    assert "dry run" in capsys.readouterr().out
-
-
-def test_a_query_log_chooses_the_queries(promoted, capsys):
-    folder = mlflow.artifacts.download_artifacts(run_id=run_of("shadow-eval").info.run_id)
-    table = pd.read_parquet(Path(folder) / "per_query.parquet")
-    asked = table.drop_duplicates("target_row").head(210)
-    asked.to_parquet("log.parquet")
-    assert shadow_eval.main(["--queries", "log.parquet", "--report", "log.json"]) == 0
-    report = json.loads((promoted / "log.json").read_text())
-    assert report["num_queries"] == 210
-    assert report["source"].endswith("rows by split: 0 train, 0 val, 210 test")
-    pd.DataFrame({"sequence": "sequence-0", "target_row": [3, 4]}).to_csv("train.csv")
-    assert shadow_eval.main(["--queries", "train.csv", "--report", "train.json"]) == 0
-    outcomes = json.loads((promoted / "train.json").read_text())["outcomes"]
-    assert {one["leak"] for one in outcomes} == {"2 of 2 answers were among its train rows"}
-    capsys.readouterr()
-    table.to_parquet("repeated.parquet")
-    assert shadow_eval.main(["--queries", "repeated.parquet"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "repeats query 1" in line
-
-
-def test_a_log_of_recorded_contexts_is_asked_as_served(promoted):
-    with tracking.run("shadow-eval", {}):
-        windows = gather("all", None, None, register=False).inputs.windows
-    target_row_Q = windows.queries["test"].target_row_Q[:30]
-    lines = [
-        {"target_row": int(row), "context_rows": list(range(int(row) - 1 - row % 3, int(row)))}
-        for row in target_row_Q
-    ]
-    Path("served.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert shadow_eval.main(["--queries", "served.jsonl", "--report", "served.json"]) == 0
-    report = json.loads((promoted / "served.json").read_text())
-    assert (report["num_queries"], report["removed_ctx"]) == (30, 3)
-    assert "each asked from its recorded context" in report["source"]
-    assert all(one["figures"] for one in report["outcomes"])
-
-
 def test_lane_diagnostics_names_every_lane(promoted, capsys):
     assert lane_diagnostics.main(["--report", "lanes.json"]) == 0
     diagnosis = json.loads((promoted / "lanes.json").read_text())["diagnosis"]
@@ -271,14 +142,22 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     assert "search: exhaustive search of 4,760 passages" in lines  # of 40 twins one each
 
 
-def test_promotion_by_hand_and_rollback_are_logged(promoted):
-    before = registry.aliases()["baseline"]
-    other = next(version for version in registry.versions() if version != before)
-    assert promote.main(["--version", other, "--reason", "a test"]) == 0
-    assert registry.aliases()["baseline"] == other
-    assert run_of("promote").data.tags["decision"] == "promoted by hand"
-    assert rollback.main([]) == 0
-    assert registry.aliases() == {"baseline": before, "previous": other}
+def test_a_promotion_by_hand_is_logged(promoted):
+    assert registry.aliases() == {"baseline": "1"}
+    run = run_of("promote")
+    assert (run.data.tags["decision"], run.data.tags["baseline"]) == ("promoted by hand", "1")
+    (move,) = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]
+    assert (move["how"], move["reason"]) == ("by hand", "by hand: it is the only one")
+
+
+def test_eval_on_another_bank_serves_its_own_windows_and_is_marked(promoted):
+    """The sequences there are shorter than the model's context."""
+    make_bank(promoted / "other", num_sequences=12, num_documents=12, document_rows=3)
+    arguments = "--bank other --ctx 8 --max-queries 9 --controls false --report other.json"
+    before = set(Path("data/windows").iterdir())
+    assert eval_command.main(arguments.split()) == 0
+    assert json.loads(Path("other.json").read_text())["leaky"] is True
+    assert set(Path("data/windows").iterdir()) - before == {Path("data/windows/ctx8")}
 
 
 def test_a_stopped_training_is_killed_and_can_go_on(workplace, capsys):

@@ -87,8 +87,8 @@ def evaluated(candidates: str) -> dict:
     return json.loads(Path("report.json").read_text())
 
 
-def note(version: str) -> str:
-    return MlflowClient().get_model_version("lvm", version).tags["shadow_note"]
+def unscored(version: str) -> str:
+    return MlflowClient().get_model_version("lvm", version).tags["shadow_unscored"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_no_unworthy_model_becomes_the_first_baseline(first, unworthy):
     assert baseline.facts.kind == "free" and baseline.version not in unworthy
     assert first["decision"]["winner"] == baseline.facts.model
     assert len(registry.history()) == 1
-    notes = [note(version) for version in unworthy]
+    notes = [unscored(version) for version in unworthy]
     assert notes[:2] == ["none", "none"] and "not finite" in notes[2]
     assert "made from another bank (000000000000" in notes[3]
 
@@ -143,16 +143,25 @@ def test_a_genuine_improvement_is_promoted(first, improved):
 
 def test_a_tie_keeps_the_baseline(improved, facts):
     before = registry.aliases()
-    registered(linear(rotation(DIM, 1)), facts)
+    twin = registered(linear(rotation(DIM, 1)), facts)
     report = evaluated("all")
+    MlflowClient().delete_model_version("lvm", twin)
     assert registry.aliases() == before and report["decision"]["promote"] == []
     tied = [one for one in report["comparisons"] if one["hit_at_5"]["mean"] == 0]
     assert tied and report["decision"]["winner"].endswith(f"v{improved}")
 
 
-def test_rollback_restores_the_one_before(improved):
+def test_rollback_restores_the_one_before_and_no_replay_undoes_it(improved):
     before = registry.aliases()
     assert rollback.main([]) == 0
     now = registry.aliases()
     assert (now["baseline"], now["previous"]) == (before["previous"], before["baseline"])
     assert registry.history()[-1]["replaced"] == improved
+    again = evaluated("all")
+    assert registry.aliases() == now and registry.withdrawn() == {improved}
+    (check,) = (
+        check
+        for check in again["decision"]["checks"]
+        if check["gate"] == "not withdrawn" and not check["passed"]
+    )
+    assert check["candidate"].endswith(f"v{improved}")
