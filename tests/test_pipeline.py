@@ -155,13 +155,13 @@ def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monke
     """The sequences there are shorter than the model's context; inverted lists are tuned on val."""
     inverted = functools.partial(eval_command.ensure_index, flat_passages=9)
     monkeypatch.setattr(eval_command, "ensure_index", inverted)
-    make_bank(promoted / "other", num_sequences=12, num_documents=12, document_rows=3)
-    arguments = "--bank other --ctx 8 --max-queries 9 --controls false --report other.json"
+    make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
+    arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
     before = planned()
     assert eval_command.main(arguments.split()) == 0
     report = json.loads(Path("other.json").read_text())
     assert report["leaky"] is True and report["index"]["tuning_queries"] > 0
-    assert planned() - before == {"ctx8"}
+    assert planned() - before == {"ctx4"}
 
 
 def planned() -> set[str]:
