@@ -1,5 +1,6 @@
 """The command line on a tiny bank: from training to prediction, stopped or not."""
 
+import functools
 import json
 import os
 import signal
@@ -150,14 +151,21 @@ def test_a_promotion_by_hand_is_logged(promoted):
     assert (move["how"], move["reason"]) == ("by hand", "by hand: it is the only one")
 
 
-def test_eval_on_another_bank_serves_its_own_windows_and_is_marked(promoted):
-    """The sequences there are shorter than the model's context."""
-    make_bank(promoted / "other", num_sequences=12, num_documents=12, document_rows=3)
-    arguments = "--bank other --ctx 8 --max-queries 9 --controls false --report other.json"
-    before = set(Path("data/windows").iterdir())
+def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monkeypatch):
+    """The sequences there are shorter than the model's context; inverted lists are tuned on val."""
+    inverted = functools.partial(eval_command.ensure_index, flat_passages=9)
+    monkeypatch.setattr(eval_command, "ensure_index", inverted)
+    make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
+    arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
+    before = planned()
     assert eval_command.main(arguments.split()) == 0
-    assert json.loads(Path("other.json").read_text())["leaky"] is True
-    assert set(Path("data/windows").iterdir()) - before == {Path("data/windows/ctx8")}
+    report = json.loads(Path("other.json").read_text())
+    assert report["leaky"] is True and report["index"]["tuning_queries"] > 0
+    assert planned() - before == {"ctx4"}
+
+
+def planned() -> set[str]:
+    return {path.name for path in Path("data/windows").iterdir() if path.is_dir()}
 
 
 def test_a_stopped_training_is_killed_and_can_go_on(workplace, capsys):
