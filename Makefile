@@ -2,14 +2,17 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test check ui clean
+.PHONY: demo test test-battery check ui clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
 	@echo "open the runs in the MLflow UI:  make ui   (http://127.0.0.1:5000)"
 
 test: .venv/.installed-test
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile -m "not battery"
+
+test-battery: .venv/.installed-test
+	python -m pytest -m battery
 
 check: .venv/.installed-dev
 	ruff format --check .

@@ -93,7 +93,7 @@ def test_the_loss_is_generalised_cross_entropy_of_the_share(focus: float) -> Non
 def test_focus_bounds_what_a_hopeless_target_costs() -> None:
     prediction_PD = unit(1, 8)
     losses = [
-        float(SampledSoftmax(0.05, 0.0, focus)(prediction_PD, -prediction_PD, prediction_PD))
+        SampledSoftmax(0.05, 0.0, focus)(prediction_PD, -prediction_PD, prediction_PD).item()
         for focus in (0.0, 0.5)
     ]
     assert losses[0] > 30 and losses[1] == pytest.approx(2.0)

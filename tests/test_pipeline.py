@@ -153,7 +153,7 @@ def test_a_promotion_by_hand_is_logged(promoted):
 
 def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monkeypatch):
     """The sequences there are shorter than the model's context; inverted lists are tuned on val."""
-    inverted = functools.partial(eval_command.ensure_index, flat_passages=9)
+    inverted = functools.partial(eval_command.ensure_index, sizes=(9, 9))
     monkeypatch.setattr(eval_command, "ensure_index", inverted)
     make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
     arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
