@@ -4,7 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from lvm.models.baselines import CopyLast, MovingAverage
+from lvm.prediction import predict_queries
+from lvm.retrieval import exact_ranks
+from lvm.windows import plan_windows
 
 pytestmark = [pytest.mark.slow, pytest.mark.battery]
 
@@ -61,3 +67,23 @@ def test_trials_are_compared_with_the_moving_average(tmp_path, tiny_bank):
     lines = printed("trials", *words, folder=tmp_path).splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["ema", toy, f"{toy},model=res_mlp"]
     assert lines[-3].split()[5:8] == ["+0.0", "[+0.0,", "+0.0]"]
+
+
+def test_an_independent_computation_finds_the_same_figures(tmp_path, tiny_bank):
+    """The bank has exact twins, so that groups count."""
+    plan = plan_windows(tiny_bank, 20)
+    queries = plan.queries["test"]
+    models = {"copy-last": CopyLast(tiny_bank.dim), "ema": MovingAverage(tiny_bank.dim, 0.5)}
+    tables = []
+    for name, model in models.items():
+        (found,) = exact_ranks(
+            predict_queries(model, tiny_bank, queries), queries, tiny_bank, plan.representative_N
+        )
+        columns = {"predictor": name, "target_row": queries.target_row_Q, "rank": found.rank_Q}
+        tables.append(pd.DataFrame(columns))
+    pd.concat(tables).to_parquet(tmp_path / "measured.parquet")
+    words = ["--bank", str(tiny_bank.path), "--measured", str(tmp_path / "measured.parquet")]
+    lines = printed("independent", *words, "--ctx", "20", folder=tmp_path).splitlines()[3:]
+    cells = [line.split()[2:] for line in lines]
+    assert cells[0] == cells[1] and cells[2] == cells[3]
+    assert cells[0] != cells[2]
