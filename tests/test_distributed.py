@@ -14,7 +14,7 @@ from tests.conftest import copy_store
 from tests.shared_training import CONFIGS, histories
 from tests.synthetic import make_bank
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.battery]
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m".split()
@@ -63,7 +63,6 @@ def test_two_processes_train_as_one(both, name):
     assert abs(alone[-1]["train/loss"] - alone[0]["train/loss"]) > 100 * TOLERANCE
 
 
-@pytest.mark.battery
 def test_two_processes_go_on_from_the_state_of_a_killed_run(workplace, both):
     arguments = ["tests.shared_training", "bank", "resumed.json", "state"]
     assert run(*arguments).returncode != 0
@@ -76,7 +75,6 @@ def test_two_processes_go_on_from_the_state_of_a_killed_run(workplace, both):
     assert found == undisturbed
 
 
-@pytest.mark.battery
 def test_rank_0_alone_opens_a_run(workplace):
     trained = run("entrypoints.train", *ARGUMENTS)
     assert trained.returncode == 0, trained.stderr
@@ -89,7 +87,6 @@ def test_rank_0_alone_opens_a_run(workplace):
     assert not list((workplace / "data" / "training").iterdir())
 
 
-@pytest.mark.battery
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
