@@ -23,10 +23,10 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_DIRTY, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from lvm.bank import Bank
+from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
-from lvm.windows import Windows
+from lvm.windows.planning import Windows
 
 StoreError = MlflowException
 SQLITE = "sqlite:///"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvm.bank import Bank
+from lvm.bank.store import Bank
 from tests.synthetic import make_bank
 
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow reports its use otherwise; tests need no network
