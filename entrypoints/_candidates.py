@@ -148,7 +148,7 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             raise ValueError(
                 f"candidates: {alias.NAME} has no version {word!r}; known: "
                 f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{registered.ARTIFACT} or models:/m-<id>"
+                f"runs:/<run id>/{alias.ARTIFACT} or models:/m-<id>"
             )
         card = registered.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from lvm.stopping import undisturbed
 from lvm.tracking import SQLITE
 
-NAME = "lvm"
+NAME, ARTIFACT = "lvm", "model"  # of the registered model, of a trained one in its run
 BASELINE, PREVIOUS = "baseline", "previous"
 MOVE, PENDING = "move/", "pending_move"
 DECIDED, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"

@@ -19,6 +19,7 @@ from lvm.checkpoint.facts import TRAINED, Facts, facts_from_tags
 from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.models.table import FREE_MODELS
 from lvm.registry.alias import (
+    ARTIFACT,
     BASELINE,
     NAME,
     UNKNOWN_CODES,
@@ -26,7 +27,6 @@ from lvm.registry.alias import (
 )
 
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
-ARTIFACT = "model"
 ROW_CORRECTION = "row_correction.npy"
 REQUIREMENTS = (
     *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
