@@ -59,14 +59,15 @@ def body(options: ShadowOptions) -> None:
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
     rules = read_gate_rules()
-    result = replay(
-        field.candidates,
-        inputs.bank,
-        inputs.windows,
-        queries,
-        field.baseline_name,
-        measure=Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms),
-    )
+    with Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms) as measure:
+        result = replay(
+            field.candidates,
+            inputs.bank,
+            inputs.windows,
+            queries,
+            field.baseline_name,
+            measure=measure,
+        )
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
     run_id = tracking.active_run_id()

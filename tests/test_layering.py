@@ -32,7 +32,7 @@ ORDER = {
     "statistics": "",
     "lanes": "figures diagnosis",
     "evaluation": "answers cold_latency free_predictors evaluate controls served_latency",
-    "shadow": "query_log measuring store comparison replay child process",
+    "shadow": "query_log measuring host store comparison replay child forking process",
     "promotion": "gates decision",
     "report": "canvas tables figures shadow_figures evaluation controls decision shadow",
     "tracking": "",

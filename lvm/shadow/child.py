@@ -1,11 +1,10 @@
-"""The process that measures one candidate.
+"""The work of the process that measures one candidate.
 
-Run as `python -m lvm.shadow.child <job folder> <its parent's id>`. Shapes: Q queries.
+Shapes: Q queries.
 """
 
 import json
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,18 +15,18 @@ from lvm.bank.store import open_bank
 from lvm.checkpoint.weights import load_model
 from lvm.shadow.measuring import measure
 from lvm.shadow.store import write_measurement
-from lvm.stopping import follow_parent
 from lvm.windows.context_rows import ContextQueries, as_objects
 from lvm.windows.planning import Queries
 
 MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
 QUERIES, REMOVED = "queries.npz", "removed.npz"
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 JOB, ERROR = "job.json", "error.txt"
 QUERY_ARRAYS = ("query_Q", "target_row_Q", "first_row_Q", "sequence_start_Q")
 
 
 def run(folder: Path) -> None:
-    """Measure what the job in `folder` describes; this is the work of the process."""
+    """Measure what the job in `folder` describes."""
     what = json.loads((folder / JOB).read_text())
     bank = open_bank(what["bank"])
     if bank.sha256 != what["bank_sha256"]:
@@ -44,21 +43,14 @@ def run(folder: Path) -> None:
     write_measurement(Path(what["result"]), what["key"], found)
 
 
-def main(arguments: list[str]) -> None:
-    """Run the job in the folder of the first argument, where an error is told, too.
-
-    The process ends with its parent, whose id is the second argument.
-    """
-    folder, parent = Path(arguments[0]), int(arguments[1])
+def told_in(folder: Path) -> ExceptHook:
+    """Return an `excepthook` that writes what ended the process to the job's folder, in a line."""
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = " ".join(f"{kind.__name__}: {error}".split())
         (folder / ERROR).write_text(line[:500])
 
-    sys.excepthook = tell
-    follow_parent()
-    if os.getppid() == parent:  # else it ended before it could be followed
-        run(folder)
+    return tell
 
 
 def write_queries(path: Path, queries: Queries) -> None:
@@ -78,7 +70,3 @@ def _read_queries(path: Path) -> Queries:
         bounds = np.cumsum(stored["num_rows_Q"])[:-1]
         contexts = np.split(stored["context_row"], bounds)
         return ContextQueries(**arrays, context_row_Q=as_objects(contexts))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

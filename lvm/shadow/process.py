@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
 from lvm.checkpoint.weights import CONFIG, save_model
 from lvm.shadow.child import CORRECTION, ERROR, GROUPS, JOB, MODEL, QUERIES, REMOVED, write_queries
+from lvm.shadow.host import Host
 from lvm.shadow.measuring import Measurement, MeasurementFailed
 from lvm.shadow.replay import Candidate
 from lvm.shadow.store import (
@@ -28,7 +26,6 @@ from lvm.shadow.store import (
     queries_sha256,
     read_measurement,
 )
-from lvm.stopping import GRACE_SECONDS
 from lvm.windows.planning import Queries, Windows
 
 Note = Callable[[str], None]
@@ -38,6 +35,8 @@ Note = Callable[[str], None]
 class Replayer:
     """Measures candidates, each in its own process; what the `store` holds is read from there.
 
+    As a context it ends the processes' host, which is started for the first that is measured.
+
     `note` is told about each candidate in one line. What is stored as slower than `limit_ms` at P95
     is measured anew: the machine may have been busy.
     """
@@ -45,6 +44,13 @@ class Replayer:
     store: Path = STORE
     note: Note = print
     limit_ms: float = math.inf
+    host: Host = field(default_factory=Host)
+
+    def __enter__(self) -> "Replayer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.host.close()
 
     def __call__(
         self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
@@ -59,7 +65,7 @@ class Replayer:
                     self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
                     return found
                 fetch_weights(candidate, job)
-                found = finish(start(job), job)
+                found = finish(self.host.measure(job.folder), job)
             except MeasurementFailed as failure:
                 self.note(f"replay of {candidate.name}: {failure}")
                 raise
@@ -138,26 +144,11 @@ def _describe(candidate: Candidate, folder: Path) -> None:
         np.save(folder / CORRECTION, candidate.row_correction)
 
 
-def start(job: Job) -> subprocess.Popen[bytes]:
-    """Start the process of a job: a fresh python with this very code, its bars on our terminal."""
-    code = str(Path(__file__).resolve().parents[2])
-    others = os.environ.get("PYTHONPATH")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([code, *([others] if others else [])])
-    }
-    command = [sys.executable, "-m", "lvm.shadow.child", str(job.folder), str(os.getpid())]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-
-
-def finish(process: subprocess.Popen[bytes], job: Job) -> Measurement:
-    """Wait for the process of a job, read what it wrote; it never outlives this call.
+def finish(code: int, job: Job) -> Measurement:
+    """Read what the process of a job wrote that ended with exit code `code`, -n after signal n.
 
     Raises MeasurementFailed, in one line, where it ended without a result.
     """
-    try:
-        code = process.wait()
-    finally:
-        _end(process)
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
@@ -170,14 +161,3 @@ def finish(process: subprocess.Popen[bytes], job: Job) -> Measurement:
     if found is None:
         raise MeasurementFailed(f"its process left no readable result at {job.result}")
     return Measurement(found.ranks, found.num_non_finite, found.latency_ms, found.seconds, found.at)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process where it still runs, as after a stop signal to this one."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

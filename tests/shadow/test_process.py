@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from lvm.bank.store import Bank
 from lvm.checkpoint.facts import FREE, Facts, facts_of
 from lvm.checkpoint.weights import save_model
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
+from lvm.shadow.host import Host
 from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
-from lvm.shadow.process import Replayer, finish, start, write_job
+from lvm.shadow.process import Job, Replayer, finish, write_job
 from lvm.shadow.replay import Candidate, measure_here, replay
-from lvm.shadow.store import measurement_path, write_measurement
+from lvm.shadow.store import write_measurement
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows
@@ -64,9 +67,26 @@ def notes() -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    shared = Host()
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def replayer(tmp_path: Path, notes: list[str]) -> Replayer:
-    return Replayer(tmp_path / "store", notes.append)
+def replayer(tmp_path: Path, notes: list[str], host: Host) -> Replayer:
+    return Replayer(tmp_path / "store", notes.append, host=host)
+
+
+@pytest.fixture
+def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, tmp_path) -> Job:
+    """A job whose process waits until somebody writes to its `queries.npz`."""
+    (tmp_path / "job").mkdir()
+    job = write_job(tmp_path / "job", ema, tiny_bank, windows, queries, tmp_path / "store")
+    (job.folder / "queries.npz").unlink()
+    os.mkfifo(job.folder / "queries.npz")
+    return job
 
 
 def test_a_process_ranks_as_this_one_does_and_is_read_back(
@@ -152,13 +172,38 @@ def test_a_process_that_breaks_off_costs_only_its_own_candidate(
     assert any("broken" in note and "exit code 1" in note for note in notes)
 
 
-def test_a_killed_process_is_told_with_its_signal(tiny_bank, windows, queries, ema, tmp_path):
-    job = write_job(tmp_path, ema, tiny_bank, windows, queries, tmp_path / "store")
-    process = start(job)
-    process.kill()
+def once_it_reads(job: Job, act: Callable[[], None]) -> threading.Thread:
+    """Call `act` when the process of a stuck job has come as far as reading."""
+
+    def wait() -> None:
+        with open(job.folder / "queries.npz", "wb"):
+            act()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    return waiting
+
+
+def test_a_killed_process_is_told_with_its_signal(stuck, host, replayer):
+    below = psutil.Process()
+    waiting = once_it_reads(stuck, lambda: below.children(recursive=True)[-1].kill())
+    code = host.measure(stuck.folder)
+    waiting.join()
     with pytest.raises(MeasurementFailed, match="killed by SIGKILL, as happens when memory runs"):
-        finish(process, job)
-    assert not measurement_path(tmp_path / "store", job.key).exists()
+        finish(code, stuck)
+    assert not stuck.result.exists()
+
+
+def test_a_killed_host_costs_only_the_candidate_at_hand(
+    stuck, tiny_bank, windows, queries, ema, tmp_path
+):
+    with Replayer(tmp_path / "store", host=Host()) as replayer:
+        below = psutil.Process()
+        waiting = once_it_reads(stuck, lambda: below.children()[-1].kill())
+        assert replayer.host.measure(stuck.folder) == -signal.SIGKILL
+        waiting.join()
+        again = replayer(ema, tiny_bank, windows, queries)
+    assert again.origin == MEASURED_NOW
 
 
 def test_a_replaced_bank_is_noticed(tiny_bank, windows, queries, ema, replayer):
@@ -216,63 +261,50 @@ def test_a_stored_latency_above_the_limit_is_measured_anew(
     assert strict(ema, tiny_bank, windows, queries).origin == READ_BACK
 
 
-STOPPED = """
-import subprocess
+MEASURING = """
 import sys
+import threading
 from pathlib import Path
-from lvm.shadow.process import Job, finish
-from lvm.stopping import Stopped, end_children, stoppable
-child = [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"]
-try:
-    with stoppable():
-        process = subprocess.Popen(child, stdout=subprocess.PIPE)
-        process.stdout.readline()
-        print(process.pid, flush=True)
-        finish(process, Job(Path("."), Path("nothing"), ""))
-except Stopped:  # as tracking.run does: the signal may come before `finish` begins
-    end_children()
-    raise
+import psutil
+from lvm.shadow.host import Host
+from lvm.stopping import stoppable
+job, held = Path(sys.argv[1]), []
+def tell():
+    held.append(open(job / "queries.npz", "wb"))
+    print(*(one.pid for one in psutil.Process().children(recursive=True)), flush=True)
+with stoppable():
+    threading.Thread(target=tell, daemon=True).start()
+    print("ended", Host().measure(job), flush=True)
 """
+
+
+def measuring(job: Job) -> subprocess.Popen:
+    """Start a python that measures a stuck job; it prints the processes below it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEASURING, str(job.folder)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def below(parent: subprocess.Popen) -> list[psutil.Process]:
+    processes = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
+    assert len(processes) == 2, "a host with the process of the job"
+    return processes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_leaves_no_process_behind(number):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", STOPPED]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
+def test_a_stop_signal_leaves_no_process_behind(number, stuck):
+    with measuring(stuck) as parent:
+        started = below(parent)
         parent.send_signal(number)
     assert parent.returncode == 128 + number
-    assert not child.is_running()
+    assert not any(process.is_running() for process in started)
 
 
-def test_a_process_follows_its_parent_even_when_that_is_killed(
-    tiny_bank, windows, queries, ema, tmp_path
-):
-    job = write_job(tmp_path, ema, tiny_bank, windows, queries, tmp_path / "store")
-    waiting = tmp_path / "queries.npz"
-    waiting.unlink()
-    os.mkfifo(waiting)  # the process blocks at reading it
-    script = f"""
-import threading
-from pathlib import Path
-from lvm.shadow.process import Job, start
-process = start(Job(Path({str(tmp_path)!r}), Path({str(job.result)!r}), {job.key!r}))
-print(process.pid, flush=True)
-held = []
-def hold():  # opening returns when the process has come as far as reading
-    held.append(open({str(waiting)!r}, "wb"))
-    print("reading", flush=True)
-threading.Thread(target=hold, daemon=True).start()
-print("ended", process.wait(), flush=True)
-"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
-        assert parent.stdout.readline() == "reading\n"
-        keeper = os.open(waiting, os.O_WRONLY)
+def test_a_process_follows_its_parent_even_when_that_is_killed(stuck):
+    with measuring(stuck) as parent:
+        started = below(parent)
+        keeper = os.open(stuck.folder / "queries.npz", os.O_WRONLY)
         parent.kill()
-    gone, alive = psutil.wait_procs([child], timeout=20)
+    gone, alive = psutil.wait_procs(started, timeout=20)
     os.close(keeper)
     assert not alive
