@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lvm.bank import Bank, open_bank, write_bank
-from lvm.retrieval import BANK_BLOCK, exact_ranks
-from lvm.windows import make_queries
+from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.retrieval.exact import BANK_BLOCK, exact_ranks
+from lvm.windows.planning import make_queries
 
 BLOCK = 16_384
 
@@ -100,7 +100,7 @@ def plain_matmul(options: argparse.Namespace) -> dict[str, float]:
 
 
 def ranking(options: argparse.Namespace) -> dict[str, float]:
-    """Rank with `lvm.retrieval.exact_ranks` over the memory-mapped bank."""
+    """Rank with `lvm.retrieval.exact.exact_ranks` over the memory-mapped bank."""
     bank = opened(options)
     prediction_QD = random_queries(options)
     target_row_Q = np.random.default_rng(2).integers(1, options.rows, options.queries)

@@ -13,14 +13,17 @@ from pathlib import Path
 import mlflow
 import torch
 
-from lvm import registry, tracking
-from lvm.bank import Bank, open_bank
-from lvm.facts import facts_of
-from lvm.index import TUNING_QUERIES
-from lvm.latency import measure_latency, measure_search, measure_warm_latency
-from lvm.models import build_model
-from lvm.prediction import predict_queries
-from lvm.windows import Windows, ensure_windows
+from lvm import tracking
+from lvm.bank.store import Bank, open_bank
+from lvm.checkpoint.facts import facts_of
+from lvm.evaluation.cold_latency import measure_latency
+from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.models.table import build_model
+from lvm.prediction.predict import predict_queries
+from lvm.registry import alias, registered
+from lvm.retrieval.index import TUNING_QUERIES
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
 
 MODELS = ["ema", "memory_gru"]
 FIGURES = ("p95", "index_p50", "index_p95", "index_batch", "warm_p50", "warm_p95", "warm_max")
@@ -70,9 +73,9 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
     with tracking.run("train", {}):
-        version = registry.register(registry.log_predictor(model, facts), facts)
-    registry.promote(version, registry.aliases().get(registry.BASELINE), {})
-    return mlflow.pyfunc.load_model(registry.BASELINE_URI).unwrap_python_model()
+        version = registered.register(registered.log_predictor(model, facts), facts)
+    alias.promote(version, alias.aliases().get(alias.BASELINE), {})
+    return mlflow.pyfunc.load_model(registered.BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

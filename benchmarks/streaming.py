@@ -11,8 +11,8 @@ import time
 import numpy as np
 import torch
 
-from lvm.models import build_model
-from lvm.streaming import open_stream
+from lvm.models.table import build_model
+from lvm.prediction.streaming import open_stream
 
 PREDICTORS = (
     ("memory_gru", {"cell": "gru"}),

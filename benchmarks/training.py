@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from lvm.models import build_model
+from lvm.models.table import build_model
 
 HIDDEN, LAYERS = 512, 4
 MATRIX = 2048

@@ -13,16 +13,17 @@ import yaml
 from tabulate import tabulate
 from torch import nn
 
-from lvm.bank import Bank, open_bank
-from lvm.baselines import fit_free_predictors
-from lvm.hubness import fit_hubness
+from lvm.bank.store import Bank, open_bank
+from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.metrics import figures, hit_at
-from lvm.prediction import predict_queries
-from lvm.recipes import TrainConfig
-from lvm.retrieval import exact_ranks
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.hubness import fit_hubness
 from lvm.statistics import Difference, paired_difference
-from lvm.training import train
-from lvm.windows import Windows, ensure_windows
+from lvm.training.loop import train
+from lvm.training.recipes import TrainConfig
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
 
 HEADERS = ["trial", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median", "against ema, points"] + [
     "corrected Hit@5 %",

@@ -9,18 +9,20 @@ import numpy as np
 
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._subjects import fit_free
-from lvm import fits, registry
-from lvm.bank import Bank
-from lvm.context_rows import ContextQueries
-from lvm.evaluation import MAX_QUERIES
-from lvm.facts import FREE, TRAINED, Facts
-from lvm.hubness import fit_hubness
-from lvm.models import FREE_MODELS
-from lvm.query_log import QueryLog, log_queries
-from lvm.registry import BASELINE, Card, LoggedFiles, Predictor
-from lvm.shadow import Candidate
-from lvm.splits import SPLITS
-from lvm.windows import Queries
+from lvm.bank.store import Bank
+from lvm.checkpoint import fits
+from lvm.checkpoint.facts import FREE, TRAINED, Facts
+from lvm.evaluation.evaluate import MAX_QUERIES
+from lvm.models.table import FREE_MODELS
+from lvm.registry import alias, registered
+from lvm.registry.alias import BASELINE
+from lvm.registry.registered import Card, LoggedFiles, Predictor
+from lvm.retrieval.hubness import fit_hubness
+from lvm.shadow.query_log import QueryLog, log_queries
+from lvm.shadow.replay import Candidate
+from lvm.windows.context_rows import ContextQueries
+from lvm.windows.planning import Queries
+from lvm.windows.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ def gather(
     what has none. The current baseline is always among them. The bank's hashes are checked; `log`
     is checked against the bank before anything is fitted or registered.
     """
-    baseline = registry.aliases().get(BASELINE)
-    known = {str(card.version): card for card in registry.cards()}
-    for version, reason in registry.unreadable_versions().items():
-        print(f"version {version} of {registry.NAME} takes no part: {reason}", flush=True)
+    baseline = alias.aliases().get(BASELINE)
+    known = {str(card.version): card for card in registered.cards()}
+    for version, reason in registered.unreadable_versions().items():
+        print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
     named = None if candidates == "all" else _named(candidates, known)
     bank = read_bank(bank_path or _bank_of(named, known), verify=True)
     if log is not None:
@@ -144,13 +146,13 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             continue
         if "/" not in word and word not in known:
             raise ValueError(
-                f"candidates: {registry.NAME} has no version {word!r}; known: "
-                f"{', '.join(known) or 'none'}; or give models:/{registry.NAME}@<alias>, "
-                f"runs:/<run id>/{registry.ARTIFACT} or models:/m-<id>"
+                f"candidates: {alias.NAME} has no version {word!r}; known: "
+                f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
+                f"runs:/<run id>/{alias.ARTIFACT} or models:/m-<id>"
             )
-        card = registry.read_card(word) if "/" in word else known[word]
+        card = registered.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
-        version = card.version or registry.version_of(card.model_id)
+        version = card.version or registered.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
     return list(cards.values())
 
@@ -181,7 +183,7 @@ def _with_version(card: Card) -> Card:
     if card.version is not None:
         return card
     assert card.model_id is not None
-    return dataclasses.replace(card, version=registry.register(card.model_id, card.facts))
+    return dataclasses.replace(card, version=registered.register(card.model_id, card.facts))
 
 
 def _is_free(card: Card, inputs: Inputs) -> bool:
@@ -207,10 +209,10 @@ def _free_ones(names: set[str], inputs: Inputs, register: bool) -> list[Entrant]
 
 def _registered_free(name: str, inputs: Inputs) -> Card | None:
     """Return the newest version of a free predictor of the same windows that can be read."""
-    for card in reversed(registry.cards()):
+    for card in reversed(registered.cards()):
         if card.facts.model == name and _is_free(card, inputs):
             try:
-                registry.load(card.reference)
+                registered.load(card.reference)
             except ValueError as error:
                 print(f"{name} is fitted anew: {error}", flush=True)
                 continue
@@ -225,13 +227,13 @@ def _with_correction(one: Predictor, inputs: Inputs) -> Predictor:
 
 def _registered(one: Predictor, inputs: Inputs) -> Entrant:
     """Register a fitted predictor, or return the version that another process made meanwhile."""
-    with registry.locked():
+    with alias.locked():
         there = _registered_free(one.facts.model, inputs)
         if there is not None:
             return Entrant(there)
-        model_id = registry.log_predictor(one.model, one.facts, one.row_correction)
-        version = registry.register(model_id, one.facts)
-        reference = f"models:/{registry.NAME}/{version}"
+        model_id = registered.log_predictor(one.model, one.facts, one.row_correction)
+        version = registered.register(model_id, one.facts)
+        reference = f"models:/{alias.NAME}/{version}"
         return Entrant(Card(reference, one.facts, model_id, version=version))
 
 

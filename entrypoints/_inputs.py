@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lvm import tracking
-from lvm.bank import Bank, open_bank
+from lvm.bank.store import Bank, open_bank
 from lvm.corpus.ingest import ingest
 from lvm.tracking import Dataset
-from lvm.windows import Windows, ensure_windows
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
 
 DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000

@@ -10,8 +10,8 @@ from entrypoints._options import option
 from entrypoints._reports import HITS, REPORT_HELP, check_report
 from entrypoints._subjects import Subject, open_subject
 from lvm import tracking
-from lvm.evaluation import Evaluation, evaluate
-from lvm.registry import BASELINE_URI
+from lvm.evaluation.evaluate import Evaluation, evaluate
+from lvm.registry.registered import BASELINE_URI
 
 MODEL_HELP = "models:/lvm@baseline, models:/lvm/<version>, runs:/<id>/model or a free predictor."
 MEASURED = "measured.parquet"

@@ -1,6 +1,7 @@
 """Click commands generated from the frozen dataclasses that hold their options."""
 
 import dataclasses
+import gc
 import math
 import sys
 import types
@@ -131,6 +132,7 @@ class EntryPoint(Generic[Options]):
         )
 
     def __call__(self, arguments: list[str] | None = None) -> int:
+        _end_imports()
         try:
             self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
         except click.ClickException as error:
@@ -144,6 +146,16 @@ class EntryPoint(Generic[Options]):
         fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
         with tracking.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
             self.body(options)
+
+
+def _end_imports() -> None:
+    """Start the garbage collector of a command's own process, which leaves out what was imported.
+
+    Not even the exit looks at it again, which took 1.4 s of CPU.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _refuse(reason: str) -> int:

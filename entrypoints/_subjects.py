@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from lvm import registry
-from lvm.bank import Bank
-from lvm.baselines import fit_free_predictors
-from lvm.facts import Facts, facts_of
-from lvm.models import FREE_MODELS
-from lvm.registry import Predictor
+from lvm.bank.store import Bank
+from lvm.checkpoint.facts import Facts, facts_of
+from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.models.table import FREE_MODELS
+from lvm.registry import registered
+from lvm.registry.registered import Predictor
 
 UNFITTED = ("copy-last", "context-mean")
 
@@ -42,7 +42,7 @@ def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subj
         bank = read_bank(bank_path or DEFAULT_BANK)
         inputs = make_inputs(bank, ctx or DEFAULT_CTX, None, "evaluation")
         return Subject(reference, fit_free(reference, inputs), inputs)
-    predictor = registry.load(reference)
+    predictor = registered.load(reference)
     facts = predictor.facts
     bank = read_bank(bank_path or facts.bank)
     check_dim(reference, facts, bank)

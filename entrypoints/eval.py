@@ -11,13 +11,13 @@ from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measur
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from lvm import tracking
-from lvm.controls import run_controls
-from lvm.controls_report import controls_table
-from lvm.figures import context_figure
-from lvm.index import DEPTH, agreement, ensure_index
-from lvm.latency import measure_search, measure_warm_latency
-from lvm.report import evaluation_table
-from lvm.search import top_rows
+from lvm.evaluation.controls import run_controls
+from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.report.controls import controls_table
+from lvm.report.evaluation import evaluation_table
+from lvm.report.figures import context_figure
+from lvm.retrieval.index import DEPTH, agreement, ensure_index
+from lvm.retrieval.search import top_rows
 
 SEARCHED = 500  # predictions whose index search is compared with exact search
 

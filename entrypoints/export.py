@@ -8,7 +8,8 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, ma
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import tracking
-from lvm.windows import SPLIT_KINDS, SPLITS
+from lvm.windows.planning import SPLIT_KINDS
+from lvm.windows.splits import SPLITS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from lvm import tracking
-from lvm.bank import open_bank
+from lvm.bank.store import open_bank
 from lvm.corpus.ingest import IngestReport, ingest
 
 SHOWN = 12

@@ -11,9 +11,9 @@ from entrypoints._measuring import MEASURED, MeasureOptions, measure
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from lvm import tracking
-from lvm.diagnosis import diagnose
-from lvm.figures import confusion_figure
-from lvm.report import lanes_table
+from lvm.lanes.diagnosis import diagnose
+from lvm.report.evaluation import lanes_table
+from lvm.report.figures import confusion_figure
 from lvm.rules import read_lane_rules
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from entrypoints._inputs import DEFAULT_BANK
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
-from lvm import registry, tracking
+from lvm import tracking
+from lvm.registry import alias
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def body(options: MainOptions) -> None:
     runs["ingest"] = tracking.launch("ingest", {"bank": plan.bank, **plan.ingest})
     runs["export"] = tracking.launch("export", data)
     runs["train"] = tracking.launch("train", {**data, **plan.train})
-    trained = f"runs:/{runs['train']}/{registry.ARTIFACT}"
+    trained = f"runs:/{runs['train']}/{alias.ARTIFACT}"
     runs["eval"] = tracking.launch("eval", {"model": trained})
     runs["lane-diagnostics"] = tracking.launch("lane-diagnostics", {"eval_run": runs["eval"]})
     runs["shadow-eval"] = tracking.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})

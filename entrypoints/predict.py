@@ -11,15 +11,16 @@ from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._subjects import check_dim, open_subject
-from lvm import registry, tracking
-from lvm.bank import Bank
-from lvm.contexts import check_contexts
+from lvm import tracking
+from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
-from lvm.index import ServingIndex, ensure_index
-from lvm.models import FREE_MODELS
-from lvm.prediction import predict_contexts
-from lvm.registry import BASELINE_URI, Predictor
+from lvm.models.table import FREE_MODELS
+from lvm.prediction.contexts import check_contexts
+from lvm.prediction.predict import predict_contexts
+from lvm.registry import registered
+from lvm.registry.registered import BASELINE_URI, Predictor
+from lvm.retrieval.index import ServingIndex, ensure_index
 
 WIDTH = 100
 
@@ -62,7 +63,7 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     if options.model in FREE_MODELS:
         subject = open_subject(options.model, options.bank, options.ctx)
         return subject.predictor, subject.inputs.bank
-    predictor = registry.load(options.model)
+    predictor = registered.load(options.model)
     bank = read_bank(options.bank or predictor.facts.bank)
     check_dim(options.model, predictor.facts, bank)
     tracking.log_bank(bank, "prediction")

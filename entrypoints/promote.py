@@ -4,8 +4,9 @@ import sys
 from dataclasses import asdict, dataclass
 
 from entrypoints._options import EntryPoint, option
-from lvm import registry, tracking
-from lvm.registry import BASELINE
+from lvm import tracking
+from lvm.registry import alias, registered
+from lvm.registry.alias import BASELINE
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ def body(options: PromoteOptions) -> None:
     """Make a version the baseline by hand, passing over the gates, for a logged reason."""
     assert options.version is not None and options.reason is not None
     tracking.log_config(asdict(options))
-    version = options.version.removeprefix(f"models:/{registry.NAME}/")
-    current = registry.aliases().get(BASELINE)
-    predictor = registry.load(f"models:/{registry.NAME}/{version}")
+    version = options.version.removeprefix(f"models:/{alias.NAME}/")
+    current = alias.aliases().get(BASELINE)
+    predictor = registered.load(f"models:/{alias.NAME}/{version}")
     evidence = {
         "decision_run": tracking.active_run_id(),
         "replaced_version": str(current).lower(),
         "reason": f"by hand: {options.reason}",
     }
-    registry.promote(version, current, evidence, registry.BY_HAND)
+    alias.promote(version, current, evidence, alias.BY_HAND)
     tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
-    tracking.log_report({"moves": registry.history()}, "history.json")
+    tracking.log_report({"moves": alias.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"
     print(f"baseline is version {version} ({predictor.facts.model}); {before}")
 

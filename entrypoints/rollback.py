@@ -4,8 +4,9 @@ import sys
 from dataclasses import dataclass
 
 from entrypoints._options import EntryPoint
-from lvm import registry, tracking
-from lvm.registry import BASELINE
+from lvm import tracking
+from lvm.registry import alias
+from lvm.registry.alias import BASELINE
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class RollbackOptions:
 def body(options: RollbackOptions) -> None:
     """Give the alias back to the version that had it before."""
     tracking.log_config({})
-    restored, withdrawn = registry.rollback({"decision_run": tracking.active_run_id()})
+    restored, withdrawn = alias.rollback({"decision_run": tracking.active_run_id()})
     tracking.set_tags({"decision": "rolled back", BASELINE: restored})
-    tracking.log_report({"moves": registry.history()}, "history.json")
+    tracking.log_report({"moves": alias.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 

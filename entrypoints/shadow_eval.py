@@ -10,18 +10,19 @@ from entrypoints._candidates import Field, choose_queries, gather
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm import registry, tracking
-from lvm.comparison import ShadowResult
-from lvm.decision_report import decision_text
-from lvm.promotion import Decision
-from lvm.query_log import read_query_log
-from lvm.registry import BASELINE
-from lvm.replay_process import Replayer
+from lvm import tracking
+from lvm.promotion.decision import Decision
+from lvm.registry import alias
+from lvm.registry.alias import BASELINE
+from lvm.registry.settling import settle, tag_measured
+from lvm.report.decision import decision_text
+from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
+from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.rules import read_gate_rules
-from lvm.settling import settle, tag_measured
-from lvm.shadow import replay
-from lvm.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
-from lvm.shadow_report import comparison_table, origin_note, shadow_markdown, shadow_table
+from lvm.shadow.comparison import ShadowResult
+from lvm.shadow.process import Replayer
+from lvm.shadow.query_log import read_query_log
+from lvm.shadow.replay import replay
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
@@ -58,14 +59,15 @@ def body(options: ShadowOptions) -> None:
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
     rules = read_gate_rules()
-    result = replay(
-        field.candidates,
-        inputs.bank,
-        inputs.windows,
-        queries,
-        field.baseline_name,
-        measure=Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms),
-    )
+    with Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms) as measure:
+        result = replay(
+            field.candidates,
+            inputs.bank,
+            inputs.windows,
+            queries,
+            field.baseline_name,
+            measure=measure,
+        )
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
     run_id = tracking.active_run_id()
@@ -85,7 +87,7 @@ def body(options: ShadowOptions) -> None:
 
     settled = tell_failure if is_enabled else None
     decision = settle(result, field.versions, rules, run_id, publish_decision, settled)
-    tracking.log_report({"moves": registry.history()}, "history.json")
+    tracking.log_report({"moves": alias.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
@@ -133,7 +135,7 @@ def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None)
 
     Where the promotion failed afterwards, the text and the decision are replaced.
     """
-    text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
+    text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
     tracking.log_text(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
     tracking.log_report(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:

@@ -17,25 +17,34 @@ from torch import nn
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm import registry, tracking
-from lvm.averaging import AVERAGES
-from lvm.baselines import fit_free_predictors
-from lvm.checkpoint import load_state
-from lvm.distributed import joined, launched_rank, launched_size
-from lvm.evaluation import MAX_QUERIES, Evaluation, evaluate
-from lvm.facts import facts_of
-from lvm.figures import training_figure
+from lvm import tracking
+from lvm.checkpoint.facts import facts_of
+from lvm.checkpoint.weights import load_state
+from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
+from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.metrics import figures
-from lvm.models import TRAINED_MODELS
 from lvm.models.recurrent import CELLS
-from lvm.prediction import predict_queries
-from lvm.recipes import DEVICES, PRECISIONS, RECIPES, TrainConfig, as_dict, chosen_device, resolve
-from lvm.report import evaluation_table
-from lvm.retrieval import exact_ranks
+from lvm.models.table import TRAINED_MODELS
+from lvm.prediction.predict import predict_queries
+from lvm.registry import alias, registered
+from lvm.report.evaluation import evaluation_table
+from lvm.report.figures import training_figure
+from lvm.retrieval.exact import exact_ranks
 from lvm.statistics import document_interval
 from lvm.stopping import SIGNALS
-from lvm.training import TrainResult, train
-from lvm.windows import ensure_windows
+from lvm.training.averaging import AVERAGES
+from lvm.training.distributed import joined, launched_rank, launched_size
+from lvm.training.loop import TrainResult, train
+from lvm.training.recipes import (
+    DEVICES,
+    PRECISIONS,
+    RECIPES,
+    TrainConfig,
+    as_dict,
+    chosen_device,
+    resolve,
+)
+from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
 
@@ -235,16 +244,16 @@ def finish(
     report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
     facts = facts_of(name, phase, bank, windows)
     step = result.best_epoch
-    model_id = registry.log_predictor(result.model, facts, own.row_correction, step)
+    model_id = registered.log_predictor(result.model, facts, own.row_correction, step)
     log_best(inputs, model_id, result, own)
     hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
     curve = training_figure(result.history, result.best_epoch, hits)
     tracking.log_figure(curve, "training.png")
-    version = registry.register(model_id, facts) if options.register else None
+    version = registered.register(model_id, facts) if options.register else None
     print(evaluation_table(report))
     for warning in result.warnings:
         print(f"warning: {warning}")
-    where = "not registered" if version is None else f"version {version} of {registry.NAME}"
+    where = "not registered" if version is None else f"version {version} of {alias.NAME}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
     publish(report, options.report)

@@ -3,7 +3,6 @@
 import zlib
 
 import numpy as np
-import torch
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -14,13 +13,8 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(_sequence(seed, name))
 
 
-def torch_generator(seed: int, name: str) -> torch.Generator:
-    """Return the CPU torch generator called `name`, independent of torch's global state."""
-    return torch.Generator().manual_seed(torch_seed(seed, name))
-
-
 def torch_seed(seed: int, name: str) -> int:
-    """Return a 63-bit integer seed for `name`."""
+    """Return a 63-bit integer seed for `name`, for a generator of torch's."""
     return int(_sequence(seed, name).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

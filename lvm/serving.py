@@ -11,13 +11,13 @@ from mlflow.models import Model, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from lvm.bank import open_bank
-from lvm.checkpoint import load_model
-from lvm.contexts import check_contexts
-from lvm.facts import Facts
-from lvm.index import ServingIndex, ensure_index
-from lvm.prediction import predict_contexts
-from lvm.streaming import Stream, laid_out_for_steps, open_stream
+from lvm.bank.store import open_bank
+from lvm.checkpoint.facts import Facts
+from lvm.checkpoint.weights import load_model
+from lvm.prediction.contexts import check_contexts
+from lvm.prediction.predict import predict_contexts
+from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
+from lvm.retrieval.index import ServingIndex, ensure_index
 
 
 class ServedPredictor(PythonModel):

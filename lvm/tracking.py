@@ -11,22 +11,24 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_DIRTY, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from lvm.bank import Bank
+from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
-from lvm.windows import Windows
+from lvm.windows.planning import Windows
+
+if TYPE_CHECKING:  # most runs draw nothing
+    from matplotlib.figure import Figure
 
 StoreError = MlflowException
 SQLITE = "sqlite:///"
@@ -183,7 +185,7 @@ def log_text(text: str, name: str) -> None:
     mlflow.log_text(text, name)
 
 
-def log_figure(figure: Figure, name: str) -> None:
+def log_figure(figure: "Figure", name: str) -> None:
     """Log a matplotlib figure as an artifact."""
     mlflow.log_figure(figure, name)
 

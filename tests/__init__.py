@@ -1,1 +1,1 @@
-"""Tests of lvm, one file for each of its files."""
+"""Tests of lvm, in folders named after its packages."""

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -8,10 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvm.bank import Bank
+from lvm.bank.store import Bank
 from tests.synthetic import make_bank
 
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow reports its use otherwise; tests need no network
+gc.disable()  # until all test files are imported: what they import stays
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later search for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

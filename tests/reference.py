@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from lvm.bank import Bank
-from lvm.prediction import predict_queries
-from lvm.windows import Queries, Windows
+from lvm.bank.store import Bank
+from lvm.prediction.predict import predict_queries
+from lvm.windows.planning import Queries, Windows
 
 TIE = 1e-6
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lvm.comparison import Comparison, LaneChange, Outcome, ShadowResult
+from lvm.shadow.comparison import Comparison, LaneChange, Outcome, ShadowResult
 from lvm.statistics import Difference
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from lvm.models.baselines import CopyLast, MovingAverage
-from lvm.prediction import predict_queries
-from lvm.retrieval import exact_ranks
-from lvm.windows import plan_windows
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import exact_ranks
+from lvm.windows.export import plan_windows
 
 pytestmark = [pytest.mark.slow, pytest.mark.battery]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lvm.seeding import generator, torch_generator
+from lvm.seeding import generator, torch_seed
 
 
 def test_the_same_name_repeats_and_another_does_not() -> None:
@@ -15,5 +15,5 @@ def test_the_same_name_repeats_and_another_does_not() -> None:
 
 def test_torch_generators_leave_the_global_state_alone() -> None:
     before = torch.random.get_rng_state()
-    torch.rand(3, generator=torch_generator(0, "weights"))
+    torch.rand(3, generator=torch.Generator().manual_seed(torch_seed(0, "weights")))
     assert torch.equal(before, torch.random.get_rng_state())

@@ -8,14 +8,15 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm import registry, tracking
-from lvm.bank import open_bank
-from lvm.contexts import check_contexts
-from lvm.facts import facts_of
+from lvm import tracking
+from lvm.bank.store import open_bank
+from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import MovingAverage
-from lvm.prediction import predict_contexts
-from lvm.retrieval import top_rows
-from lvm.windows import plan_windows
+from lvm.prediction.contexts import check_contexts
+from lvm.prediction.predict import predict_contexts
+from lvm.registry import alias, registered
+from lvm.retrieval.search import top_rows
+from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -49,9 +50,9 @@ def served(empty_store, workplace, correction):
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.chdir(workplace)
         with tracking.run("train", {}):
-            model_id = registry.log_predictor(MovingAverage(DIM), facts, correction)
-            version = registry.register(model_id, facts)
-        registry.promote(version, None, {})
+            model_id = registered.log_predictor(MovingAverage(DIM), facts, correction)
+            version = registered.register(model_id, facts)
+        alias.promote(version, None, {})
         yield mlflow.pyfunc.load_model("models:/lvm@baseline")
 
 

@@ -15,10 +15,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm import tracking
-from lvm.bank import write_bank
+from lvm.bank.store import write_bank
 from lvm.checkout import is_dirty
 from lvm.stopping import SIGNALS, Stopped, remember_signals
-from lvm.windows import ensure_windows
+from lvm.windows.export import ensure_windows
 from tests.synthetic import make_bank
 
 ROOT = Path(__file__).parents[1]

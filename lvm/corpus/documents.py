@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lvm.row_table import BLOCK_ROWS
+from lvm.bank.row_table import BLOCK_ROWS
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from lvm.bank import Bank, IntArray, open_bank, write_bank
-from lvm.bank_files import CONTENTS, file_sha256
-from lvm.corpus import PYTHON_DOCS, read_corpus
+from lvm.bank.files import CONTENTS, file_sha256
+from lvm.bank.row_table import IntArray
+from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.files import corpus_files
 from lvm.corpus.python_docs import installed_versions, missing_packages
+from lvm.corpus.reading import PYTHON_DOCS, read_corpus
 from lvm.encoders import WORDLLAMA, load_encoder
 
 BATCH_ROWS = 4096

@@ -1,0 +1,1 @@
+"""A checked store of ordered vectors with its row table."""

@@ -1,0 +1,196 @@
+"""The bank: a checked store of ordered vectors with their row table.
+
+Shapes: N bank rows, D vector dim, b rows of one block.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+
+from lvm.bank import files
+from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+
+__all__ = [
+    "TMD_LANES",
+    "UNASSIGNED",
+    "Bank",
+    "FloatArray",
+    "IntArray",
+    "open_bank",
+    "write_bank",
+]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """N vectors in reading order, checked at opening.
+
+    `vectors` (N, D) is float16 or float32 as stored, memory-mapped for a folder. `document_N`
+    counts contiguous (sequence, document) runs in row order, `documents` holds their own names.
+    `lane_N` is None without lanes, -1 in rows without one. `sha256` identifies the contents.
+    """
+
+    path: Path
+    vectors: np.ndarray
+    sequence_N: npt.NDArray[np.int32]
+    document_N: npt.NDArray[np.int32]
+    lane_N: npt.NDArray[np.int16] | None
+    sequences: tuple[str, ...]
+    documents: tuple[str, ...]
+    lanes: tuple[str, ...]
+    encoder: str
+    created_by: str
+    sha256: str
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.vectors.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def unit(self, rows: IntArray | slice) -> FloatArray:
+        """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
+        vectors = np.asarray(self.vectors[rows], dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    def unit_blocks(self, block: int = 16384) -> Iterator[tuple[int, FloatArray]]:
+        """Yield (first row, unit vectors (b, D)) over the whole bank in row order."""
+        for start in range(0, self.num_rows, block):
+            yield start, self.unit(slice(start, start + block))
+
+    def verify(self) -> None:
+        """Raise ValueError where a file is no longer the one whose hash was recorded.
+
+        An .npz was hashed when it was opened, as it was read whole.
+        """
+        if self.path.is_dir():
+            files.check_hashes(self.path, files.read_contents(self.path))
+
+    def texts(self) -> npt.NDArray[np.object_] | None:
+        """Read the N texts ("" where a row has none); None where the bank has no texts."""
+        if self.path.suffix == ".npz":
+            rows = files.read_npz(self.path)[1]
+        else:
+            where = self.path / files.ROWS
+            names = [name for name in pq.read_schema(where).names if name == "text"]
+            rows = pq.read_table(where, columns=names).to_pandas()
+        if "text" not in rows:
+            return None
+        return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
+
+    def sequence_start_N(self) -> npt.NDArray[np.int64]:
+        """First row of the sequence of each row."""
+        start_R = run_starts(self.sequence_N)
+        return np.repeat(start_R, np.diff(start_R, append=self.num_rows))
+
+    def document_table(self) -> pd.DataFrame:
+        """One line per document in row order: first_row, num_rows, sequence and document codes."""
+        first_row = run_starts(self.document_N)
+        return pd.DataFrame(
+            {
+                "first_row": first_row,
+                "num_rows": np.diff(first_row, append=self.num_rows),
+                "sequence": self.sequence_N[first_row],
+                "document": self.document_N[first_row],
+            }
+        )
+
+
+def open_bank(path: str | Path, verify: bool = False) -> Bank:
+    """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
+
+    Raises ValueError where it is not a whole, finite, ordered bank: a missing or damaged file,
+    another shape than recorded, zero rows, a sequence in two pieces, pickled arrays.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, verify)
+    if path.suffix == ".npz" and path.is_file():
+        return _open_npz(path)
+    raise ValueError(
+        f"bank {path}: no such folder or .npz file; make it with `mlflow run . -e ingest`"
+    )
+
+
+def write_bank(
+    path: str | Path,
+    vectors: np.ndarray | Iterable[np.ndarray],
+    rows: pd.DataFrame,
+    encoder: str,
+    created_by: str,
+    dtype: str = "float16",
+    overwrite: bool = False,
+) -> Bank:
+    """Write a bank folder, which appears whole or not at all, then open it.
+
+    `vectors` is (N, D) or an iterable of blocks (b, D) in row order, stored as given in `dtype`;
+    `rows` has N lines with `sequence`, optionally `document`, `lane`, `text`. Raises ValueError
+    where `path` exists without `overwrite`, or where the contents are no bank.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"bank {path}: exists already; choose another path or delete it")
+    if path.exists() and not (path / files.CONTENTS).is_file():
+        raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
+    if dtype not in files.DTYPES:
+        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(files.DTYPES)}")
+    row_table(rows, f"rows of bank {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder = scratch / "bank"
+        folder.mkdir()
+        shape = files.write_vectors(folder / files.VECTORS, vectors, len(rows), dtype)
+        files.write_rows(folder, rows)
+        names = (files.VECTORS, files.ROWS)
+        contents = {
+            "format": files.FORMAT,
+            "rows": shape[0],
+            "dim": shape[1],
+            "dtype": dtype,
+            "encoder": encoder,
+            "created_by": created_by,
+            "files": {name: files.file_sha256(folder / name) for name in names},
+        }
+        (folder / files.CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
+        files.map_vectors(folder, contents)
+        files.replace_folder(folder, path, scratch / "old")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_bank(path)
+
+
+def _open_folder(path: Path, verify: bool) -> Bank:
+    contents = files.read_contents(path)
+    if verify:
+        files.check_hashes(path, contents)
+    vectors = files.map_vectors(path, contents)
+    rows = files.read_rows(path, len(vectors))
+    table = row_table(rows, str(path / files.ROWS))
+    return Bank(
+        path,
+        vectors,
+        **vars(table),
+        encoder=str(contents["encoder"]),
+        created_by=str(contents["created_by"]),
+        sha256=files.identity(contents["files"]),
+    )
+
+
+def _open_npz(path: Path) -> Bank:
+    vectors, rows = files.read_npz(path)
+    table = row_table(rows, str(path))
+    sha256 = files.identity({"npz": files.file_sha256(path)})
+    return Bank(path, vectors, **vars(table), encoder="unknown", created_by="npz", sha256=sha256)

@@ -1,0 +1,1 @@
+"""What is kept of a predictor: weights, fits on train rows, facts."""

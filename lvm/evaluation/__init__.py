@@ -1,0 +1,1 @@
+"""Predictors measured on frozen queries beside the free ones."""

@@ -1,0 +1,234 @@
+"""Evaluation of predictors on one set of frozen queries.
+
+Shapes: Q queries, N bank rows, D vector dim, T time.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from lvm.bank.store import Bank
+from lvm.evaluation.answers import ranks_table
+from lvm.evaluation.cold_latency import measure_latency
+from lvm.evaluation.free_predictors import FREE, fit_free_predictors
+from lvm.lanes.figures import lane_figures
+from lvm.metrics import (
+    FIGURES,
+    POOLS,
+    contrastive_accuracy,
+    copy_ratio,
+    figures,
+    hit_at,
+    pool_hit_at,
+)
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.hubness import fit_hubness
+from lvm.retrieval.search import top_rows
+from lvm.statistics import document_interval, paired_difference
+from lvm.windows.planning import Queries, Windows
+from lvm.windows.splits import SPLITS
+
+MAX_QUERIES = 10_000
+ORACLE_QUERIES = 1_000
+SEARCH_QUERIES = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One predictor on one set of queries.
+
+    `predictions` (Q, D) float32 unit; `per_query` one line a query in the same order, with columns
+    query, target_row, sequence, document, lane, rank, rank_raw, rank_corrected, rank_corrected_raw,
+    top_row; `row_correction` (N, 2) float32; `report` the figures of this predictor.
+    """
+
+    name: str
+    predictions: NDArray[np.float32]
+    per_query: pd.DataFrame
+    row_correction: NDArray[np.float32]
+    report: dict[str, Any]
+
+
+def evaluate_predictor(
+    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
+) -> Evaluation:
+    """Return the figures of `evaluate_rival` with pools, lanes, the ceiling, the search's time.
+
+    All figures are fractions between 0 and 1, ranks and milliseconds aside.
+    """
+    found = evaluate_rival(name, model, bank, windows, queries, seed)
+    prediction_QD, ranks = found.predictions, found.per_query
+    rank_raw_Q = ranks["rank_raw"].to_numpy()
+    num_candidates = len(np.unique(windows.representative_N))
+    report = found.report | {
+        "pools": _pools(rank_raw_Q, num_candidates),
+        "oracle": _oracle(bank, windows, queries, found.row_correction),
+        "lanes": _lanes(ranks, bank, seed),
+        "copy_ratio": copy_ratio(
+            prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
+        ),
+        "contrastive_accuracy": contrastive_accuracy(rank_raw_Q, num_candidates),
+        "latency_ms": found.report["latency_ms"] | _search_latency(found, bank),
+    }
+    return replace(found, report=jsonable(report))
+
+
+def evaluate_rival(
+    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
+) -> Evaluation:
+    """Predict, rank plain and hubness-corrected in one pass: what a rival is shown with.
+
+    The plain filtered ranks are the figure of record; intervals are over documents.
+    """
+    prediction_QD = predict_queries(model, bank, queries, progress=True)
+    hubness = fit_hubness(model, bank, windows, seed)
+    plain, corrected = exact_ranks(
+        prediction_QD,
+        queries,
+        bank,
+        windows.representative_N,
+        (None, hubness.row_correction),
+        progress=True,
+    )
+    per_query = ranks_table(queries, bank, plain, corrected)
+    document_Q = bank.document_N[queries.target_row_Q]
+    report = {
+        "queries": len(queries),
+        "documents": len(np.unique(document_Q)),
+        **figures(plain.rank_Q),
+        "ci95": document_interval(plain.rank_Q, document_Q, seed),
+        "raw": figures(plain.rank_raw_Q),
+        "corrected": {
+            **figures(corrected.rank_Q),
+            "ci95": document_interval(corrected.rank_Q, document_Q, seed),
+            "raw": figures(corrected.rank_raw_Q),
+        },
+        "hubness_beta": hubness.beta,
+        "latency_ms": measure_latency(model, bank, queries),
+    }
+    return Evaluation(name, prediction_QD, per_query, hubness.row_correction, jsonable(report))
+
+
+def evaluate(
+    name: str,
+    model: nn.Module,
+    bank: Bank,
+    windows: Windows,
+    split: str = "test",
+    max_queries: int | None = None,
+    baselines: bool = True,
+) -> tuple[dict[str, Any], list[Evaluation]]:
+    """Evaluate a predictor with the free ones beside it, on the first queries of a split.
+
+    Returns the report (JSON scalars, lists, dicts; what is not finite is None) with the
+    evaluations, the predictor's own first. `max_queries` None means MAX_QUERIES. Raises ValueError
+    for a split without queries.
+    """
+    if split not in SPLITS[1:]:
+        raise ValueError(f"split: {split!r} has no queries; choose one of {', '.join(SPLITS[1:])}")
+    if max_queries is not None and max_queries < 1:
+        raise ValueError(f"max_queries: {max_queries}; at least 1 query is needed")
+    queries = windows.queries[split].head(MAX_QUERIES if max_queries is None else max_queries)
+    seed = windows.seed
+    own = evaluate_predictor(name, model, bank, windows, queries, seed)
+    evaluations = [own]
+    if baselines:
+        others = tuple(other for other in FREE if other != name)
+        for other, predictor in fit_free_predictors(bank, windows, others, seed).items():
+            evaluations.append(evaluate_rival(other, predictor, bank, windows, queries, seed))
+    keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
+    report = {
+        "model": name,
+        "split": split,
+        "seed": seed,
+        "ctx": queries.ctx,
+        "leaky": windows.leaky,
+        "windows_sha256": windows.sha256,
+        "bank_sha256": bank.sha256,
+        "bank_rows": bank.num_rows,
+        "candidates": len(np.unique(windows.representative_N)),
+        **own.report,
+        "baselines": {e.name: {key: e.report[key] for key in keys} for e in evaluations[1:]},
+        "best_baseline": _best_baseline(evaluations, bank, queries, seed),
+    }
+    return report, evaluations
+
+
+def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
+    """Return the expected Hit@k in random pools, from raw ranks: a pool removes nothing."""
+    pools = [pool for pool in POOLS if pool < num_candidates] + [num_candidates]
+    return {
+        str(pool): {f"hit_at_{k}": pool_hit_at(rank_Q, pool, num_candidates, k) for k in (1, 5, 10)}
+        for pool in pools
+    }
+
+
+def _oracle(
+    bank: Bank, windows: Windows, queries: Queries, row_correction: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Search with the truth itself: what no predictor can exceed in this bank."""
+    asked = queries.head(ORACLE_QUERIES)
+    truth_QD = bank.unit(asked.target_row_Q)
+    ranks = exact_ranks(truth_QD, asked, bank, windows.representative_N, (None, row_correction))
+    plain, corrected = (figures(found.rank_Q) for found in ranks)
+    return {"queries": len(asked), **plain, "corrected": corrected}
+
+
+def _lanes(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each lane that has queries; nothing for a bank without lanes."""
+    if bank.lane_N is None:
+        return {}
+    lanes = {}
+    for lane in lane_figures(per_query, {}, bank, seed):
+        corrected_Q = per_query["rank_corrected"][per_query["lane"] == lane.lane]
+        lanes[lane.lane] = {
+            "queries": lane.num_queries,
+            "documents": lane.num_documents,
+            **lane.figures,
+            "ci95": lane.ci95,
+            "corrected": figures(corrected_Q.to_numpy()),
+        }
+    return lanes
+
+
+def _search_latency(found: Evaluation, bank: Bank) -> dict[str, float]:
+    """Time exhaustive searches of the whole bank, one query at a time, in milliseconds."""
+    search_ms = []
+    for prediction_1D in found.predictions[:SEARCH_QUERIES, None]:
+        begin = time.perf_counter()
+        top_rows(prediction_1D, bank, min(10, bank.num_rows), found.row_correction)
+        search_ms.append(1000 * (time.perf_counter() - begin))
+    p50, p95 = np.quantile(search_ms, [0.5, 0.95])
+    return {"exact_search_p50": float(p50), "exact_search_p95": float(p95)}
+
+
+def _best_baseline(
+    evaluations: list[Evaluation], bank: Bank, queries: Queries, seed: int
+) -> dict[str, Any] | None:
+    """Compare the predictor with the best free one by plain Hit@5, paired by query."""
+    own, others = evaluations[0], evaluations[1:]
+    if not others:
+        return None
+    best = max(others, key=lambda e: e.report["hit_at_5"])
+    own_Q, best_Q = (hit_at(e.per_query["rank"].to_numpy(), 5) for e in (own, best))
+    document_Q = bank.document_N[queries.target_row_Q]
+    difference = paired_difference(own_Q, best_Q, document_Q, seed)
+    return {"name": best.name, "hit_at_5_difference": jsonable(vars(difference))}
+
+
+def jsonable(value: Any) -> Any:
+    """Return the report with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

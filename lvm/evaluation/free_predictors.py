@@ -1,0 +1,188 @@
+"""Free predictors fitted on train rows.
+
+Shapes: D vector dim, F = 4 D ridge features, T time. Choices (decay, alpha) are made by val Hit@5.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg
+from torch import nn
+
+from lvm.bank.store import Bank
+from lvm.checkpoint.fits import Fit, kept
+from lvm.metrics import selection_score
+from lvm.models.baselines import (
+    ContextMean,
+    CopyLast,
+    MovingAverage,
+    NearestSuccessor,
+    Ridge,
+    ridge_features,
+)
+from lvm.models.table import FREE_MODELS
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import exact_ranks
+from lvm.seeding import generator
+from lvm.windows.planning import Windows
+from lvm.windows.splits import SPLITS, TRAIN, runs
+
+FREE = tuple(FREE_MODELS)
+DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Ridge penalties, as multiples of the mean squared size of a feature over all positions.
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+MAX_TUNING_QUERIES = 2000
+MAX_RIDGE_ROWS = 200_000
+SEGMENT = 2048
+MAX_STORED_ROWS = 100_000  # 154 MB at 768 dims, registered with the model
+STORED_SEGMENT = 512
+HISTORY = 256  # rows before a segment: 0.9^256 of the slowest average is below float32's resolution
+
+
+def fit_free_predictors(
+    bank: Bank, windows: Windows, names: Sequence[str] = FREE, seed: int = 0
+) -> dict[str, nn.Module]:
+    """Return the free predictors called `names`, fitted on train rows, chosen by val Hit@5."""
+    fitters: dict[str, Callable[[], nn.Module]] = {
+        "copy-last": lambda: CopyLast(bank.dim),
+        "ema": lambda: MovingAverage(bank.dim, tuned_decay(bank, windows)),
+        "context-mean": lambda: ContextMean(bank.dim),
+        "ridge": lambda: fit_ridge(bank, windows, seed),
+        "nn-successor": lambda: fit_nearest_successor(bank, windows, seed),
+    }
+    unknown = [name for name in names if name not in fitters]
+    if unknown:
+        raise ValueError(f"predictor: {unknown[0]!r} is unknown; choose from {', '.join(FREE)}")
+    return {name: fitters[name]().eval() for name in names}
+
+
+def tuned_decay(bank: Bank, windows: Windows) -> float:
+    """Return the decay of the moving average with the best val Hit@5."""
+
+    def fit() -> Fit:
+        models = [MovingAverage(bank.dim, decay) for decay in DECAYS]
+        return Fit(values={"decay": DECAYS[_best_on_val(models, bank, windows)]})
+
+    return float(kept(windows, "ema", {}, fit).values["decay"])
+
+
+def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
+    """Return the ridge regression of train rows on `ridge_features` of the train rows before them.
+
+    Normal equations summed over segments, so that memory does not grow with the bank; at most
+    MAX_RIDGE_ROWS positions, drawn by segments; the penalty with the best val Hit@5.
+    """
+
+    def fit() -> Fit:
+        moments = _Moments(bank.dim)
+        for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
+            moments.add(feature_TF, target_TD)
+        models = [moments.solve(penalty) for penalty in PENALTIES]
+        best = models[_best_on_val(models, bank, windows)]
+        return Fit(dict(best.state_dict()), {"alpha": best.config["alpha"]})
+
+    found = kept(windows, "ridge", {"seed": seed}, fit)
+    model = Ridge(bank.dim, found.values["alpha"])
+    model.load_state_dict(found.tensors)
+    return model
+
+
+def fit_nearest_successor(bank: Bank, windows: Windows, seed: int = 0) -> NearestSuccessor:
+    """Return the predictor that stores train rows, at most MAX_STORED_ROWS.
+
+    Where there are more, segments of STORED_SEGMENT consecutive rows of one sequence are drawn, so
+    that all but their last rows have their successor stored. Nothing is chosen on val. It is not
+    kept with the fits: copying rows takes no longer than reading the copy.
+    """
+    segments = _train_segments(bank, windows, STORED_SEGMENT)
+    order = generator(seed, "stored segments").permutation(len(segments))
+    num_rows = np.cumsum([segments[place][2] - segments[place][1] for place in order])
+    num_taken = max(1, int(np.searchsorted(num_rows, MAX_STORED_ROWS, side="right")))
+    taken = sorted(segments[place] for place in order[:num_taken])
+    row_M = np.concatenate([np.arange(first, end) for _, first, end in taken])
+    run_M = np.repeat([start for start, _, _ in taken], [end - first for _, first, end in taken])
+    is_end_M = np.append((np.diff(row_M) != 1) | (np.diff(run_M) != 0), True)
+    model = NearestSuccessor(bank.dim, len(row_M))
+    for first in range(0, len(row_M), SEGMENT):
+        part = slice(first, first + SEGMENT)
+        model.row_MD[part] = torch.from_numpy(bank.unit(row_M[part])).half()
+    model.is_end_M.copy_(torch.from_numpy(is_end_M))
+    return model
+
+
+def ridge_pairs(
+    bank: Bank, windows: Windows, seed: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield features (T, F) with their successors (T, D), both of train rows of one sequence."""
+    segments = _train_segments(bank, windows, SEGMENT, skipped=1)
+    num_rows = 0
+    for place in generator(seed, "ridge segments").permutation(len(segments)):
+        start, first, end = segments[place]
+        origin = max(start, first - HISTORY)
+        unit_TD = bank.unit(slice(origin, end))
+        feature_1TF = ridge_features(torch.from_numpy(unit_TD[None, :-1]))
+        skipped = first - 1 - origin
+        yield feature_1TF[0, skipped:].numpy(), unit_TD[skipped + 1 :]
+        num_rows += end - first
+        if num_rows >= MAX_RIDGE_ROWS:
+            return
+
+
+def _train_segments(
+    bank: Bank, windows: Windows, length: int, skipped: int = 0
+) -> list[tuple[int, int, int]]:
+    """Cut runs of train rows, without their `skipped` first ones: (start of run, first, end)."""
+    run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + windows.split_N)
+    in_train = windows.split_N[run_start] == TRAIN
+    return [
+        (start, first, min(first + length, start + rows))
+        for start, rows in zip(
+            run_start[in_train].tolist(), run_rows[in_train].tolist(), strict=True
+        )
+        for first in range(start + skipped, start + rows, length)
+    ]
+
+
+class _Moments:
+    """Sums of products of features with each other, of features with targets."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.num_rows = 0
+        self.feature_F = np.zeros(4 * dim)
+        self.target_D = np.zeros(dim)
+        self.gram_FF = np.zeros((4 * dim, 4 * dim))
+        self.cross_FD = np.zeros((4 * dim, dim))
+
+    def add(self, feature_TF: NDArray[np.float32], target_TD: NDArray[np.float32]) -> None:
+        self.num_rows += len(feature_TF)
+        self.feature_F += feature_TF.sum(axis=0, dtype=np.float64)
+        self.target_D += target_TD.sum(axis=0, dtype=np.float64)
+        self.gram_FF += feature_TF.T @ feature_TF
+        self.cross_FD += feature_TF.T @ target_TD
+
+    def solve(self, penalty: float) -> Ridge:
+        """Return the regression of centred targets on centred features."""
+        mean_F, mean_D = self.feature_F / self.num_rows, self.target_D / self.num_rows
+        gram_FF = self.gram_FF - self.num_rows * np.outer(mean_F, mean_F)
+        cross_FD = self.cross_FD - self.num_rows * np.outer(mean_F, mean_D)
+        alpha = penalty * float(self.gram_FF.trace()) / (4 * self.dim)
+        gram_FF[np.diag_indices_from(gram_FF)] += alpha
+        weight_FD = linalg.solve(gram_FF, cross_FD, assume_a="pos")
+        model = Ridge(self.dim, alpha)
+        model.weight.copy_(torch.from_numpy(weight_FD.T))
+        model.bias.copy_(torch.from_numpy(mean_D - mean_F @ weight_FD))
+        return model
+
+
+def _best_on_val(models: Sequence[nn.Module], bank: Bank, windows: Windows) -> int:
+    """Return the place of the model with the best val Hit@5, then MRR@10, then the first."""
+    queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    scores = []
+    for model in models:
+        prediction_QD = predict_queries(model, bank, queries)
+        ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0]
+        scores.append(selection_score(ranks.rank_Q))
+    return max(range(len(models)), key=lambda place: (scores[place], -place))

@@ -1,0 +1,1 @@
+"""Figures of each lane, from which weak lanes are told."""

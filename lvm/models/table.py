@@ -1,0 +1,51 @@
+"""The table of predictors by name."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from torch import nn
+
+from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
+from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
+from lvm.models.res_mlp import ResMLP, ResMLPConfig
+from lvm.models.transformer import Transformer, TransformerConfig
+
+FREE_MODELS: dict[str, type[nn.Module]] = {
+    "copy-last": CopyLast,
+    "ema": MovingAverage,
+    "context-mean": ContextMean,
+    "ridge": Ridge,
+    "nn-successor": NearestSuccessor,
+}
+TRAINED_MODELS: dict[str, type[nn.Module]] = {
+    "memory_gru": MemoryGRU,
+    "transformer": Transformer,
+    "res_mlp": ResMLP,
+}
+SIZES = {
+    "memory_gru": MemoryGRUConfig,
+    "transformer": TransformerConfig,
+    "res_mlp": ResMLPConfig,
+}
+MODELS = FREE_MODELS | TRAINED_MODELS
+
+
+def build_model(config: Mapping[str, object]) -> nn.Module:
+    """Return an untrained predictor for `config`: its `model` name, `dim` and other sizes.
+
+    Raises:
+        ValueError: the name is unknown, or the sizes do not fit the predictor.
+    """
+    sizes = dict(config)
+    name = str(sizes.pop("model", "none"))
+    if name not in MODELS:
+        raise ValueError(f"model: unknown '{name}'; known: {', '.join(MODELS)}")
+    try:
+        return MODELS[name](**sizes)
+    except TypeError as error:
+        raise ValueError(f"model: {name} cannot be built from {sizes}: {error}") from error
+
+
+def size_names(name: str) -> set[str]:
+    """Return the names of the sizes that the trained predictor `name` has."""
+    return {field.name for field in fields(SIZES[name])}

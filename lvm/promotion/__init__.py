@@ -1,0 +1,1 @@
+"""Who takes the alias after a replay, gate by gate."""

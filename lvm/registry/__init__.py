@@ -1,0 +1,1 @@
+"""The registered model `lvm` in MLflow: versions, alias, settlements."""

@@ -1,0 +1,1 @@
+"""Results as tables or figures."""

@@ -1,0 +1,272 @@
+"""Serving index over the passages of a bank, tuned against exact search.
+
+Shapes: Q queries, N bank rows, K passages (the first row of each duplicate group), D vector dim,
+C candidates of a query, E = D + 1 or more. A row correction (N, 2) is folded in, see
+`lvm.retrieval.structures`: queries are [q; 1; 0 ...].
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from lvm.bank.duplicates import duplicate_groups
+from lvm.bank.files import file_sha256
+from lvm.bank.store import Bank
+from lvm.checkpoint.facts import Facts
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.search import (
+    FloatArray,
+    IntArray,
+    checked_correction,
+    top_rows,
+    unit_predictions,
+)
+from lvm.retrieval.structures import FLAT, HNSW, IVF, STRUCTURES
+from lvm.windows.export import ensure_windows
+
+FOLDER = Path("data/index")
+FORMAT = 2
+FLAT_PASSAGES = 20_000  # an exhaustive search of these takes milliseconds, and cannot miss
+# At 60,000 passages a graph agreed as well as lists, 0.21 against 0.27 ms a query, but took 14 s to
+# build against 4; it cannot be memory-mapped either, so that larger banks get lists.
+HNSW_PASSAGES = 100_000
+MAX_HNSW_EFFORT = 1024
+AGREEMENT = 0.98
+DEPTH = 10
+TUNING_QUERIES = 500
+QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single queries cost far more
+CANDIDATES = 65_536  # scored anew at a time: 200 MB at 768 dims
+INDEX, ROWS, CONTENTS = "index.faiss", "rows.npy", "index.json"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What an index is: `agreement` is the mean overlap of its ten best with exact search.
+
+    It was measured on `tuning_queries` predictions of one model on val (none where search is
+    exhaustive). `effort` is how many of `num_lists` lists a query reads (ivf), or how many
+    passages it keeps in sight on its way through the graph (hnsw, efSearch).
+    """
+
+    kind: str
+    bank_sha256: str
+    num_passages: int
+    num_lists: int
+    effort: int
+    agreement: float
+    tuning_queries: int
+
+    def __str__(self) -> str:
+        if self.kind == FLAT:
+            return f"exhaustive search of {self.num_passages:,} passages"
+        shape = f"{self.num_lists:,} lists, {self.effort} probed"
+        if self.kind == HNSW:
+            shape = f"a graph, {self.effort} in sight"
+        return (
+            f"index of {self.num_passages:,} passages in {shape}; "
+            f"agreement with exact search {self.agreement:.3f}"
+        )
+
+
+class ServingIndex:
+    """Finds the best passages of a prediction; their scores are exact, only the choice is not."""
+
+    def __init__(
+        self,
+        facts: IndexFacts,
+        index: Any,
+        row_K: IntArray,
+        bank: Bank,
+        row_correction: FloatArray | None = None,
+    ) -> None:
+        self.facts, self._index, self._row_K = facts, index, row_K
+        self._bank, self._pair_N2 = bank, checked_correction(row_correction, bank)
+
+    def search(
+        self, prediction_QD: FloatArray, k: int, effort: int | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Return the k best passages of each prediction as bank rows with scores, (Q, k).
+
+        Best first, equal scores in row order; row -1 with score -inf where the search met
+        fewer. `effort` None means the tuned one. Raises ValueError for an impossible k, or
+        predictions of another shape.
+        """
+        if not 1 <= k <= len(self._row_K):
+            raise ValueError(f"k: {k} is outside 1 ... {len(self._row_K)}, the number of passages")
+        unit_QD = unit_predictions(prediction_QD, self._bank, None).numpy()
+        # faiss and torch have thread pools of their own; one query is searched by one thread.
+        faiss.omp_set_num_threads(torch.get_num_threads() if len(unit_QD) > 1 else 1)
+        parameters = None
+        if self.facts.kind == IVF:
+            parameters = faiss.SearchParametersIVF(nprobe=effort or self.facts.effort)
+        if self.facts.kind == HNSW:
+            parameters = faiss.SearchParametersHNSW(efSearch=effort or self.facts.effort)
+        row_Qk = np.empty((len(unit_QD), k), np.int64)
+        score_Qk = np.empty((len(unit_QD), k), np.float32)
+        num_candidates = min(len(self._row_K), 4 * k)
+        block = max(1, min(QUERY_BLOCK, CANDIDATES // num_candidates))
+        for start in range(0, len(unit_QD), block):
+            lines = slice(start, start + block)
+            query_QE = np.zeros((len(unit_QD[lines]), self._index.d), np.float32)
+            query_QE[:, : self._bank.dim] = unit_QD[lines]
+            query_QE[:, self._bank.dim] = 1
+            _, place_QC = self._index.search(query_QE, num_candidates, params=parameters)
+            row_Qk[lines], score_Qk[lines] = self._best(unit_QD[lines], place_QC, k)
+        return row_Qk, score_Qk
+
+    def _best(self, unit_QD: FloatArray, place_QC: IntArray, k: int) -> tuple[IntArray, FloatArray]:
+        """Score the candidates anew from the bank, since the index rounds; return the k best."""
+        row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
+        score_QC = np.einsum("qd,qcd->qc", unit_QD, self._bank.unit(row_QC))
+        if self._pair_N2 is not None:
+            score_QC = self._pair_N2[row_QC, 0] * score_QC + self._pair_N2[row_QC, 1]
+        score_QC[row_QC < 0] = -np.inf
+        best_Qk = np.argsort(-score_QC, axis=1, kind="stable")[:, :k]
+        return (
+            np.take_along_axis(row_QC, best_Qk, axis=1),
+            np.take_along_axis(score_QC, best_Qk, axis=1),
+        )
+
+
+def ensure_index(
+    bank: Bank,
+    model: nn.Module,
+    facts: Facts,
+    row_correction: FloatArray | None = None,
+    folder: str | Path = FOLDER,
+    sizes: tuple[int, int] = (FLAT_PASSAGES, HNSW_PASSAGES),
+) -> ServingIndex:
+    """Open the index of a model over a bank, built in `folder` where it is missing or damaged.
+
+    Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`),
+    to choose how much of the index a search must read. One process at a time builds. Raises
+    ValueError where the bank's files do not match their hashes.
+    """
+    parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model.config]
+    parts += [facts.ctx, facts.split, facts.seed]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for _, weight in sorted(model.state_dict().items()):
+        digest.update(weight.detach().cpu().contiguous().numpy().data)
+    if row_correction is not None:
+        digest.update(np.ascontiguousarray(row_correction, np.float32).data)
+
+    def tuning_predictions() -> FloatArray:
+        windows = ensure_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
+        return predict_queries(model, bank, windows.queries["val"].head(TUNING_QUERIES))
+
+    path = Path(folder) / digest.hexdigest()[:16]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        try:
+            return open_index(path, bank, row_correction)
+        except UNREADABLE:
+            bank.verify()
+            built = build_index(bank, tuning_predictions, row_correction, sizes)
+            write_index(built, path)
+    return open_index(path, bank, row_correction)
+
+
+def build_index(
+    bank: Bank,
+    tuning_predictions: Callable[[], FloatArray],
+    row_correction: FloatArray | None = None,
+    sizes: tuple[int, int] = (FLAT_PASSAGES, HNSW_PASSAGES),
+) -> ServingIndex:
+    """Build the index of a bank: exhaustive, then a graph up to `sizes`, inverted lists beyond.
+
+    A search makes the least effort, by powers of sqrt 2, whose ten best passages agree with exact
+    search by AGREEMENT on `tuning_predictions` (Q, D), which are asked for only then.
+    """
+    representative_N = duplicate_groups(bank)
+    row_K = np.flatnonzero(representative_N == np.arange(bank.num_rows))
+    pair_N2 = checked_correction(row_correction, bank)
+    kind = FLAT if len(row_K) <= sizes[0] else HNSW if len(row_K) <= sizes[1] else IVF
+    index, num_lists = STRUCTURES[kind](bank, row_K, pair_N2)
+    facts = IndexFacts(kind, bank.sha256, len(row_K), num_lists, 0, 1.0, 0)
+    built = ServingIndex(facts, index, row_K, bank, row_correction)
+    if kind != FLAT:
+        built.facts = _tuned(built, bank, representative_N, tuning_predictions())
+    return built
+
+
+def agreement(found_Qk: IntArray, exact_Qk: IntArray) -> float:
+    """Return the mean share of the exact rows (Q, k) that were found too, between 0 and 1."""
+    hit_Qk = (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2)
+    return float(hit_Qk.mean())
+
+
+def write_index(built: ServingIndex, path: Path) -> None:
+    """Write an index to the folder `path`, whole or not at all; what stands there is replaced."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder = scratch / "index"
+        folder.mkdir()
+        faiss.write_index(built._index, str(folder / INDEX))
+        np.save(folder / ROWS, built._row_K, allow_pickle=False)
+        files = {name: file_sha256(folder / name) for name in (INDEX, ROWS)}
+        contents = {"format": FORMAT, "files": files, "facts": asdict(built.facts)}
+        (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+        if path.exists():
+            os.rename(path, scratch / "old")
+        os.rename(folder, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None) -> ServingIndex:
+    """Open an index folder, its lists memory-mapped; the files' hashes are checked first.
+
+    Raises ValueError where a file is missing or damaged, or where it is the index of another bank.
+    """
+    try:
+        contents = json.loads((path / CONTENTS).read_text())
+        facts = IndexFacts(**contents["facts"])
+        recorded = contents["files"]
+        damaged = [name for name in (INDEX, ROWS) if file_sha256(path / name) != recorded[name]]
+    except UNREADABLE as error:
+        raise ValueError(f"index {path}: missing or unreadable ({error}); build it anew") from None
+    if damaged:
+        raise ValueError(f"index {path}: {', '.join(damaged)} is damaged; build it anew")
+    if facts.bank_sha256 != bank.sha256:
+        raise ValueError(
+            f"index {path}: belongs to a bank with sha256 {facts.bank_sha256[:12]}, not to "
+            f"{bank.path} ({bank.sha256[:12]}); build one for this bank"
+        )
+    index = faiss.read_index(str(path / INDEX), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    if facts.kind == IVF:
+        # Mapped lists start threads to read ahead at every search, which takes longer than it.
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+    return ServingIndex(facts, index, np.load(path / ROWS), bank, row_correction)
+
+
+def _tuned(
+    whole: ServingIndex, bank: Bank, representative_N: IntArray, prediction_QD: FloatArray
+) -> IndexFacts:
+    """Return the facts with the least effort that agrees well enough."""
+    depth = min(DEPTH, whole.facts.num_passages)
+    exact_Qk, _ = top_rows(
+        prediction_QD, bank, depth, whole._pair_N2, representative_N=representative_N
+    )
+    most = MAX_HNSW_EFFORT if whole.facts.kind == HNSW else whole.facts.num_lists
+    num_steps = 2 * round(math.log2(most)) + 1
+    for effort in sorted({round(2 ** (step / 2)) for step in range(num_steps)}):
+        found_Qk, _ = whole.search(prediction_QD, depth, effort)
+        reached = agreement(found_Qk, exact_Qk)
+        if reached >= AGREEMENT:
+            break
+    changed = {"effort": effort, "agreement": reached, "tuning_queries": len(prediction_QD)}
+    return IndexFacts(**(asdict(whole.facts) | changed))

@@ -1,0 +1,1 @@
+"""Paired replays of all candidates, each in a process of its own."""

@@ -1,0 +1,72 @@
+"""The work of the process that measures one candidate.
+
+Shapes: Q queries.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lvm.bank.store import open_bank
+from lvm.checkpoint.weights import load_model
+from lvm.shadow.measuring import measure
+from lvm.shadow.store import write_measurement
+from lvm.windows.context_rows import ContextQueries, as_objects
+from lvm.windows.planning import Queries
+
+MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
+QUERIES, REMOVED = "queries.npz", "removed.npz"
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
+JOB, ERROR = "job.json", "error.txt"
+QUERY_ARRAYS = ("query_Q", "target_row_Q", "first_row_Q", "sequence_start_Q")
+
+
+def run(folder: Path) -> None:
+    """Measure what the job in `folder` describes."""
+    what = json.loads((folder / JOB).read_text())
+    bank = open_bank(what["bank"])
+    if bank.sha256 != what["bank_sha256"]:
+        raise ValueError(f"bank {bank.path}: was replaced while the replay ran")
+    correction = folder / MODEL / CORRECTION
+    found = measure(
+        load_model(folder / MODEL),
+        bank,
+        np.load(folder / GROUPS),
+        _read_queries(folder / QUERIES),
+        _read_queries(folder / REMOVED),
+        np.load(correction) if correction.is_file() else None,
+    )
+    write_measurement(Path(what["result"]), what["key"], found)
+
+
+def told_in(folder: Path) -> ExceptHook:
+    """Return an `excepthook` that writes what ended the process to the job's folder, in a line."""
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = " ".join(f"{kind.__name__}: {error}".split())
+        (folder / ERROR).write_text(line[:500])
+
+    return tell
+
+
+def write_queries(path: Path, queries: Queries) -> None:
+    """Write queries of either kind for the process to read."""
+    arrays: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_ARRAYS}
+    if isinstance(queries, ContextQueries):
+        arrays["num_rows_Q"] = queries.num_rows()
+        arrays["context_row"] = np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
+    np.savez(path, ctx=queries.ctx, **arrays)
+
+
+def _read_queries(path: Path) -> Queries:
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in QUERY_ARRAYS} | {"ctx": int(stored["ctx"])}
+        if "num_rows_Q" not in stored:
+            return Queries(**arrays)
+        bounds = np.cumsum(stored["num_rows_Q"])[:-1]
+        contexts = np.split(stored["context_row"], bounds)
+        return ContextQueries(**arrays, context_row_Q=as_objects(contexts))

@@ -1,0 +1,259 @@
+"""Query logs: which rows were asked for, from which contexts.
+
+Shapes: N bank rows, Q queries.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lvm.bank.store import Bank
+from lvm.windows.context_rows import context_queries
+from lvm.windows.planning import Queries, make_queries
+
+MAX_LOGGED = 1_000_000  # queries of one log
+MAX_CONTEXT_ROWS = 50_000_000  # rows of all contexts of one log: 400 MB
+TARGET, SEQUENCE, CONTEXT = "target_row", "sequence", "context_rows"
+WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class QueryLog:
+    """The columns of a log, types checked; `sequence_Q` or `contexts` is None where not there."""
+
+    path: Path
+    target_row_Q: IntArray
+    sequence_Q: list[str] | None
+    contexts: list[IntArray] | None
+
+    def place(self, query: int) -> str:
+        """Name the line (JSONL) or row (a table) of a query, as a reader counts them."""
+        return _place(self.path, query)
+
+
+def read_query_log(path: Path) -> QueryLog:
+    """Read a .parquet, .csv or .jsonl file with target_row and sequence, or with context_rows.
+
+    A line of JSONL is one query. With `context_rows` (lists of bank row numbers, in reading order)
+    the column `sequence` may be there, too. CSV holds no lists, so no `context_rows`. Raises
+    ValueError, in one line, for any other file.
+    """
+    if path.suffix not in READERS or not path.is_file():
+        raise ValueError(
+            f"queries: {path} is neither 'test' nor a {', '.join(READERS)} file with {WANTED}"
+        )
+    columns = READERS[path.suffix](path)
+    if TARGET not in columns or not {SEQUENCE, CONTEXT} & set(columns):
+        there = ", ".join(columns) or "none"
+        raise ValueError(f"queries: {path} has the columns {there}; it needs {WANTED}")
+    if not len(columns[TARGET]):
+        raise ValueError(f"queries: {path} is empty; a log needs at least one query")
+    return QueryLog(
+        path,
+        _whole_numbers(columns[TARGET], path),
+        list(columns[SEQUENCE]) if SEQUENCE in columns else None,
+        _contexts(columns[CONTEXT], path) if CONTEXT in columns else None,
+    )
+
+
+def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
+    """Return the queries of a log in its order, its rows checked against `bank`.
+
+    With recorded contexts each query is asked from exactly those rows, else from the up to `ctx`
+    rows before its target. Raises ValueError for a row outside of the bank, for a sequence that is
+    not the row's, for a query without context, with its answer in its context, or logged twice.
+    """
+    _check_range(log, log.target_row_Q, bank)
+    if log.sequence_Q is not None:
+        _check_sequences(log, bank)
+    origin_Q = bank.sequence_start_N()[log.target_row_Q]
+    if log.contexts is not None:
+        _check_contexts(log, log.contexts, bank)
+        return context_queries(log.target_row_Q, origin_Q, log.contexts)
+    first_of_sequence = np.flatnonzero(log.target_row_Q == origin_Q)
+    if len(first_of_sequence):
+        raise ValueError(
+            f"queries: {log.place(first_of_sequence[0])}: target_row "
+            f"{log.target_row_Q[first_of_sequence[0]]} begins its sequence, so that nothing stands "
+            "before it; leave it out, or give context_rows"
+        )
+    _check_repeated(log, log.target_row_Q.tolist())
+    return make_queries(np.arange(len(origin_Q)), log.target_row_Q, origin_Q, ctx)
+
+
+def _read_jsonl(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    num_rows = 0
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"queries: {path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where}: is not JSON; each line is one object") from None
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: is no JSON object with {WANTED}")
+        known = {name: entry[name] for name in (TARGET, SEQUENCE, CONTEXT) if name in entry}
+        if number == 1:
+            columns = {name: [] for name in known}
+        if set(known) != set(columns):
+            there, first = ", ".join(known) or "neither", ", ".join(columns) or "neither"
+            raise ValueError(f"{where}: has {there}, line 1 has {first}; all lines need the same")
+        for name, value in known.items():
+            columns[name].append(value)
+        num_rows += len(known[CONTEXT]) if isinstance(known.get(CONTEXT), list) else 0
+        _check_size(path, number, num_rows)
+    return columns or {TARGET: [], SEQUENCE: []}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as opened:
+            yield from opened
+    except UnicodeDecodeError:
+        raise ValueError(f"queries: {path} is no UTF-8 text") from None
+
+
+def _read_parquet(path: Path) -> dict[str, Any]:
+    try:
+        file = pq.ParquetFile(path)
+        _check_size(path, file.metadata.num_rows, 0)
+        names = [name for name in file.schema_arrow.names if name in (TARGET, SEQUENCE, CONTEXT)]
+        table = file.read(names)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"queries: {path} cannot be read as parquet ({reason})") from None
+    columns = {name: table[name].to_pandas().tolist() for name in names}
+    if CONTEXT in columns and not _is_list(table.schema.field(CONTEXT).type):
+        raise ValueError(f"queries: {path}: context_rows holds no lists of row numbers")
+    _check_size(
+        path, table.num_rows, sum(len(x) for x in columns.get(CONTEXT, []) if x is not None)
+    )
+    return columns
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    try:
+        table = pd.read_csv(
+            path, dtype={SEQUENCE: str}, keep_default_na=False, nrows=MAX_LOGGED + 1
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"queries: {path} cannot be read as CSV ({reason})") from None
+    _check_size(path, len(table), 0)
+    return {name: table[name].tolist() for name in table if name in (TARGET, SEQUENCE)}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+}
+
+
+def _check_size(path: Path, num_queries: int, num_rows: int) -> None:
+    for count, most, what in (
+        (num_queries, MAX_LOGGED, "queries"),
+        (num_rows, MAX_CONTEXT_ROWS, "context rows in all"),
+    ):
+        if count > most:
+            raise ValueError(f"queries: {path} holds more than {most:,} {what}; give a part of it")
+
+
+def _place(path: Path, query: int) -> str:
+    return f"{path}, {'line' if path.suffix == '.jsonl' else 'row'} {query + 1}"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _whole_numbers(values: list[Any], path: Path) -> IntArray:
+    wrong = next((place for place, value in enumerate(values) if not _is_whole(value)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"queries: {_place(path, wrong)}: "
+            f"target_row is {values[wrong]!r}; it must be a whole number, a row of the bank"
+        )
+    return _as_rows(values)
+
+
+def _contexts(values: list[Any], path: Path) -> list[IntArray]:
+    contexts = []
+    for place, value in enumerate(values):
+        is_list = isinstance(value, list | np.ndarray) and len(value)
+        if not is_list or not all(map(_is_whole, value)):
+            raise ValueError(
+                f"queries: {_place(path, place)}: context_rows must be a list of one or more whole "
+                "numbers, rows of the bank"
+            )
+        contexts.append(_as_rows(value))
+    return contexts
+
+
+def _as_rows(values: Any) -> IntArray:
+    """Return int64 row numbers; one that is too large for them is in no bank, as is -1."""
+    return np.array([value if abs(int(value)) < 2**62 else -1 for value in values], np.int64)
+
+
+def _check_range(log: QueryLog, target_row_Q: IntArray, bank: Bank) -> None:
+    outside = np.flatnonzero((target_row_Q < 0) | (target_row_Q >= bank.num_rows))
+    if len(outside):
+        raise ValueError(
+            f"queries: {log.place(outside[0])}: target_row {target_row_Q[outside[0]]} is no row of "
+            f"{bank.path}, whose rows are 0 ... {bank.num_rows - 1}"
+        )
+
+
+def _check_sequences(log: QueryLog, bank: Bank) -> None:
+    assert log.sequence_Q is not None
+    for query, (name, row) in enumerate(zip(log.sequence_Q, log.target_row_Q, strict=True)):
+        own = bank.sequences[bank.sequence_N[row]]
+        if name != own:
+            raise ValueError(
+                f"queries: {log.place(query)}: target_row {row} belongs to the sequence {own!r}, "
+                f"not to {name!r}; is the log of another bank?"
+            )
+
+
+def _check_contexts(log: QueryLog, contexts: list[IntArray], bank: Bank) -> None:
+    for query, (rows, target) in enumerate(zip(contexts, log.target_row_Q, strict=True)):
+        if rows.min() < 0 or rows.max() >= bank.num_rows:
+            wrong = rows[(rows < 0) | (rows >= bank.num_rows)][0]
+            raise ValueError(
+                f"queries: {log.place(query)}: context row {wrong} is no row of {bank.path}, whose "
+                f"rows are 0 ... {bank.num_rows - 1}"
+            )
+        if (rows == target).any():
+            raise ValueError(
+                f"queries: {log.place(query)}: the context holds the answer, row {target}; give "
+                "the rows that were known before it"
+            )
+    keys = [(int(t), rows.tobytes()) for t, rows in zip(log.target_row_Q, contexts, strict=True)]
+    _check_repeated(log, keys)
+
+
+def _check_repeated(log: QueryLog, keys: list[Any]) -> None:
+    """A query that is logged twice would count twice."""
+    first: dict[Any, int] = {}
+    for query, key in enumerate(keys):
+        earlier = first.setdefault(key, query)
+        if earlier != query:
+            raise ValueError(
+                f"queries: {log.place(query)}: repeats query {earlier + 1} (target_row "
+                f"{log.target_row_Q[query]}); each query counts once"
+            )

@@ -1,0 +1,1 @@
+"""From windows to trained weights, knowing nothing of logging."""

@@ -1,0 +1,161 @@
+"""Batches of training windows with their negatives, each a function of seed, epoch, step.
+
+Shapes: B windows of a batch that this process holds, G windows of the whole batch, T time,
+D vector dim, K negatives.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvm.bank.store import Bank
+from lvm.seeding import generator
+from lvm.windows.planning import Windows
+
+EVERY_TURN = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Unit contexts (B, T, D), their successors (B, T, D), and which positions are real (B, T).
+
+    Where several processes share a batch, `share` is this one's part of its examples, 0 where
+    there are fewer windows than processes. `last_GD` are the last successors of all windows of
+    the batch, those of this process at `own_B`; it is empty where every position is a target.
+    """
+
+    context_BTD: Tensor
+    target_BTD: Tensor
+    real_BT: Tensor
+    last_GD: Tensor
+    own_B: Tensor
+    window_B: NDArray[np.int64]
+    share: float
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
+
+
+class Batches:
+    """The training windows of a bank in seeded order, `batch_size` at a time.
+
+    Only train rows are ever read: inputs, targets, negatives. With `dense`, every position is a
+    target, so overlapping windows take turns: an epoch reads each train row about once, the next
+    epoch reads it in other windows. Otherwise an epoch is every window of exactly ctx rows, the
+    last position its only target. Of each batch, `rank` of `size` processes gets its windows.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        windows: Windows,
+        batch_size: int,
+        seed: int,
+        dense: bool = True,
+        *,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        start_W, rows_W = windows.train_windows()
+        turn_W, self._num_turns = _turns(start_W, rows_W, windows.ctx - windows.overlap)
+        if not dense:
+            full = rows_W == windows.ctx
+            start_W, rows_W = start_W[full], rows_W[full]
+            turn_W, self._num_turns = np.zeros(len(start_W), dtype=np.int64), 1
+        if len(start_W) == 0:
+            raise ValueError(f"ctx: no training window of {windows.ctx} rows; use a smaller ctx")
+        self._bank, self._seed = bank, seed
+        self._start_W, self._rows_W, self._turn_W = start_W, rows_W, turn_W
+        self._batch_size, self._dense = batch_size, dense
+        self._rank, self._size = rank, size
+        train_row = windows.train_rows()
+        _, first = np.unique(windows.representative_N[train_row], return_index=True)
+        self.negative_row = train_row[first]  # one of each group of duplicates
+
+    def num_batches(self, epoch: int) -> int:
+        """Return the number of batches of `epoch`, counted from 1."""
+        return -(-len(self._windows_of(epoch)) // self._batch_size)
+
+    def num_windows(self, epoch: int = 1) -> int:
+        return len(self._windows_of(epoch))
+
+    def num_positions(self, epoch: int = 1) -> int:
+        """Return the supervised positions of `epoch` when every position is a target."""
+        return int(self._rows_W[self._windows_of(epoch)].sum())
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch` from number `first` on, each of its windows once."""
+        order_W = self.upcoming(epoch, first)
+        for begin in range(0, len(order_W), self._batch_size):
+            yield self._batch(order_W[begin : begin + self._batch_size])
+
+    def upcoming(self, epoch: int, first: int = 0) -> NDArray[np.int64]:
+        """Return the windows of all processes from batch `first` of `epoch` on, in their order."""
+        chosen_W = self._windows_of(epoch)
+        order_W = generator(self._seed, f"windows of epoch {epoch}").permutation(chosen_W)
+        return order_W[first * self._batch_size :]
+
+    def extent(self, window: int) -> tuple[int, int]:
+        """Return the first row of a window, its number of input rows."""
+        return int(self._start_W[window]), int(self._rows_W[window])
+
+    def negatives(self, step: int, count: int) -> Tensor:
+        """Return `count` unit vectors (K, D), drawn uniformly over groups of train duplicates."""
+        draw = generator(self._seed, f"negatives of step {step}")
+        count = min(count, len(self.negative_row))
+        row_K = draw.choice(self.negative_row, size=count, replace=False, shuffle=False)
+        return torch.from_numpy(self._bank.unit(np.sort(row_K)))
+
+    def _windows_of(self, epoch: int) -> NDArray[np.int64]:
+        turn = (epoch - 1) % self._num_turns
+        return np.flatnonzero((self._turn_W == turn) | (self._turn_W == EVERY_TURN))
+
+    def _batch(self, window_G: NDArray[np.int64]) -> Batch:
+        own_B = np.arange(self._rank, len(window_G), self._size)
+        # Every process takes part in every backward pass, if with a window that counts nothing.
+        share = self._share(window_G, window_G[own_B])
+        own_B = own_B if len(own_B) else np.zeros(1, dtype=np.int64)
+        window_B = window_G[own_B]
+        longest = int(self._rows_W[window_B].max())
+        vector_BTD = np.zeros((len(window_B), longest + 1, self._bank.dim), dtype=np.float32)
+        for place, window in enumerate(window_B):
+            start, num_rows = self.extent(window)
+            vector_BTD[place, : num_rows + 1] = self._bank.unit(slice(start, start + num_rows + 1))
+        vectors = torch.from_numpy(vector_BTD)
+        rows_B = torch.from_numpy(self._rows_W[window_B].astype(np.int64))
+        real_BT = torch.arange(longest)[None, :] < rows_B[:, None]
+        last_row_G = (self._start_W + self._rows_W)[window_G[: 0 if self._dense else None]]
+        last_GD = torch.from_numpy(self._bank.unit(last_row_G))
+        places = torch.from_numpy(own_B)
+        return Batch(vectors[:, :-1], vectors[:, 1:], real_BT, last_GD, places, window_B, share)
+
+    def _share(self, window_G: NDArray[np.int64], window_B: NDArray[np.int64]) -> float:
+        if not self._dense:
+            return len(window_B) / len(window_G)
+        return int(self._rows_W[window_B].sum()) / int(self._rows_W[window_G].sum())
+
+
+def _turns(
+    start_W: NDArray[np.int64], rows_W: NDArray[np.int32], stride: int
+) -> tuple[NDArray[np.int64], int]:
+    """Return the turn of each window, the number of turns; windows of a turn hardly overlap.
+
+    Along a run of overlapping windows the turns alternate; a run of one window has every turn.
+    """
+    num_turns = max(1, -(-int(rows_W.max(initial=1)) // stride))
+    begins_W = np.ones(len(start_W), dtype=bool)
+    begins_W[1:] = start_W[1:] >= start_W[:-1] + rows_W[:-1]
+    run_W = np.cumsum(begins_W) - 1
+    first_W = np.flatnonzero(begins_W)
+    turn_W = (np.arange(len(start_W)) - first_W[run_W]) % num_turns
+    turn_W[np.bincount(run_W)[run_W] < num_turns] = EVERY_TURN
+    return turn_W, num_turns

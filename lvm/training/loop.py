@@ -1,0 +1,302 @@
+"""The training loop, which knows nothing of logging or of how validation scores a model."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lvm.bank.store import Bank
+from lvm.checkpoint.weights import optimizer_tensors, restore_optimizer
+from lvm.models.table import build_model, size_names
+from lvm.objectives import SampledSoftmax
+from lvm.seeding import generator, torch_seed
+from lvm.training.averaging import WeightAverage
+from lvm.training.batches import Batch, Batches
+from lvm.training.distributed import World
+from lvm.training.gradients import Gradients
+from lvm.training.hard_negatives import HardNegatives
+from lvm.training.optimisation import lr_share, make_optimizer
+from lvm.training.recipes import Settings, TrainConfig, as_dict, resolve
+from lvm.training.state import Progress, StateFile
+from lvm.training.supervision import Supervised
+from lvm.training.symptoms import training_warnings
+from lvm.windows.planning import Windows
+
+Validate = Callable[[nn.Module], dict[str, float]]
+OnEpoch = Callable[[dict[str, float]], None]
+
+ALONE = World()
+CLIP_NORM = 1.0
+MAX_SKIPPED_IN_A_ROW = 20
+WARMUP_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The best model by val Hit@5, the epoch that made it, every epoch's record, warnings."""
+
+    model: nn.Module
+    config: Settings
+    best_epoch: int
+    history: list[dict[str, float]]
+    warnings: list[str]
+    optimiser_steps: int
+    examples_per_epoch: int
+
+
+def train(
+    bank: Bank,
+    windows: Windows,
+    config: TrainConfig,
+    *,
+    validate: Validate,
+    on_epoch: OnEpoch = lambda record: None,
+    state_path: Path | None = None,
+    checkpoint_steps: int | None = None,
+    world: World = ALONE,
+) -> TrainResult:
+    """Train `config.model` on the train rows of `windows`, best epoch by `validate`'s `hit_at_5`.
+
+    validate maps a model to its val figures; on_epoch is called once an epoch, from epoch 1, with
+    that epoch's record. With a `state_path`, the state is written there after each epoch, and
+    inside epochs every `checkpoint_steps` optimiser steps (None: every two minutes); a run that
+    finds the state of the same data and configuration goes on from it, to the same result.
+
+    Every process of `world` calls this and gets the result; each takes its share of the windows of
+    every batch. Rank 0 alone validates, calls on_epoch, writes the state.
+
+    Raises:
+        ValueError: no training window fits, a batch has fewer windows than there are processes,
+            or the loss is not finite for 20 steps in a row.
+    """
+    loop = _Loop(bank, windows, resolve(config, windows.ctx), world)
+    loop.restore(state_path, checkpoint_steps)
+    while not loop.finished():
+        record = loop.close_epoch(loop.run_epoch(), validate)
+        if world.is_main:
+            loop.save()
+            on_epoch(record)
+    return loop.result()
+
+
+class _Loop:
+    """All that changes while training: weights, their average, the optimiser, the best so far."""
+
+    def __init__(self, bank: Bank, windows: Windows, config: Settings, world: World) -> None:
+        self.config, self.world = config, world
+        self.device = world.device(config.device)
+        self.is_dense = config.recipe == "dense"
+        if config.batch_size < world.size:
+            raise ValueError(
+                f"batch_size: {config.batch_size} windows cannot be shared among {world.size} "
+                f"processes; use {world.size} or more"
+            )
+        place = {"rank": world.rank, "size": world.size}
+        self.batches = Batches(
+            bank, windows, config.batch_size, config.seed, self.is_dense, **place
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(config.seed, "weights"))
+            self.model = build_model(_sizes(config, bank.dim)).to(self.device)
+        objective = SampledSoftmax(config.temperature, config.alpha, config.focus)
+        self.objective = objective.to(self.device)
+        self.optimizer = make_optimizer(self.model, self.objective, config)
+        steps = [
+            math.ceil(self.batches.num_batches(epoch) / config.accumulation)
+            for epoch in range(1, config.epochs + 1)
+        ]
+        self.total_steps = min(sum(steps), config.max_steps or sum(steps))
+        self.warmup = math.ceil(WARMUP_SHARE * self.total_steps) if self.is_dense else steps[0]
+        self.averaged = WeightAverage(self.model, config.averaging, self.total_steps)
+        self.hard = HardNegatives(
+            bank, windows.representative_N, self.batches, config.hard_negatives
+        )
+        self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.progress = Progress()
+        self.identity = _identity(windows, as_dict(config), world.size)
+
+    def finished(self) -> bool:
+        """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
+        epoch, progress = len(self.progress.history), self.progress
+        waited = epoch - progress.best_epoch >= self.config.patience
+        return epoch >= self.config.epochs or progress.step >= self.total_steps or waited
+
+    def run_epoch(self) -> dict[str, float]:
+        """Run the optimiser steps that are left of the epoch begun; return its record."""
+        progress, config = self.progress, self.config
+        epoch, started = len(progress.history) + 1, time.monotonic()
+        done = len(progress.losses) * config.accumulation
+        num_batches = self.batches.num_batches(epoch)
+        pending: list[Batch] = []
+        self.model.train()
+        bar = tqdm(
+            total=num_batches,
+            initial=done,
+            desc=f"epoch {epoch}/{config.epochs}",
+            unit="batch",
+            leave=False,
+            disable=None if self.world.is_main else True,
+        )
+        with bar:
+            for number, batch in enumerate(self.batches.epoch(epoch, done), start=done + 1):
+                pending.append(batch)
+                bar.update()
+                if len(pending) < config.accumulation and number < num_batches:
+                    continue
+                self._mine(epoch, number - len(pending))
+                progress.losses.append(self._step(pending))
+                bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
+                pending = []
+                if progress.step >= self.total_steps:
+                    break
+                if self.world.is_main and self.state.due(progress.step):
+                    now = time.monotonic()
+                    progress.seconds, started = progress.seconds + now - started, now
+                    self.save()
+        return self._record(epoch, progress.seconds + time.monotonic() - started)
+
+    def close_epoch(self, record: dict[str, float], validate: Validate) -> dict[str, float]:
+        """Validate on rank 0, note the best; return the epoch's record, the same on all ranks."""
+        progress = self.progress
+        if self.world.is_main:
+            self._keep_best(record, validate)
+        best = progress.best_epoch, progress.best_score
+        record, best = self.world.from_main((record, best))
+        progress.best_epoch, progress.best_score = best
+        progress.history.append(record)
+        progress.losses, progress.seconds = [], 0.0
+        return record
+
+    def save(self) -> None:
+        """Write the whole state."""
+        parts = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "best": self.best_weights,
+            "objective": self.objective.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+            "hard": self.hard.state_dict(),
+        }
+        self.state.write(parts, self.progress)
+
+    def restore(self, state_path: Path | None, checkpoint_steps: int | None) -> None:
+        """Go on from the state at `state_path`, which rank 0 reads for all, where it is ours."""
+        self.state = StateFile(state_path, self.identity, checkpoint_steps)
+        found = self.world.from_main(self.state.read() if self.world.is_main else None)
+        if found is not None:
+            parts, self.progress = found
+            self.model.load_state_dict(parts["model"])
+            self.averaged.load_state_dict(parts.get("averaged", {}))
+            self.best_weights = {k: v.to(self.device) for k, v in parts["best"].items()}
+            self.objective.load_state_dict(parts["objective"])
+            restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+            self.hard.load_state_dict(parts.get("hard", {}))
+        supervised = Supervised(self.model, self.objective, self.config)
+        self.gradients = Gradients(supervised, self.batches, self.hard, self.world, self.device)
+
+    def result(self) -> TrainResult:
+        """Return the best model, in evaluation mode on the CPU."""
+        history, best_epoch = self.progress.history, self.progress.best_epoch
+        best_weights = {name: value.cpu() for name, value in self.best_weights.items()}
+        self.model.load_state_dict(self.world.from_main(best_weights))
+        return TrainResult(
+            model=self.model.cpu().eval(),
+            config=self.config,
+            best_epoch=best_epoch,
+            history=history,
+            warnings=training_warnings(history, best_epoch, self.progress.step),
+            optimiser_steps=self.progress.step,
+            examples_per_epoch=(
+                self.batches.num_positions() if self.is_dense else self.batches.num_windows()
+            ),
+        )
+
+    def _record(self, epoch: int, seconds: float) -> dict[str, float]:
+        losses = self.progress.losses
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        record = {
+            "epoch": epoch,
+            "train/loss": sum(finite) / max(1, len(finite)),
+            "train/skipped_steps": len(losses) - len(finite),
+            "train/temperature": self.objective.temperature().item(),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/seconds": seconds,
+        }
+        if self.config.hard_negatives:
+            record["train/hard_positions"] = self.hard.num_positions()
+        return record
+
+    def _keep_best(self, record: dict[str, float], validate: Validate) -> None:
+        """Validate the raw and the averaged weights; remember the better if it is a best."""
+        averaged, progress = self.averaged.model(), self.progress
+        better, figures = self.model, validate(self.model)
+        record["val/raw_hit_at_5"] = figures["hit_at_5"]
+        if averaged is not None:
+            smooth = validate(averaged)
+            record["val/averaged_hit_at_5"] = smooth["hit_at_5"]
+            if smooth["hit_at_5"] >= figures["hit_at_5"]:
+                better, figures = averaged, smooth
+        record.update({f"val/{name}": value for name, value in figures.items()})
+        if figures["hit_at_5"] > progress.best_score:
+            progress.best_score = figures["hit_at_5"]
+            progress.best_epoch = int(record["epoch"])
+            self.best_weights = {k: v.detach().clone() for k, v in better.state_dict().items()}
+        record["best/hit_at_5"] = progress.best_score
+
+    def _mine(self, epoch: int, next_batch: int) -> None:
+        """Search the epoch's hard negatives, at its first step that should have them."""
+        config, progress = self.config, self.progress
+        is_late = progress.step >= config.hard_from * self.total_steps
+        if config.hard_negatives and is_late and progress.mined_epoch != epoch:
+            draw = generator(config.seed, f"hard negatives of epoch {epoch}")
+            self.hard.mine(self.model, self.batches.upcoming(epoch, next_batch), draw, self.world)
+            progress.mined_epoch = epoch
+
+    def _step(self, pending: list[Batch]) -> float:
+        """Take one optimiser step over the accumulated batches; return their mean loss.
+
+        A loss or gradient that is not finite skips the step; 20 skips in a row stop the training.
+        """
+        progress = self.progress
+        rate = self.config.lr * lr_share(progress.step, self.total_steps, self.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_share"]
+        total = self.gradients.backward(progress.step, pending)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        if math.isfinite(total) and bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            self.objective.keep_in_range()
+            self.averaged.update(self.model, progress.step)
+            progress.skipped_in_a_row = 0
+        else:
+            total = math.nan
+            progress.skipped_in_a_row += 1
+        progress.step += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ValueError(f"lr: {self.config.lr} diverged, loss not finite; use a smaller lr")
+        return total
+
+
+def _sizes(config: Settings, dim: int) -> dict[str, Any]:
+    own = size_names(config.model) & set(as_dict(config))
+    return {name: getattr(config, name) for name in sorted(own)} | {
+        "model": config.model,
+        "dim": dim,
+    }
+
+
+def _identity(windows: Windows, config: dict[str, Any], num_processes: int) -> str:
+    """Hash of all that decides the result: data, split, configuration, torch, threads."""
+    parts: list[Any] = [windows.bank_sha256, windows.sha256, config, torch.__version__]
+    parts += [torch.get_num_threads(), num_processes]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,180 @@
+"""Named training recipes, from which every unset option of a training run is filled."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from lvm.models.recurrent import CELLS
+from lvm.models.table import TRAINED_MODELS
+from lvm.objectives import TEMPERATURE_RANGE
+from lvm.training.averaging import AVERAGES
+
+RECIPES = ("dense", "seed")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a training run does; None means that the recipe decides (`resolve`).
+
+    lr is the peak learning rate of AdamW, patience counts epochs without a better val Hit@5,
+    accumulation counts batches an optimiser step, batch_size counts windows. max_steps ends
+    training, with its schedule, before `epochs` are over (None: epochs decide). hard_negatives are
+    those a position, from the share `hard_from` of all steps on.
+    """
+
+    model: str = "memory_gru"
+    recipe: str = "dense"
+    epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    accumulation: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    alpha: float | None = None
+    temperature: float | None = None
+    focus: float | None = None
+    negatives: int | None = None
+    hard_negatives: int = 0
+    hard_from: float = 0.25
+    patience: int | None = None
+    averaging: str = "ema"
+    chunk: int = 200
+    slots: int = 16
+    cell: str = "gru"
+    hidden: int = 512
+    layers: int = 4
+    dropout: float = 0.2
+    device: str = "auto"
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, tuple(TRAINED_MODELS))
+        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("cell", self.cell, CELLS)
+        _one_of("device", self.device, DEVICES)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("averaging", self.averaging, AVERAGES)
+        for name in ("epochs", "max_steps", "batch_size", "accumulation", "patience"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("hidden", "layers", "chunk", "slots"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("lr", "temperature"):
+            _above_zero(name, getattr(self, name))
+        for name in ("weight_decay", "alpha", "negatives", "hard_negatives", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.layers % 2:
+            raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
+        low, high = TEMPERATURE_RANGE
+        if self.recipe == "dense" and not low <= (self.temperature or low) <= high:
+            raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: 'cuda' is not available here; use device=auto or device=cpu")
+        if not 0 <= (self.focus or 0) <= 1:
+            raise ValueError(f"focus: {self.focus} is outside 0 ... 1")
+        for name in ("dropout", "hard_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a share from 0 to below 1")
+        if self.focus and self.recipe != "dense":
+            raise ValueError("focus: recipe=seed has another loss; use recipe=dense")
+        if self.hard_negatives and self.recipe != "dense":
+            raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(TrainConfig):
+    """A `TrainConfig` in which nothing is left open but `max_steps`: None lets epochs decide."""
+
+    epochs: int
+    batch_size: int
+    accumulation: int
+    lr: float
+    weight_decay: float
+    alpha: float
+    temperature: float
+    focus: float
+    negatives: int
+    patience: int
+
+
+def resolve(config: TrainConfig, ctx: int) -> Settings:
+    """Return `config` with every None replaced by its recipe's value at context length `ctx`."""
+    recipe = _dense(ctx) if config.recipe == "dense" else _seed(ctx, config.batch_size)
+    chosen = {name: value for name, value in as_dict(config).items() if value is not None}
+    device, precision = chosen_device(config.device), config.precision
+    if precision == "auto":
+        # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
+        precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
+    return Settings(**(recipe | chosen | {"device": device, "precision": precision}))
+
+
+def chosen_device(name: str) -> str:
+    """Return the device that `name` means here."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_native_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 itself: where it does not, bf16 is slower than fp32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in NATIVE_BF16)
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as JSON scalars."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def _dense(ctx: int) -> dict[str, Any]:
+    """About 2,000 supervised positions a step."""
+    return {
+        "epochs": 10,
+        "batch_size": max(1, 2000 // ctx),
+        "accumulation": 1,
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "alpha": 0.1,
+        "temperature": 0.035,
+        "focus": 0.3,
+        "negatives": 4096,
+        "patience": 3,
+    }
+
+
+def _seed(ctx: int, batch_size: int | None) -> dict[str, Any]:
+    """The replaced system's settings: batches that shrink with ctx, accumulated to 256 windows."""
+    batch = batch_size or next((b for c, b in ((100, 32), (500, 16), (1000, 8)) if ctx <= c), 4)
+    return {
+        "epochs": 30,
+        "batch_size": batch,
+        "accumulation": max(1, 256 // batch),
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+        "alpha": 0.05 if ctx <= 100 else 0.03,
+        "temperature": 0.07,
+        "focus": 0.0,
+        "negatives": 0,
+        "patience": 3,
+    }
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: unknown '{value}'; known: {', '.join(known)}")
+
+
+def _at_least(name: str, value: float | None, low: float) -> None:
+    if value is not None and not low <= value < float("inf"):
+        raise ValueError(f"{name}: {value} is not a finite number of at least {low}")
+
+
+def _above_zero(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{name}: {value} is not a finite number above 0")

@@ -1,0 +1,1 @@
+"""Which rows are train, val or test; which are read for which query."""

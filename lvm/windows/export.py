@@ -1,0 +1,227 @@
+"""Export of windows: plan, write, open, all under one leak audit.
+
+A plan names rows of a bank, it copies no vector. Shapes: N bank rows, W windows, Q queries.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from lvm.bank.store import Bank
+from lvm.windows.audit import audit_windows, check_audit
+from lvm.windows.planning import (
+    SPLIT_KINDS,
+    Windows,
+    contents_sha256,
+    draft_windows,
+    make_queries,
+)
+from lvm.windows.splits import SPLITS, runs
+
+FORMAT = 1
+ANEW = "delete the folder to have them planned anew"
+FILES = ("windows.parquet", "documents.parquet", "queries.parquet", "twins.parquet")
+SETTINGS = ("ctx", "overlap", "split", "seed", "bank_sha256", "leaky", "sha256", "counts", "audit")
+
+
+def plan_windows(
+    bank: Bank, ctx: int, overlap: int | None = None, split: str = "document", seed: int = 0
+) -> Windows:
+    """Split the bank's rows, cut windows of `ctx` inputs, freeze the queries, audit the whole.
+
+    Windows start every ctx - overlap rows (`overlap` is ctx // 2 when None). split=random is the
+    old geometry, marked leaky. Raises ValueError for impossible settings, for a bank without
+    held-out queries, for any leak.
+    """
+    overlap = ctx // 2 if overlap is None else overlap
+    _check_settings(bank, ctx, overlap, split)
+    draft = draft_windows(bank, ctx, overlap, split, seed)
+    _check_queries(draft)
+    audit = audit_windows(bank, draft)
+    check_audit(draft, audit)
+    return dataclasses.replace(draft, audit=audit)
+
+
+def _check_settings(bank: Bank, ctx: int, overlap: int, split: str) -> None:
+    if split not in SPLIT_KINDS:
+        raise ValueError(f"split: {split!r} is unknown; choose one of {', '.join(SPLIT_KINDS)}")
+    if ctx < 2:
+        raise ValueError(f"ctx: {ctx} is too short; at least 2 rows of context are needed")
+    if not 0 <= overlap < ctx:
+        raise ValueError(f"overlap: {overlap} is outside 0 ... ctx - 1 = {ctx - 1}")
+    longest = bank.num_rows if split == "random" else int(np.bincount(bank.sequence_N).max())
+    if ctx >= longest:
+        raise ValueError(
+            f"ctx: {ctx} is too long, the longest sequence has {longest} rows; "
+            f"choose ctx of at most {longest - 1}"
+        )
+
+
+def _check_queries(windows: Windows) -> None:
+    for name in SPLITS[1:]:
+        if not len(windows.queries[name]):
+            dropped = windows.counts[f"{name}_dropped_twins"]
+            needed = "sequences of 10 documents or more, or tens of sequences"
+            if windows.leaky:
+                needed = f"{11 * windows.ctx} rows or more at ctx {windows.ctx}"
+            raise ValueError(
+                f"bank: no {name} query is left ({dropped} dropped as twins of train rows); "
+                f"a bank needs {needed}"
+            )
+    if not (windows.window_split_W == 0).any():
+        raise ValueError("bank: no train window can be cut; a bank needs longer sequences")
+
+
+def write_windows(windows: Windows, path: str | Path) -> Windows:
+    """Write a plan to the folder `path`, whole or not at all; an older plan there is replaced."""
+    path = Path(path)
+    if path.exists() and not (path / "windows.json").is_file():
+        raise ValueError(f"{path}: exists, is not a windows folder; choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, columns in _tables(windows).items():
+            _write_table(columns, temporary / name)
+        document = {"format": FORMAT} | {name: getattr(windows, name) for name in SETTINGS}
+        (temporary / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
+        if path.exists():
+            os.replace(path, temporary / "replaced")
+        os.replace(temporary, path)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return dataclasses.replace(windows, folder=path)
+
+
+def _tables(windows: Windows) -> dict[str, dict[str, Any]]:
+    """Return the columns of each file; queries stand in their frozen order, val before test."""
+    run_start, run_rows = runs(windows.split_N)
+    twins = np.bincount(windows.representative_N, minlength=len(windows.split_N)) > 1
+    twin_row = np.flatnonzero(twins[windows.representative_N])
+    queries = [windows.queries[name] for name in SPLITS[1:]]
+    lengths = [len(q) for q in queries]
+    split_table = {"num_rows": run_rows, "split": windows.split_N[run_start]}
+    window_columns = {
+        "start": windows.window_start_W,
+        "rows": windows.window_rows_W,
+        "split": windows.window_split_W,
+    }
+    query_columns = {
+        "target_row": np.concatenate([q.target_row_Q for q in queries]),
+        "split": np.repeat(np.arange(1, len(SPLITS)), lengths),
+    }
+    twin_columns = {"row": twin_row, "representative": windows.representative_N[twin_row]}
+    tables = (window_columns, split_table, query_columns, twin_columns)
+    return dict(zip(FILES, tables, strict=True))
+
+
+def _write_table(columns: dict[str, Any], path: Path) -> None:
+    """Write integer columns, delta-encoded (sorted row numbers shrink to a byte or two)."""
+    table = pa.table({name: pa.array(values.astype(np.int64)) for name, values in columns.items()})
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        column_encoding=dict.fromkeys(columns, "DELTA_BINARY_PACKED"),
+    )
+
+
+def open_windows(path: str | Path, bank: Bank) -> Windows:
+    """Read a plan, check that it is whole, belongs to `bank`, holds no leak."""
+    path = Path(path)
+    settings = _read_settings(path)
+    if settings["bank_sha256"] != bank.sha256:
+        raise ValueError(
+            f"{path}: windows of another bank (sha256 {str(settings['bank_sha256'])[:12]}, "
+            f"not {bank.sha256[:12]}); export windows for this one"
+        )
+    try:
+        tables = {name: pd.read_parquet(path / name) for name in FILES}
+        windows = _assemble(settings, tables, bank)
+    except (OSError, KeyError, ValueError, IndexError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: windows cannot be read ({reason}); {ANEW}") from None
+    if contents_sha256(windows) != windows.sha256:
+        raise ValueError(f"{path}: contents differ from the recorded sha256; {ANEW}")
+    audit = audit_windows(bank, windows)
+    check_audit(windows, audit)
+    return dataclasses.replace(windows, audit=audit, folder=path)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / "windows.json").read_text())
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{path}: no windows here (windows.json unreadable); export them"
+        ) from None
+    missing = [name for name in SETTINGS if name not in settings]
+    if settings.get("format") != FORMAT or missing:
+        raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {ANEW}")
+    return dict(settings)
+
+
+def _assemble(settings: dict[str, Any], tables: dict[str, pd.DataFrame], bank: Bank) -> Windows:
+    cut, splits, queries, twins = (tables[name] for name in FILES)
+    representative_N = np.arange(bank.num_rows)
+    representative_N[twins["row"]] = twins["representative"]
+    origin_N = bank.sequence_start_N()
+    by_split = {}
+    for code, name in enumerate(SPLITS[1:], start=1):
+        target_row_Q = queries["target_row"].to_numpy(np.int64)[queries["split"] == code]
+        origin_Q = np.zeros_like(target_row_Q) if settings["leaky"] else origin_N[target_row_Q]
+        number_Q = np.arange(len(target_row_Q))
+        by_split[name] = make_queries(number_Q, target_row_Q, origin_Q, settings["ctx"])
+    return Windows(
+        **{name: settings[name] for name in SETTINGS},
+        split_N=np.repeat(splits["split"].to_numpy(np.int8), splits["num_rows"]),
+        window_start_W=cut["start"].to_numpy(np.int64),
+        window_rows_W=cut["rows"].to_numpy(np.int32),
+        window_split_W=cut["split"].to_numpy(np.int8),
+        representative_N=representative_N,
+        queries=by_split,
+    )
+
+
+def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
+    """Open the windows at `path` (data/windows/ctx<ctx> when None), or plan them there.
+
+    They are reused when they belong to this bank with this ctx, equal in every setting that `plan`
+    (overlap, split, seed) names; otherwise planned anew. One process at a time does so. Raises
+    ValueError for a named `path` that holds other windows: only an export replaces those.
+    """
+    is_named = path is not None
+    path = Path("data/windows") / f"ctx{ctx}" if path is None else Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        return _ensure_windows(bank, ctx, path, is_named, plan)
+
+
+def _ensure_windows(
+    bank: Bank, ctx: int, path: Path, is_named: bool, plan: dict[str, Any]
+) -> Windows:
+    wanted = {name: value for name, value in plan.items() if value is not None}
+    wanted |= {"ctx": ctx, "bank_sha256": bank.sha256}
+    if (path / "windows.json").is_file():
+        settings = _read_settings(path)
+        if all(settings[name] == value for name, value in wanted.items()):
+            return open_windows(path, bank)
+        if is_named:
+            raise ValueError(
+                f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
+                f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it anew"
+            )
+    return write_windows(plan_windows(bank, ctx, **plan), path)

@@ -1,0 +1,201 @@
+"""The contract of the command line: MLproject, commands, click options, dataclasses agree."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from entrypoints._options import EntryPoint, click_options, option, typed_text
+from entrypoints.train import TrainOptions
+from lvm.corpus.python_docs import PACKAGES
+from lvm.training.recipes import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+ENTRIES: dict[str, dict[str, Any]] = PROJECT["entry_points"]
+CONTRACT = {
+    "main": {"size": "quick", "report": "none"},
+    "ingest": {
+        "source": "python-docs",
+        "encoder": "wordllama",
+        "bank": "data/bank",
+        "max_rows": "auto",
+    },
+    "export": {
+        "bank": "data/bank",
+        "ctx": "1000",
+        "overlap": "auto",
+        "split": "document",
+        "windows": "auto",
+        "seed": "0",
+        "report": "none",
+    },
+    "train": {
+        "bank": "data/bank",
+        "ctx": "1000",
+        "phase": "none",
+        "model": "memory_gru",
+        "recipe": "dense",
+        "epochs": "auto",
+        "batch_size": "auto",
+        "accumulation": "auto",
+        "lr": "auto",
+        "weight_decay": "auto",
+        "alpha": "auto",
+        "temperature": "auto",
+        "focus": "auto",
+        "negatives": "auto",
+        "patience": "auto",
+        "chunk": "200",
+        "slots": "16",
+        "cell": "gru",
+        "device": "auto",
+        "precision": "auto",
+        "seed": "0",
+        "resume": "auto",
+        "register": "true",
+        "report": "none",
+    },
+    "eval": {
+        "model": "models:/lvm@baseline",
+        "split": "test",
+        "max_queries": "auto",
+        "controls": "true",
+    },
+    "lane-diagnostics": {"model": "models:/lvm@baseline", "split": "test", "max_queries": "auto"},
+    "shadow-eval": {"candidates": "all", "queries": "test", "promote": "dry_run"},
+    "promote": {"version": "none", "reason": "none"},
+    "rollback": {},
+    "predict": {"model": "models:/lvm@baseline", "text": "none", "context": "none", "k": "5"},
+}
+
+
+def entry_point(name: str) -> EntryPoint[Any]:
+    found = importlib.import_module(f"entrypoints.{name.replace('-', '_')}").main
+    assert found.name == name
+    return found
+
+
+def test_every_entry_point_of_the_contract_is_there():
+    assert set(ENTRIES) == set(CONTRACT)
+    files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
+    assert files == {name.replace("-", "_") for name in ENTRIES}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_parameters_command_options_and_dataclass_agree(name):
+    declared = {k: str(v["default"]) for k, v in ENTRIES[name].get("parameters", {}).items()}
+    entry = entry_point(name)
+    fields = {f.name: typed_text(f, f.default) for f in dataclasses.fields(entry.options_class)}
+    options = {p.name: p.default for p in entry.command().params}
+    flags = {p.name: p.opts for p in entry.command().params}
+    assert declared == fields == options
+    assert CONTRACT[name].items() <= declared.items()
+    module = name.replace("-", "_")
+    arguments = "".join(f" {flags[key][0]} {{{key}}}" for key in declared)
+    assert ENTRIES[name]["command"] == f"python -m entrypoints.{module}{arguments}"
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_defaults_survive_the_way_through_mlflow_and_click(name):
+    entry = entry_point(name)
+    arguments = []
+    for key, parameter in ENTRIES[name].get("parameters", {}).items():
+        default = parameter["default"]
+        assert default not in ("", None), f"MLflow cannot pass {key}={default!r}"
+        arguments += [f"--{key.replace('_', '-')}", str(default)]
+    with entry.command().make_context(name, arguments) as context:
+        given = context.params
+    assert given == {f.name: f.default for f in dataclasses.fields(entry.options_class)}
+
+
+def test_train_takes_its_defaults_from_the_library():
+    # decay is not an option: training starts from the moving average tuned on val.
+    options = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
+    config = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    shared = options.keys() & config.keys()
+    assert shared == config.keys() - {"decay"}
+    assert {k: options[k] for k in shared} == {k: config[k] for k in shared}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Options of every kind."""
+
+    count: int | None = option(None, "", low=1)
+    rate: float = option(0.5, "", low=0)
+    kind: str = option("a", "", choices=("a", "b"))
+    flag: bool = option(True, "")
+    place: str | None = option(None, "", unset="none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--rate", "banana"], "'--rate': 'banana' is not a valid float"),
+        (["--rate", "nan"], "'--rate': 'nan' is not a finite number"),
+        (["--rate", "inf"], "'--rate': 'inf' is not a finite number"),
+        (["--rate", "-1"], "'--rate': -1.0 is not in the range x>=0"),
+        (["--count", "0"], "'--count': 0 is not in the range x>=1, nor the word 'auto'"),
+        (["--count", "1.5"], "'--count': '1.5' is not a valid integer"),
+        (["--kind", "c"], "'--kind': 'c' is not one of 'a', 'b'"),
+        (["--flag", "maybe"], "'--flag': 'maybe' is not a valid boolean"),
+        (["--unknown", "1"], "No such option"),
+    ],
+)
+def test_click_checks_every_type(arguments, reason):
+    command = click.Command("example", params=click_options(Example))
+    with pytest.raises(click.ClickException) as refused:
+        command.make_context("example", arguments)
+    assert reason in refused.value.format_message()
+
+
+def test_click_reads_values_and_the_words_for_none():
+    command = click.Command("example", params=click_options(Example))
+    words = ["--count", "3", "--rate", "1e-3", "--flag", "False", "--place", "none"]
+    with command.make_context("example", words) as context:
+        assert context.params == {
+            "count": 3,
+            "rate": 0.001,
+            "kind": "a",
+            "flag": False,
+            "place": None,
+        }
+
+
+def test_conda_yaml_lists_the_pins_of_pyproject():
+    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert conda[0] == "python=3.11.7", "virtualenv takes the latest patch unless it is named"
+    (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
+    assert pip == [*pinned, "-e ."]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pinned)
+
+
+def test_dependencies_are_what_is_imported_or_read_as_corpus():
+    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {pin.partition("==")[0].replace("-", "_") for pin in pinned}
+    corpus = {package.distribution.replace("-", "_") for package in PACKAGES}
+    optional = {"sentence_transformers"}
+    known = set(importlib.import_module("sys").stdlib_module_names) | {"lvm", "entrypoints"}
+    files = [*(ROOT / "lvm").rglob("*.py"), *(ROOT / "entrypoints").glob("*.py")]
+    imported = {top for path in files for top in top_level_imports(path)} - known - optional
+    packages = {"yaml": "pyyaml", "faiss": "faiss_cpu"}  # where the names differ
+    assert names == corpus | {packages.get(name, name) for name in imported}
+
+
+def top_level_imports(path: Path) -> set[str]:
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            modules.append(node.module)
+    return {module.partition(".")[0] for module in modules}

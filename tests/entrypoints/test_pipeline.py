@@ -1,0 +1,185 @@
+"""The command line on a tiny bank: from training to prediction, stopped or not."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from entrypoints import eval as eval_command
+from entrypoints import lane_diagnostics, predict, promote, train
+from lvm.registry import alias
+from tests.conftest import copy_store
+from tests.synthetic import make_bank
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TINY_MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 2".split()
+
+
+def runs() -> list[mlflow.entities.Run]:
+    """Return the runs of the store, the latest first."""
+    return MlflowClient().search_runs(["0"], order_by=["start_time DESC"])
+
+
+def run_of(entry: str) -> mlflow.entities.Run:
+    return next(run for run in runs() if run.info.run_name == entry)
+
+
+def artifacts(run: mlflow.entities.Run) -> set[str]:
+    return {entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, empty_store):
+    """A working folder with a bank of 4,800 rows; the commands run there one after another."""
+    folder = tmp_path_factory.mktemp("workplace")
+    make_bank(folder / "bank", num_sequences=8, num_documents=30, num_twins=40)
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder / "store", patch)
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(workplace):
+    """The workplace after `train`."""
+    arguments = ["--bank", "bank", "--ctx", "20", *TINY_MODEL, "--report", "train.json"]
+    assert train.main(arguments) == 0
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def promoted(trained):
+    """The workplace after `promote`: the trained version is the baseline."""
+    assert promote.main(["--version", "1", "--reason", "it is the only one"]) == 0
+    return trained
+
+
+def test_train_logs_epochs_config_dataset_and_model(trained):
+    run = run_of("train")
+    assert run.info.status == "FINISHED"
+    history = MlflowClient().get_metric_history(run.info.run_id, "val/hit_at_5")
+    assert [metric.step for metric in history] == [1, 2]
+    config = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.json"))
+    assert (config["ctx"], config["epochs"], config["recipe"]) == (20, 2, "dense")
+    assert config["lr"] > 0
+    digests = {entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    assert run.data.tags["bank_sha256"][:36] in digests
+    (model,) = MlflowClient().search_logged_models(["0"], f"source_run_id = '{run.info.run_id}'")
+    figures = {metric.key: metric.value for metric in model.metrics}
+    assert figures["best/hit_at_5"] == run.data.metrics["best/hit_at_5"]
+    assert not list((trained / "data" / "training").iterdir()), "no state of a finished run is left"
+    assert {"config.json", "training.png", "report.json"} <= artifacts(run)
+
+
+def test_eval_equals_the_number_that_training_logged(trained):
+    run = run_of("train")
+    reference = f"runs:/{run.info.run_id}/model"
+    arguments = ["--model", reference, "--split", "val", "--report", "eval.json"]
+    assert eval_command.main(arguments) == 0
+    report = json.loads((trained / "eval.json").read_text())
+    assert report["hit_at_5"] == run.data.metrics["best/hit_at_5"]
+    history = MlflowClient().get_metric_history(run.info.run_id, "val/hit_at_5")
+    assert report["hit_at_5"] == max(metric.value for metric in history)
+    evaluated = run_of("eval")
+    assert evaluated.data.metrics["val/hit_at_5"] == report["hit_at_5"]
+    assert {"per_query.parquet", "predictions.npy", "row_correction.npy"} <= artifacts(evaluated)
+    curve = MlflowClient().get_metric_history(evaluated.info.run_id, "controls/hit_at_5_by_ctx")
+    assert {metric.step: metric.value for metric in curve}[20] == report["hit_at_5"]
+    assert "context.png" in artifacts(evaluated)
+
+
+def test_eval_reports_what_the_contract_names(trained):
+    assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
+    report = json.loads((trained / "ema.json").read_text())
+    named = "queries bank_rows bank_sha256 ctx hit_at_1 hit_at_5 hit_at_10 mrr_at_10 median_rank"
+    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls index"
+    assert set(named.split()) <= report.keys()
+    folder = mlflow.artifacts.download_artifacts(run_id=run_of("eval").info.run_id)
+    table = pd.read_parquet(Path(folder) / "per_query.parquet")
+    predictions = np.load(Path(folder) / "predictions.npy")
+    columns = ["query", "target_row", "sequence", "document", "lane", "rank", "rank_raw"]
+    assert set(columns) <= set(table.columns)
+    assert predictions.shape == (len(table), 16) and predictions.dtype == np.float32
+    assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
+
+
+def test_controls_can_be_switched_off(trained):
+    arguments = "--model copy-last --bank bank --ctx 20 --max-queries 20 --controls false"
+    assert eval_command.main([*arguments.split(), "--report", "plain.json"]) == 0
+    assert "controls" not in json.loads((trained / "plain.json").read_text())
+    assert "context.png" not in artifacts(run_of("eval"))
+
+
+def test_fits_are_shared_by_all_commands(trained):
+    names = [path.name.partition("-")[0] for path in Path("data/windows/ctx20/fits").iterdir()]
+    assert names.count("ema") == 1
+    assert names.count("ridge") == 2, "one of them reversed"
+
+
+def test_lane_diagnostics_names_every_lane(promoted, capsys):
+    assert lane_diagnostics.main(["--report", "lanes.json"]) == 0
+    diagnosis = json.loads((promoted / "lanes.json").read_text())["diagnosis"]
+    assert set(diagnosis["lanes"]) == {"lane-0", "lane-1", "lane-2"}
+    assert diagnosis["sentence"] in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_predict_retrieves_passages_from_vectors(promoted, capsys):
+    np.save("context.npy", np.random.default_rng(0).standard_normal((9, 16)))
+    assert predict.main(["--context", "context.npy", "--k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    passages = [line for line in lines if "Sentence number" in line]
+    assert len(passages) == 3 and len({line.split("[")[1] for line in passages}) == 3
+    assert "search: exhaustive search of 4,760 passages" in lines  # of 40 twins one each
+
+
+def test_a_promotion_by_hand_is_logged(promoted):
+    assert alias.aliases() == {"baseline": "1"}
+    run = run_of("promote")
+    assert (run.data.tags["decision"], run.data.tags["baseline"]) == ("promoted by hand", "1")
+    (move,) = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]
+    assert (move["how"], move["reason"]) == ("by hand", "by hand: it is the only one")
+
+
+def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monkeypatch):
+    """The sequences there are shorter than the model's context; inverted lists are tuned on val."""
+    inverted = functools.partial(eval_command.ensure_index, sizes=(9, 9))
+    monkeypatch.setattr(eval_command, "ensure_index", inverted)
+    make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
+    arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
+    before = planned()
+    assert eval_command.main(arguments.split()) == 0
+    report = json.loads(Path("other.json").read_text())
+    assert report["leaky"] is True and report["index"]["tuning_queries"] > 0
+    assert planned() - before == {"ctx4"}
+
+
+def planned() -> set[str]:
+    return {path.name for path in Path("data/windows").iterdir() if path.is_dir()}
+
+
+def test_a_stopped_training_is_killed_and_can_go_on(workplace, capsys):
+    arguments = ["--bank", "bank", "--ctx", "20", *TINY_MODEL, "--seed", "7"]
+    assert train.main([*arguments, "--resume", "true"]) == 2
+    assert "no interrupted run" in capsys.readouterr().err
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "entrypoints.train", *arguments, "--epochs", "3000"]
+    with subprocess.Popen(
+        [*command, "--patience", "3000"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert any(line.startswith("epoch 2:") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    stopped = runs()[0]
+    assert (stopped.info.status, stopped.data.tags["error"]) == ("KILLED", "stopped by SIGTERM")
+    assert len(list((workplace / "data" / "training").glob("*.safetensors"))) == 1

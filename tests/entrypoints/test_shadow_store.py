@@ -1,0 +1,168 @@
+"""Whole shadow evaluations on a real store: who may become baseline, who may not."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from torch import nn
+
+from entrypoints import rollback, shadow_eval
+from lvm import tracking
+from lvm.bank.store import Bank, write_bank
+from lvm.checkpoint.facts import TRAINED, Facts, facts_of
+from lvm.models.baselines import CopyLast, Ridge
+from lvm.registry import alias, registered
+from lvm.windows.export import plan_windows
+from tests.conftest import copy_store
+from tests.synthetic import rotation
+
+pytestmark = pytest.mark.slow
+CTX, DIM = 20, 16
+NUM_SEQUENCES, NUM_DOCUMENTS, DOCUMENT_ROWS = 12, 30, 8
+
+
+def linear(matrix_DD: np.ndarray) -> Ridge:
+    """Return a model that maps the last vector by a matrix."""
+    model = Ridge(DIM)
+    weight = np.zeros((DIM, 4 * DIM), np.float32)
+    weight[:, :DIM] = matrix_DD
+    model.weight.copy_(torch.from_numpy(weight))
+    return model
+
+
+def changing_bank(path: Path) -> Bank:
+    """Write a bank that turns by another rotation in the last tenth of its sequences.
+
+    What fits its train rows does not fit its test rows; `linear(rotation(DIM, 1))` does.
+    """
+    random = np.random.default_rng(0)
+    sequence_rows = NUM_DOCUMENTS * DOCUMENT_ROWS
+    vectors = []
+    for _ in range(NUM_SEQUENCES):
+        vector_D = random.standard_normal(DIM)
+        for row in range(sequence_rows):
+            vectors.append(vector_D / np.linalg.norm(vector_D))
+            vector_D = rotation(DIM, 1 if row >= 0.88 * sequence_rows else 0) @ vector_D
+    row_N = np.arange(len(vectors))
+    rows = pd.DataFrame(
+        {
+            "sequence": [f"sequence-{row // sequence_rows}" for row in row_N],
+            "document": [f"document-{row // DOCUMENT_ROWS % NUM_DOCUMENTS}" for row in row_N],
+        }
+    )
+    return write_bank(path, np.array(vectors), rows, "synthetic", "test", "float32")
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory, empty_store):
+    """A bank in a working folder with an empty store of its own."""
+    folder = tmp_path_factory.mktemp("shadow-store")
+    made = changing_bank(folder / "bank")
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder / "store", patch)
+        patch.chdir(folder)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def facts(bank: Bank) -> Facts:
+    known = facts_of("memory_gru", "none", bank, plan_windows(bank, CTX))
+    assert known.kind == TRAINED
+    return known
+
+
+def register(model: nn.Module, facts: Facts) -> str:
+    """Register a model as if it had been trained; return its version."""
+    with tracking.run("train", {}):
+        return registered.register(registered.log_predictor(model, facts), facts)
+
+
+def evaluated(candidates: str) -> dict:
+    arguments = ["--candidates", candidates, "--bank", "bank", "--ctx", str(CTX)]
+    assert shadow_eval.main([*arguments, "--promote", "enabled", "--report", "report.json"]) == 0
+    return json.loads(Path("report.json").read_text())
+
+
+def unscored(version: str) -> str:
+    return MlflowClient().get_model_version("lvm", version).tags["shadow_unscored"]
+
+
+@pytest.fixture(scope="module")
+def unworthy(bank, facts) -> list[str]:
+    """Versions of a model that copies, noise, NaN, one evaluated on another bank."""
+    elsewhere = dataclasses.replace(facts, bank_sha256="0" * 64)
+    noise = np.random.default_rng(5).standard_normal((DIM, DIM))
+    return [
+        register(CopyLast(DIM), facts),
+        register(linear(noise), facts),
+        register(linear(np.full((DIM, DIM), np.nan)), facts),
+        register(linear(rotation(DIM, 1)), elsewhere),
+    ]
+
+
+@pytest.fixture(scope="module")
+def first(unworthy) -> dict:
+    return evaluated(",".join(unworthy))
+
+
+@pytest.fixture(scope="module")
+def improved(first, facts) -> str:
+    """The version of a genuine improvement, evaluated."""
+    version = register(linear(rotation(DIM, 1)), facts)
+    evaluated("all")
+    return version
+
+
+def test_no_unworthy_model_becomes_the_first_baseline(first, unworthy):
+    baseline = registered.load("models:/lvm@baseline")
+    assert baseline.facts.kind == "free" and baseline.version not in unworthy
+    assert first["decision"]["winner"] == baseline.facts.model
+    assert len(alias.history()) == 1
+    notes = [unscored(version) for version in unworthy]
+    assert notes[:2] == ["none", "none"] and "not finite" in notes[2]
+    assert "made from another bank (000000000000" in notes[3]
+
+
+def test_nor_the_next_one(first, unworthy):
+    before = alias.aliases()
+    again = evaluated(",".join(unworthy))
+    assert alias.aliases() == before and again["decision"]["promote"] == []
+    assert {one["origin"] for one in again["outcomes"]} == {"read from the store", ""}
+
+
+def test_a_genuine_improvement_is_promoted(first, improved):
+    aliases = alias.aliases()
+    assert aliases["baseline"] == improved
+    free = registered.versions()[aliases["previous"]]
+    assert (free.kind, free.model) == ("free", first["decision"]["winner"])
+
+
+def test_a_tie_keeps_the_baseline(improved, facts):
+    before = alias.aliases()
+    twin = register(linear(rotation(DIM, 1)), facts)
+    report = evaluated("all")
+    MlflowClient().delete_model_version("lvm", twin)
+    assert alias.aliases() == before and report["decision"]["promote"] == []
+    tied = [one for one in report["comparisons"] if one["hit_at_5"]["mean"] == 0]
+    assert tied and report["decision"]["winner"].endswith(f"v{improved}")
+
+
+def test_rollback_restores_the_one_before_and_no_replay_undoes_it(improved):
+    before = alias.aliases()
+    assert rollback.main([]) == 0
+    now = alias.aliases()
+    assert (now["baseline"], now["previous"]) == (before["previous"], before["baseline"])
+    assert alias.history()[-1]["replaced"] == improved
+    again = evaluated("all")
+    assert alias.aliases() == now and alias.withdrawn() == {improved}
+    (check,) = (
+        check
+        for check in again["decision"]["checks"]
+        if check["gate"] == "not withdrawn" and not check["passed"]
+    )
+    assert check["candidate"].endswith(f"v{improved}")

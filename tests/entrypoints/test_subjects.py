@@ -1,0 +1,38 @@
+"""Whether a predictor may know the answers; how what it retrieves is shown."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from entrypoints._inputs import Inputs
+from entrypoints._subjects import Subject
+from entrypoints.predict import passages
+from lvm.checkpoint.facts import facts_of
+from lvm.models.baselines import CopyLast
+from lvm.models.table import FREE_MODELS
+from lvm.registry.registered import Predictor
+from lvm.windows.export import plan_windows
+
+
+@pytest.mark.parametrize("name", [*FREE_MODELS, "memory_gru"])
+def test_all_that_was_fitted_on_another_bank_is_marked(name, tiny_bank):
+    windows = plan_windows(tiny_bank, 20)
+    inputs = Inputs(tiny_bank, windows, Path("windows"), None)
+    own = facts_of(name, "none", tiny_bank, windows)
+    foreign = dataclasses.replace(own, bank_sha256="0" * 64)
+    marked = [
+        Subject(name, Predictor(name, facts, model=CopyLast(16)), inputs).is_leaky()
+        for facts in (own, foreign)
+    ]
+    assert marked == [False, name not in ("copy-last", "context-mean")]
+
+
+def test_rows_that_no_list_held_are_not_shown_as_passages(tiny_bank):
+    row_1K, score_1K = np.array([[7, -1]]), np.array([[0.5, -np.inf]])
+    index = SimpleNamespace(search=lambda prediction_1D, k: (row_1K, score_1K))
+    head, passage, note = passages(index, tiny_bank, np.zeros((1, 16)), 2, "cosine")
+    assert "[sequence-0] " in passage and "  7 " in passage
+    assert note == "1 of 2 found: the lists that were read hold no more"

@@ -1,0 +1,153 @@
+"""Moves of the alias on a real sqlite store: whole or undone, each in the history."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lvm.registry import alias
+from lvm.stopping import Stopped, stoppable
+from tests.registry.promotion_processes import cut_off_between_the_aliases
+from tests.registry.test_registered import facts, registered_store, three_versions
+
+__all__ = ["facts", "registered_store", "three_versions"]  # fixtures
+
+
+@pytest.fixture
+def old_baseline(three_versions):
+    alias.promote("1", None, {"reason": "first"})
+
+
+def test_promotion_moves_both_aliases_and_keeps_the_evidence(three_versions):
+    alias.promote("1", None, {"reason": "first"})
+    assert alias.aliases() == {"baseline": "1"}
+    alias.promote("3", "1", {"reason": "better", "decision_run": "abc"})
+    assert alias.aliases() == {"baseline": "3", "previous": "1"}
+    tags = MlflowClient().get_model_version("lvm", "3").tags
+    assert (tags["reason"], tags["decision_run"]) == ("better", "abc")
+
+
+def test_promotion_stops_where_the_alias_moved_since_the_decision(three_versions):
+    alias.promote("1", None, {})
+    alias.promote("2", "1", {})
+    with pytest.raises(ValueError, match="baseline moved from 1 to 2"):
+        alias.promote("3", "1", {"reason": "late"})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert "reason" not in MlflowClient().get_model_version("lvm", "3").tags
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [("9", "no version '9'"), ("1", "1 is the baseline already")]
+)
+def test_promotion_of_a_wrong_version_changes_nothing(three_versions, version, reason):
+    alias.promote("1", None, {})
+    with pytest.raises(ValueError, match=reason):
+        alias.promote(version, "1", {})
+    assert alias.aliases() == {"baseline": "1"}
+
+
+def test_rollback_restores_the_previous_baseline(three_versions):
+    alias.promote("1", None, {})
+    with pytest.raises(ValueError, match="no previous baseline"):
+        alias.rollback()
+    alias.promote("2", "1", {})
+    assert alias.rollback() == ("1", "2")
+    assert alias.aliases() == {"baseline": "1", "previous": "2"}
+    assert alias.rollback() == ("2", "1")
+
+
+def test_a_stop_signal_waits_for_the_end_of_a_move(old_baseline, monkeypatch):
+    client = MlflowClient
+    set_alias = client.set_registered_model_alias
+
+    def stopped_between(self, name, alias, version):
+        set_alias(self, name, alias, version)
+        if alias == "previous":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", stopped_between)
+    with pytest.raises(Stopped), stoppable():
+        alias.promote("2", "1", {})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert len(alias.history()) == 2
+
+
+def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def fails_at_the_second(self, name, alias, version):
+        if alias == "baseline":
+            raise OSError("database is locked")
+        set_alias(self, name, alias, version)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
+        with pytest.raises(OSError, match="locked"):
+            alias.promote("2", "1", {})
+    assert alias.aliases() == {"baseline": "1"} and len(alias.history()) == 1
+    alias.promote("2", "1", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
+        with pytest.raises(OSError, match="locked"):
+            alias.promote("3", "2", {})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert "reason" not in MlflowClient().get_model_version("lvm", "3").tags
+
+
+def cut_off(after: str, version: str, expected: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    arguments = (uri, after, version, expected)
+    process = context.Process(target=cut_off_between_the_aliases, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+
+def test_a_move_that_is_killed_between_its_steps_is_undone_or_finished(old_baseline):
+    alias.promote("2", "1", {"reason": "second"})
+    cut_off("previous", "3", "2")
+    assert alias.aliases() == {"baseline": "2", "previous": "2"}
+    assert alias.rollback() == ("1", "2")
+    assert [move["version"] for move in alias.history()] == ["1", "2", "1"]
+    cut_off("baseline", "3", "1")
+    assert alias.aliases() == {"baseline": "3", "previous": "1"}
+    assert alias.rollback() == ("1", "3")
+    moves = alias.history()
+    assert [move["version"] for move in moves] == ["1", "2", "1", "3", "1"]
+    assert moves[3]["reason"] == "cut off"
+
+
+def test_rollback_refuses_where_previous_is_the_baseline_itself(old_baseline):
+    alias.promote("2", "1", {})
+    MlflowClient().set_registered_model_alias("lvm", "previous", "2")
+    with pytest.raises(ValueError, match="both version 2; the history says it replaced version 1"):
+        alias.rollback()
+    assert len(alias.history()) == 2
+
+
+def test_a_move_that_another_overtakes_is_told(old_baseline, monkeypatch):
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def overtaken(self, name, alias, version):
+        set_alias(self, name, alias, version)
+        if alias == "baseline":
+            set_alias(self, name, alias, "3")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", overtaken)
+    with pytest.raises(ValueError, match="another user set baseline to version 3"):
+        alias.promote("2", "1", {})
+    assert alias.aliases()["baseline"] == "3" and len(alias.history()) == 1
+
+
+def test_a_hand_lifts_what_a_rollback_withdrew(old_baseline):
+    alias.promote("2", "1", {})
+    assert alias.withdrawn() == set()
+    alias.rollback()
+    assert alias.withdrawn() == {"2"}
+    alias.promote("3", "1", {})
+    assert alias.withdrawn() == {"2"}
+    alias.promote("2", "3", {}, alias.BY_HAND)
+    assert alias.withdrawn() == set()

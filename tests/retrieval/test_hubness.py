@@ -1,0 +1,104 @@
+"""The correction reads train rows, is chosen on val, lowers hubs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lvm.bank.store import Bank
+from lvm.evaluation.free_predictors import fit_nearest_successor
+from lvm.metrics import selection_score
+from lvm.models.baselines import CopyLast, MovingAverage
+from lvm.prediction.predict import on_train_rows, predict_queries
+from lvm.retrieval import hubness
+from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.hubness import BETAS, fit_hubness, train_positions
+from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty
+from lvm.windows.export import plan_windows
+from lvm.windows.planning import Windows
+
+
+@pytest.fixture(scope="module")
+def windows(tiny_bank: Bank) -> Windows:
+    return plan_windows(tiny_bank, 30)
+
+
+class Constant(nn.Module):
+    """Predicts one vector, whatever it reads."""
+
+    def __init__(self, vector_D: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vector_D", vector_D)
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        return self.vector_D.expand(*context_BTD.shape)
+
+
+def test_positions_are_targets_of_train_windows(tiny_bank: Bank, windows: Windows):
+    positions = train_positions(windows, seed=0)
+    assert len(positions) > 500
+    assert (windows.split_N[positions.target_row_Q] == 0).all()
+    assert (windows.split_N[positions.first_row_Q] == 0).all()
+    start_W, rows_W = windows.train_windows()
+    cuts = dict(zip(start_W.tolist(), rows_W.tolist(), strict=True))
+    for first, target in zip(positions.first_row_Q, positions.target_row_Q, strict=True):
+        assert cuts[int(first)] // 2 < target - first <= cuts[int(first)]
+    again = train_positions(windows, seed=0)
+    assert np.array_equal(again.target_row_Q, positions.target_row_Q)
+
+
+def test_positions_are_bounded(tiny_bank: Bank, windows: Windows, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hubness, "MAX_POSITIONS", 50)
+    monkeypatch.setattr(hubness, "MAX_ROWS_READ", 95)
+    positions = train_positions(windows, seed=0)
+    assert len(positions) <= 50
+    assert len(np.unique(positions.first_row_Q)) == 3
+
+
+def test_beta_is_the_best_on_val(tiny_bank: Bank, windows: Windows):
+    model = MovingAverage(tiny_bank.dim, 0.5)
+    found = fit_hubness(model, tiny_bank, windows)
+    queries = windows.queries["val"]
+    prediction_QD = predict_queries(model, tiny_bank, queries)
+    train_PD = predict_queries(model, tiny_bank, train_positions(windows, 0))
+    scores = {}
+    for beta in BETAS:
+        pair_N2 = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), beta)
+        ranks = exact_ranks(prediction_QD, queries, tiny_bank, windows.representative_N, [pair_N2])
+        scores[beta] = selection_score(ranks[0].rank_Q)
+    assert scores[found.beta] == max(scores.values())
+    expected = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), found.beta)
+    assert np.allclose(found.row_correction, expected, atol=1e-6)
+
+
+def test_test_queries_do_not_choose_beta(tiny_bank: Bank, windows: Windows):
+    model = CopyLast(tiny_bank.dim)
+    val = windows.queries["val"]
+    blind = dataclasses.replace(windows, queries={"val": val, "test": val.head(1)})
+    first, second = fit_hubness(model, tiny_bank, windows), fit_hubness(model, tiny_bank, blind)
+    assert first.beta == second.beta
+    assert np.array_equal(first.row_correction, second.row_correction)
+
+
+def test_without_a_gain_beta_stays_0(tiny_bank: Bank, windows: Windows):
+    val = windows.queries["val"].head(1)
+    blind = dataclasses.replace(windows, queries={"val": val, "test": val})
+    truth = Constant(torch.from_numpy(tiny_bank.unit(val.target_row_Q)[0]))
+    assert fit_hubness(truth, tiny_bank, blind).beta == 0
+
+
+def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, windows, monkeypatch):
+    monkeypatch.setattr(hubness, "BETAS", (1.0,))
+    model = fit_nearest_successor(tiny_bank, windows)
+    found = fit_hubness(model, tiny_bank, windows).row_correction
+    positions = train_positions(windows, 0)
+    honest, leaked = (
+        neighbour_penalty(
+            mean_neighbour_score(predict_queries(one, tiny_bank, positions), tiny_bank), 1.0
+        )
+        for one in (on_train_rows(model), model)
+    )
+    assert np.allclose(found, honest, atol=1e-6)
+    assert not np.allclose(found, leaked, atol=1e-2)

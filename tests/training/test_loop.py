@@ -1,0 +1,293 @@
+"""Training on banks whose answer is known.
+
+Shapes: D vector dim, Q queries.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lvm.bank.store import Bank
+from lvm.prediction.predict import predict_queries
+from lvm.training.batches import Batches
+from lvm.training.distributed import World
+from lvm.training.loop import TrainResult, train
+from lvm.training.recipes import TrainConfig, resolve
+from lvm.training.symptoms import training_warnings
+from lvm.windows.export import plan_windows
+from lvm.windows.planning import Windows
+from tests.synthetic import noise_bank, rotation_bank
+
+TOY = TrainConfig(
+    hidden=24, layers=2, chunk=10, slots=4, dropout=0.0, negatives=64, batch_size=4, epochs=4
+)
+
+
+def hit_validation(bank: Bank, windows: Windows, split: str = "val") -> Callable:
+    """Return a plain whole-bank Hit@5 scorer."""
+    queries = windows.queries[split].head(200)
+    vector_DN = bank.unit(slice(0, bank.num_rows)).T
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        score_QN = predict_queries(model, bank, queries) @ vector_DN
+        truth_Q = score_QN[np.arange(len(queries)), queries.target_row_Q]
+        return {"hit_at_5": float(((score_QN > truth_Q[:, None]).sum(axis=1) < 5).mean())}
+
+    return validate
+
+
+def train_toy(bank: Bank, config: TrainConfig = TOY, **options: object) -> TrainResult:
+    windows = plan_windows(bank, 20)
+    options.setdefault("validate", hit_validation(bank, windows))
+    return train(bank, windows, config, **options)  # type: ignore[arg-type]
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return result.model.state_dict()
+
+
+def assert_same(first: TrainResult, second: TrainResult) -> None:
+    assert weights(first).keys() == weights(second).keys()
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(second)[name]), name
+    timeless = [{k: v for k, v in r.items() if k != "train/seconds"} for r in first.history]
+    assert timeless == [
+        {k: v for k, v in r.items() if k != "train/seconds"} for r in second.history
+    ]
+
+
+def test_a_known_rotation_is_learnt(tmp_path: Path) -> None:
+    bank = rotation_bank(tmp_path / "bank")
+    config = TrainConfig(**(vars(TOY) | {"epochs": 25, "patience": 25, "lr": 0.02}))
+    windows = plan_windows(bank, 20)
+    untrained = hit_validation(bank, windows, "test")(
+        train_toy(bank, TrainConfig(**(vars(TOY) | {"epochs": 1, "lr": 1e-9}))).model
+    )
+    result = train_toy(bank, config)
+    assert result.history[-1]["train/loss"] < 0.5 * result.history[0]["train/loss"]
+    trained = hit_validation(bank, windows, "test")(result.model)
+    assert trained["hit_at_5"] > 0.9
+    assert untrained["hit_at_5"] < 0.5
+
+
+def test_noise_stays_at_chance(tmp_path: Path) -> None:
+    bank = noise_bank(tmp_path / "bank")
+    result = train_toy(bank)
+    hits = hit_validation(bank, plan_windows(bank, 20), "test")(result.model)["hit_at_5"]
+    assert hits < 6 * 5 / bank.num_rows + 0.02
+
+
+@pytest.mark.parametrize("cell", ["gru", "mingru"])
+@pytest.mark.parametrize("recipe", ["dense", "seed"])
+def test_two_runs_agree_to_the_bit(tiny_bank: Bank, cell: str, recipe: str) -> None:
+    config = TrainConfig(
+        **(vars(TOY) | {"cell": cell, "recipe": recipe, "dropout": 0.2, "epochs": 2})
+    )
+    assert_same(train_toy(tiny_bank, config), train_toy(tiny_bank, config))
+
+
+class Killed(Exception):
+    """Stands for a process that dies between two epochs."""
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bank: Bank, tmp_path: Path) -> None:
+    config = TrainConfig(**(vars(TOY) | {"dropout": 0.2}))
+    whole = train_toy(tiny_bank, config)
+
+    def die_after_two(record: dict[str, float]) -> None:
+        if record["epoch"] == 2:
+            raise Killed
+
+    state = tmp_path / "state"
+    with pytest.raises(Killed):
+        train_toy(tiny_bank, config, on_epoch=die_after_two, state_path=state)
+    seen: list[int] = []
+    resumed = train_toy(
+        tiny_bank, config, on_epoch=lambda r: seen.append(int(r["epoch"])), state_path=state
+    )
+    assert seen == [3, 4]
+    assert_same(whole, resumed)
+
+
+def test_a_state_of_another_configuration_is_not_resumed(tiny_bank: Bank, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    train_toy(tiny_bank, TOY, state_path=state)
+    other = TrainConfig(**(vars(TOY) | {"seed": 1}))
+    seen: list[int] = []
+    train_toy(tiny_bank, other, on_epoch=lambda r: seen.append(int(r["epoch"])), state_path=state)
+    assert seen[0] == 1
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(tiny_bank: Bank) -> None:
+    scores = iter([0.1, 0.1, 0.4, 0.3, 0.2, 0.2, 0.1, 0.1, 0.9, 0.9])
+    config = TrainConfig(**(vars(TOY) | {"epochs": 9, "patience": 2}))
+    result = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": next(scores)})
+    assert result.best_epoch == 2
+    assert len(result.history) == 4
+
+
+def test_a_diverging_run_stops_with_the_reason(tiny_bank: Bank, monkeypatch) -> None:
+    windows = plan_windows(tiny_bank, 20)
+    broken = windows.train_windows()[0][0]
+    vectors = tiny_bank.vectors.copy()
+    vectors[broken : broken + 200] = np.inf
+    bank = Bank(**(vars(tiny_bank) | {"vectors": vectors}))
+    config = TrainConfig(**(vars(TOY) | {"epochs": 30, "patience": 30, "batch_size": 64}))
+    with pytest.raises(ValueError, match="lr: .* diverged"), np.errstate(invalid="ignore"):
+        train(bank, windows, config, validate=lambda model: {"hit_at_5": 0.0})
+
+
+def test_steps_end_the_training_with_its_schedule(tiny_bank: Bank) -> None:
+    an_epoch = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0).num_batches(1)
+    config = TrainConfig(**(vars(TOY) | {"epochs": 9, "max_steps": an_epoch + 3}))
+    result = train_toy(tiny_bank, config)
+    assert result.optimiser_steps == an_epoch + 3
+    assert [record["epoch"] for record in result.history] == [1, 2]
+    assert result.history[-1]["train/lr"] < 0.05 * resolve(config, 20).lr
+    assert "val/hit_at_5" in result.history[-1]
+
+
+@pytest.mark.parametrize("recipe", ["dense", "seed"])
+def test_epochs_decide_where_steps_would_allow_more(tiny_bank: Bank, recipe: str) -> None:
+    config = TrainConfig(**(vars(TOY) | {"recipe": recipe, "epochs": 2}))
+    longer = TrainConfig(**(vars(config) | {"max_steps": 10**9}))
+    assert_same(train_toy(tiny_bank, config), train_toy(tiny_bank, longer))
+
+
+def test_without_an_average_the_raw_weights_are_validated(tiny_bank: Bank) -> None:
+    result = train_toy(tiny_bank, TrainConfig(**(vars(TOY) | {"averaging": "none"})))
+    for record in result.history:
+        assert record["val/hit_at_5"] == record["val/raw_hit_at_5"]
+        assert "val/averaged_hit_at_5" not in record
+
+
+def test_a_late_average_is_validated_once_there_is_one(tiny_bank: Bank) -> None:
+    config = TrainConfig(**(vars(TOY) | {"averaging": "swa", "patience": 9}))
+    history = train_toy(tiny_bank, config).history
+    there = ["val/averaged_hit_at_5" in record for record in history]
+    assert (there[:2], there[-1]) == ([False, False], True)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(tiny_bank: Bank) -> None:
+    with pytest.raises(ValueError, match="batch_size: 4 windows cannot be shared among 5"):
+        train_toy(tiny_bank, TOY, world=World(size=5))
+
+
+def test_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch) -> None:
+    for capable, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capable: {"avx512_bf16": c})
+        assert resolve(TrainConfig(device="cpu"), 20).precision == precision
+    assert resolve(TrainConfig(device="cpu", precision="bf16"), 20).precision == "bf16"
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_windows_of_every_batch(tiny_bank, dense: bool, size: int) -> None:
+    windows = plan_windows(tiny_bank, 20)
+    whole = Batches(tiny_bank, windows, 4, 0, dense)
+    shares = [
+        Batches(tiny_bank, windows, 4, 0, dense, rank=rank, size=size).epoch(2)
+        for rank in range(size)
+    ]
+    for batch, *parts in zip(whole.epoch(2), *shares, strict=True):
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        counted = [set(part.window_B.tolist()) for part in parts if part.share]
+        assert set.union(*counted) == set(batch.window_B.tolist())
+        assert sum(map(len, counted)) == len(batch.window_B)
+        for part in parts:
+            assert torch.equal(part.last_GD, batch.last_GD)
+            if not dense:
+                assert torch.equal(part.target_BTD[:, -1], batch.last_GD[part.own_B])
+
+
+def test_an_epoch_can_begin_in_its_middle(tiny_bank: Bank) -> None:
+    batches = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, first=3))
+    assert [b.window_B.tolist() for b in whole[3:]] == [b.window_B.tolist() for b in rest]
+
+
+def test_training_reads_train_rows_only(tiny_bank: Bank) -> None:
+    windows = plan_windows(tiny_bank, 20)
+    vectors = tiny_bank.vectors.copy()
+    held_out = np.setdiff1d(np.arange(tiny_bank.num_rows), windows.train_rows())
+    vectors[held_out] = np.nan
+    bank = Bank(**(vars(tiny_bank) | {"vectors": vectors}))
+    batches = Batches(bank, windows, 4, 0)
+    for batch in batches.epoch(1):
+        assert torch.isfinite(batch.context_BTD).all()
+        assert torch.isfinite(batch.target_BTD).all()
+    assert torch.isfinite(batches.negatives(1, 10_000)).all()
+
+
+def test_every_target_is_the_successor_of_its_input(tiny_bank: Bank) -> None:
+    batch = next(Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0).epoch(1))
+    assert torch.equal(batch.context_BTD[:, 1:], batch.target_BTD[:, :-1])
+    assert batch.real_BT.shape == batch.context_BTD.shape[:2]
+
+
+@pytest.mark.parametrize("overlap", [0, 10, 15])
+def test_a_dense_epoch_reads_each_train_row_about_once(tiny_bank: Bank, overlap: int) -> None:
+    windows = plan_windows(tiny_bank, 20, overlap)
+    batches = Batches(tiny_bank, windows, 4, 0)
+    num_rows = len(windows.train_rows())
+    num_turns = 20 // (20 - overlap)
+    for epoch in range(1, num_turns + 1):
+        assert 0.75 * num_rows < batches.num_positions(epoch) < 1.1 * num_rows
+        positions = sum(int(batch.real_BT.sum()) for batch in batches.epoch(epoch))
+        assert positions == batches.num_positions(epoch)
+    all_rows = int(windows.train_windows()[1].sum())
+    assert sum(batches.num_positions(epoch) for epoch in range(1, num_turns + 1)) == all_rows
+
+
+def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
+    negative_KD = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0).negatives(0, 10_000)
+    cosine_KK = negative_KD @ negative_KD.T - torch.eye(len(negative_KD))
+    assert float(cosine_KK.max()) < 0.999
+
+
+def test_warnings_name_what_to_doubt() -> None:
+    def record(epoch: int, hit: float, cosine: float) -> dict[str, float]:
+        return {"epoch": epoch, "val/hit_at_5": hit, "val/cosine": cosine}
+
+    history = [record(1, 0.3, 0.1), record(2, 0.2, 0.2)]
+    warnings = training_warnings(history, best_epoch=1, optimiser_steps=24)
+    assert len(warnings) == 3
+    assert training_warnings([record(1, 0.1, 0.1), record(2, 0.2, 0.2)], 2, 5000) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"model": "lstm"}, "model: unknown 'lstm'"),
+        ({"recipe": "fast"}, "recipe: unknown 'fast'"),
+        ({"lr": 0.0}, "lr: 0.0"),
+        ({"lr": float("nan")}, "lr: nan"),
+        ({"epochs": 0}, "epochs: 0"),
+        ({"weight_decay": -1.0}, "weight_decay: -1.0"),
+        ({"dropout": 1.0}, "dropout: 1.0"),
+        ({"layers": 3}, "layers: 3 is odd"),
+        ({"max_steps": 0}, "max_steps: 0"),
+        ({"averaging": "mean"}, "averaging: unknown 'mean'"),
+        ({"hard_negatives": -1}, "hard_negatives: -1"),
+        ({"hard_negatives": 2, "recipe": "seed"}, "hard_negatives: need"),
+        ({"hard_from": 1.0}, "hard_from: 1.0"),
+        ({"temperature": 0.02}, "temperature: 0.02 is outside"),
+        ({"focus": 1.5}, "focus: 1.5"),
+        ({"focus": 0.3, "recipe": "seed"}, "focus: recipe=seed"),
+    ],
+)
+def test_impossible_settings_are_refused(setting: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TrainConfig(**setting)
+
+
+def test_the_seed_recipe_keeps_the_old_settings() -> None:
+    for ctx, batch in ((100, 32), (500, 16), (1000, 8), (2000, 4)):
+        config = resolve(TrainConfig(recipe="seed"), ctx)
+        assert (config.batch_size, config.accumulation) == (batch, 256 // batch)
+        assert (config.lr, config.weight_decay, config.patience) == (1e-4, 1e-4, 3)
+    assert resolve(TrainConfig(recipe="seed", lr=0.01), 100).lr == 0.01
