@@ -24,6 +24,28 @@ def gru_states(
     return states
 
 
+def gru_step(
+    input_H: Tensor,
+    state_H: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+) -> Tensor:
+    """Return the next state (H,) of a layer."""
+    hidden = len(state_H)
+    of_input, of_state = (
+        torch.addmv(bias, weight, vector_H).split([2 * hidden, hidden])
+        for bias, weight, vector_H in (
+            (bias_ih, weight_ih, input_H),
+            (bias_hh, weight_hh, state_H),
+        )
+    )
+    reset_H, keep_H = (of_input[0] + of_state[0]).sigmoid().chunk(2)
+    new_H = torch.addcmul(of_input[1], reset_H, of_state[1]).tanh()
+    return torch.lerp(new_H, state_H, keep_H)
+
+
 class _GRU(torch.autograd.Function):
     @staticmethod
     def forward(

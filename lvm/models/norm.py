@@ -24,16 +24,22 @@ def scaled_rows(rows: Tensor, added: float) -> Tensor:
     The gradient is written out: torch's own, of normalize as of rms_norm, takes a CPU three to
     eight times as long.
     """
+    if not (torch.is_grad_enabled() and rows.requires_grad):
+        return rows * _factor(rows, added)
     scaled: Tensor = _ScaledRows.apply(rows, added)
     return scaled
+
+
+def _factor(rows: Tensor, added: float) -> Tensor:
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=exact)
+    return length.square_().add_(added).rsqrt_().to(rows.dtype)
 
 
 class _ScaledRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, added: float) -> Tensor:
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=exact)
-        factor = (length.square() + added).rsqrt().to(rows.dtype)
+        factor = _factor(rows, added)
         scaled = rows * factor
         ctx.save_for_backward(scaled, factor)
         return scaled

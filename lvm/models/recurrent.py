@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lvm.models.dropout import Dropout
-from lvm.models.gru import gru_states
+from lvm.models.gru import gru_states, gru_step
 from lvm.models.norm import RMSNorm
 from lvm.models.scan import gated_scan
 
@@ -44,20 +44,24 @@ class ChunkedGRU(nn.Module):
             state_NSH = self._states(input_NSH)[-1].transpose(0, 1)
         return (input_NSH + state_NSH).view_as(input_BTH)
 
-    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        """Return the outputs (T, H), the states (L, H) after the last step."""
+    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the outputs (T, H), the state (H,) of each layer after the last step."""
         num_steps = len(input_TH)
         input_NSH = pad(input_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))
         states = self._states(input_NSH)
-        last_LH = torch.stack([state_SNH[(num_steps - 1) % chunk, -1] for state_SNH in states])
-        return input_TH + states[-1].transpose(0, 1).flatten(0, 1)[:num_steps], last_LH
+        output_TH = input_TH + states[-1].transpose(0, 1).flatten(0, 1)[:num_steps]
+        return output_TH, [state_SNH[(num_steps - 1) % chunk, -1] for state_SNH in states]
 
-    def step(self, input_H: Tensor, state: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:
-        """Return the output (H,) with the next states; `is_first` where a chunk begins."""
-        state_11H, state = self.gru(
-            self.norm(input_H)[None, None], None if is_first else state[:, None]
-        )
-        return input_H + state_11H[0, 0], state[:, 0]
+    def step(
+        self, input_H: Tensor, state: list[Tensor], is_first: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the output (H,) with the next state; `is_first` where a chunk begins."""
+        output_H, states = self.norm(input_H), []
+        for weights, state_H in zip(self.gru.all_weights, state, strict=True):
+            before_H = torch.zeros_like(state_H) if is_first else state_H
+            output_H = gru_step(output_H, before_H, *weights)
+            states.append(output_H)
+        return input_H + output_H, states
 
     def _states(self, input_NSH: Tensor) -> list[Tensor]:
         """Return the states (S, N, H) of each layer."""
