@@ -1,12 +1,13 @@
 """Speed of training: forward and backward of the models beside an unrolled GRU and plain matmul.
 
-Run `python -m benchmarks.training`; it prints a table and checks nothing.
+Run `python -m benchmarks.training`; it prints a table and checks nothing. Rounds go over all rows
+of the table in turn, so that what else the machine does falls on each of them.
 """
 
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import click
 import torch
@@ -15,32 +16,45 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
+from lvm.models.recurrent import CELLS
 from lvm.models.table import build_model
+from lvm.training.recipes import TrainConfig, resolve
 
 HIDDEN, LAYERS = 512, 4
 MATRIX = 2048
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+UNROLL, MATMUL = f"nn.GRU, {LAYERS} layers, unrolled", "matmul"
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Best of several timings: floating-point operations, seconds, windows of one call."""
+@dataclass
+class Timed:
+    """A call in one precision, with its floating-point operations, windows, seconds a round."""
 
     name: str
-    flops: int
-    seconds: float
-    num_windows: int
+    precision: str
+    call: Callable[[], object]
+    num_windows: int = 0
+    flops: int = 0
+    seconds: list[float] = field(default_factory=list)
 
-    def row(self, unroll: "Speed", matrix: "Speed") -> list[str]:
-        rate, peak = self.flops / self.seconds, matrix.flops / matrix.seconds
-        windows = self.num_windows / self.seconds
-        faster = windows * unroll.seconds / unroll.num_windows
-        return [
-            self.name,
-            f"{rate / 1e9:.0f}",
-            f"{100 * rate / peak:.0f} %",
-            f"{windows:.2f}" if self.num_windows else "",
-            f"{faster:.1f} x" if self.num_windows else "",
-        ]
+    def count(self) -> None:
+        """Count the operations of one call, which warms it up."""
+        with FlopCounterMode(display=False) as counter:
+            self.call()
+        self.flops = counter.get_total_flops()
+
+    def time(self) -> None:
+        begin = time.perf_counter()
+        self.call()
+        self.seconds.append(time.perf_counter() - begin)
+
+    def rate(self) -> float:
+        """Return operations a second in the best round."""
+        return self.flops / min(self.seconds)
+
+    def windows(self) -> float:
+        """Return windows a second in the best round."""
+        return self.num_windows / min(self.seconds)
 
 
 class UnrolledGRU(nn.Module):
@@ -56,33 +70,24 @@ class UnrolledGRU(nn.Module):
         return normalize(self.out(state_BTH), dim=-1)
 
 
-def measure(name: str, call: Callable[[], object], num_windows: int, repeats: int) -> Speed:
-    """Time `call`, the best of `repeats` after one to warm up; count its operations once."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return Speed(name, counter.get_total_flops(), min(seconds), num_windows)
-
-
-def train_step(model: nn.Module, context_BTD: Tensor, half: bool) -> Callable[[], None]:
+def train_step(model: nn.Module, context_BTD: Tensor, precision: str) -> Callable[[], None]:
     """Return a forward and backward pass over every position."""
     weight_BTD = torch.randn_like(context_BTD)
+    half = precision == "bf16"
 
     def step() -> None:
         with torch.autocast(context_BTD.device.type, torch.bfloat16, enabled=half):
-            (model(context_BTD) * weight_BTD).sum().backward()
+            prediction_BTD = model(context_BTD)
+        (prediction_BTD * weight_BTD).sum().backward()
         if context_BTD.is_cuda:
             torch.cuda.synchronize()
 
     return step
 
 
-def product(dtype: torch.dtype, device: str) -> Callable[[], None]:
-    left, right = (torch.randn(MATRIX, MATRIX, device=device).to(dtype) for _ in range(2))
+def product(precision: str, device: str) -> Callable[[], None]:
+    draws = (torch.randn(MATRIX, MATRIX, device=device) for _ in range(2))
+    left, right = (draw.to(DTYPES[precision]) for draw in draws)
 
     def multiply() -> None:
         for _ in range(4):
@@ -93,31 +98,55 @@ def product(dtype: torch.dtype, device: str) -> Callable[[], None]:
     return multiply
 
 
+def table(rows: list[Timed]) -> str:
+    """Show each row beside the matrix products, the unrolled GRU, each in both precisions."""
+    found = {(row.name, row.precision): row for row in rows}
+    lines = []
+    for row in rows:
+        against = [found[MATMUL, "fp32"], found[MATMUL, row.precision]]
+        cells = [row.name, row.precision, f"{row.rate() / 1e9:.0f}"]
+        cells += [f"{100 * row.rate() / other.rate():.0f} %" for other in against]
+        if row.num_windows:
+            unrolls = [found[UNROLL, "fp32"], found[UNROLL, row.precision]]
+            cells.append(f"{row.windows():.2f}")
+            cells += [f"{row.windows() / other.windows():.1f} x" for other in unrolls]
+        lines.append(cells)
+    headers = ["forward + backward", "precision", "GFLOP/s", "of fp32 matmul", "of own matmul"]
+    headers += ["windows/s", "against fp32 unroll", "against own unroll"]
+    return tabulate(
+        lines, headers, colalign=("left", "left", *["right"] * 6), disable_numparse=True
+    )
+
+
 @click.command()
 @click.option("--ctx", default=2000, show_default=True, help="Rows of context.")
 @click.option("--batch", default=4, show_default=True, help="Windows a step.")
 @click.option("--dim", default=768, show_default=True, help="Dimension of the vectors.")
-@click.option("--repeats", default=3, show_default=True, help="Timings of each; the best counts.")
+@click.option("--repeats", default=3, show_default=True, help="Rounds; the best counts.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--half/--no-half", default=False, help="bfloat16 autocast for the models.")
-def main(ctx: int, batch: int, dim: int, repeats: int, device: str, half: bool) -> None:
-    """Print GFLOP/s and windows a second of forward + backward."""
+def main(ctx: int, batch: int, dim: int, repeats: int, device: str) -> None:
+    """Print GFLOP/s and windows a second of forward + backward, in fp32 and bf16."""
     torch.manual_seed(0)
     context_BTD = normalize(torch.randn(batch, ctx, dim, device=device), dim=-1)
-    models: dict[str, nn.Module] = {f"nn.GRU, {LAYERS} layers, {ctx} steps": UnrolledGRU(dim)}
-    for cell in ("gru", "mingru"):
+    models: dict[str, nn.Module] = {UNROLL: UnrolledGRU(dim)}
+    for cell in CELLS:
         sizes = {"dim": dim, "hidden": HIDDEN, "layers": LAYERS, "cell": cell, "chunk": 200}
         models[f"memory_gru, cell={cell}"] = build_model({"model": "memory_gru", **sizes})
-    matrix = measure("matmul, fp32", product(torch.float32, device), 0, 3 * repeats)
-    speeds = [
-        measure(name, train_step(model.to(device), context_BTD, half), batch, repeats)
+    rows = [
+        Timed(name, precision, train_step(model.to(device), context_BTD, precision), batch)
         for name, model in models.items()
+        for precision in DTYPES
     ]
-    halves = measure("matmul, bf16", product(torch.bfloat16, device), 0, 3 * repeats)
-    rows = [speed.row(speeds[0], matrix) for speed in (*speeds, matrix, halves)]
-    headers = ["forward + backward", "GFLOP/s", "of fp32 matmul", "windows/s", "against unroll"]
+    rows += [Timed(MATMUL, precision, product(precision, device)) for precision in DTYPES]
+    for row in rows:
+        row.count()
+    for _ in range(repeats):
+        for row in rows:
+            row.time()
     print(f"ctx {ctx}, batch {batch}, D {dim}, {torch.get_num_threads()} threads, {device}")
-    print(tabulate(rows, headers, colalign=("left", *["right"] * 4)))
+    default = resolve(TrainConfig(device=device), ctx).precision
+    print(f"training's default precision here (precision=auto): {default}")
+    print(table(rows))
     for name, model in models.items():
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

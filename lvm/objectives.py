@@ -6,12 +6,16 @@ their own, H own negatives of a position, B windows of this process, G windows o
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 TWIN_COSINE = 0.995
+BF16_ERROR = 0.01  # of a cosine whose vectors, then itself, are rounded to eight bits: below 0.006
+LOSS_BLOCK = 512  # positions whose logits are held at a time
 # The likelihood likes sharper scores than the ranks do: left alone tau falls too far.
 TEMPERATURE_RANGE = (0.03, 0.2)
 
@@ -29,12 +33,6 @@ class OwnNegatives:
         parts = (self.place_C, self.vector_CHD, self.real_CH)
         return OwnNegatives(*(part.to(device) for part in parts))
 
-    def within(self, begin: int, end: int) -> "OwnNegatives":
-        """Return those of the positions from `begin` up to `end`, counted from `begin`."""
-        inside_C = (self.place_C >= begin) & (self.place_C < end)
-        place_C = self.place_C[inside_C] - begin
-        return OwnNegatives(place_C, self.vector_CHD[inside_C], self.real_CH[inside_C])
-
 
 class SampledSoftmax(nn.Module):
     """Softmax of the target against K shared bank negatives, with a learnable temperature.
@@ -45,13 +43,19 @@ class SampledSoftmax(nn.Module):
     target that cannot be found is bounded, so that those within reach, the first ranks, count more.
     Negatives drawn uniformly over duplicate groups need no logQ correction: it would be one
     constant. A negative that is a twin of the position's own target (cosine >= 0.995) is masked.
-    Own negatives of a position join its sum.
+    Own negatives of a position join its sum. With `bf16_gradient` the mean negative, which is the
+    gradient of the sum, is taken in bf16; the loss itself is not.
     """
 
     def __init__(
-        self, temperature: float = 0.035, cosine_weight: float = 0.1, focus: float = 0.0
+        self,
+        temperature: float = 0.035,
+        cosine_weight: float = 0.1,
+        focus: float = 0.0,
+        bf16_gradient: bool = False,
     ) -> None:
         super().__init__()
+        self.bf16_gradient = bf16_gradient
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.cosine_weight, self.focus = cosine_weight, focus
 
@@ -74,20 +78,71 @@ class SampledSoftmax(nn.Module):
     ) -> Tensor:
         """Return the loss (P,) of unit predictions against unit targets and unit negatives."""
         true_score_P = (prediction_PD * target_PD).sum(dim=-1)
-        score_PK = prediction_PD @ negative_KD.T
-        with torch.no_grad():
-            twin_PK = target_PD @ negative_KD.T >= TWIN_COSINE
         temperature = self.temperature()
-        logit_PK = (score_PK / temperature).masked_fill(twin_PK, -torch.inf)
-        logits = [true_score_P[:, None] / temperature, logit_PK]
+        own_PL = true_logit_P1 = (true_score_P / temperature)[:, None]
         if own is not None:
-            logits.append(_own_logits(prediction_PD, target_PD, own, temperature))
-        logit_PL = torch.cat(logits, dim=1)
-        log_share_P = logit_PL[:, 0].float() - logit_PL.float().logsumexp(dim=1)
+            logit_PH = _own_logits(prediction_PD, target_PD, own, temperature)
+            own_PL = torch.cat([true_logit_P1, logit_PH], dim=1)
+        scaled_PD = prediction_PD / temperature
+        shared_P = log_sum(scaled_PD, target_PD, negative_KD, self.bf16_gradient)
+        log_share_P = true_logit_P1[:, 0] - torch.logaddexp(own_PL.logsumexp(dim=1), shared_P)
         missed_P = -log_share_P
         if self.focus:
             missed_P = -torch.expm1(self.focus * log_share_P) / self.focus
         return missed_P + self.cosine_weight * (1 - true_score_P)
+
+
+def log_sum(scaled_PD: Tensor, target_PD: Tensor, negative_KD: Tensor, half: bool) -> Tensor:
+    """Return log sum_k exp(scaled . negative_k) without twins of the targets, (P,).
+
+    Its gradient is the mean of the negatives under their softmax, (P, D): it is taken on the way,
+    so that no more than `LOSS_BLOCK` x K logits are ever held. Targets, negatives get no gradient.
+    """
+    found: Tensor = _LogSum.apply(scaled_PD, target_PD, negative_KD, half)
+    return found
+
+
+class _LogSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scaled_PD: Tensor, target_PD: Tensor, negative_KD: Tensor, half: bool
+    ) -> Tensor:
+        lowest = torch.finfo(scaled_PD.dtype).min
+        log_sum_P = scaled_PD.new_full((len(scaled_PD),), lowest)
+        mean_PD = torch.zeros_like(scaled_PD)
+        rough_KD = negative_KD.bfloat16() if half else negative_KD
+        for begin in range(0, len(scaled_PD) if len(negative_KD) else 0, LOSS_BLOCK):
+            part = slice(begin, begin + LOSS_BLOCK)
+            logit_PK = scaled_PD[part] @ negative_KD.T
+            logit_PK[_twins(target_PD[part], negative_KD, rough_KD)] = lowest
+            top_P1 = logit_PK.amax(dim=1, keepdim=True)
+            weight_PK = logit_PK.sub_(top_P1).exp_()
+            total_P1 = weight_PK.sum(dim=1, keepdim=True)
+            log_sum_P[part] = (top_P1 + total_P1.log())[:, 0]
+            mean_PD[part] = (weight_PK.to(rough_KD.dtype) @ rough_KD) / total_P1
+        ctx.save_for_backward(mean_PD)
+        return log_sum_P
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None, None, None]:
+        (mean_PD,) = ctx.saved_tensors
+        return grad_P[:, None] * mean_PD, None, None, None
+
+
+def _twins(target_PD: Tensor, negative_KD: Tensor, rough_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions beside the negatives that are twins of their targets.
+
+    Where the negatives are also given in bf16, these tell which pairs are worth a look.
+    """
+    is_rough = rough_KD.dtype != negative_KD.dtype
+    bound = TWIN_COSINE - BF16_ERROR if is_rough else TWIN_COSINE
+    near_PK = target_PD.to(rough_KD.dtype) @ rough_KD.T >= bound
+    place, negative = near_PK.nonzero(as_tuple=True)
+    if is_rough:
+        is_twin = (target_PD[place] * negative_KD[negative]).sum(dim=-1) >= TWIN_COSINE
+        place, negative = place[is_twin], negative[is_twin]
+    return place, negative
 
 
 def _own_logits(

@@ -170,10 +170,11 @@ def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
     random = generator(bootstrap.seed, "bootstrap")
     height = max(1, BLOCK_VALUES // num)
     for begin in range(0, bootstrap.resamples, height):
-        weight_BM = np.empty((min(height, bootstrap.resamples - begin), num))
-        for line in weight_BM:
-            line[:] = np.bincount(random.integers(num, size=num), minlength=num)
-        yield weight_BM
+        lines = min(height, bootstrap.resamples - begin)
+        drawn_BM = random.integers(num, size=(lines, num))
+        drawn_BM += np.arange(lines)[:, None] * num  # a place of its own for each resample
+        count = np.bincount(drawn_BM.ravel(), minlength=lines * num)
+        yield count.reshape(lines, num).astype(np.float64)
 
 
 def _sign_flip_p(sum_M: FloatArray, seed: int) -> float:
@@ -199,13 +200,17 @@ def _exact_flips(num_documents: int) -> Iterator[NDArray[np.bool_]]:
 
 
 def _random_flips(num_documents: int, seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Yield which documents change their sign, (B, M) patterns at a time; one draw a pattern."""
+    """Yield which documents change their sign, (B, M) patterns at a time.
+
+    Random bytes come in words of four: a pattern of whole words is the same in any block.
+    """
     random = generator(seed, "sign flips")
     height = max(1, BLOCK_VALUES // num_documents)
+    width = 4 * -(-num_documents // 32)
     for begin in range(0, RESAMPLES - 1, height):
         num = min(height, RESAMPLES - 1 - begin)
-        packed = [np.frombuffer(random.bytes(-(-num_documents // 8)), np.uint8) for _ in range(num)]
-        yield np.unpackbits(np.stack(packed), axis=1, count=num_documents).astype(bool)
+        packed = np.frombuffer(random.bytes(width * num), np.uint8).reshape(num, width)
+        yield np.unpackbits(packed, axis=1, count=num_documents).astype(bool)
 
 
 @lru_cache(maxsize=2)

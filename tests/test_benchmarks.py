@@ -51,14 +51,16 @@ def test_serving_is_measured_with_its_index(tmp_path, tiny_bank):
 
 def test_training_is_measured_beside_an_unrolled_gru_and_the_matrix_product(tmp_path):
     table = printed("training", *"--ctx 40 --batch 1 --dim 16 --repeats 1".split(), folder=tmp_path)
-    names = [line.split("  ")[0] for line in table.splitlines()[3:8]]
-    assert names == [
-        "nn.GRU, 4 layers, 40 steps",
+    rows = [line.split("  ") for line in table.splitlines()[4:12]]
+    names = (
+        "nn.GRU, 4 layers, unrolled",
         "memory_gru, cell=gru",
         "memory_gru, cell=mingru",
-        "matmul, fp32",
-        "matmul, bf16",
-    ]
+        "matmul",
+    )
+    assert [row[0] for row in rows] == [name for name in names for _ in range(2)]
+    assert [[cell.strip() for cell in row if cell][1] for row in rows] == 4 * ["fp32", "bf16"]
+    assert "default precision here (precision=auto): " in table
 
 
 def test_trials_are_compared_with_the_moving_average(tmp_path, tiny_bank):

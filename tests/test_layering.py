@@ -19,7 +19,10 @@ ORDER = {
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
     "windows": "splits planning audit export context_rows",
-    "models": "norm scan skip recurrent residual baselines memory_gru transformer res_mlp table",
+    "models": (
+        "norm dropout gru scan skip recurrent residual baselines memory_gru transformer res_mlp "
+        "table"
+    ),
     "objectives": "",
     "checkpoint": "weights fits facts",
     "prediction": "contexts predict streaming",

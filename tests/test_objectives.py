@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from lvm import objectives
 from lvm.objectives import OwnNegatives, SampledSoftmax, seed_loss
 
 
@@ -28,7 +29,7 @@ def test_sampled_softmax_by_hand() -> None:
 
 def test_a_twin_of_the_target_is_no_negative() -> None:
     prediction_PD, target_PD, negative_KD = unit(4, 8), unit(4, 8, seed=1), unit(6, 8, seed=2)
-    objective = SampledSoftmax()
+    objective = SampledSoftmax(temperature=0.2)
     expected = objective(prediction_PD[:1], target_PD[:1], negative_KD)
     with_twin = torch.cat([negative_KD, target_PD[:1]])
     loss = objective(prediction_PD[:1], target_PD[:1], with_twin)
@@ -55,15 +56,51 @@ def test_own_negatives_count_at_their_position_alone() -> None:
         shared = torch.cat([negative_KD, rows])
         expected = objective(prediction_PD[one], target_PD[one], shared)
         torch.testing.assert_close(loss_P[one], expected)
-    parts = [
-        objective(prediction_PD[a:b], target_PD[a:b], negative_KD, own.within(a, b))
-        for a, b in ((0, 1), (1, 3))
-    ]
-    torch.testing.assert_close(torch.cat(parts), loss_P)
     prediction_PD.requires_grad_()
     objective(prediction_PD, target_PD, negative_KD, own).sum().backward()
     assert torch.isfinite(prediction_PD.grad).all()
     assert torch.isfinite(objective.log_temperature.grad)
+
+
+def plain_log_sum(scaled_PD, target_PD, negative_KD):
+    """All logits at once."""
+    twin_PK = target_PD @ negative_KD.T >= objectives.TWIN_COSINE
+    return (scaled_PD @ negative_KD.T).masked_fill(twin_PK, -torch.inf).logsumexp(dim=1)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_log_sum_in_blocks_is_the_plain_one(half: bool, monkeypatch) -> None:
+    monkeypatch.setattr(objectives, "LOSS_BLOCK", 7)
+    target_PD, negative_KD = unit(20, 8, seed=1), unit(12, 8, seed=2)
+    target_PD[:5] = negative_KD[:5]  # twins
+    target_PD[5] = normalize(negative_KD[5] + 0.12 * unit(8, seed=3), dim=-1)  # just not one
+    assert 0.985 < target_PD[5] @ negative_KD[5] < objectives.TWIN_COSINE
+    scaled_PD = (10 * unit(20, 8)).requires_grad_()
+    found_P = objectives.log_sum(scaled_PD, target_PD, negative_KD, half)
+    expected_P = plain_log_sum(scaled_PD, target_PD, negative_KD)
+    torch.testing.assert_close(found_P, expected_P)
+    gradients = [
+        torch.autograd.grad((sum_P * torch.arange(20)).sum(), scaled_PD)[0]
+        for sum_P in (found_P, expected_P)
+    ]
+    tolerance = {"rtol": 0.02, "atol": 0.05} if half else {}
+    torch.testing.assert_close(*gradients, **tolerance)
+
+
+def test_the_written_gradient_of_the_log_sum_agrees_with_differences() -> None:
+    scaled_PD = unit(3, 4).double().requires_grad_()
+    target_PD, negative_KD = unit(3, 4, seed=1).double(), unit(5, 4, seed=2).double()
+    assert torch.autograd.gradcheck(
+        lambda scaled: objectives.log_sum(scaled, target_PD, negative_KD, False), scaled_PD
+    )
+
+
+def test_where_every_negative_is_a_twin_nothing_is_lost() -> None:
+    prediction_PD, target_PD = unit(2, 8).requires_grad_(), unit(1, 8, seed=1).expand(2, -1)
+    for negative_KD in (target_PD[:1], target_PD[:0]):
+        loss_P = SampledSoftmax(cosine_weight=0.0)(prediction_PD, target_PD, negative_KD)
+        torch.testing.assert_close(loss_P, torch.zeros(2))
+        assert not torch.autograd.grad(loss_P.sum(), prediction_PD)[0].any()
 
 
 def test_seed_loss_of_a_share_of_the_batch() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, scaled_dot_product_attention, softplus
+from torch.nn.functional import pad, scaled_dot_product_attention, softplus
 
-from lvm.models.norm import RMSNorm
+from lvm.models.dropout import Dropout
+from lvm.models.norm import RMSNorm, unit
 from lvm.models.recurrent import make_encoder
 from lvm.models.residual import Residual
 from lvm.models.skip import AdaptiveAverage
@@ -43,12 +44,14 @@ class MemoryGRUConfig:
 class EncoderCache:
     """What the encoder keeps of a stream: states, memory, what the present chunk will write.
 
-    `chunk_SH` has room for a whole chunk; its first `num_filled` rows are there.
+    `slots` are what reads need of the memory. `chunk_SH` has room for a whole chunk; its first
+    `num_filled` rows are there.
     """
 
     lower: Any
     upper: Any
     memory_MH: Tensor
+    slots: tuple[Tensor, Tensor]
     chunk_SH: Tensor
     num_filled: int
 
@@ -69,14 +72,14 @@ class MemoryGRU(Residual):
         self.sizes = sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
         self.config = {"model": "memory_gru", **asdict(sizes)}
         dim, hidden, self.decay = sizes.dim, sizes.hidden, sizes.decay
-        self.input_dropout = nn.Dropout(sizes.dropout)
+        self.input_dropout = Dropout(sizes.dropout)
         self.average = AdaptiveAverage(dim, sizes.decay)
         self.project_in = nn.Linear(2 * dim, hidden)
         self.lower = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
         self.memory = SlotMemory(hidden, sizes.slots)
         self.upper = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
         self.norm = RMSNorm(hidden)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
         self.project_out = nn.Linear(hidden, dim, bias=False)
         self.skip_change = nn.Linear(2 * dim, dim, bias=False)
         nn.init.zeros_(self.project_out.weight)
@@ -105,12 +108,15 @@ class MemoryGRU(Residual):
         lower_TH, lower = self.lower.begin(self.project_in(recent_TE), chunk)  # type: ignore[operator]
         lower_1CSH = pad(lower_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))[None]
         memory_1CMH = self.memory.states(lower_1CSH)
-        read_TH = self.memory.read(memory_1CMH, lower_1CSH)[0].flatten(0, 1)[:num_steps]
+        slots = self.memory.slots(memory_1CMH)
+        read_TH = self.memory.read(slots, lower_1CSH)[0].flatten(0, 1)[:num_steps]
         upper_TH, upper = self.upper.begin(lower_TH + read_TH, chunk)  # type: ignore[operator]
         num_filled = num_steps - chunk * (lower_1CSH.shape[1] - 1)
         chunk_SH = lower_TH.new_zeros(self.sizes.chunk, lower_TH.shape[1])
         chunk_SH[:num_filled] = lower_TH[-num_filled:]
-        cache = EncoderCache(lower, upper, memory_1CMH[0, -1], chunk_SH, num_filled)
+        memory_MH = memory_1CMH[0, -1]
+        slots = self.memory.slots(memory_MH)
+        cache = EncoderCache(lower, upper, memory_MH, slots, chunk_SH, num_filled)
         return self.norm(upper_TH[-1]), cache
 
     def step_encoder(self, recent_E: Tensor, cache: EncoderCache) -> Tensor:
@@ -118,9 +124,10 @@ class MemoryGRU(Residual):
         is_first = cache.num_filled == self.sizes.chunk
         if is_first:
             cache.memory_MH = self.memory.write(cache.memory_MH[None], cache.chunk_SH[None])[0]
+            cache.slots = self.memory.slots(cache.memory_MH)
             cache.num_filled = 0
         lower_H, cache.lower = self.lower.step(self.project_in(recent_E), cache.lower, is_first)  # type: ignore[operator]
-        read_H = self.memory.read(cache.memory_MH, lower_H[None])[0]
+        read_H = self.memory.read(cache.slots, lower_H[None])[0]
         upper_H, cache.upper = self.upper.step(lower_H + read_H, cache.upper, is_first)  # type: ignore[operator]
         cache.chunk_SH[cache.num_filled] = lower_H
         cache.num_filled += 1
@@ -133,6 +140,8 @@ class SlotMemory(nn.Module):
     Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
     address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
     takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
+    Maps of what is mixed act on the M mixtures or slots, which are fewer than the steps: the same
+    sums in another order.
     """
 
     def __init__(self, hidden: int, slots: int) -> None:
@@ -141,7 +150,8 @@ class SlotMemory(nn.Module):
         self.read_key = nn.Linear(hidden, hidden)
         self.read_value = nn.Linear(hidden, hidden)
         self.slot_query = nn.Linear(hidden, hidden)
-        self.step_key = nn.Linear(hidden, hidden)
+        # Its bias would add the same to every step's score, which a softmax does not see.
+        self.step_key = nn.Linear(hidden, hidden, bias=False)
         self.step_value = nn.Linear(hidden, hidden)
         self.write_key = nn.Linear(hidden, hidden)
         self.erase = nn.Linear(hidden, hidden)
@@ -152,7 +162,7 @@ class SlotMemory(nn.Module):
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
         """Return what each position reads, (B, T, H); T must be a multiple of `chunk`."""
         state_BCSH = state_BTH.unflatten(1, (-1, chunk))
-        return self.read(self.states(state_BCSH), state_BCSH).flatten(1, 2)
+        return self.read(self.slots(self.states(state_BCSH)), state_BCSH).flatten(1, 2)
 
     def states(self, state_BCSH: Tensor) -> Tensor:
         """Return the memory (B, C, M, H) that each chunk finds."""
@@ -163,20 +173,24 @@ class SlotMemory(nn.Module):
             memories.append(memory_BMH)
         return torch.stack(memories, dim=1)
 
-    def read(self, memory_BCMH: Tensor, state_BCSH: Tensor) -> Tensor:
+    def slots(self, memory_BCMH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a read compares with and what it takes, (B, C, M, H) each."""
+        address_BCMH = softplus(self.read_sharpness) * unit(memory_BCMH)
+        return address_BCMH, self.read_value(memory_BCMH)
+
+    def read(self, slots: tuple[Tensor, Tensor], state_BCSH: Tensor) -> Tensor:
         """Return the content-addressed mixture of slots for each step, (B, C, S, H)."""
-        key_BCSH = normalize(self.read_key(state_BCSH), dim=-1)
-        score_BCSM = key_BCSH @ normalize(memory_BCMH, dim=-1).transpose(-1, -2)
-        address_BCSM = (softplus(self.read_sharpness) * score_BCSM).softmax(dim=-1)
-        return self.read_value(address_BCSM @ memory_BCMH)
+        address_BCMH, value_BCMH = slots
+        key_BCSH = unit(self.read_key(state_BCSH))
+        return (key_BCSH @ address_BCMH.transpose(-1, -2)).softmax(dim=-1) @ value_BCMH
 
     def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
         """Return the memory after a chunk's states (B, S, H) have been written into it."""
-        content_BMH = scaled_dot_product_attention(
-            self.slot_query(memory_BMH), self.step_key(chunk_BSH), self.step_value(chunk_BSH)
-        )
-        key_B1H = normalize(self.write_key(chunk_BSH[:, -1:]), dim=-1)
-        score_BM1 = normalize(memory_BMH, dim=-1) @ key_B1H.transpose(-1, -2)
+        query_BMH = self.slot_query(memory_BMH) @ self.step_key.weight
+        mixed_BMH = scaled_dot_product_attention(query_BMH, chunk_BSH, chunk_BSH)
+        content_BMH = self.step_value(mixed_BMH)
+        key_B1H = unit(self.write_key(chunk_BSH[:, -1:]))
+        score_BM1 = unit(memory_BMH) @ key_B1H.transpose(-1, -2)
         address_BM1 = (softplus(self.write_sharpness) * score_BM1).softmax(dim=1)
         kept_BMH = 1 - address_BM1 * self.erase(content_BMH).sigmoid()
         return memory_BMH * kept_BMH + address_BM1 * self.add(content_BMH).tanh()

@@ -8,10 +8,11 @@ stream; `step` takes that state one step on.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from lvm.models.dropout import Dropout
+from lvm.models.gru import gru_states, gru_step
 from lvm.models.norm import RMSNorm
-from lvm.models.scan import recurrence_scan
+from lvm.models.scan import gated_scan
 
 CELLS = ("gru", "mingru")
 
@@ -33,27 +34,45 @@ class ChunkedGRU(nn.Module):
         self.norm = RMSNorm(hidden)
         between = dropout if layers > 1 else 0.0
         self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
+        self.dropout = Dropout(between)
 
     def forward(self, input_BTH: Tensor, chunk: int) -> Tensor:
-        normed_BTH = self.norm(input_BTH)
-        state_NSH, _ = self.gru(normed_BTH.unflatten(1, (-1, chunk)).flatten(0, 1))
-        return input_BTH + state_NSH.unflatten(0, (len(input_BTH), -1)).flatten(1, 2)
+        input_NSH = input_BTH.unflatten(1, (-1, chunk)).flatten(0, 1)
+        if input_BTH.is_cuda:  # cuDNN has a kernel for whole sequences
+            state_NSH, _ = self.gru(self.norm(input_NSH))
+        else:
+            state_NSH = self._states(input_NSH)[-1].transpose(0, 1)
+        return (input_NSH + state_NSH).view_as(input_BTH)
 
-    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        """Return the outputs (T, H), the state (L, 1, H) after the last step."""
+    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the outputs (T, H), the state (H,) of each layer after the last step."""
         num_steps = len(input_TH)
-        normed_TH = pad(self.norm(input_TH), (0, 0, 0, -num_steps % chunk))
-        normed_NSH = normed_TH.unflatten(0, (-1, chunk))
-        steps_N = [chunk] * (len(normed_NSH) - 1) + [num_steps - chunk * (len(normed_NSH) - 1)]
-        # Packed, so that the state of the last chunk is that of its last real step.
-        packed, state_LNH = self.gru(pack_padded_sequence(normed_NSH, steps_N, batch_first=True))
-        state_NSH, _ = pad_packed_sequence(packed, batch_first=True)
-        return input_TH + state_NSH.flatten(0, 1)[:num_steps], state_LNH[:, -1:]
+        input_NSH = pad(input_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))
+        states = self._states(input_NSH)
+        output_TH = input_TH + states[-1].transpose(0, 1).flatten(0, 1)[:num_steps]
+        return output_TH, [state_SNH[(num_steps - 1) % chunk, -1] for state_SNH in states]
 
-    def step(self, input_H: Tensor, state: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:
+    def step(
+        self, input_H: Tensor, state: list[Tensor], is_first: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the output (H,) with the next state; `is_first` where a chunk begins."""
-        state_11H, state = self.gru(self.norm(input_H)[None, None], None if is_first else state)
-        return input_H + state_11H[0, 0], state
+        output_H, states = self.norm(input_H), []
+        for weights, state_H in zip(self.gru.all_weights, state, strict=True):
+            before_H = torch.zeros_like(state_H) if is_first else state_H
+            output_H = gru_step(output_H, before_H, *weights)
+            states.append(output_H)
+        return input_H + output_H, states
+
+    def _states(self, input_NSH: Tensor) -> list[Tensor]:
+        """Return the states (S, N, H) of each layer."""
+        output_SNH = self.norm(input_NSH).transpose(0, 1).contiguous()
+        states: list[Tensor] = []
+        for weights in self.gru.all_weights:
+            if states:
+                output_SNH = self.dropout(output_SNH)
+            output_SNH = gru_states(output_SNH, *(w.to(output_SNH.dtype) for w in weights))
+            states.append(output_SNH)
+        return states
 
 
 class MinGRUStack(nn.Module):
@@ -69,14 +88,14 @@ class MinGRUStack(nn.Module):
 
     def forward(self, input_BTH: Tensor, chunk: int) -> Tensor:
         for layer in self.layers:
-            input_BTH = layer(input_BTH, chunk)
+            input_BTH = layer(input_BTH)
         return input_BTH
 
     def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
         """Return the outputs (T, H), the state (H,) of each layer after the last step."""
         states = []
         for layer in self.layers:
-            input_TH, state_H = layer.begin(input_TH, chunk)  # type: ignore[operator]
+            input_TH, state_H = layer.begin(input_TH)  # type: ignore[operator]
             states.append(state_H)
         return input_TH, states
 
@@ -102,27 +121,22 @@ class MinGRULayer(nn.Module):
         self.feed_norm = RMSNorm(hidden)
         self.widen = nn.Linear(hidden, 2 * width)
         self.narrow = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, input_BTH: Tensor, chunk: int) -> Tensor:
-        update_BTH, value_BTH = self._gates(input_BTH)
-        state_BTH = recurrence_scan(1 - update_BTH, update_BTH * value_BTH, chunk)
-        return self._mix(input_BTH, state_BTH)
+    def forward(self, input_BTH: Tensor) -> Tensor:
+        return self._mix(input_BTH, self._states(input_BTH))
 
-    def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        update_TH, value_TH = self._gates(input_TH)
-        gate_1TH, add_1TH = (1 - update_TH)[None], (update_TH * value_TH)[None]
-        state_TH = recurrence_scan(gate_1TH, add_1TH, chunk)[0]
+    def begin(self, input_TH: Tensor) -> tuple[Tensor, Tensor]:
+        state_TH = self._states(input_TH[None])[0]
         return self._mix(input_TH, state_TH), state_TH[-1]
 
     def step(self, input_H: Tensor, state_H: Tensor) -> tuple[Tensor, Tensor]:
-        update_H, value_H = self._gates(input_H)
-        state_H = torch.lerp(state_H, value_H, update_H)
+        gate_H, value_H = self.gate_and_value(self.mix_norm(input_H)).chunk(2)
+        state_H = torch.lerp(state_H, value_H, gate_H.sigmoid())
         return self._mix(input_H, state_H), state_H
 
-    def _gates(self, input_BTH: Tensor) -> tuple[Tensor, Tensor]:
-        gate_BTH, value_BTH = self.gate_and_value(self.mix_norm(input_BTH)).chunk(2, dim=-1)
-        return gate_BTH.sigmoid(), value_BTH
+    def _states(self, input_BTH: Tensor) -> Tensor:
+        return gated_scan(self.gate_and_value(self.mix_norm(input_BTH)))
 
     def _mix(self, input_BTH: Tensor, state_BTH: Tensor) -> Tensor:
         mixed_BTH = input_BTH + self.dropout(state_BTH)

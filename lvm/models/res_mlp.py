@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm
 from lvm.models.residual import ResidualPredictor
 
@@ -48,7 +49,7 @@ class ResMLP(ResidualPredictor):
                 nn.Linear(sizes.hidden, 2 * sizes.hidden),
                 nn.GELU(),
                 nn.Linear(2 * sizes.hidden, sizes.hidden),
-                nn.Dropout(sizes.dropout),
+                Dropout(sizes.dropout),
             )
             for _ in range(sizes.layers)
         )

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
+from lvm.models.dropout import Dropout
+from lvm.models.norm import unit
 from lvm.models.scan import RunningAverage, moving_average
 from lvm.models.skip import AdaptiveAverage, Taps
 
@@ -39,7 +40,12 @@ class Residual(nn.Module):
     def forward(self, context_BTD: Tensor) -> Tensor:
         """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
         fixed_BTD = moving_average(context_BTD, self.decay)
-        noisy_BTE = self.input_dropout(_recent(context_BTD, fixed_BTD))
+        # Cast once: autocast would cast again for each map that reads them.
+        context_BTD, fixed_BTD, recent_BTE = (
+            rows.to(_dtype(context_BTD))
+            for rows in (context_BTD, fixed_BTD, _recent(context_BTD, fixed_BTD))
+        )
+        noisy_BTE = self.input_dropout(recent_BTE)
         adapted_BTD = self.average(context_BTD, fixed_BTD, noisy_BTE)
         return self._predict(adapted_BTD, noisy_BTE, self.encode(noisy_BTE))
 
@@ -73,10 +79,10 @@ class Residual(nn.Module):
         raise NotImplementedError
 
     def _predict(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
-        skip_BTD = normalize(adapted_BTD, dim=-1) + self.skip_change(recent_BTE)
+        skip_BTD = unit(adapted_BTD) + self.skip_change(recent_BTE)
         # Unit length like the inputs, so that one learning rate suits both maps.
-        increment_BTD = self.project_out(self.dropout(normalize(state_BTH, dim=-1)))
-        return normalize((skip_BTD + increment_BTD).float(), dim=-1)
+        increment_BTD = self.project_out(self.dropout(unit(state_BTH)))
+        return unit((skip_BTD + increment_BTD).float())
 
 
 class ResidualPredictor(Residual):
@@ -91,10 +97,10 @@ class ResidualPredictor(Residual):
         if not 0.0 < decay < 1.0:
             raise ValueError(f"decay: {decay} is not between 0 and 1 (both excluded)")
         self.decay = decay
-        self.input_dropout = nn.Dropout(dropout)
+        self.input_dropout = Dropout(dropout)
         self.average = AdaptiveAverage(dim, decay)
         self.skip_change = nn.Linear(2 * dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.project_out = nn.Linear(hidden, dim, bias=False)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.skip_change.weight)
@@ -107,4 +113,12 @@ class ResidualPredictor(Residual):
 
 def _recent(context_BTD: Tensor, average_BTD: Tensor) -> Tensor:
     """Return [x_t; ema_t], the input of every map, (B, T, 2 D)."""
-    return torch.cat([context_BTD, normalize(average_BTD, dim=-1)], dim=-1)
+    return torch.cat([context_BTD, unit(average_BTD)], dim=-1)
+
+
+def _dtype(vector_BTD: Tensor) -> torch.dtype:
+    """Return the dtype in which matrix products take such vectors here."""
+    device = vector_BTD.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return vector_BTD.dtype

@@ -1,72 +1,116 @@
-"""Exact scans of the gated linear recurrence h_t = a_t h_{t-1} + b_t.
+"""Exact scans of linear recurrences.
 
-Shapes: B batch, C chunks, S steps of a chunk, T time, H features.
+Shapes: B batch, T time, K blocks, S steps of a block, H features, D vector dim.
 """
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def recurrence_loop(gate_BTH: Tensor, value_BTH: Tensor) -> Tensor:
-    """Unroll h_t = gate_t * h_{t-1} + value_t from h_{-1} = 0 step by step: the reference."""
-    state_BH = torch.zeros_like(value_BTH[:, 0])
-    states = []
-    for gate_BH, value_BH in zip(gate_BTH.unbind(1), value_BTH.unbind(1), strict=True):
-        state_BH = gate_BH * state_BH + value_BH
-        states.append(state_BH)
-    return torch.stack(states, dim=1)
+def gated_scan(gate_and_value_BTX: Tensor) -> Tensor:
+    """Return the states (B, T, H) of h_t = h_{t-1} + sigmoid(g_t) (v_t - h_{t-1}) from zero.
 
-
-def recurrence_scan(gate_BTH: Tensor, value_BTH: Tensor, chunk: int) -> Tensor:
-    """Return the states (B, T, H) of h_t = gate_t * h_{t-1} + value_t, chunks in parallel.
-
-    Two levels: inside chunks of `chunk` steps a doubling scan (Hillis and Steele, CACM 1986,
-    29:12), then one carry a chunk. Equal to `recurrence_loop` up to float rounding, for any T.
+    The input (B, T, 2 H) has g before v. Time is cut into about sqrt(T) blocks that advance
+    together: once to learn how each block turns its first state into its last, then, with these
+    states carried over the blocks, once more to write. Recurrences are float32 whatever the input.
     """
+    states: Tensor = _GatedScan.apply(gate_and_value_BTX)
+    return states
+
+
+class _GatedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_and_value_BTX: Tensor) -> Tensor:
+        gate_BTH, value_BTH = _gate_and_value(gate_and_value_BTX)
+        state_BTH = torch.empty_like(gate_BTH)
+        gate_S, value_S, state_S = (_steps(x) for x in (gate_BTH, value_BTH, state_BTH))
+        state_BKH, kept_BKH = torch.zeros_like(gate_S[0]), torch.ones_like(gate_S[0])
+        for gate_BKH, value_BKH in zip(gate_S, value_S, strict=True):
+            state_BKH.lerp_(value_BKH, gate_BKH)
+            kept_BKH.addcmul_(kept_BKH, gate_BKH, value=-1)
+        state_BKH = _carried(kept_BKH, state_BKH)
+        for gate_BKH, value_BKH, out_BKH in zip(gate_S, value_S, state_S, strict=True):
+            state_BKH = torch.lerp(state_BKH, value_BKH, gate_BKH, out=out_BKH)
+        ctx.save_for_backward(gate_and_value_BTX, state_BTH)
+        return state_BTH.to(gate_and_value_BTX.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTH: Tensor) -> Tensor:
+        gate_and_value_BTX, state_BTH = ctx.saved_tensors
+        gate_BTH, value_BTH = _gate_and_value(gate_and_value_BTX)
+        total_BTH = _reverse_scan(gate_BTH, grad_BTH.to(gate_BTH.dtype))
+        grad_BTX = torch.empty_like(gate_and_value_BTX)
+        grad_gate_BTH, grad_value_BTH = grad_BTX.chunk(2, dim=-1)
+        grad_value_BTH.copy_(total_BTH.mul_(gate_BTH))
+        change_BTH = value_BTH.clone()
+        change_BTH[:, 1:] -= state_BTH[:, :-1]
+        change_BTH.mul_(total_BTH)
+        grad_gate_BTH.copy_(change_BTH.addcmul_(change_BTH, gate_BTH, value=-1))
+        return grad_BTX
+
+
+def _reverse_scan(gate_BTH: Tensor, grad_BTH: Tensor) -> Tensor:
+    """Return d_t = grad_t + (1 - gate_{t+1}) d_{t+1}, the gradient of each state, (B, T, H)."""
+    total_BTH = torch.empty_like(gate_BTH)
+    gate_S, grad_S, total_S = (_steps(x)[::-1] for x in (gate_BTH, grad_BTH, total_BTH))
+    later_BKH, kept_BKH = torch.zeros_like(gate_S[0]), torch.ones_like(gate_S[0])
+    for gate_BKH, grad_BKH in zip(gate_S, grad_S, strict=True):
+        later_BKH.add_(grad_BKH)
+        later_BKH.addcmul_(later_BKH, gate_BKH, value=-1)
+        kept_BKH.addcmul_(kept_BKH, gate_BKH, value=-1)
+    later_BKH = _carried(kept_BKH.flip(1), later_BKH.flip(1)).flip(1)
+    for gate_BKH, grad_BKH, out_BKH in zip(gate_S, grad_S, total_S, strict=True):
+        torch.add(grad_BKH, later_BKH, out=out_BKH)
+        torch.addcmul(out_BKH, out_BKH, gate_BKH, value=-1, out=later_BKH)
+    return total_BTH
+
+
+def _gate_and_value(gate_and_value_BTX: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(gate_and_value_BTX.dtype, torch.float32)
+    gate_BTH, value_BTH = gate_and_value_BTX.chunk(2, dim=-1)
+    return gate_BTH.to(exact).sigmoid(), value_BTH.to(exact)
+
+
+def _carried(kept_BKH: Tensor, added_BKH: Tensor) -> Tensor:
+    """Return what each block starts with, where a block turns s into kept s + added."""
+    start_BKH = torch.zeros_like(added_BKH)
+    for block in range(1, start_BKH.shape[1]):
+        before = block - 1
+        start_BH = torch.addcmul(added_BKH[:, before], kept_BKH[:, before], start_BKH[:, before])
+        start_BKH[:, block] = start_BH
+    return start_BKH
+
+
+def _steps(value_BTH: Tensor) -> tuple[Tensor, ...]:
+    """Return the steps (B, K, H) of blocks, K the largest divisor of T up to its square root."""
     num_steps = value_BTH.shape[1]
-    padding = -num_steps % chunk
-    gate_BCSH = _chunked(gate_BTH, chunk, padding)
-    value_BCSH = _chunked(value_BTH, chunk, padding)
-    shift = 1
-    while shift < chunk:
-        head = value_BCSH[:, :, :shift]
-        tail = value_BCSH[:, :, shift:] + gate_BCSH[:, :, shift:] * value_BCSH[:, :, :-shift]
-        gate_tail = gate_BCSH[:, :, shift:] * gate_BCSH[:, :, :-shift]
-        value_BCSH = torch.cat([head, tail], dim=2)
-        gate_BCSH = torch.cat([gate_BCSH[:, :, :shift], gate_tail], dim=2)
-        shift *= 2
-    carry_BH = torch.zeros_like(value_BCSH[:, 0, 0])
-    carries = []
-    for last_gate_BH, last_value_BH in zip(
-        gate_BCSH[:, :, -1].unbind(1), value_BCSH[:, :, -1].unbind(1), strict=True
-    ):
-        carries.append(carry_BH)
-        carry_BH = last_gate_BH * carry_BH + last_value_BH
-    states_BCSH = value_BCSH + gate_BCSH * torch.stack(carries, dim=1).unsqueeze(2)
-    return states_BCSH.flatten(1, 2)[:, :num_steps]
+    blocks = next(k for k in range(math.isqrt(num_steps), 0, -1) if num_steps % k == 0)
+    return value_BTH.unflatten(1, (blocks, -1)).unbind(2)
 
 
-def moving_average(vector_BTD: Tensor, decay: float, block: int = 64) -> Tensor:
+def moving_average(vector_BTD: Tensor, decay: float) -> Tensor:
     """Return the causal exponential average (B, T, D), weights decay^k, corrected at the start.
 
-    average_t = sum_k decay^k x_{t-k} / sum_k decay^k over k = 0..t. Blocks of `block` steps are one
-    triangular matrix product each; the carry between blocks makes the result exact for any T.
+    average_t = sum_k decay^k x_{t-k} / sum_k decay^k over k = 0..t, for any T, in blocks as in
+    `gated_scan`. No gradient passes; vectors that require one raise RuntimeError.
     """
+    sum_BTD = torch.empty_like(vector_BTD, memory_format=torch.contiguous_format)
+    vector_S, sum_S = _steps(vector_BTD), _steps(sum_BTD)
+    sum_BKD = torch.zeros_like(vector_S[0])
+    for vector_BKD in vector_S:
+        torch.add(vector_BKD, sum_BKD, alpha=decay, out=sum_BKD)
+    sum_BKD = _carried(torch.full_like(sum_BKD, decay ** len(vector_S)), sum_BKD)
+    for vector_BKD, out_BKD in zip(vector_S, sum_S, strict=True):
+        sum_BKD = torch.add(vector_BKD, sum_BKD, alpha=decay, out=out_BKD)
     num_steps = vector_BTD.shape[1]
-    step = torch.arange(block, device=vector_BTD.device, dtype=torch.float64)
-    lag = step[:, None] - step[None, :]
-    weight = torch.where(lag >= 0, decay ** lag.clamp(min=0), 0.0).to(vector_BTD.dtype)
-    carried = (decay ** (step + 1)).to(vector_BTD.dtype)[:, None]
-    carry_B1D = torch.zeros_like(vector_BTD[:, :1])
-    blocks = []
-    for block_BSD in vector_BTD.split(block, dim=1):
-        size = block_BSD.shape[1]
-        sum_BSD = weight[:size, :size] @ block_BSD + carried[:size] * carry_B1D
-        carry_B1D = sum_BSD[:, -1:]
-        blocks.append(sum_BSD)
-    position = torch.arange(num_steps, device=vector_BTD.device, dtype=torch.float64)
-    total = ((1 - decay ** (position + 1)) / (1 - decay)).to(vector_BTD.dtype)
-    return torch.cat(blocks, dim=1) / total[:, None]
+    position_T = torch.arange(num_steps, device=vector_BTD.device, dtype=torch.float64)
+    total_T = (1 - decay ** (position_T + 1)) / (1 - decay)
+    return sum_BTD.div_(total_T.to(sum_BTD.dtype)[:, None])
 
 
 class RunningAverage:
@@ -82,8 +126,3 @@ class RunningAverage:
         weight = (1 - self.decay) / (1 - self.decay**self.num_rows)
         self.value_D = torch.lerp(self.value_D, vector_D, weight)
         return self.value_D
-
-
-def _chunked(value_BTH: Tensor, chunk: int, padding: int) -> Tensor:
-    padded = torch.nn.functional.pad(value_BTH, (0, 0, 0, padding))
-    return padded.unflatten(1, (-1, chunk))

@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 BLOCK = 32
+VANISHED = 2**-60  # a weight that changes no float64 beside 1
 
 
 @dataclass
 class Taps:
     """What `AdaptiveAverage` keeps of a stream: its newest rows first, zeros where there is none.
 
-    The rows (K, D), their keys (K, A), the moving average at each of them (K, D).
+    The rows (K, D), their keys (K, A), the moving average at each of them (K, D), the log weights
+    of the rows with that of all before them (K + 1,).
     """
 
     vector_KD: Tensor
     key_KA: Tensor
     average_KD: Tensor
+    prior: Tensor
     num_rows: int
 
 
@@ -76,7 +79,8 @@ class AdaptiveAverage(nn.Module):
             pad(rows_TD[-self.taps :].flip(0), (0, 0, 0, missing))
             for rows_TD in (context_TD, average_TD)
         )
-        return Taps(vector_KD, self.key(vector_KD), average_KD, len(context_TD))
+        prior = self._step_prior(len(context_TD)).to(vector_KD)
+        return Taps(vector_KD, self.key(vector_KD), average_KD, prior, len(context_TD))
 
     def step(self, vector_D: Tensor, average_D: Tensor, query_E: Tensor, cache: Taps) -> Tensor:
         """Return the adapted average (D,) at one more row."""
@@ -87,7 +91,9 @@ class AdaptiveAverage(nn.Module):
         cache.key_KA = _push(key_2A[0], cache.key_KA)
         query_A = self.query(query_E) / math.sqrt(self.key.out_features)
         score = torch.cat([cache.key_KA, key_2A[1:]]) @ query_A
-        weight = (score + self._step_prior(cache.num_rows).to(score)).softmax(dim=-1)
+        if self.decay ** (cache.num_rows - self.taps) > VANISHED:
+            cache.prior = self._step_prior(cache.num_rows).to(score)
+        weight = (score + cache.prior).softmax(dim=-1)
         cache.num_rows += 1
         return weight[:-1] @ cache.vector_KD + weight[-1] * older_D
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
+from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm
 from lvm.models.residual import ResidualPredictor
 
@@ -106,7 +107,7 @@ class TransformerLayer(nn.Module):
         self.feed_norm = RMSNorm(hidden)
         self.widen = nn.Linear(hidden, 2 * hidden)
         self.narrow = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
         return self._feed(state_BTH, self.attend(state_BTH, chunk))

@@ -97,24 +97,20 @@ def open_stream(model: nn.Module, ctx: int | None = None) -> Stream:
 
 
 def laid_out_for_steps(model: nn.Module) -> nn.Module:
-    """Return a copy whose tall matrices lie column by column; the model itself where they do.
+    """Return a copy whose matrices lie column by column; the model itself where they do.
 
     The values are the same. A product of such a matrix with one vector is bound by memory, and
-    reads 1536 x 512 at 17 GB/s by columns, at 9 by rows (torch on one AMD EPYC core); wide matrices
-    gain nothing.
+    reads 1536 x 512 at 23 GB/s by columns, at 15 by rows, 512 x 1536 at 21, at 18 (torch on one
+    AMD EPYC core).
     """
-    tall = [weight for weight in model.parameters() if _is_tall(weight)]
-    if all(weight.stride(0) == 1 for weight in tall):
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    if all(weight.stride(0) == 1 for weight in matrices):
         return model
     turned = copy.deepcopy(model)
     for weight in turned.parameters():
-        if _is_tall(weight):
+        if weight.ndim == 2:
             weight.data = weight.data.t().contiguous().t()
     return turned
-
-
-def _is_tall(weight: Tensor) -> bool:
-    return weight.ndim == 2 and weight.shape[0] >= weight.shape[1]
 
 
 def _stride(ctx: int) -> int:

@@ -106,7 +106,8 @@ class _Loop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "weights"))
             self.model = build_model(_sizes(config, bank.dim)).to(self.device)
-        objective = SampledSoftmax(config.temperature, config.alpha, config.focus)
+        half = config.precision == "bf16"
+        objective = SampledSoftmax(config.temperature, config.alpha, config.focus, half)
         self.objective = objective.to(self.device)
         self.optimizer = make_optimizer(self.model, self.objective, config)
         steps = [

@@ -33,7 +33,7 @@ def make_optimizer(
             {"params": matrices, "weight_decay": config.weight_decay, "lr_share": share},
             {"params": others, "weight_decay": 0.0, "lr_share": share},
         ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
 
 def lr_share(step: int, total: int, warmup: int) -> float:

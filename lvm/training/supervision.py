@@ -15,16 +15,14 @@ from lvm.objectives import OwnNegatives, SampledSoftmax, seed_loss
 from lvm.training.batches import Batch
 from lvm.training.recipes import Settings
 
-LOSS_BLOCK = 1024
-
 
 class Supervised(nn.Module):
     """A model with its objective, so that one backward pass serves both.
 
-    bf16 holds inside the model only; the objective, with its softmax, is float32. With
-    `gradient_checkpointing` the backward pass computes the activations of each part of the model,
-    then the logits of each 1,024 positions, a second time instead of keeping them (Chen et al.,
-    arXiv 1604.06174): the same loss and gradients, but for the order of float32 sums.
+    bf16 holds inside the model only; the loss, with its softmax, is float32. With
+    `gradient_checkpointing` the backward pass computes the activations of each part of the model a
+    second time instead of keeping them (Chen et al., arXiv 1604.06174): the same loss and
+    gradients.
     """
 
     def __init__(self, model: nn.Module, objective: SampledSoftmax, config: Settings) -> None:
@@ -45,16 +43,8 @@ class Supervised(nn.Module):
             last_BD = prediction_BTD[:, -1]
             return seed_loss(last_BD, batch.last_GD, batch.own_B, config.alpha, config.temperature)
         prediction_PD, target_PD = prediction_BTD[batch.real_BT], batch.target_BTD[batch.real_BT]
-        if not config.gradient_checkpointing:
-            loss_P: Tensor = self.objective(prediction_PD, target_PD, negative_KD, own)
-            return loss_P.mean()
-        losses = []
-        for begin in range(0, len(target_PD), LOSS_BLOCK):
-            end = min(begin + LOSS_BLOCK, len(target_PD))
-            block = prediction_PD[begin:end], target_PD[begin:end], negative_KD
-            inside = None if own is None else own.within(begin, end)
-            losses.append(checkpoint(self.objective, *block, inside, use_reentrant=False))
-        return torch.cat(losses).mean()
+        loss_P: Tensor = self.objective(prediction_PD, target_PD, negative_KD, own)
+        return loss_P.mean()
 
 
 @contextmanager

@@ -24,7 +24,8 @@ TOY = {
     "nn-successor": {"rows": 40},
 }
 VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]
-TOLERANCE = 2e-6  # float32 rounding of a unit vector's entries
+# float32 rounding of the entries: beside float64, windows err by 2.1e-6, streams by 0.6e-6.
+TOLERANCE = 4e-6
 
 
 def toy(name: str, sizes: dict, dim: int = DIM) -> nn.Module:

@@ -1,18 +1,20 @@
 """Moves of the alias on a real sqlite store: whole or undone, each in the history."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.registry import alias
 from lvm.stopping import Stopped, stoppable
-from tests.registry.promotion_processes import cut_off_between_the_aliases
 from tests.registry.test_registered import facts, registered_store, three_versions
 
 __all__ = ["facts", "registered_store", "three_versions"]  # fixtures
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -97,15 +99,11 @@ def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
 
 
 def cut_off(after: str, version: str, expected: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    arguments = (uri, after, version, expected)
-    process = context.Process(target=cut_off_between_the_aliases, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == 9
+    words = ["tests.registry.broken_move", after, version, expected]
+    assert subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode == 9
 
 
+@pytest.mark.slow
 def test_a_move_that_is_killed_between_its_steps_is_undone_or_finished(old_baseline):
     alias.promote("2", "1", {"reason": "second"})
     cut_off("previous", "3", "2")

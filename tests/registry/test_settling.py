@@ -1,9 +1,11 @@
 """Settlements on a real sqlite store: the alias as it is now decides, also between processes."""
 
 import dataclasses
-import multiprocessing
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from lvm.registry import alias
 from lvm.registry.settling import settle, tag_measured
 from lvm.rules import read_gate_rules
 from lvm.stopping import Stopped, stoppable
-from tests.registry.promotion_processes import settle_at_once
 from tests.registry.test_registered import facts, registered_store, three_versions
 from tests.shadow_cases import (
     CLEAR_GAIN,
@@ -26,6 +27,7 @@ from tests.shadow_cases import (
 )
 
 __all__ = ["facts", "registered_store", "three_versions"]  # fixtures
+ROOT = Path(__file__).parents[2]
 RULES = read_gate_rules()
 VERSIONS = {"old": "1", "model": "2", "ema": "3", "copy-last": None}
 
@@ -197,23 +199,14 @@ def test_what_was_rolled_back_is_promoted_by_hand_only(old_baseline):
     assert settled(winning_case()).promote == ("model",)
 
 
+@pytest.mark.slow
 def test_two_settlements_at_once_end_in_one_state_with_nothing_lost(old_baseline):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    rivals = (("first", "2"), ("second", "3"))
-    workers = [
-        context.Process(target=settle_at_once, args=(*rival, uri, barrier, results))
-        for rival in rivals
-    ]
-    for worker in workers:
-        worker.start()
-    found = sorted((results.get(timeout=120) for _ in workers), key=lambda one: len(one[1]))
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    rivals = ["tests.registry.rival_settlements", "first", "2", "second", "3"]
+    settled = subprocess.run([sys.executable, "-m", *rivals], cwd=ROOT, capture_output=True)
+    assert settled.returncode == 0, settled.stderr
+    found = sorted(json.loads(settled.stdout), key=lambda one: len(one[1]))
     (lost, kept, still, reason), (won, promoted, _, _) = found
-    assert len(promoted) == 1 and kept == () and still == f"version {won}"
+    assert len(promoted) == 1 and kept == [] and still == f"version {won}"
     assert "run shadow-eval again" in reason
     assert alias.aliases() == {"baseline": won, "previous": "1"}
     assert [move["version"] for move in alias.history()] == ["1", won]

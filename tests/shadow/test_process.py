@@ -194,6 +194,7 @@ def test_a_killed_process_is_told_with_its_signal(stuck, host, replayer):
     assert not stuck.result.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_host_costs_only_the_candidate_at_hand(
     stuck, tiny_bank, windows, queries, ema, tmp_path
 ):
@@ -291,6 +292,7 @@ def below(parent: subprocess.Popen) -> list[psutil.Process]:
     return processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_leaves_no_process_behind(number, stuck):
     with measuring(stuck) as parent:
@@ -300,6 +302,7 @@ def test_a_stop_signal_leaves_no_process_behind(number, stuck):
     assert not any(process.is_running() for process in started)
 
 
+@pytest.mark.slow
 def test_a_process_follows_its_parent_even_when_that_is_killed(stuck):
     with measuring(stuck) as parent:
         started = below(parent)

@@ -62,7 +62,7 @@ def assert_same(first: TrainResult, second: TrainResult) -> None:
 
 def test_a_known_rotation_is_learnt(tmp_path: Path) -> None:
     bank = rotation_bank(tmp_path / "bank")
-    config = TrainConfig(**(vars(TOY) | {"epochs": 25, "patience": 25, "lr": 0.02}))
+    config = TrainConfig(**(vars(TOY) | {"lr": 0.02}))
     windows = plan_windows(bank, 20)
     untrained = hit_validation(bank, windows, "test")(
         train_toy(bank, TrainConfig(**(vars(TOY) | {"epochs": 1, "lr": 1e-9}))).model
@@ -115,8 +115,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bank: Bank, tmp_path: Pa
 
 def test_a_state_of_another_configuration_is_not_resumed(tiny_bank: Bank, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    train_toy(tiny_bank, TOY, state_path=state)
-    other = TrainConfig(**(vars(TOY) | {"seed": 1}))
+    first = TrainConfig(**(vars(TOY) | {"epochs": 2}))
+    train_toy(tiny_bank, first, state_path=state)
+    other = TrainConfig(**(vars(first) | {"seed": 1}))
     seen: list[int] = []
     train_toy(tiny_bank, other, on_epoch=lambda r: seen.append(int(r["epoch"])), state_path=state)
     assert seen[0] == 1
