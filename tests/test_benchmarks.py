@@ -89,3 +89,10 @@ def test_an_independent_computation_finds_the_same_figures(tmp_path, tiny_bank):
     cells = [line.split()[2:] for line in lines]
     assert cells[0] == cells[1] and cells[2] == cells[3]
     assert cells[0] != cells[2]
+
+
+def test_hubness_is_measured_with_each_way_of_counting(tmp_path, tiny_bank):
+    sizes = "--ctx 20 --queries 50 --beta 0.5".split()
+    table = printed("hubness", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
+    ways = [line.split("  ")[0] for line in table.splitlines()[3:]]
+    assert ways == ["none", "all", "not of the row itself", "not of its document"]
