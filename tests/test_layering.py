@@ -40,7 +40,7 @@ ORDER = {
     "report": "canvas tables figures shadow_figures evaluation controls decision shadow",
     "tracking": "",
     "registry": "alias registered settling",
-    "serving": "",
+    "serving": "predictor logged",
 }
 PLACES = [
     f"lvm.{name}.{file}" if file else f"lvm.{name}"
@@ -52,7 +52,8 @@ MLFLOW_FILES = {
     "lvm/tracking.py",
     "lvm/registry/alias.py",
     "lvm/registry/registered.py",
-    "lvm/serving.py",
+    "lvm/serving/predictor.py",
+    "lvm/serving/logged.py",
 }
 MAX_LINES = 320
 MAX_FUNCTION_LINES = 55

@@ -77,7 +77,7 @@ def log_predictor(
             artifacts["row_correction"] = str(folder / ROW_CORRECTION)
         logged = mlflow.pyfunc.log_model(
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
-            python_model=str(Path(__file__).parents[1] / "serving.py"),
+            python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),
             artifacts=artifacts,
             signature=signature,
             input_example=np.eye(2, facts.dim, dtype=tensor)[None],

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -166,3 +167,12 @@ def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, w
     finally:
         shutil.rmtree(workplace / "bank")
         shutil.move(workplace / "away", workplace / "bank")
+
+
+def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):
+    """What is logged names one class: moves of other files leave old models loadable."""
+    (code,) = Path("store").rglob("logged.py")
+    lines = code.read_text().splitlines()
+    assert [line for line in lines if "lvm." in line] == [
+        "from lvm.serving.predictor import ServedPredictor"
+    ]

@@ -1,4 +1,4 @@
-"""The served predictor: MLflow runs this file to load a logged model.
+"""The served predictor.
 
 Shapes: B batch, T time, D vector dim, K passages.
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.models import Model, set_model
+from mlflow.models import Model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
@@ -86,6 +86,3 @@ class ServedPredictor(PythonModel):
                 )
             self._index = ensure_index(bank, self.model, self.facts, self.row_correction)
         return self._index
-
-
-set_model(ServedPredictor())
