@@ -184,9 +184,13 @@ def once_it_reads(job: Job, act: Callable[[], None]) -> threading.Thread:
     return waiting
 
 
+def kill_youngest_child(parent: psutil.Process) -> None:
+    """Kill the child started last; the order of numbers does not tell, which begin anew at times."""
+    max(parent.children(), key=psutil.Process.create_time).kill()
+
+
 def test_a_killed_process_is_told_with_its_signal(stuck, host, replayer):
-    below = psutil.Process()
-    waiting = once_it_reads(stuck, lambda: below.children(recursive=True)[-1].kill())
+    waiting = once_it_reads(stuck, lambda: kill_youngest_child(started_host()))
     code = host.measure(stuck.folder)
     waiting.join()
     with pytest.raises(MeasurementFailed, match="killed by SIGKILL, as happens when memory runs"):
@@ -199,8 +203,7 @@ def test_a_killed_host_costs_only_the_candidate_at_hand(
     stuck, tiny_bank, windows, queries, ema, tmp_path
 ):
     with Replayer(tmp_path / "store", host=Host()) as replayer:
-        below = psutil.Process()
-        waiting = once_it_reads(stuck, lambda: below.children()[-1].kill())
+        waiting = once_it_reads(stuck, lambda: kill_youngest_child(psutil.Process()))
         assert replayer.host.measure(stuck.folder) == -signal.SIGKILL
         waiting.join()
         again = replayer(ema, tiny_bank, windows, queries)
