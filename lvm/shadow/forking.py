@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,8 +40,9 @@ def measured_apart(folder: Path) -> int:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except Stopped:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with suppress(ProcessLookupError, ChildProcessError):  # it may have ended just now
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         raise
 
 

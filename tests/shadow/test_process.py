@@ -184,13 +184,15 @@ def once_it_reads(job: Job, act: Callable[[], None]) -> threading.Thread:
     return waiting
 
 
-def kill_youngest_child(parent: psutil.Process) -> None:
-    """Kill the child started last; the order of numbers does not tell, which begin anew at times."""
-    max(parent.children(), key=psutil.Process.create_time).kill()
+def kill_the_working(host: bool) -> None:
+    """Kill the process of the job that is being done, or its host: it has a parent below us."""
+    below = psutil.Process().children(recursive=True)
+    (working,) = (process for process in below if process.ppid() != os.getpid())
+    (working.parent() if host else working).kill()
 
 
-def test_a_killed_process_is_told_with_its_signal(stuck, host, replayer):
-    waiting = once_it_reads(stuck, lambda: kill_youngest_child(started_host()))
+def test_a_killed_process_is_told_with_its_signal(stuck, host):
+    waiting = once_it_reads(stuck, lambda: kill_the_working(host=False))
     code = host.measure(stuck.folder)
     waiting.join()
     with pytest.raises(MeasurementFailed, match="killed by SIGKILL, as happens when memory runs"):
@@ -203,7 +205,7 @@ def test_a_killed_host_costs_only_the_candidate_at_hand(
     stuck, tiny_bank, windows, queries, ema, tmp_path
 ):
     with Replayer(tmp_path / "store", host=Host()) as replayer:
-        waiting = once_it_reads(stuck, lambda: kill_youngest_child(psutil.Process()))
+        waiting = once_it_reads(stuck, lambda: kill_the_working(host=True))
         assert replayer.host.measure(stuck.folder) == -signal.SIGKILL
         waiting.join()
         again = replayer(ema, tiny_bank, windows, queries)
