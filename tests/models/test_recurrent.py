@@ -52,9 +52,7 @@ def by_kernel(encoder: ChunkedGRU) -> Callable[[Tensor], Tensor]:
 def gradients(encoder: nn.Module, output_BTH: Tensor, input_BTH: Tensor) -> tuple[Tensor, ...]:
     draw = torch.Generator().manual_seed(2)
     weight_BTH = torch.randn(output_BTH.shape, generator=draw, **DOUBLE)
-    return torch.autograd.grad(
-        (output_BTH * weight_BTH).sum(), [input_BTH, *encoder.parameters()]
-    )
+    return torch.autograd.grad((output_BTH * weight_BTH).sum(), [input_BTH, *encoder.parameters()])
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -83,7 +81,9 @@ def test_the_kernel_for_gpus_draws_the_same_mask_when_recomputed() -> None:
             torch.manual_seed(4)  # the backward pass finds another state
             found.append(gradients(encoder, output_BTH, input_BTH))
     torch.testing.assert_close(*found)
-    assert not torch.equal(found[0][0], gradients(encoder, by_kernel(encoder)(input_BTH), input_BTH)[0])
+    assert not torch.equal(
+        found[0][0], gradients(encoder, by_kernel(encoder)(input_BTH), input_BTH)[0]
+    )
 
 
 @pytest.mark.parametrize(("layers", "is_noisy"), [(2, False), (4, True)])
