@@ -75,7 +75,7 @@ class ChunkedGRU(nn.Module):
             if place:
                 state_NSH = self.dropout(state_NSH)
             state_NSH, _ = torch.gru(
-                state_NSH, zero_1NH, weights, True, 1, 0.0, self.training, False, True
+                state_NSH, zero_1NH, tuple(weights), True, 1, 0.0, self.training, False, True
             )
         return state_NSH
 
