@@ -33,11 +33,14 @@ ORDER = {
     "metrics": "",
     "retrieval": "search exact hubness structures index",
     "statistics": "",
-    "lanes": "figures diagnosis",
+    "lanes": "assignment agreement figures ceilings diagnosis",
     "evaluation": "answers cold_latency free_predictors evaluate controls served_latency",
     "shadow": "query_log measuring host store comparison replay child forking process",
     "promotion": "gates decision",
-    "report": "canvas tables figures shadow_figures evaluation controls decision shadow",
+    "report": (
+        "canvas tables figures lane_figures shadow_figures evaluation lanes controls decision "
+        "shadow"
+    ),
     "tracking": "",
     "registry": "alias registered settling",
     "serving": "predictor logged",
