@@ -54,7 +54,7 @@ class SentenceTransformerEncoder:
         except ImportError as error:
             raise ValueError(
                 f"encoder {name!r}: needs sentence-transformers; install it with "
-                f"`pip install lvm[encoders]`, or use encoder={WORDLLAMA}"
+                f"`pip install -e .[encoders]`, or use encoder={WORDLLAMA}"
             ) from error
         try:
             self._model = SentenceTransformer(name, local_files_only=not download)

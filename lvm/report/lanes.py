@@ -28,8 +28,8 @@ def ceilings_table(ceilings: Ceilings, style: str = TEXT) -> str:
     headers = ["lane", "truth\n@5", "truth\n@10*", "by index\n@10*", "agreement", "exact\n@10*"]
     headers += ["served\n@10*", "loss, points", "limited\nby"]
     caption = [
-        "Ceilings, %: search with the truth itself, exactly or through the index; Hit@10 of the model,",
-        f"exactly or served. *: corrected, nothing removed. {ceilings.index}",
+        "Ceilings, %: search with the truth itself, exactly or through the index; Hit@10 of the",
+        f"model, exactly or served. *: corrected, nothing removed. {ceilings.index}",
     ]
     first = captioned(caption, table(lines, headers, "lrrrrrrrl", style))
     return "\n\n".join([first, _larger_k_table(entries, style), ceilings.sentence()])
