@@ -16,7 +16,7 @@ from lvm import tracking
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
 from lvm.lanes.agreement import Agreement, lane_agreement
-from lvm.lanes.assignment import BANK, METHODS, Assignment, assign_lanes
+from lvm.lanes.assignment import BANK, METHODS, PROTOTYPES, Assignment, assign_lanes
 from lvm.lanes.ceilings import Ceilings, failing_queries, lane_ceilings, search_table
 from lvm.lanes.diagnosis import Diagnosis, best_free_lanes, diagnose
 from lvm.prediction.predict import predict_queries
@@ -42,6 +42,14 @@ class LaneOptions(MeasureOptions):
     encoder: str | None = option(
         None, "Encoder of the prototypes, wordllama or a local folder; auto: the bank's own."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder is not None and self.lanes != PROTOTYPES:
+            raise ValueError(
+                f"encoder: {self.encoder} would not be used with lanes={self.lanes}; give "
+                f"lanes={PROTOTYPES}, or leave it at auto"
+            )
 
 
 @dataclass(frozen=True)
