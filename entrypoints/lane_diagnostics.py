@@ -183,9 +183,8 @@ def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
     free = best_free_lanes(diagnosis, answers.tables, inputs.bank, inputs.windows.seed)
     if free:
         names = {lane.best_baseline for lane in diagnosis.lanes}
-        measured[str(*names) if len(names) == 1 else "the best free predictor of each lane"] = (
-            tuple(free)
-        )
+        name = f"{names.pop()} (best free)" if len(names) == 1 else "best free of the lane"
+        measured[name] = tuple(free)
     bars = lane_figure(measured, {diagnosis.model: diagnosis.hit_at_5}, leaky)
     tracking.log_figure(bars, "lanes.png")
     tracking.log_figure(confusion_figure(diagnosis), "confusion.png")

@@ -77,10 +77,10 @@ class Ceilings:
         if limited:
             first = f"the index limits {', '.join(limited)}; let it read more before training again"
         rules = self.rules
-        gain = f"Hit@{rules.larger_k} lies {100 * rules.larger_k_gain:.0f} points above Hit@5"
-        second = f"A larger k helps in {', '.join(helped)}: {gain} there, for a re-ranking to win."
+        gain = f"{100 * rules.larger_k_gain:.0f} points or more from Hit@5 to Hit@{rules.larger_k}"
+        second = f"A larger k helps in {', '.join(helped)}: {gain}, for a re-ranking to win."
         if not helped:
-            second = f"A larger k helps in no lane: nowhere {gain}."
+            second = f"A larger k helps in no lane (it would with {gain})."
         elif len(helped) == len(judged):
             second = f"A larger k helps in every judged lane: {gain}, for a re-ranking to win."
         return f"Search: {first}. {second}"

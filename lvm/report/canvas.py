@@ -86,7 +86,10 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
 ) -> None:
-    """Draw counts as shares of their rows in percent; a row is named with its count in brackets."""
+    """Draw counts as shares of their rows in percent; a row is named with its count in brackets.
+
+    Shares below half a percent have no number.
+    """
     total_R = count_RC.sum(axis=1)
     share_RC = 100 * count_RC / np.maximum(1, total_R)[:, None]
     image = axes.imshow(share_RC, cmap="cividis", vmin=0, vmax=share_RC.max(), aspect="auto")
@@ -96,7 +99,8 @@ def heat_map(
     size = FONT if len(columns) <= 8 else FONT - 4
     for (row, column), share in np.ndenumerate(share_RC):
         color = BLACK if share > share_RC.max() / 2 else "#FFFFFF"
-        axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=size)
+        if share >= 0.5:
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=size)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("% of the row", size=FONT)
     bar.ax.tick_params(labelsize=FONT - 2)

@@ -149,10 +149,11 @@ def confusion_figure(diagnosis: Diagnosis) -> Figure:
         "of its queries",
         leaky=False,
     )
-    used = np.flatnonzero(diagnosis.confusion_LL.sum(axis=0) + diagnosis.confusion_LL.sum(axis=1))
-    count_LL = diagnosis.confusion_LL[np.ix_(used, used)]
-    names = [diagnosis.confusion_lanes[code] for code in used]
-    heat_map(figure, axes, count_LL, names, names)
+    names, count_LL = diagnosis.confusion_lanes, diagnosis.confusion_LL
+    asked = np.flatnonzero(count_LL.sum(axis=1))
+    used = np.flatnonzero(count_LL.sum(axis=0) + count_LL.sum(axis=1))
+    shown = [[names[code] for code in codes] for codes in (asked, used)]
+    heat_map(figure, axes, count_LL[np.ix_(asked, used)], *shown)
     axes.set_xlabel("lane of the first hit")
     axes.set_ylabel("lane of the answer (queries)")
     return figure

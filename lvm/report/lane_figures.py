@@ -35,7 +35,7 @@ def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool = False) -> Figu
     figure, [axes] = canvas(
         "Does a larger k help? Hit@k per lane",
         f"{model}, {whole.num_queries:,} queries, exact search, plain, filtered; crosses: all "
-        "lanes corrected and served through the index",
+        "lanes, less what the index loses",
         leaky,
     )
     ends = []
@@ -50,10 +50,10 @@ def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool = False) -> Figu
         ends.append((_last(lane), lane.lane, color))
     _curve(axes, whole, BLACK, "-", 4)
     ends.append((_last(whole), whole.lane, BLACK))
-    served = whole.hits_served
+    lost = {k: hit - whole.hits_served[k] for k, hit in whole.hits_corrected.items()}
     axes.plot(
-        [int(k) for k in served],
-        [100 * hit for hit in served.values()],
+        [int(k) for k in lost],
+        [100 * (whole.hits[k] - points) for k, points in lost.items()],
         "x",
         color=BLACK,
         markersize=11,

@@ -26,10 +26,11 @@ def ceilings_table(ceilings: Ceilings, style: str = TEXT) -> str:
         for lane in entries
     ]
     headers = ["lane", "truth\n@5", "truth\n@10*", "by index\n@10*", "agreement", "exact\n@10*"]
-    headers += ["served\n@10*", "loss, points", "limited\nby"]
+    headers += ["served\n@10*", "served - exact", "limited\nby"]
     caption = [
         "Ceilings, %: search with the truth itself, exactly or through the index; Hit@10 of the",
-        f"model, exactly or served. *: corrected, nothing removed. {ceilings.index}",
+        "model, exactly or served. *: corrected, nothing removed. Serving:",
+        ceilings.index,
     ]
     first = captioned(caption, table(lines, headers, "lrrrrrrrl", style))
     return "\n\n".join([first, _larger_k_table(entries, style), ceilings.sentence()])
@@ -39,11 +40,13 @@ def _larger_k_table(entries: list[LaneCeiling], style: str) -> str:
     lines = []
     for lane in entries:
         shown = [percent(hit) for hit in lane.hits.values()]
-        served = [percent(lane.hits_served[k] - hit) for k, hit in lane.hits_corrected.items()]
+        served = [
+            f"{100 * (lane.hits_served[k] - hit):+.1f}" for k, hit in lane.hits_corrected.items()
+        ]
         lines.append([lane.lane, *shown, " ".join(f"{value:>5}" for value in served)])
     headers = ["lane", *(f"@{int(k):,}" for k in entries[0].hits)]
-    headers.append("lost by index @" + ", ".join(entries[0].hits_corrected))
-    caption = ["Hit@k of a larger k, percent: exact, plain, filtered; points lost when served"]
+    headers.append("served - exact @" + ", ".join(entries[0].hits_corrected))
+    caption = ["Hit@k of a larger k, percent: exact, plain, filtered; points by serving"]
     return captioned(caption, table(lines, headers, "l" + "r" * (len(headers) - 1), style))
 
 
