@@ -62,13 +62,8 @@ def lane_figure(
         Patch(color=SERIES[place % len(SERIES)], alpha=0.6, label=name)
         for place, name in enumerate(measured)
     ]
-    axes.legend(
-        handles=names,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=4,
-        fontsize=FONT - 1,
-        frameon=False,
+    figure.legend(
+        handles=names, loc="outside lower right", ncols=4, fontsize=FONT - 1, frameon=False
     )
     return figure
 
