@@ -23,7 +23,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import lanes_table
 from lvm.report.figures import confusion_figure, lane_figure
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
-from lvm.report.lanes import assignment_table, ceilings_table, supply_line
+from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.retrieval.index import ensure_index
 from lvm.rules import LaneRules, read_lane_rules
 
@@ -90,7 +90,8 @@ def body(options: LaneOptions) -> None:
     tracking.log_file("failing_queries.parquet", lambda path: failing.to_parquet(path, index=False))
     draw(answers, diagnosis, ceilings)
     log_decision(diagnosis)
-    blocks = [lanes_table(diagnosis), supply_line(diagnosis), ceilings_table(ceilings)]
+    blocks = [lanes_table(diagnosis), supply_line(diagnosis)]
+    blocks += [hits_table(diagnosis), ceilings_table(ceilings)]
     if assignment.method != BANK:
         blocks.insert(0, assignment_table(assignment, agreement))
     table = "\n\n".join(blocks)

@@ -5,7 +5,15 @@ from lvm.lanes.assignment import Assignment
 from lvm.lanes.ceilings import Ceilings, LaneCeiling
 from lvm.lanes.diagnosis import Diagnosis
 from lvm.lanes.figures import UNASSIGNED_LANE
-from lvm.report.tables import TEXT, captioned, difference_cell, percent, table
+from lvm.report.tables import (
+    HITS,
+    TEXT,
+    captioned,
+    difference_cell,
+    interval_cell,
+    percent,
+    table,
+)
 
 
 def ceilings_table(ceilings: Ceilings, style: str = TEXT) -> str:
@@ -48,6 +56,18 @@ def _larger_k_table(entries: list[LaneCeiling], style: str) -> str:
     headers.append("served - exact @" + ", ".join(entries[0].hits_corrected))
     caption = ["Hit@k of a larger k, percent: exact, plain, filtered; points by serving"]
     return captioned(caption, table(lines, headers, "l" + "r" * (len(headers) - 1), style))
+
+
+def hits_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
+    """Return Hit@1/5/10 of each lane with intervals, from the lowest Hit@5 up."""
+    lanes = sorted(diagnosis.lanes, key=lambda lane: lane.figures["hit_at_5"])
+    lines = [
+        [lane.lane, *(interval_cell(lane.figures[key], lane.ci95[key]) for key in HITS)]
+        for lane in lanes
+    ]
+    caption = [f"Hit@k of {diagnosis.model} in each lane [95 % interval by document]"]
+    headers = ["lane", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
+    return captioned(caption, table(lines, headers, "lrrr", style))
 
 
 def supply_line(diagnosis: Diagnosis) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank
@@ -17,11 +18,13 @@ from lvm.lanes.ceilings import (
     Ceilings,
     LaneCeiling,
 )
+from lvm.lanes.diagnosis import diagnose
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
-from lvm.report.lanes import assignment_table, ceilings_table
+from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.report.tables import MARKDOWN, TEXT
 from lvm.rules import read_lane_rules
 from lvm.statistics import Difference
+from lvm.windows.export import plan_windows
 from tests.report.test_figures import assert_drawn
 
 
@@ -74,6 +77,24 @@ def test_ceilings_show_what_limits_each_lane(style: str) -> None:
     assert "the index limits lane-1" in text
     if style == TEXT:
         assert max(map(len, text.splitlines()[:-1])) <= 120
+
+
+def test_hits_and_supply_are_told_for_each_lane(tiny_bank: Bank) -> None:
+    windows = plan_windows(tiny_bank, 10)
+    target_row_Q = windows.queries["test"].target_row_Q
+    measured = pd.DataFrame({"target_row": target_row_Q, "top_row": 0})
+    measured["rank"] = 1.0 + target_row_Q % 9
+    found = diagnose("model", {"model": measured}, tiny_bank, windows, read_lane_rules())
+    text = hits_table(found)
+    for lane in found.lanes:
+        line = next(line for line in text.splitlines() if line.startswith(lane.lane))
+        for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
+            assert f"{100 * lane.figures[key]:.1f} [" in line
+    assert supply_line(found) == "Supply: all 3 lanes have fewer than 300 chains."
+    one = dataclasses.replace(found, small_supply=("lane-1",))
+    assert supply_line(one) == "Supply: fewer than 300 chains in lane-1."
+    none = dataclasses.replace(found, small_supply=())
+    assert supply_line(none) == "Supply: every lane has 300 chains or more."
 
 
 def test_agreement_is_told_by_label(tiny_bank: Bank) -> None:
