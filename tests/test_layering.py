@@ -33,11 +33,14 @@ ORDER = {
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
     "statistics": "",
-    "lanes": "figures diagnosis classifier reranking",
+    "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
     "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
-    "shadow": ("query_log measuring host store comparison reranked replay child forking process"),
+    "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
-    "report": "canvas tables figures shadow_figures evaluation controls reranking decision shadow",
+    "report": (
+        "canvas tables figures lane_figures shadow_figures evaluation lanes controls reranking "
+        "decision shadow"
+    ),
     "tracking": "",
     "registry": "alias registered settling",
     "serving": "predictor logged",
