@@ -21,6 +21,15 @@ def hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
     return (_checked(rank_Q) <= k).astype(np.float64)
 
 
+def soft_hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
+    """Return 1 / (1 + (rank / k)^2), (Q,): near 1 at the top, a half at rank k, near 0 far below.
+
+    A smooth Hit@k: a rank that moves from 9 to 6 counts, so that models which differ little are
+    told apart by fewer queries.
+    """
+    return 1 / (1 + (_checked(rank_Q) / k) ** 2)
+
+
 def reciprocal_rank_at(rank_Q: ArrayLike, k: int = 10) -> FloatArray:
     """Return 1 / rank where the truth is among the first k, else 0.0, (Q,)."""
     checked_Q = _checked(rank_Q)

@@ -44,7 +44,23 @@ class LaneRules:
     assign_margin: float
 
 
-Rules = TypeVar("Rules", GateRules, LaneRules)
+@dataclass(frozen=True)
+class ScalingRules:
+    """When a grid of trainings has a verdict; gates.yaml explains each field."""
+
+    min_steps: int
+    min_passes: float
+    step_gain: float
+    lr_factor: float
+    min_documents: int
+    min_queries: int
+    choice_share: float
+    saturated_gain: float
+    both_gain: float
+    break_even_gain: float
+
+
+Rules = TypeVar("Rules", GateRules, LaneRules, ScalingRules)
 
 
 def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
@@ -55,6 +71,11 @@ def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
 def read_lane_rules(path: str | Path = GATES_FILE) -> LaneRules:
     """Read the section `lanes`; raises ValueError on a missing, unknown or negative value."""
     return _read(Path(path), "lanes", LaneRules)
+
+
+def read_scaling_rules(path: str | Path = GATES_FILE) -> ScalingRules:
+    """Read the section `scaling`; raises ValueError on a missing, unknown or negative value."""
+    return _read(Path(path), "scaling", ScalingRules)
 
 
 def _read(path: Path, section: str, rules: type[Rules]) -> Rules:

@@ -126,6 +126,14 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     return str(submitted.run_id)
 
 
+@contextmanager
+def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Open a run nested under the open one, which is then logged to until the block ends."""
+    with mlflow.start_run(run_name=name, nested=True):
+        mlflow.log_params(dict(parameters))
+        yield
+
+
 def log_config(config: Mapping[str, Any]) -> None:
     """Log the resolved configuration as the artifact `config.json`.
 

@@ -35,11 +35,12 @@ ORDER = {
     "statistics": "",
     "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
     "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
+    "scaling": "fractions store cells optimised fit verdict grid",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "report": (
-        "canvas tables figures lane_figures shadow_figures evaluation lanes controls reranking "
-        "decision shadow"
+        "canvas tables figures lane_figures shadow_figures scaling_figures evaluation lanes "
+        "controls reranking decision shadow scaling"
     ),
     "tracking": "",
     "registry": "alias registered settling",

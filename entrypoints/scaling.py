@@ -1,0 +1,183 @@
+"""Command: is a model limited by its data or by its size."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from entrypoints._options import EntryPoint, option
+from entrypoints._reports import REPORT_HELP, check_report, publish
+from lvm import tracking
+from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.metrics import figures, soft_hit_at
+from lvm.models.table import TRAINED_MODELS
+from lvm.report.scaling import (
+    documents_of,
+    parameters_of,
+    scaling_page,
+    scaling_report,
+    scaling_text,
+)
+from lvm.report.scaling_figures import scaling_figure
+from lvm.rules import read_scaling_rules
+from lvm.scaling.cells import Cell, CellResult, Trainer, divide_queries
+from lvm.scaling.grid import Plan, Scaling, check_data, run_grid
+from lvm.scaling.optimised import K
+from lvm.scaling.store import CellStore
+from lvm.statistics import document_interval
+from lvm.training.recipes import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
+
+CELLS = Path("data/scaling")
+
+
+@dataclass(frozen=True)
+class ScalingOptions:
+    """Options of `scaling`; those of `TrainConfig` have its defaults."""
+
+    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
+    windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
+    fractions: str = option("0.125,0.25,0.5,1", "Fractions of the train documents, ascending.")
+    widths: str = option("128,256,512", "Widths of the model, ascending.")
+    seeds: str = option("0,1", "Seeds of each cell: documents, weights, batches.")
+    model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    max_steps: int = option(600, "Optimiser steps of each cell.", low=1)
+    max_queries: int | None = option(None, "Measured val queries at most (auto: 10,000).", low=1)
+    batch_size: int | None = option(TrainConfig.batch_size, "Windows a batch.", low=1)
+    lr: float | None = option(TrainConfig.lr, "Peak learning rate.", low=0)
+    negatives: int | None = option(TrainConfig.negatives, "Bank negatives a step.", low=0)
+    patience: int | None = option(TrainConfig.patience, "Rounds without a better Hit@5.", low=1)
+    chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
+    slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
+    cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=("gru", "mingru"))
+    layers: int = option(TrainConfig.layers, "Layers.", low=2)
+    dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
+    device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
+    precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+    def __post_init__(self) -> None:
+        check_report(self.report)
+        self.plan(1.0)
+        self.config()
+
+    def plan(self, lr: float) -> Plan:
+        """Return the sizes of the grid; raises ValueError on a list that cannot be one."""
+        return Plan(
+            fractions=tuple(_numbers("fractions", self.fractions, float)),
+            widths=tuple(_numbers("widths", self.widths, int)),
+            seeds=tuple(_numbers("seeds", self.seeds, int)),
+            steps=self.max_steps,
+            lr=lr,
+        )
+
+    def config(self) -> TrainConfig:
+        """Return what all cells share."""
+        shared = set(as_dict(TrainConfig())) & set(vars(self))
+        return TrainConfig(**{name: getattr(self, name) for name in shared})
+
+
+def body(options: ScalingOptions) -> None:
+    """Train a grid of data fractions, widths, seeds; say what limits, with intervals."""
+    inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+    rules = read_scaling_rules()
+    bank, windows = inputs.bank, inputs.windows
+    questions = divide_queries(bank, windows, rules.choice_share, options.max_queries)
+    settings = resolve(options.config(), windows.ctx)
+    plan = options.plan(settings.lr)
+    check_data(bank, windows, questions, plan, rules)
+    models = fit_free_predictors(bank, windows, seed=windows.seed)
+    decay = float(models["ema"].config["decay"])  # type: ignore[index]
+    config = TrainConfig(**(as_dict(options.config()) | {"decay": decay}))
+    tracking.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
+    tracking.set_tags({"model": config.model})
+    trainer = Trainer(bank, windows, questions, config, CellStore(CELLS), print_round)
+    free = {}
+    for name, model in models.items():
+        rank_Q = trainer.measured(model)
+        interval = document_interval(rank_Q, questions.document_Q, windows.seed)
+        soft = float(soft_hit_at(rank_Q, K).mean())
+        free[name] = {**figures(rank_Q), "soft": soft, "ci95": interval}
+    scaling = run_grid(trainer, plan, rules, lambda kind, result: log_cell(kind, result, inputs))
+    finish(options, scaling, plan, free, trainer)
+
+
+def print_round(cell: Cell, record: Mapping[str, float]) -> None:
+    """Print one round of a training as a line."""
+    print(
+        f"{_name(cell)}, round {record['epoch']:.0f}: loss {record['train/loss']:.4f}  "
+        f"val Hit@5 {100 * record['val/hit_at_5']:.2f} %  ({record['train/seconds']:.0f} s)",
+        flush=True,
+    )
+
+
+def log_cell(kind: str, result: CellResult, inputs: Inputs) -> None:
+    """Log a cell as a nested run once it is finished, so that none is left half logged."""
+    facts = {"kind": kind, **vars(result.cell), "kept": result.was_kept}
+    measured = figures(result.rank_Q)
+    with tracking.child_run(f"{kind}: {_name(result.cell)}", facts):
+        for record in result.history:
+            values = {name: value for name, value in record.items() if name != "epoch"}
+            tracking.log_metrics(values, step=int(record["epoch"]), dataset=inputs.dataset)
+        best = {f"measured/{name}": value for name, value in measured.items()}
+        best["measured/soft_hit_at_5"] = float(soft_hit_at(result.rank_Q, K).mean())
+        best |= {"parameters": result.parameters, "documents": result.documents}
+        tracking.log_metrics(best, step=result.best_round, dataset=inputs.dataset)
+    kept = ", kept from an earlier run" if result.was_kept else ""
+    shown = f"Hit@5 {100 * measured['hit_at_5']:.2f} % measured"
+    print(
+        f"{kind}: {_name(result.cell)}: {shown}, best round {result.best_round}{kept}", flush=True
+    )
+
+
+def finish(
+    options: ScalingOptions,
+    scaling: Scaling,
+    plan: Plan,
+    free: dict[str, dict[str, Any]],
+    trainer: Trainer,
+) -> None:
+    """Log verdict, gains, page, figure; print the tables; write the report."""
+    num_queries, name = len(trainer.questions.measured), scaling.verdict.name
+    tracking.set_tags({"verdict": name})
+    page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
+    tracking.log_text(page, "scaling.md")
+    if scaling.soft is not None and scaling.hit is not None:
+        best = max(free, key=lambda one: free[one]["hit_at_5"])
+        curves = scaling_figure(
+            scaling.hit,
+            scaling.soft,
+            documents_of(scaling, plan),
+            parameters_of(scaling, plan),
+            plan.widths,
+            (best, free[best]["hit_at_5"], free[best]["soft"]),
+            name,
+        )
+        tracking.log_figure(curves, "scaling.png")
+        gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
+        bounds = ("mean", "low", "high")
+        tracking.log_metrics(
+            {f"gain/{k}_{b}": getattr(g, b) for k, g in gains.items() for b in bounds}
+        )
+    print(f"\n{scaling_text(scaling, plan, free, num_queries)}\n")
+    publish(scaling_report(scaling, plan, free, num_queries), options.report)
+
+
+def _name(cell: Cell) -> str:
+    trial = f"{cell.fraction:g} of the data, width {cell.width}, seed {cell.seed}"
+    return f"{trial}, {cell.steps} steps at lr {cell.lr:g}"
+
+
+def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is no list of numbers with commas between") from None
+
+
+main = EntryPoint("scaling", ScalingOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

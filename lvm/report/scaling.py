@@ -1,0 +1,170 @@
+"""Tables of a grid of trainings with its verdict."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from lvm.report.tables import (
+    MARKDOWN,
+    TEXT,
+    bullet,
+    difference_cell,
+    interval_cell,
+    percent,
+    table,
+)
+from lvm.scaling.fit import Fitted, Gain
+from lvm.scaling.grid import BreakEven, Plan, Scaling
+from lvm.scaling.verdict import points
+
+Free = Mapping[str, Mapping[str, Any]]
+
+
+def scaling_report(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -> dict[str, Any]:
+    """Return all that was found, as JSON values (arrays and infinities are left to the writer)."""
+    verdict, optimised = scaling.verdict, scaling.optimised
+    report: dict[str, Any] = {
+        "verdict": verdict.name,
+        "sentence": verdict.sentence,
+        "needed": None if verdict.needed is None else asdict(verdict.needed),
+        "queries": num_queries,
+        "documents": scaling.num_documents,
+        "plan": asdict(plan),
+        "optimised": asdict(optimised),
+        "free": dict(free),
+        "cells": [_cell(result) for result in scaling.results],
+    }
+    if scaling.soft is not None and scaling.hit is not None and scaling.break_even is not None:
+        report["gains"] = {"soft_hit_at_5": _gains(scaling.soft), "hit_at_5": _gains(scaling.hit)}
+        report["break_even"] = asdict(scaling.break_even)
+    return report
+
+
+def scaling_text(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -> str:
+    """Return the verdict's sentence, then the tables, for a terminal."""
+    return "\n\n".join(_parts(scaling, plan, free, num_queries, TEXT))
+
+
+def scaling_page(scaling: Scaling, plan: Plan, free: Free, num_queries: int, bank: str) -> str:
+    """Return the same as one page of Markdown."""
+    first, *others = _parts(scaling, plan, free, num_queries, MARKDOWN)
+    parts = [f"**{first}**", f"Bank {bank}; {num_queries:,} val queries measured.", *others]
+    return "\n\n".join(parts) + "\n"
+
+
+def documents_of(scaling: Scaling, plan: Plan) -> list[float]:
+    """Return the mean number of documents that each fraction trains on."""
+    grid = [result for result in scaling.results if result.cell.steps == plan.steps]
+    return [
+        float(np.mean([r.documents for r in grid if r.cell.fraction == fraction]))
+        for fraction in plan.fractions
+    ]
+
+
+def parameters_of(scaling: Scaling, plan: Plan) -> list[int]:
+    """Return the number of parameters of each width."""
+    by_width = {result.cell.width: result.parameters for result in scaling.results}
+    return [by_width[width] for width in plan.widths]
+
+
+def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: str) -> list[str]:
+    parts = [scaling.verdict.sentence, _optimised_lines(scaling, style)]
+    if scaling.soft is not None and scaling.hit is not None and scaling.break_even is not None:
+        parts.append(_grid_table(scaling, scaling.hit, plan, style))
+        parts.append(_gain_table(scaling.soft, scaling.hit, style))
+        parts.append(_notes(scaling.soft, scaling.hit, scaling.break_even, num_queries, style))
+    parts.append(_free_table(free, style))
+    return parts
+
+
+def _optimised_lines(scaling: Scaling, style: str) -> str:
+    found = scaling.optimised
+    lines = [
+        f"{found.num_steps} optimiser steps, {found.passes:.1f} passes over the data; best round "
+        f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % over "
+        "the last quarter",
+        f"second half of the steps: soft Hit@5 {difference_cell(found.steps)} points",
+        *(f"lr {lr:g} instead: {difference_cell(d)} points" for lr, d in found.rates),
+    ]
+    return "\n".join(["Is it optimised?", "", *(bullet(style) + line for line in lines)])
+
+
+def _grid_table(scaling: Scaling, hit: Fitted, plan: Plan, style: str) -> str:
+    lines = []
+    for place, documents in enumerate(documents_of(scaling, plan)):
+        cells = [
+            interval_cell(float(hit.mean_FW[place, w]), list(hit.interval_FW2[place, w]))
+            for w in range(len(plan.widths))
+        ]
+        lines.append([f"{plan.fractions[place]:g}", f"{documents:,.0f}", *cells])
+    names = [
+        f"width {width} ({number / 1e6:.2g} M)"
+        for width, number in zip(plan.widths, parameters_of(scaling, plan), strict=True)
+    ]
+    body = table(lines, ["fraction", "documents", *names], "rr" + "r" * len(names), style)
+    return (
+        f"Hit@5 %, mean of {len(plan.seeds)} seeds [95 % interval by document and seed]\n\n{body}"
+    )
+
+
+def _gain_table(soft: Fitted, hit: Fitted, style: str) -> str:
+    lines = [
+        [name, points(getattr(soft, key)), points(getattr(hit, key))]
+        for name, key in (
+            ("twice the data", "data"),
+            ("twice the parameters", "parameters"),
+            ("the first minus the second", "lead"),
+        )
+    ]
+    headers = ["gain at the largest data and width", "soft Hit@5, points", "Hit@5, points"]
+    return table(lines, headers, "lrr", style)
+
+
+def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int, style: str) -> str:
+    data, width = soft.exponents
+    lines = [
+        f"documents to ingest for {100 * even.gain:g} point of Hit@5: {_count(even.documents)} "
+        f"[{_count(even.low)}, {_count(even.high)}]",
+        f"fit: exponents {data:.2f} of the data, {width:.2f} of the parameters; a cell's mean over "
+        f"seeds varies by {100 * soft.seed_sd:.2f} points",
+        f"{num_queries:,} queries; soft Hit@5 = mean of 1 / (1 + (rank / 5)^2) decides",
+    ]
+    if not math.isnan(soft.backtest):
+        error = f"{100 * soft.backtest:+.2f} ({100 * hit.backtest:+.2f} of Hit@5)"
+        lines.append(f"the largest data foretold from the smaller ones: off by {error} points")
+    return "\n".join(bullet(style) + line for line in lines)
+
+
+def _free_table(free: Free, style: str) -> str:
+    lines = [
+        [name, interval_cell(one["hit_at_5"], one["ci95"]["hit_at_5"]), percent(one["soft"])]
+        for name, one in free.items()
+    ]
+    return table(lines, ["free predictor", "Hit@5 %", "soft Hit@5 %"], "lrr", style)
+
+
+def _count(documents: float) -> str:
+    return f"{documents:,.0f}" if math.isfinite(documents) else "no number is enough"
+
+
+def _cell(result: Any) -> dict[str, Any]:
+    """Return a result without its ranks."""
+    return asdict(replace(result, rank_Q=np.zeros(0))) | {"rank_Q": None}
+
+
+def _gains(fitted: Fitted) -> dict[str, Any]:
+    gains: dict[str, Gain] = {
+        "data": fitted.data,
+        "parameters": fitted.parameters,
+        "lead": fitted.lead,
+    }
+    return {name: asdict(gain) for name, gain in gains.items()} | {
+        "exponents": fitted.exponents,
+        "mean": fitted.mean_FW,
+        "ci95": fitted.interval_FW2,
+        "seed_sd": fitted.seed_sd,
+        "backtest": fitted.backtest,
+    }

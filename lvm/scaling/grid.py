@@ -1,0 +1,193 @@
+"""The grid: which cells are trained, in which order, to which verdict.
+
+Shapes: F fractions, W widths, S seeds, Q queries.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lvm.bank.store import Bank
+from lvm.metrics import hit_at, soft_hit_at
+from lvm.rules import ScalingRules
+from lvm.scaling.cells import Cell, CellResult, Questions, Trainer
+from lvm.scaling.fit import MIN_SIZES, Fitted, GridValues, data_for, fit_grid
+from lvm.scaling.fractions import num_documents, part_of
+from lvm.scaling.optimised import K, Optimised, judge_optimisation
+from lvm.scaling.verdict import Verdict, judge, not_optimised
+from lvm.windows.planning import Windows
+
+OnCell = Callable[[str, CellResult], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the grid, all ascending; `steps` and `lr` are those of every cell of it."""
+
+    fractions: tuple[float, ...]
+    widths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    lr: float
+
+    def __post_init__(self) -> None:
+        _check_sizes("fractions", self.fractions)
+        _check_sizes("widths", self.widths)
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"fractions: {fraction:g} is not above 0 and at most 1")
+        for width in self.widths:
+            if width < 2 or width % 2:
+                raise ValueError(f"widths: {width} is no even number of 2 or more")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: need one or more different whole numbers of 0 or more")
+
+    def cell(self, fraction: float, width: int, seed: int) -> Cell:
+        return Cell(fraction, width, seed, self.steps, self.lr)
+
+    def largest(self) -> Cell:
+        """Return the cell that has to be optimised before the others are trained."""
+        return self.cell(self.fractions[-1], self.widths[-1], self.seeds[0])
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Documents to add for `gain` of Hit@5 at the largest width; infinite where none are enough."""
+
+    gain: float
+    documents: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """All that a run found; without a grid (not optimised) the fits are None.
+
+    `soft` is fitted to soft Hit@5 and decides, `hit` to Hit@5.
+    """
+
+    verdict: Verdict
+    optimised: Optimised
+    results: tuple[CellResult, ...]
+    num_documents: int
+    soft: Fitted | None = None
+    hit: Fitted | None = None
+    break_even: BreakEven | None = None
+
+
+def check_data(
+    bank: Bank, windows: Windows, questions: Questions, plan: Plan, rules: ScalingRules
+) -> None:
+    """Raise ValueError where the bank is too small for such a grid."""
+    if windows.leaky:
+        raise ValueError("windows: split=random leaks, no verdict can rest on it; export them anew")
+    if len(questions.measured) < rules.min_queries:
+        raise ValueError(
+            f"queries: {len(questions.measured)} val queries are left to measure with; at least "
+            f"{rules.min_queries} are needed, so give more documents or a larger max_queries"
+        )
+    for seed in plan.seeds:
+        parts = [part_of(bank, windows, fraction, seed) for fraction in plan.fractions]
+        documents = num_documents(bank, parts[0])
+        if documents < rules.min_documents:
+            raise ValueError(
+                f"fractions: {plan.fractions[0]:g} of this bank is {documents} documents; at least "
+                f"{rules.min_documents} are needed, so use a larger fraction or more documents"
+            )
+        sizes = [len(part.train_rows()) for part in parts]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(
+                "fractions: two of them choose the same documents of this bank; use fractions "
+                "further apart, a shorter ctx or more documents"
+            )
+
+
+def run_grid(
+    trainer: Trainer, plan: Plan, rules: ScalingRules, on_cell: OnCell = lambda kind, result: None
+) -> Scaling:
+    """Judge the optimisation, train the grid, fit it, judge.
+
+    `on_cell` is told each result with its kind: a trial before the grid or a cell of it.
+    """
+    results: list[CellResult] = []
+
+    def trained(kind: str, cell: Cell) -> CellResult:
+        result = trainer.result(cell)
+        on_cell(kind, result)
+        results.append(result)
+        return result
+
+    optimised = _optimised(trainer, plan, rules, trained)
+    documents = num_documents(trainer.bank, trainer.windows)
+    if optimised.reasons:
+        return Scaling(not_optimised(optimised), optimised, tuple(results), documents)
+    cells = [
+        trained("grid", plan.cell(fraction, width, seed))
+        for fraction in plan.fractions
+        for width in plan.widths
+        for seed in plan.seeds
+        if plan.cell(fraction, width, seed) != plan.largest()
+    ]
+    grid = [results[0], *cells]
+    document_Q = trainer.questions.document_Q
+    soft = fit_grid(grid_values(plan, grid, document_Q, soft=True))
+    hit = fit_grid(grid_values(plan, grid, document_Q, soft=False))
+    num_queries = len(trainer.questions.measured)
+    verdict = judge(soft, optimised, num_queries, len(plan.seeds), rules)
+    trained_on = np.mean([r.documents for r in grid if r.cell.fraction == plan.fractions[-1]])
+    even = break_even(hit, float(trained_on), rules.break_even_gain)
+    return Scaling(verdict, optimised, tuple(results), documents, soft, hit, even)
+
+
+def grid_values(
+    plan: Plan, results: Sequence[CellResult], document_Q: np.ndarray, soft: bool
+) -> GridValues:
+    """Return the per-query values of the cells in order; data are the mean rows over the seeds."""
+    by_cell = {result.cell: result for result in results}
+    score = soft_hit_at if soft else hit_at
+    ordered = [
+        [[by_cell[plan.cell(f, w, s)] for s in plan.seeds] for w in plan.widths]
+        for f in plan.fractions
+    ]
+    value_FWSQ = np.array([[[score(r.rank_Q, K) for r in line] for line in f] for f in ordered])
+    data_F = np.array([np.mean([r.rows for r in line[0]]) for line in ordered])
+    parameters_W = np.array([line[0].parameters for line in ordered[0]], np.float64)
+    return GridValues(data_F, parameters_W, value_FWSQ, document_Q)
+
+
+def break_even(hit: Fitted, documents: float, gain: float) -> BreakEven:
+    """Return how many documents to add for `gain`, with the interval over the resamples."""
+    times = float(data_for(gain, hit.coefficient_P[1], hit.exponents[0]))
+    times_B = data_for(gain, hit.slope_B, hit.exponent_B)
+    low, high = np.quantile(times_B, [0.025, 0.975], method="nearest")
+    more = [documents * (float(one) - 1) for one in (times, low, high)]
+    return BreakEven(gain, *more)
+
+
+def _optimised(
+    trainer: Trainer,
+    plan: Plan,
+    rules: ScalingRules,
+    trained: Callable[[str, Cell], CellResult],
+) -> Optimised:
+    """Train the largest cell, half of its steps, then half of them at other learning rates."""
+    cell = plan.largest()
+    full = trained("grid", cell)
+    steps = max(1, plan.steps // 2)
+    half = trained("half the steps", Cell(cell.fraction, cell.width, cell.seed, steps, cell.lr))
+    rates = [
+        trained("other lr", Cell(cell.fraction, cell.width, cell.seed, steps, lr))
+        for lr in (cell.lr / rules.lr_factor, cell.lr * rules.lr_factor)
+    ]
+    passes = plan.steps / trainer.steps_per_epoch() / plan.fractions[-1]
+    document_Q = trainer.questions.document_Q
+    return judge_optimisation(full, half, rates, passes, document_Q, rules)
+
+
+def _check_sizes(name: str, sizes: Sequence[float]) -> None:
+    if len(sizes) < MIN_SIZES:
+        raise ValueError(f"{name}: {len(sizes)} given; a curve needs at least {MIN_SIZES}")
+    if list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"{name}: must be different numbers in ascending order")

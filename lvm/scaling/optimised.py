@@ -1,0 +1,100 @@
+"""Whether a training is optimised at all, without which data or width cannot be judged.
+
+Shapes: Q queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lvm.metrics import soft_hit_at
+from lvm.rules import ScalingRules
+from lvm.scaling.cells import CellResult
+from lvm.statistics import Difference, paired_difference
+
+K = 5
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """What the trials at the largest data and width showed; `reasons` are empty where all is well.
+
+    `steps` is the gain of all optimiser steps over half of them, `rates` that of each other
+    learning rate, both in soft Hit@5; `advice` says what to do.
+    """
+
+    num_steps: int
+    passes: float
+    best_round: int
+    rounds: int
+    loss_change: float
+    steps: Difference
+    rates: tuple[tuple[float, Difference], ...]
+    reasons: tuple[str, ...]
+    advice: str
+
+
+def judge_optimisation(
+    full: CellResult,
+    half: CellResult,
+    rates: Sequence[CellResult],
+    passes: float,
+    document_Q: ArrayLike,
+    rules: ScalingRules,
+) -> Optimised:
+    """Compare a training with one of half its steps, and that one with other learning rates.
+
+    A cosine schedule flattens the end of any training, so that its own loss curve cannot tell
+    whether more steps would pay; a shorter training with a schedule of its own can.
+    """
+    steps = _difference(full.rank_Q, half.rank_Q, document_Q)
+    by_rate = tuple((r.cell.lr, _difference(r.rank_Q, half.rank_Q, document_Q)) for r in rates)
+    reasons, advice = [], []
+    if full.cell.steps < rules.min_steps:
+        reasons.append(f"{full.cell.steps} optimiser steps are fewer than {rules.min_steps}")
+        advice.append(f"max_steps={rules.min_steps} or more")
+    if passes < rules.min_passes:
+        reasons.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
+        advice.append(f"max_steps={int(np.ceil(full.cell.steps * rules.min_passes / passes))}")
+    if _pays(steps, rules):
+        reasons.append(f"the second half of the steps gained {_points(steps)} points")
+        advice.append(f"max_steps={2 * full.cell.steps}")
+    better = max(by_rate, key=lambda one: one[1].mean, default=None)
+    if better is not None and _pays(better[1], rules):
+        reasons.append(
+            f"lr {better[0]:g} is {_points(better[1])} points better than {half.cell.lr:g}"
+        )
+        advice.append(f"lr={better[0]:g}")
+    return Optimised(
+        num_steps=full.steps,
+        passes=passes,
+        best_round=full.best_round,
+        rounds=full.rounds,
+        loss_change=_loss_change([record["train/loss"] for record in full.history]),
+        steps=steps,
+        rates=by_rate,
+        reasons=tuple(reasons),
+        advice=", ".join(advice),
+    )
+
+
+def _difference(
+    rank_Q: NDArray[np.float64], other_Q: ArrayLike, documents: ArrayLike
+) -> Difference:
+    return paired_difference(soft_hit_at(rank_Q, K), soft_hit_at(other_Q, K), documents, seed=0)
+
+
+def _pays(change: Difference, rules: ScalingRules) -> bool:
+    return change.low > 0 and change.mean > rules.step_gain
+
+
+def _points(change: Difference) -> str:
+    return f"{100 * change.mean:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
+def _loss_change(losses: Sequence[float]) -> float:
+    """Return how far the train loss fell over the last quarter of the rounds, as a share of it."""
+    before = losses[-1 - max(1, len(losses) // 4)] if len(losses) > 1 else losses[-1]
+    return (losses[-1] - before) / abs(before) if before else 0.0
