@@ -184,8 +184,10 @@ class Trainer:
         whole = self.steps_per_epoch()
         round_steps = whole * max(1, math.ceil(cell.steps / ROUNDS / whole))
         part = part_of(self.bank, self.windows, cell.fraction, cell.seed)
-        repeats = max(1, round(round_steps / self._steps_of(part)))
-        part = part_of(self.bank, self.windows, cell.fraction, cell.seed, repeats)
+        repeats = 1
+        for _ in range(2):  # overlapping windows take turns, which repeating them changes
+            repeats = max(1, round(repeats * round_steps / self._steps_of(part)))
+            part = part_of(self.bank, self.windows, cell.fraction, cell.seed, repeats)
         return part, 1 + math.ceil(cell.steps / self._steps_of(part))  # `steps` ends it
 
     def _steps_of(self, part: Windows) -> int:

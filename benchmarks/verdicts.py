@@ -1,0 +1,151 @@
+"""Verdicts on banks whose limit is known: truth against verdict, over seeds.
+
+`python -m benchmarks.verdicts --seeds 3 --scratch <folder>`. Each bank is a chain
+x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag decide what pays:
+
+* data: 64 dims, lag 0, which the skip of any width can express; few documents.
+* capacity: 32 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
+  the rank of the map they can express is at most their width.
+* saturated: 16 dims, lag 0, learnt from the smallest fraction.
+* unoptimised: the data bank at a hundredth of the learning rate.
+
+Beside each verdict stand the gains of really training on twice the data and at twice the width.
+Shapes: N bank rows, D vector dim, H features.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+from tabulate import tabulate
+
+from lvm.bank.store import Bank, write_bank
+from lvm.metrics import soft_hit_at
+from lvm.rules import read_scaling_rules
+from lvm.scaling.cells import Trainer, divide_queries
+from lvm.scaling.grid import Plan, check_data, run_grid
+from lvm.scaling.optimised import K
+from lvm.scaling.store import CellStore
+from lvm.scaling.verdict import CAPACITY, DATA, NOT_OPTIMISED, SATURATED
+from lvm.seeding import generator
+from lvm.training.recipes import TrainConfig
+from lvm.windows.export import plan_windows
+
+CTX, DOCUMENT_ROWS, SEQUENCES = 20, 20, 10
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A bank with the grid that is asked about it."""
+
+    verdict: str
+    dim: int
+    num_rows: int
+    noise: float
+    lag: int
+    fractions: tuple[float, ...]
+    widths: tuple[int, ...]
+    lr: float
+    steps: int
+
+
+WHOLE = (0.125, 0.25, 0.5, 1.0)
+TRUTHS = {
+    "data": Truth(DATA, 64, 12_000, 1.3, 0, (0.01, 0.02, 0.04, 0.08), (4, 8, 16), 4e-2, 240),
+    "capacity": Truth(CAPACITY, 32, 12_000, 0.8, 4, WHOLE, (4, 8, 16), 1e-1, 300),
+    "saturated": Truth(SATURATED, 16, 12_000, 0.7, 0, WHOLE, (4, 8, 16), 2e-2, 240),
+}
+TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=4e-4)
+
+
+def make_bank(path: Path, truth: Truth, seed: int) -> Bank:
+    """Write the chains of one truth."""
+    random = generator(seed, "verdicts")
+    turn_DD = np.linalg.qr(random.standard_normal((truth.dim, truth.dim)))[0]
+    rows = truth.num_rows // SEQUENCES
+    vector_SND = _unit(random.standard_normal((SEQUENCES, rows, truth.dim)))
+    noise_SND = random.standard_normal(vector_SND.shape) * truth.noise / np.sqrt(truth.dim)
+    for row in range(truth.lag + 1, rows):
+        source_SD = vector_SND[:, row - 1 - truth.lag]
+        vector_SND[:, row] = _unit(source_SD @ turn_DD + noise_SND[:, row])
+    row_N = np.arange(SEQUENCES * rows)
+    table = pd.DataFrame(
+        {
+            "sequence": [f"sequence-{row // rows}" for row in row_N],
+            "document": [f"document-{row // DOCUMENT_ROWS}" for row in row_N],
+        }
+    )
+    flat_ND = vector_SND.reshape(-1, truth.dim).astype(np.float32)
+    return write_bank(path, flat_ND, table, "synthetic", "benchmarks/verdicts.py", "float32")
+
+
+def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
+    """Return verdict, cells of the table, seconds of one bank."""
+    begin = time.monotonic()
+    rules = read_scaling_rules()
+    bank = make_bank(folder / "bank", truth, seed)
+    windows = plan_windows(bank, CTX)
+    config = TrainConfig(
+        model="res_mlp", layers=2, dropout=0.0, batch_size=25, negatives=256, precision="fp32"
+    )
+    questions = divide_queries(bank, windows, rules.choice_share, None)
+    trainer = Trainer(bank, windows, questions, config, CellStore(folder / "cells"))
+    plan = Plan(truth.fractions, truth.widths, (0, 1), truth.steps, truth.lr)
+    check_data(bank, windows, questions, plan, rules)
+    scaling = run_grid(trainer, plan, rules)
+    if scaling.soft is None:
+        return scaling.verdict.name, ["-"] * 4, time.monotonic() - begin
+    cells = []
+    for gain, real in zip(
+        (scaling.soft.data, scaling.soft.parameters), _real_gains(trainer, plan), strict=True
+    ):
+        cells += [f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]", real]
+    return scaling.verdict.name, cells, time.monotonic() - begin
+
+
+def _real_gains(trainer: Trainer, plan: Plan) -> Iterator[str]:
+    """Yield the gain of training on twice the data, then at twice the width, in points."""
+    for fraction, width in ((2.0, 1), (1.0, 2)):
+        if fraction * plan.fractions[-1] > 1:
+            yield "-"
+            continue
+        means = []
+        for f, w in ((1.0, 1), (fraction, width)):
+            cells = [plan.cell(f * plan.fractions[-1], w * plan.widths[-1], s) for s in plan.seeds]
+            means.append(np.mean([soft_hit_at(trainer.result(c).rank_Q, K).mean() for c in cells]))
+        yield f"{100 * (means[1] - means[0]):+.1f}"
+
+
+def _unit(vector_SD: np.ndarray) -> np.ndarray:
+    return vector_SD / np.linalg.norm(vector_SD, axis=-1, keepdims=True)
+
+
+@click.command()
+@click.option("--seeds", default=3, show_default=True, help="Banks of each truth.")
+@click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
+@click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Folder of the banks.")
+def main(seeds: int, truths: str, steps: int | None, scratch: Path | None) -> None:
+    """Print truth against verdict."""
+    torch.set_num_threads(1)
+    lines = []
+    for seed in range(seeds):
+        for name in truths.split(","):
+            truth = TRUTHS[name] if steps is None else replace(TRUTHS[name], steps=steps)
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                verdict, cells, seconds = run(truth, seed, Path(folder))
+            right = {truth.verdict: "right", "inconclusive": "open"}.get(verdict, "WRONG")
+            lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])
+            print(tabulate(lines[-1:], tablefmt="plain"), flush=True)
+    headers = ["truth", "seed", "verdict", "", "twice the data", "really"]
+    print(tabulate(lines, [*headers, "twice the parameters", "twice the width, really", "seconds"]))
+
+
+if __name__ == "__main__":
+    main()
