@@ -4,7 +4,7 @@
 x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag decide what pays:
 
 * data: 64 dims, lag 0, which the skip of any width can express; few documents.
-* capacity: 32 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
+* capacity: 16 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
   the rank of the map they can express is at most their width.
 * saturated: 16 dims, lag 0, learnt from the smallest fraction.
 * unoptimised: the data bank at a hundredth of the learning rate.
@@ -37,7 +37,7 @@ from lvm.seeding import generator
 from lvm.training.recipes import TrainConfig
 from lvm.windows.export import plan_windows
 
-CTX, DOCUMENT_ROWS, SEQUENCES = 20, 20, 10
+CTX, DOCUMENT_ROWS, SEQUENCES = 20, 10, 10
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Truth:
 WHOLE = (0.125, 0.25, 0.5, 1.0)
 TRUTHS = {
     "data": Truth(DATA, 64, 12_000, 1.3, 0, (0.01, 0.02, 0.04, 0.08), (4, 8, 16), 4e-2, 240),
-    "capacity": Truth(CAPACITY, 32, 12_000, 0.8, 4, WHOLE, (4, 8, 16), 1e-1, 300),
+    "capacity": Truth(CAPACITY, 16, 12_000, 0.3, 4, WHOLE, (2, 4, 8), 1e-1, 700),
     "saturated": Truth(SATURATED, 16, 12_000, 0.7, 0, WHOLE, (4, 8, 16), 2e-2, 240),
 }
 TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=4e-4)

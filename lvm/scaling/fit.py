@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import optimize, stats
 
 from lvm.seeding import generator
 
@@ -147,17 +147,17 @@ class Surface:
     def point(self, mean_C: FloatArray) -> tuple[tuple[float, float], FloatArray]:
         """Return the best exponents with their coefficients, from the best STARTS of the grid."""
         error_G = self._errors(mean_C[None])[:, 0]
+        scale = np.std(mean_C) or 1.0  # the search stops at absolute steps, too
         best = min(
             (
-                optimize.minimize(
-                    lambda pair: float(self._solve(pair, mean_C)[1]),
+                optimize.least_squares(
+                    lambda pair: self._solve(pair, mean_C)[1] / scale,
                     self._pairs[start],
-                    method="L-BFGS-B",
-                    bounds=[(LOWEST, HIGHEST)] * 2,
+                    bounds=(LOWEST - 1e-9, HIGHEST + 1e-9),
                 )
                 for start in np.argsort(error_G)[:STARTS]
             ),
-            key=lambda found: float(found.fun),
+            key=lambda found: float(found.cost),
         )
         pair = float(best.x[0]), float(best.x[1])
         return pair, self._solve(pair, mean_C)[0]
@@ -179,10 +179,13 @@ class Surface:
         inside_GBP = np.einsum("gcp,bc->gbp", self._basis_GCP, mean_BC)
         return (mean_BC**2).sum(axis=1) - (inside_GBP**2).sum(axis=2)
 
-    def _solve(self, pair: tuple[float, float], mean_C: FloatArray) -> tuple[FloatArray, float]:
+    def _solve(
+        self, pair: tuple[float, float], mean_C: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the coefficients (P,), what they leave over (C,)."""
         design_CP, scale_P = _scaled(self.design(*pair))
         solved_P = np.linalg.lstsq(design_CP, mean_C)[0]
-        return solved_P / scale_P, float(((design_CP @ solved_P - mean_C) ** 2).sum())
+        return solved_P / scale_P, design_CP @ solved_P - mean_C
 
 
 def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
@@ -193,15 +196,19 @@ def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
 def seed_variance(mean_FWS: FloatArray, residual_C: FloatArray) -> tuple[float, float]:
     """Return the variance of a cell's mean over seeds with its degrees of freedom.
 
-    The larger of two estimates: the spread of the seeds, and what the surface leaves over.
+    Two estimates, the spread of the seeds and what the surface leaves over, are pooled; where the
+    second is larger than chance has it (F test of the lack of fit), it stands alone.
     """
     num_seeds = mean_FWS.shape[2]
-    freedom = max(1, len(residual_C) - NUM_FITTED)
-    misfit = float((residual_C**2).sum()) / freedom
+    over = max(1, len(residual_C) - NUM_FITTED)
+    misfit = float((residual_C**2).sum()) / over
     if num_seeds == 1:
-        return misfit, freedom
+        return misfit, over
+    within = len(residual_C) * (num_seeds - 1)
     spread = float(mean_FWS.var(axis=2, ddof=1).mean()) / num_seeds
-    return (misfit, freedom) if misfit > spread else (spread, len(residual_C) * (num_seeds - 1))
+    if misfit > spread * stats.f.ppf(1 - LEVEL, over, within):
+        return misfit, over
+    return (misfit * over + spread * within) / (over + within), over + within
 
 
 def data_for(gain: float, slope: FloatArray | float, exponent: FloatArray | float) -> FloatArray:

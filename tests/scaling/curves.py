@@ -1,0 +1,46 @@
+"""Grids of ranks drawn from learning curves whose gains are known.
+
+Shapes: F fractions, W widths, S seeds, Q queries, M documents.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lvm.metrics import soft_hit_at
+from lvm.scaling.fit import GridValues
+from lvm.seeding import generator
+
+DATA_F = np.array([0.125, 0.25, 0.5, 1.0])
+PARAMETERS_W = np.array([0.3, 1.0, 3.2])
+Curve = Callable[[float, float], float]  # how far down log ranks come, by data and parameters
+
+CURVES: dict[str, Curve] = {
+    "data-limited": lambda data, size: -0.6 * data**-0.4 - 0.01 * size**-0.5,
+    "capacity-limited": lambda data, size: -0.02 * data**-0.8 - 0.9 * size**-0.3,
+    "both": lambda data, size: 1 - 0.8 * data**-0.4 - 0.8 * size**-0.4,
+    "saturated": lambda data, size: -0.01 * data**-0.8 - 0.01 * size**-1,
+}
+WEAK: Curve = lambda data, size: -0.2 * data**-0.4 - 0.1 * size**-0.5  # noqa: E731
+
+
+def draw_grid(
+    curve: Curve, seed: int, *, num_seeds: int = 2, num_queries: int = 6000, num_documents: int = 80
+) -> GridValues:
+    """Draw soft Hit@5 of every query in every cell.
+
+    Log ranks differ by query (sd 2), by document (0.8), by cell and query (0.7: models disagree),
+    by seed (0.02, a fifth of a point); the effect of the curve differs by document (sd a half).
+    """
+    random = generator(seed, "curves")
+    document_Q = random.integers(num_documents, size=num_queries)
+    easy_M, effect_M = random.normal(0, 0.8, num_documents), random.normal(1, 0.5, num_documents)
+    base_Q = random.normal(4, 2, num_queries) + easy_M[document_Q]
+    shape = (len(DATA_F), len(PARAMETERS_W), num_seeds, num_queries)
+    value_FWSQ = np.empty(shape)
+    for f, w, s in np.ndindex(shape[:3]):
+        shift = curve(DATA_F[f], PARAMETERS_W[w]) * effect_M[document_Q]
+        noise_Q = random.normal(0, 0.7, num_queries) + random.normal(0, 0.02)
+        rank_Q = np.maximum(1, np.exp(base_Q - shift + noise_Q))
+        value_FWSQ[f, w, s] = soft_hit_at(rank_Q, 5)
+    return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, document_Q)
