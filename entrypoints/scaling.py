@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lvm.report.scaling import (
 from lvm.report.scaling_figures import scaling_figure
 from lvm.rules import read_scaling_rules
 from lvm.scaling.cells import Cell, CellResult, Trainer, divide_queries
-from lvm.scaling.grid import Plan, Scaling, check_data, run_grid
+from lvm.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
 from lvm.scaling.optimised import K
 from lvm.scaling.store import CellStore
 from lvm.statistics import document_interval
@@ -94,14 +94,14 @@ def body(options: ScalingOptions) -> None:
     tracking.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
     tracking.set_tags({"model": config.model})
     trainer = Trainer(bank, windows, questions, config, CellStore(CELLS), print_round)
-    free = {}
-    for name, model in models.items():
-        rank_Q = trainer.measured(model)
+    free, free_ranks = {}, {name: trainer.measured(model) for name, model in models.items()}
+    for name, rank_Q in free_ranks.items():
         interval = document_interval(rank_Q, questions.document_Q, windows.seed)
         soft = float(soft_hit_at(rank_Q, K).mean())
         free[name] = {**figures(rank_Q), "soft": soft, "ci95": interval}
     scaling = run_grid(trainer, plan, rules, lambda kind, result: log_cell(kind, result, inputs))
-    finish(options, scaling, plan, free, trainer)
+    lead = lead_over_free(scaling.results[0], free_ranks, questions.document_Q)
+    finish(options, replace(scaling, lead=lead), plan, free, trainer)
 
 
 def print_round(cell: Cell, record: Mapping[str, float]) -> None:

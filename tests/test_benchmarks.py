@@ -96,3 +96,10 @@ def test_hubness_is_measured_with_each_way_of_counting(tmp_path, tiny_bank):
     table = printed("hubness", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
     ways = [line.split("  ")[0] for line in table.splitlines()[3:]]
     assert ways == ["none", "all", "not of the row itself", "not of its document"]
+
+
+def test_verdicts_are_set_beside_the_truth(tmp_path):
+    words = "--seeds 1 --truths unoptimised --steps 4".split()
+    table = printed("verdicts", *words, "--scratch", str(tmp_path), folder=tmp_path)
+    assert table.splitlines()[-1].split()[:5] == ["unoptimised", "0", "not", "optimised", "right"]
+    assert not list(tmp_path.iterdir()), "the scratch banks are gone"

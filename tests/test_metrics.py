@@ -16,6 +16,7 @@ from lvm.metrics import (
     per_query,
     pool_hit_at,
     reciprocal_rank_at,
+    soft_hit_at,
 )
 from tests import reference
 
@@ -104,3 +105,10 @@ def test_copy_ratio_tells_a_copier():
     assert copy_ratio(truth, last, truth) == pytest.approx(1)
     assert copy_ratio(last, last, truth) == pytest.approx(1 / np.mean(np.sum(last * truth, 1)))
     assert np.isnan(copy_ratio(last, last, -truth))
+
+
+def test_soft_hits_are_a_half_at_rank_k_and_fall_with_the_rank():
+    soft = soft_hit_at([1, 5, 10, 1000], 5)
+    assert soft == pytest.approx([25 / 26, 0.5, 0.2, 25 / (25 + 1e6)])
+    with pytest.raises(ValueError, match="below 1"):
+        soft_hit_at([0.0], 5)

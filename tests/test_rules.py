@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lvm.rules import GATES_FILE, read_gate_rules, read_lane_rules
+from lvm.rules import GATES_FILE, read_gate_rules, read_lane_rules, read_scaling_rules
 
 
 def test_the_shipped_file_is_read() -> None:
     assert 0 < read_gate_rules().alpha < 1
     assert read_lane_rules().min_chains == 300
+    assert 0 < read_scaling_rules().saturated_gain < read_scaling_rules().both_gain
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from lvm.report.tables import (
 from lvm.scaling.fit import Fitted, Gain
 from lvm.scaling.grid import BreakEven, Plan, Scaling
 from lvm.scaling.verdict import points
+from lvm.statistics import Difference
 
 Free = Mapping[str, Mapping[str, Any]]
 
@@ -35,6 +36,9 @@ def scaling_report(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -
         "plan": asdict(plan),
         "optimised": asdict(optimised),
         "free": dict(free),
+        "lead": None
+        if scaling.lead is None
+        else {"over": scaling.lead[0], **asdict(scaling.lead[1])},
         "cells": [_cell(result) for result in scaling.results],
     }
     if scaling.soft is not None and scaling.hit is not None and scaling.break_even is not None:
@@ -76,8 +80,10 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
         parts.append(_grid_table(scaling, scaling.hit, plan, style))
         parts.append(_gain_table(scaling.soft, scaling.hit, style))
         parts.append(_notes(scaling.soft, scaling.hit, scaling.break_even, num_queries, style))
-    parts.append(_free_table(free, style))
-    return parts
+    free_lines = [_free_table(free, style)]
+    if scaling.lead is not None:
+        free_lines.append(_lead_line(*scaling.lead))
+    return [*parts, *free_lines]
 
 
 def _optimised_lines(scaling: Scaling, style: str) -> str:
@@ -144,6 +150,13 @@ def _free_table(free: Free, style: str) -> str:
         for name, one in free.items()
     ]
     return table(lines, ["free predictor", "Hit@5 %", "soft Hit@5 %"], "lrr", style)
+
+
+def _lead_line(name: str, lead: Difference) -> str:
+    shown = f"The largest model against {name}: soft Hit@5 {difference_cell(lead)} points"
+    if lead.low > 0:
+        return f"{shown}."
+    return f"{shown}; it is not shown to be better, so that the verdict is about little."
 
 
 def _count(documents: float) -> str:

@@ -3,7 +3,7 @@
 Shapes: F fractions, W widths, S seeds, Q queries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from lvm.scaling.fit import MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.scaling.fractions import num_documents, part_of
 from lvm.scaling.optimised import K, Optimised, judge_optimisation
 from lvm.scaling.verdict import Verdict, judge, not_optimised
+from lvm.statistics import Difference, paired_difference
 from lvm.windows.planning import Windows
 
 OnCell = Callable[[str, CellResult], None]
@@ -65,7 +66,8 @@ class BreakEven:
 class Scaling:
     """All that a run found; without a grid (not optimised) the fits are None.
 
-    `soft` is fitted to soft Hit@5 and decides, `hit` to Hit@5.
+    `soft` is fitted to soft Hit@5 and decides, `hit` to Hit@5. `lead` names the best free predictor
+    with the lead of the largest cell over it, in soft Hit@5.
     """
 
     verdict: Verdict
@@ -75,6 +77,7 @@ class Scaling:
     soft: Fitted | None = None
     hit: Fitted | None = None
     break_even: BreakEven | None = None
+    lead: tuple[str, Difference] | None = None
 
 
 def check_data(
@@ -155,6 +158,16 @@ def grid_values(
     data_F = np.array([np.mean([r.rows for r in line[0]]) for line in ordered])
     parameters_W = np.array([line[0].parameters for line in ordered[0]], np.float64)
     return GridValues(data_F, parameters_W, value_FWSQ, document_Q)
+
+
+def lead_over_free(
+    largest: CellResult, free: Mapping[str, np.ndarray], document_Q: np.ndarray
+) -> tuple[str, Difference]:
+    """Return the free predictor with the best soft Hit@5, the lead of the largest cell over it."""
+    scores = {name: soft_hit_at(rank_Q, K) for name, rank_Q in free.items()}
+    best = max(scores, key=lambda name: float(scores[name].mean()))
+    own_Q = soft_hit_at(largest.rank_Q, K)
+    return best, paired_difference(own_Q, scores[best], document_Q, seed=0)
 
 
 def break_even(hit: Fitted, documents: float, gain: float) -> BreakEven:

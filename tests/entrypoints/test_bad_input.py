@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
-from entrypoints import export, ingest, predict, promote, rollback, shadow_eval, train
+from entrypoints import export, ingest, predict, promote, rollback, scaling, shadow_eval, train
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -102,6 +102,19 @@ CASES = {
         "models:/lvm/9 does not exist",
     ),
     "rollback of nothing": (rollback, "", "no previous baseline"),
+    "fractions beyond the data": (
+        scaling,
+        "--bank good --fractions 0.5,1,2",
+        "fractions: 2 is not above 0 and at most 1",
+    ),
+    "one fraction": (scaling, "--bank good --fractions 1", "fractions: 1 given; a curve needs"),
+    "a word among the fractions": (scaling, "--fractions 0.5,half,1", "'0.5,half,1' is no list"),
+    "an odd width": (scaling, "--bank good --widths 2,3,4", "widths: 3 is no even number"),
+    "too few documents": (
+        scaling,
+        "--bank good --ctx 20 --fractions 0.01,0.5,1",
+        "queries: 58 val queries are left",
+    ),
     "nothing to predict from": (predict, "--model ema --bank good", "exactly one of the two"),
     "NaN in a context": (
         predict,

@@ -44,3 +44,10 @@ def draw_grid(
         rank_Q = np.maximum(1, np.exp(base_Q - shift + noise_Q))
         value_FWSQ[f, w, s] = soft_hit_at(rank_Q, 5)
     return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, document_Q)
+
+
+def exact_grid(curve: Curve, num_documents: int = 5) -> GridValues:
+    """Every query of every document has exactly the curve's value."""
+    mean_FW = np.array([[curve(x, z) for z in PARAMETERS_W] for x in DATA_F])
+    value_FWSQ = np.broadcast_to(mean_FW[:, :, None, None], (4, 3, 2, 20)).copy()
+    return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, np.arange(20) % num_documents)

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from lvm.scaling.fit import GridValues, Surface, data_for, fit_grid, growth, seed_variance
-from tests.scaling.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid
-
-
-def exact_grid(curve, num_documents: int = 5) -> GridValues:
-    """Every query of every document has exactly the curve's value."""
-    mean_FW = np.array([[curve(x, z) for z in PARAMETERS_W] for x in DATA_F])
-    value_FWSQ = np.broadcast_to(mean_FW[:, :, None, None], (4, 3, 2, 20)).copy()
-    return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, np.arange(20) % num_documents)
+from tests.scaling.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid, exact_grid
 
 
 def power_laws(x: float, z: float) -> float:

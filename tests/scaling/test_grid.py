@@ -15,6 +15,7 @@ from lvm.scaling.store import CellStore, Kept
 from lvm.scaling.verdict import NOT_OPTIMISED
 from lvm.training.recipes import TrainConfig
 from lvm.windows.export import plan_windows
+from tests.scaling.curves import exact_grid
 from tests.synthetic import make_bank
 
 CONFIG = TrainConfig(
@@ -181,8 +182,6 @@ def test_grid_values_stand_in_the_order_of_the_plan():
 
 
 def test_break_even_counts_documents_to_add():
-    from tests.scaling.test_fit import exact_grid
-
     fitted = fit_grid(exact_grid(lambda x, z: 0.3 - 0.05 * x**-0.5), resamples=50)
     even = break_even(fitted, 1000, 0.01)
     assert even.documents == pytest.approx(1000 * ((1 - 0.01 / 0.05) ** -2 - 1), rel=0.02)
