@@ -59,10 +59,13 @@ def label(
     )
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write (value, name, color) at the right edge, moved apart where values are close."""
+def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], lines: int = 26) -> None:
+    """Write (value, name, color) at the right edge, moved apart where values are close.
+
+    `lines` is the number of labels that the panel has room for.
+    """
     low, high = axes.get_ylim()
-    gap = (high - low) / 26
+    gap = (high - low) / lines
     places: list[float] = []
     for value, _, _ in sorted(ends):
         places.append(max(value, places[-1] + gap) if places else value)

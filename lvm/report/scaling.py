@@ -21,6 +21,7 @@ from lvm.scaling.grid import BreakEven, Plan, Scaling
 from lvm.scaling.verdict import points
 from lvm.statistics import Difference
 
+LEAST_SPAN = 3.0
 Free = Mapping[str, Mapping[str, Any]]
 
 
@@ -79,7 +80,9 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
     if scaling.soft is not None and scaling.hit is not None and scaling.break_even is not None:
         parts.append(_grid_table(scaling, scaling.hit, plan, style))
         parts.append(_gain_table(scaling.soft, scaling.hit, style))
-        parts.append(_notes(scaling.soft, scaling.hit, scaling.break_even, num_queries, style))
+        notes = _notes(scaling.soft, scaling.hit, scaling.break_even, num_queries)
+        notes += _span_warning(parameters_of(scaling, plan))
+        parts.append("\n".join(bullet(style) + line for line in notes))
     free_lines = [_free_table(free, style)]
     if scaling.lead is not None:
         free_lines.append(_lead_line(*scaling.lead))
@@ -129,7 +132,7 @@ def _gain_table(soft: Fitted, hit: Fitted, style: str) -> str:
     return table(lines, headers, "lrr", style)
 
 
-def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int, style: str) -> str:
+def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int) -> list[str]:
     data, width = soft.exponents
     lines = [
         f"documents to ingest for {100 * even.gain:g} point of Hit@5: {_count(even.documents)} "
@@ -141,7 +144,17 @@ def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int, style: 
     if not math.isnan(soft.backtest):
         error = f"{100 * soft.backtest:+.2f} ({100 * hit.backtest:+.2f} of Hit@5)"
         lines.append(f"the largest data foretold from the smaller ones: off by {error} points")
-    return "\n".join(bullet(style) + line for line in lines)
+    return lines
+
+
+def _span_warning(parameters: list[int]) -> list[str]:
+    span = parameters[-1] / parameters[0]
+    if span >= LEAST_SPAN:
+        return []
+    return [
+        f"warning: the largest model has only {span:.1f} x the parameters of the smallest, so that "
+        "twice as many are far outside the grid; use widths further apart"
+    ]
 
 
 def _free_table(free: Free, style: str) -> str:

@@ -10,6 +10,7 @@ from lvm.report.canvas import BLACK, GREY, LIGHT, SERIES, canvas, end_labels
 from lvm.scaling.fit import Fitted
 
 POINTS = 60
+LABELS = 11
 
 
 def scaling_figure(
@@ -27,8 +28,8 @@ def scaling_figure(
     """
     figure, panels = canvas(
         f"More data or a wider model? Verdict: {verdict}",
-        "means over seeds, 95 % intervals over documents and seeds; dotted: foretold for twice the "
-        "data; dashed: best free predictor",
+        "bars: 95 % intervals (those of gains are narrower, being paired); dotted: twice the data; "
+        "dashed: best free predictor",
         leaky=False,
         height_ratios=(1, 1),
     )
@@ -43,7 +44,7 @@ def scaling_figure(
         axes.minorticks_off()
         axes.set_xlim(documents[0] / 1.1, 2.2 * documents[-1])
         axes.grid(axis="y", color=LIGHT)
-        end_labels(axes, [*ends, (100 * score, free[0], GREY)])
+        end_labels(axes, [*ends, (100 * score, free[0], GREY)], LABELS)
     panels[0].tick_params(axis="x", labelbottom=False)
     panels[1].set_xlabel("train documents (logarithmic)")
     return figure

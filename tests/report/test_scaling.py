@@ -55,6 +55,13 @@ def test_the_verdict_comes_first_everywhere(scaling):
         assert "ema" in part and "not shown to be better" in part
 
 
+def test_widths_too_close_to_tell_are_named(scaling):
+    near = tuple(replace(result, parameters=1000) for result in scaling.results)
+    text = scaling_text(replace(scaling, results=near), PLAN, FREE, 800)
+    assert "warning: the largest model has only 1.0 x the parameters" in text
+    assert "warning" not in scaling_text(scaling, PLAN, FREE, 800)
+
+
 def test_a_grid_that_was_not_trained_is_not_shown(scaling):
     stopped = replace(scaling, soft=None, hit=None, break_even=None)
     text = scaling_text(stopped, PLAN, FREE, 800)
