@@ -49,6 +49,7 @@ class ChainRules:
     repeated_share: float
     candidates_per_chain: int
     subtree_pieces: int
+    subtree_walks: int
     failing_rank: int
     anchor_percentile: float
     soft_low: float

@@ -57,7 +57,9 @@ def read_concepts(path: Path) -> pd.DataFrame | None:
 
 def edge_files(path: Path) -> list[Path]:
     """Return the edge file with that of its concepts, where it has one."""
-    return [one for one in (path, path.with_name(f"{path.stem}.nodes{path.suffix}")) if one.exists()]
+    return [
+        one for one in (path, path.with_name(f"{path.stem}.nodes{path.suffix}")) if one.exists()
+    ]
 
 
 def read_frame(path: Path) -> pd.DataFrame:

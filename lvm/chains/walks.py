@@ -58,12 +58,15 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
     heads = [node for node in order if graph.out_degree(node)]
     for number, head in enumerate(tqdm(heads, desc="walk", unit=" subtrees", disable=None)):
         random = generator(plan.seed, f"walk {number}")
+        lengths = drawn_lengths(rules.min_length, rules.max_length, random)
+        name = str(graph.nodes[head]["name"])
         for kind in WALKS[plan.walk]:
-            nodes = _walk(graph, head, kind, random)
-            rows = [row_of[n] for n in islice(nodes, rules.subtree_pieces * rules.max_length)]
-            lengths = drawn_lengths(rules.min_length, rules.max_length, random)
-            name = str(graph.nodes[head]["name"])
-            chains += (Chain(name, piece) for piece in pieces(rows, lengths))
+            for _ in range(rules.subtree_walks):
+                nodes = _walk(graph, head, kind, random)
+                rows = [row_of[n] for n in islice(nodes, rules.subtree_pieces * rules.max_length)]
+                chains += (Chain(name, piece) for piece in pieces(rows, lengths))
+                if len(rows) < 2 * rules.max_length:  # another order would repeat the same rows
+                    break
     shuffled = generator(plan.seed, "order of walks").permutation(len(chains))
     if plan.max_chains is not None:
         shuffled = shuffled[: rules.candidates_per_chain * plan.max_chains]
