@@ -42,8 +42,8 @@ class AnchorPlan:
 def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRules) -> Candidates:
     """Return the pages of `pool` around the neighbours of missed answers, the nearest first.
 
-    A page is up to `max_length` consecutive rows of one document with the anchor in the middle. In a
-    pool without lanes a page takes the lane of its query.
+    A page is up to `max_length` consecutive rows of one document with the anchor in the middle. In
+    a pool without lanes a page takes the lane of its query.
     """
     target_Q, failing_Q = read_queries(plan.queries, base, rules)
     lane_N = lane_names(base)
@@ -79,17 +79,18 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
         for query, row, page in zip(query_A.tolist(), row_A.tolist(), pages, strict=True)
     ]
     found = int(near_Qk.any(axis=1).sum())
-    notes = (
-        f"{len(failing_Q):,} missed answers, {found:,} with a neighbour of cosine {least:.3f} or "
-        f"more ({'given' if plan.anchor is not None else f'{rules.anchor_percentile:g}th percentile'})",
-    )
+    origin = "given" if plan.anchor is not None else f"percentile {rules.anchor_percentile:g}"
+    notes = [
+        f"{len(failing_Q):,} missed answers, {found:,} with a neighbour of cosine {least:.3f} "
+        f"({origin}) or more"
+    ]
     if pool.lane_N is None:
-        notes += (f"pool {pool.path} has no lanes: a page takes the lane of its query",)
-    return Candidates(pool.path.name, chains, concepts, notes, answer_rows=target_Q)
+        notes.append(f"pool {pool.path} has no lanes: a page takes the lane of its query")
+    return Candidates(pool.path.name, chains, concepts, tuple(notes), answer_rows=target_Q)
 
 
 def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, IntArray]:
-    """Return the target rows of all queries, with those of the queries ranked worse than allowed."""
+    """Return the target rows of all queries, with those ranked worse than `failing_rank`."""
     table = _table(path, base)
     target_Q = table["target_row"].to_numpy(dtype=np.int64)
     failed_Q = table["rank"].to_numpy(dtype=np.float64) > rules.failing_rank

@@ -1,7 +1,7 @@
 """CPESH records: concept, probe, expected row of a chain, soft negatives, hard negatives.
 
-Shapes: C chains, M distinct rows of all chains, Q expected rows of one block, D vector dim, E adjacent
-pairs of rows.
+Shapes: C chains, M distinct rows of all chains, Q expected rows of one block, D vector dim,
+E adjacent pairs of rows.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from lvm.bank.row_table import IntArray
@@ -146,15 +147,11 @@ class _Miner:
 
 def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[IntArray]:
     """Columns of the highest scores inside the soft band, the highest first."""
-    inside_QM = (score_QM >= bands.soft_low) & (score_QM < bands.soft_high)
-    masked_QM = np.where(inside_QM, score_QM, -2)
-    count = min(count, masked_QM.shape[1])
-    top_Qk = np.argpartition(-masked_QM, count - 1, axis=1)[:, :count]
-    score_Qk = np.take_along_axis(masked_QM, top_Qk, axis=1)
-    order_Qk = np.argsort(-score_Qk, axis=1, kind="stable")
-    top_Qk = np.take_along_axis(top_Qk, order_Qk, axis=1)
-    score_Qk = np.take_along_axis(score_Qk, order_Qk, axis=1)
-    return [top[score > -2] for top, score in zip(top_Qk, score_Qk, strict=True)]
+    scores = torch.from_numpy(score_QM)
+    outside = ~((scores >= bands.soft_low) & (scores < bands.soft_high))
+    top = scores.masked_fill(outside, -2).topk(min(count, scores.shape[1]), dim=1)
+    pairs = zip(top.indices.numpy(), top.values.numpy(), strict=True)
+    return [column_k[score_k > -2] for column_k, score_k in pairs]
 
 
 def _first_below(
@@ -165,7 +162,7 @@ def _first_below(
 
 
 def _own_bands(miner: _Miner, adjacent_E: FloatArray, rules: ChainRules, seed: int) -> Bands:
-    """Bands of this encoder on this source: as near as neighbours in chains, as far as most pairs."""
+    """Bands of this encoder: as near as neighbours in its chains, as far as most pairs of rows."""
     random = generator(seed, "random pairs")
     left_P, right_P = random.integers(0, len(miner.row_M), size=(2, PAIRS))
     pairs = left_P != right_P

@@ -32,9 +32,9 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
 
 
 def read_concepts(path: Path) -> pd.DataFrame | None:
-    """Return the texts of an edge file's concepts: `node`, `text`, `lane`; None without such a file.
+    """Return `node`, `text`, `lane` of the concepts of an edge file; None without their file.
 
-    They stand beside it: edges.nodes.csv for edges.csv.
+    It stands beside the edges: edges.nodes.csv for edges.csv.
     """
     beside = path.with_name(f"{path.stem}.nodes{path.suffix}")
     if not beside.is_file():
@@ -84,7 +84,7 @@ def _weights(path: Path, edges: pd.DataFrame) -> np.ndarray:
     if wrong_N.any():
         row = int(wrong_N.argmax())
         raise ValueError(
-            f"{path}: weight {edges['weight'].iloc[row]!r} in edge {row}; weights must be numbers of "
-            "0 or more"
+            f"{path}: weight {edges['weight'].iloc[row]!r} in edge {row}; weights must be numbers "
+            "of 0 or more"
         )
     return weight_N

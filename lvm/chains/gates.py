@@ -58,8 +58,8 @@ def coherence_rule(text: str, rules: ChainRules) -> CoherenceRule:
             number = float("nan")
         if not 0 <= number <= (100 if is_percentile else 1):
             raise ValueError(
-                f"coherence {text!r}: must be auto, a cosine from 0 to 1, a percentile such as p40, "
-                "or both: 0.5,p40"
+                f"coherence {text!r}: must be auto, a cosine from 0 to 1, a percentile such as "
+                "p40, or both: 0.5,p40"
             )
         if is_percentile:
             percentile = number
@@ -131,7 +131,7 @@ def twin_gate(chains: Sequence[Chain], pool: Pool, rules: ChainRules) -> tuple[l
 def answer_gate(
     chains: Sequence[Chain], pool: Pool, answer_QD: FloatArray, rules: ChainRules
 ) -> tuple[list[Chain], Gate]:
-    """Keep chains without a twin of any query's answer: training on it would give the answer away."""
+    """Keep chains without a twin of any query's answer, which training would give away."""
     rows, start_C = flat_rows(chains)
     unique_U, at_E = np.unique(rows, return_inverse=True)
     leaks_U = np.zeros(len(unique_U), dtype=bool)

@@ -21,8 +21,9 @@ from lvm.rules import ChainRules
 class Gated:
     """Chains that passed every gate over the rows of `pool`, with the count of each gate.
 
-    `least` is the coherence asked for; `coherence_C` that of the chains before this gate, `kept_C` that
-    of the chains kept, `adjacent_E` the adjacent cosines of these.
+    `least` is the coherence asked for; `coherence_C` that of the chains before this gate, `kept_C`
+    that of the chains kept, `adjacent_E` the adjacent cosines of these. `in_base` counts distinct
+    rows of the chains that the base has, too.
     """
 
     chains: list[Chain]
@@ -32,6 +33,7 @@ class Gated:
     coherence_C: FloatArray
     kept_C: FloatArray
     adjacent_E: FloatArray
+    in_base: int
 
 
 def pass_gates(
@@ -80,7 +82,10 @@ def pass_gates(
             f"chains: none of {len(candidates.chains):,} of {candidates.kind} is left (dropped: "
             f"{counts or 'none'}); take a larger source, or lower what dropped them"
         )
-    return Gated(chains, pool, dropped, least, coherence_C, *gates.coherence(chains, pool))
+    used = np.unique(code_N[flat_rows(chains)[0]])
+    in_base = int(np.isin(used, base_code_N).sum())
+    kept_C, adjacent_E = gates.coherence(chains, pool)
+    return Gated(chains, pool, dropped, least, coherence_C, kept_C, adjacent_E, in_base)
 
 
 def _encoded(

@@ -23,7 +23,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What an ingestion of chains did; `gates` are name, dropped, reason in the order of the gates."""
+    """What an ingestion of chains did; `gates` are name, dropped, reason in their order."""
 
     path: str
     source: str
@@ -65,7 +65,8 @@ def ingest_chains(plan: ChainPlan, rules: ChainRules | None = None) -> ChainRepo
         candidates, model = find_candidates(plan, base, rules)
         gated = pass_gates(candidates, model, base, rule, rules, plan.max_chains)
         mined = mine(gated.chains, gated.pool, gated.adjacent_E, rules, plan.seed)
-        counted = {"candidates": len(candidates.chains), "notes": list(candidates.notes)}
+        notes = [*candidates.notes, *_base_notes(gated)]
+        counted = {"candidates": len(candidates.chains), "notes": notes}
         found = counted | _found(gated, rule, mined)
         contents = ChainBank(candidates.kind, gated.chains, gated.pool, base, mined.records, found)
         bank = write_chains(path, contents, made_by)
@@ -103,6 +104,15 @@ def _found(gated: Gated, rule: CoherenceRule, mined: Mined) -> dict[str, Any]:
         },
         "lanes": dict(sorted(Counter(chain.lane or "" for chain in gated.chains).items())),
     }
+
+
+def _base_notes(gated: Gated) -> list[str]:
+    if not gated.in_base:
+        return []
+    return [
+        f"{gated.in_base:,} distinct rows of the chains stand in the base, too: an export asks no "
+        "query whose answer is among them"
+    ]
 
 
 def _percentiles(value_C: FloatArray) -> dict[str, float]:

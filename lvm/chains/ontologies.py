@@ -1,7 +1,7 @@
 """Ontologies as graphs from the broader concept to the narrower ones.
 
-A node has `name`, `text`, `lane` ("" where the source names none). Where the graph is `weighted`, the
-narrower concepts of a concept stand in the order of falling weight.
+A node has `name`, `text`, `lane` ("" where the source names none). Where the graph is `weighted`,
+the narrower concepts of a concept stand in the order of falling weight.
 """
 
 from __future__ import annotations
@@ -27,25 +27,28 @@ def ontology_kind(path: Path) -> str:
     if path.is_file() and path.suffix in SUFFIXES:
         return "edges"
     raise ValueError(
-        f"ontology {path}: no such ontology; give an .obo file, an edge list ({', '.join(SUFFIXES)} "
-        "with parent, child) or the folder of a WordNet database (data.noun, index.noun, ...)"
+        f"ontology {path}: no such ontology; give an .obo file, an edge list "
+        f"({', '.join(SUFFIXES)} with parent, child) or the folder of a WordNet database"
     )
 
 
-def read_ontology(path: Path) -> tuple[networkx.DiGraph, tuple[str, ...]]:
-    """Read an ontology; return it with notes. Raises ValueError where it has a cycle."""
+def read_ontology(path: Path) -> networkx.DiGraph:
+    """Read an ontology; raises ValueError where it is none or has a cycle.
+
+    The graph's `notes` say what was left out.
+    """
     kind = ontology_kind(path)
     if kind == "wordnet":
         from lvm.chains.wordnet import read_wordnet
 
-        graph, notes = read_wordnet(path), ()
+        graph = read_wordnet(path)
     else:
-        graph, notes = _read_obo(path) if kind == "obo" else (_read_edge_list(path), ())
+        graph = _read_obo(path) if kind == "obo" else _read_edge_list(path)
     _check_acyclic(graph, path)
-    return graph, notes
+    return graph
 
 
-def _read_obo(path: Path) -> tuple[networkx.DiGraph, tuple[str, ...]]:
+def _read_obo(path: Path) -> networkx.DiGraph:
     """The is_a relations of an OBO file; terms that are named but not defined are left out."""
     import networkx
     import obonet
@@ -54,8 +57,8 @@ def _read_obo(path: Path) -> tuple[networkx.DiGraph, tuple[str, ...]]:
         terms = obonet.read_obo(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: not a readable OBO file ({type(error).__name__}: {str(error)[:80]}); each line "
-            "of a [Term] must be `tag: value`, each term must have an id"
+            f"{path}: not a readable OBO file ({type(error).__name__}: {str(error)[:80]}); each "
+            "line of a [Term] must be `tag: value`, each term must have an id"
         ) from error
     graph = networkx.DiGraph(weighted=False)
     unnamed = 0
@@ -74,8 +77,9 @@ def _read_obo(path: Path) -> tuple[networkx.DiGraph, tuple[str, ...]]:
     graph.add_edges_from((b, a) for a, b in is_a if a in graph and b in graph)
     if not graph.number_of_edges():
         raise ValueError(f"{path}: no [Term] with an is_a in it; this is no ontology to walk")
-    notes = (f"{unnamed:,} terms without a name: left out",) if unnamed else ()
-    return graph, notes
+    if unnamed:
+        graph.graph["notes"] = (f"{unnamed:,} terms without a name: left out",)
+    return graph
 
 
 def _read_edge_list(path: Path) -> networkx.DiGraph:

@@ -27,8 +27,9 @@ WALKS = {"bfs": ("bfs",), "dfs": ("dfs",), "both": ("bfs", "dfs")}
 class HierarchyWalk:
     """Which subtrees are walked, and how.
 
-    `roots` are names or identifiers, none for all roots; `lanes` maps subtrees to lanes: with it a
-    concept has the lane of the nearest mapped concept above it, and only mapped subtrees are walked.
+    `roots` are names or identifiers, none for all roots; `lanes` maps subtrees to lanes: with it
+    a concept has the lane of the nearest mapped one above it, and without roots only the mapped
+    subtrees are walked.
     """
 
     walk: str = "both"
@@ -43,7 +44,7 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
 
     Every concept with narrower ones is the head of a subtree. Raises ValueError on an unknown root.
     """
-    graph, notes = read_ontology(path)
+    graph = read_ontology(path)
     mapped = [(find_node(graph, name, "lanes", path), lane) for name, lane in plan.lanes]
     if mapped:
         _map_lanes(graph, mapped)
@@ -72,6 +73,7 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
         shuffled = shuffled[: rules.candidates_per_chain * plan.max_chains]
     lane_N = np.array([graph.nodes[node]["lane"] for node in graph], dtype=object)
     texts = [str(graph.nodes[node]["text"]) for node in graph]
+    notes = graph.graph.get("notes", ())
     kind = {"wordnet": "wordnet", "obo": path.stem, "edges": path.stem}[ontology_kind(path)]
     return Candidates(kind, [chains[at] for at in shuffled], Concepts(texts, lane_N), notes)
 
@@ -90,7 +92,7 @@ def find_node(graph: networkx.DiGraph, name: str, option: str, path: Path) -> st
 
 
 def _map_lanes(graph: networkx.DiGraph, mapped: Iterable[tuple[str, str]]) -> None:
-    """Give each concept the lane of the nearest mapped one above it; the first listed where equal."""
+    """Give each concept the lane of the nearest mapped one above it, the first listed of equals."""
     import networkx
 
     distance: dict[str, int] = {}

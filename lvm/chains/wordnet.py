@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # takes two seconds to load
     import networkx
 
-# lexnames(5WN) of WordNet 3.x, which packages of the database leave out; the number is the position.
+# lexnames(5WN) of WordNet 3.x, a file that packages of the database leave out; numbered from 0.
 LEXNAMES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body "
-    "noun.cognition noun.communication noun.event noun.feeling noun.food noun.group noun.location "
-    "noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process "
-    "noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body "
-    "verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact "
-    "verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative "
-    "verb.weather adj.ppl"
+    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute "
+    "noun.body noun.cognition noun.communication noun.event noun.feeling noun.food noun.group "
+    "noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
+    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
+    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication "
+    "verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
+    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
 ).split()
 # What nouns need of the files that the reader asks for.
 NEEDED = ("data.noun", "index.noun")
 
 
 def read_wordnet(folder: Path) -> networkx.DiGraph:
-    """Return the noun synsets: `name` dog.n.01, `text` lemmas with gloss, `lane` the lexicographer file.
+    """Return the noun synsets: `name` (dog.n.01), `text` (lemmas: gloss), `lane` (noun.animal).
 
-    Only nouns form one hierarchy (the verbs of WordNet 3.0 hold a cycle). Instances (cities, people)
+    Only nouns form one hierarchy: the verbs of WordNet 3.0 hold a cycle. Instances (cities, people)
     stand below what they are instances of. Raises ValueError where the folder is not whole.
     """
     import networkx
@@ -58,7 +58,7 @@ def _reader(folder: Path) -> Any:
     import nltk.data
     from nltk.corpus.reader import WordNetCorpusReader
 
-    class Nouns(WordNetCorpusReader):  # type: ignore[misc]
+    class Nouns(WordNetCorpusReader):
         """A reader that needs the nouns alone."""
 
         def open(self, file: str) -> Any:
