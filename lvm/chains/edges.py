@@ -84,7 +84,7 @@ def _weights(path: Path, edges: pd.DataFrame) -> np.ndarray:
     if wrong_N.any():
         row = int(wrong_N.argmax())
         raise ValueError(
-            f"{path}: weight {edges['weight'].iloc[row]!r} in edge {row}; weights must be numbers "
+            f"{path}: weight '{edges['weight'].iloc[row]}' in edge {row}; weights must be numbers "
             "of 0 or more"
         )
     return weight_N

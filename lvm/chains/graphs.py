@@ -191,7 +191,7 @@ def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> In
     if wrong_E.any():
         edge = int(wrong_E.argmax())
         raise ValueError(
-            f"{path}: {column} {edges[column].iloc[edge]!r} in edge {edge} is no row of pool "
+            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is no row of pool "
             f"{pool.path}; give row numbers from 0 to {pool.num_rows - 1}"
         )
     return number_E.astype(np.int64)

@@ -56,8 +56,9 @@ def _read_obo(path: Path) -> networkx.DiGraph:
     try:
         terms = obonet.read_obo(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise ValueError(
-            f"{path}: not a readable OBO file ({type(error).__name__}: {str(error)[:80]}); each "
+            f"{path}: not a readable OBO file ({reason}); each "
             "line of a [Term] must be `tag: value`, each term must have an id"
         ) from error
     graph = networkx.DiGraph(weighted=False)

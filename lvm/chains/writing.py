@@ -46,7 +46,7 @@ def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
     two files are no part of the bank's identity: `sha256` is that of vectors and rows.
     """
     base, chains, pool = contents.base, contents.chains, contents.pool
-    rows = chain_rows(chains, contents.kind, pool, with_split=base is not None)
+    rows = chain_rows(contents)
     num_base = 0 if base is None else base.num_rows
     if base is not None:
         rows = pd.concat([base_rows(base), rows], ignore_index=True)
@@ -77,10 +77,16 @@ def read_report(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def chain_rows(chains: Sequence[Chain], kind: str, pool: Pool, with_split: bool) -> pd.DataFrame:
-    """Return the row table of the chains; with a base, they are pinned to train."""
+def chain_rows(contents: ChainBank) -> pd.DataFrame:
+    """Return the row table of the chains; with a base, they are pinned to train.
+
+    Chains are numbered on from the sequences of the base, so that a base of chains can be widened.
+    """
+    chains, pool, base = contents.chains, contents.pool, contents.base
     flat, _ = flat_rows(chains)
-    names = [f"{kind}:{chain.head}/{number:06d}" for number, chain in enumerate(chains)]
+    first = 0 if base is None else len(base.sequences)
+    numbered = enumerate(chains, start=first)
+    names = [f"{contents.kind}:{chain.head}/{number:06d}" for number, chain in numbered]
     lengths = [len(chain.rows) for chain in chains]
     rows = pd.DataFrame({"sequence": np.repeat(np.array(names, dtype=object), lengths)})
     rows["document"] = "chain"
@@ -89,7 +95,7 @@ def chain_rows(chains: Sequence[Chain], kind: str, pool: Pool, with_split: bool)
         rows["lane"] = np.repeat(lanes, lengths)
     if pool.text_N is not None:
         rows["text"] = pool.text_N[flat]
-    if with_split:
+    if base is not None:
         rows["split"] = TRAIN
     return rows
 
