@@ -78,9 +78,10 @@ def pass_gates(
         chains = passed(gates.number_gate(chains, max_chains))
     if not chains:
         counts = ", ".join(f"{gate.name} {gate.dropped:,}" for gate in dropped if gate.dropped)
+        notes = "".join(f"; {note}" for note in candidates.notes)
         raise ValueError(
             f"chains: none of {len(candidates.chains):,} of {candidates.kind} is left (dropped: "
-            f"{counts or 'none'}); take a larger source, or lower what dropped them"
+            f"{counts or 'none'}{notes}); take a larger source, or lower what dropped them"
         )
     used = np.unique(code_N[flat_rows(chains)[0]])
     in_base = int(np.isin(used, base_code_N).sum())

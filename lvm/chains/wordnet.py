@@ -46,7 +46,8 @@ def read_wordnet(folder: Path) -> networkx.DiGraph:
     except (OSError, WordNetError, AssertionError, ValueError, LookupError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise ValueError(
-            f"ontology {folder}: not a readable WordNet database ({reason}); it must hold {', '.join(NEEDED)} of WordNet 3.x"
+            f"ontology {folder}: not a readable WordNet database ({reason}); it must hold "
+            f"{', '.join(NEEDED)} of WordNet 3.x"
         ) from error
     if not graph.number_of_edges():
         raise ValueError(f"ontology {folder}: no noun with a hyponym in data.noun")
