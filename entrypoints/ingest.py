@@ -115,7 +115,7 @@ def chains_text(report: ChainReport, style: str = TEXT) -> str:
         f"coherence of the chains kept: median {coherence['kept']['p50']:.3f}, asked for "
         f"{coherence['least']:.3f} or more",
         f"CPESH: {cpesh['records']:,} of {report.chains:,} chains have a record "
-        f"({cpesh['rate']:.2%}); {cpesh['rule']} cosines, soft {cpesh['soft_low']:.2f} to "
+        f"({cpesh['rate']:.2%}); rule of cosines: {cpesh['rule']}, soft {cpesh['soft_low']:.2f} to "
         f"{cpesh['soft_high']:.2f}, hard below {cpesh['hard_high']:.2f}",
     ]
     counts = [

@@ -128,7 +128,7 @@ class _Miner:
     ) -> dict[str, Any]:
         concept, probe = int(self.start_C[chain]), int(expected) - 1
         target_D = self.unit_MD[self.at_E[expected]]
-        record: dict[str, Any] = {"chain": chain, "rule": bands.rule}
+        record: dict[str, Any] = {"rule": bands.rule}
         for name, place in (("concept", concept), ("probe", probe), ("expected", int(expected))):
             record |= {name: self._text(self.at_E[place]), f"{name}_row": place}
         for name, place in (("concept", concept), ("probe", probe)):

@@ -94,7 +94,8 @@ def lane_gate(chains: Sequence[Chain], lane_N: npt.NDArray[np.object_]) -> tuple
             lanes = {chain.lane}
         if len(lanes) == 1 and chain.lane in (None, *lanes):
             one_lane.append(chain._replace(lane=lanes.pop()))
-    return one_lane, Gate("lane", len(chains) - len(one_lane), "rows of more than one lane")
+    reason = "rows of more than one lane, or of another than asked for"
+    return one_lane, Gate("lane", len(chains) - len(one_lane), reason)
 
 
 def check_lanes(chains: Sequence[Chain], base: Bank) -> None:
