@@ -16,10 +16,9 @@ from lvm.chains.ontologies import ontology_kind, read_ontology
 from lvm.rules import ChainRules
 from lvm.seeding import generator
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loaded by what walks
     import networkx
 
-AUTO = "auto"
 WALKS = {"bfs": ("bfs",), "dfs": ("dfs",), "both": ("bfs", "dfs")}
 
 
@@ -74,7 +73,7 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
     lane_N = np.array([graph.nodes[node]["lane"] for node in graph], dtype=object)
     texts = [str(graph.nodes[node]["text"]) for node in graph]
     notes = graph.graph.get("notes", ())
-    kind = {"wordnet": "wordnet", "obo": path.stem, "edges": path.stem}[ontology_kind(path)]
+    kind = "wordnet" if ontology_kind(path) == "wordnet" else path.stem
     return Candidates(kind, [chains[at] for at in shuffled], Concepts(texts, lane_N), notes)
 
 

@@ -55,8 +55,6 @@ def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         folder = scratch / path.name
-        # The one place where a bank of chains is written: a bank that records the banks it contains
-        # takes them here.
         write_bank(folder, _blocks(chains, pool, base), rows, pool.encoder, created_by, dtype=dtype)
         names = rows["sequence"].to_numpy()[num_base:]
         numbered_records(contents.records, names, num_base).to_parquet(folder / CPESH, index=False)

@@ -186,8 +186,9 @@ def test_a_graph_walk_is_at_most_14_long_with_every_node_once(tmp_path):
 
 
 def test_edges_can_name_the_rows_of_a_pool(tmp_path, tiny_bank: Bank):
+    path = tmp_path / "edges.parquet"
     edges = [(row, row + 2, 0.5) for row in range(0, 60, 2)]
-    path = edge_file(tmp_path / "edges.csv", edges)
+    pd.DataFrame(edges, columns=["source", "target", "weight"]).to_parquet(path)
     found = edge_candidates(path, tiny_bank, GraphWalk(), RULES)
     assert all(np.all(np.diff(one.rows) == 2) for one in found.chains)
     assert found.chains[0].head.startswith("sequence-0:")
