@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.store import Bank, open_bank, write_bank
@@ -101,11 +100,8 @@ def chain_rows(contents: ChainBank) -> pd.DataFrame:
 def base_rows(base: Bank) -> pd.DataFrame:
     """Return the row table of the base with its own splits, null where it pins none."""
     rows = row_names(base)
-    where = base.path / files.ROWS
-    split = None
-    if where.is_file() and "split" in pq.read_schema(where).names:
-        split = pq.read_table(where, columns=["split"]).to_pandas()["split"]
-    rows["split"] = np.full(len(rows), None, dtype=object) if split is None else split.to_numpy()
+    if "split" not in rows:
+        rows["split"] = np.full(len(rows), None, dtype=object)
     return rows
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from lvm.bank.files import CONTENTS, file_sha256
+from lvm.bank.files import CONTENTS, ROWS, file_sha256
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.files import corpus_files
@@ -176,7 +177,7 @@ def _copy_bank(
 
 
 def row_names(bank: Bank) -> pd.DataFrame:
-    """The row table of a bank by names."""
+    """Return the row table of a bank by names, with its `split` where it has one."""
     rows = pd.DataFrame(
         {
             "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N],
@@ -188,6 +189,9 @@ def row_names(bank: Bank) -> pd.DataFrame:
     texts = bank.texts()
     if texts is not None:
         rows["text"] = texts
+    where = bank.path / ROWS
+    if where.is_file() and "split" in pq.read_schema(where).names:
+        rows["split"] = pq.read_table(where, columns=["split"]).to_pandas()["split"].to_numpy()
     return rows
 
 

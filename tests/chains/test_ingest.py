@@ -116,14 +116,14 @@ def test_an_ontology_is_encoded(kind, tmp_path):
 
 @pytest.fixture(scope="module")
 def encoded_base(tmp_path_factory, obo: Path) -> Bank:
-    """A bank of wordllama's with lanes of its own; one row is pinned."""
+    """A bank of wordllama's with lanes of its own; its first sequence is pinned."""
     folder = tmp_path_factory.mktemp("base")
     plan = ChainPlan(f"ontology:{obo}", "wordllama", str(folder / "source"), root="animal")
     ingest_chains(plan)
     source = open_bank(plan.bank)
-    rows = pd.DataFrame({"sequence": "book", "lane": "Science", "text": source.texts()[:40]})
-    rows["split"] = None
-    rows.loc[0, "split"] = "train"
+    names = ["pinned"] * 10 + ["book"] * 30
+    rows = pd.DataFrame({"sequence": names, "lane": "Science", "text": source.texts()[:40]})
+    rows["split"] = np.array(["train"] * 10 + [None] * 30, dtype=object)
     return write_bank(folder / "base", source.vectors[:40], rows, "wordllama", "test")
 
 
@@ -141,7 +141,7 @@ def test_the_base_comes_first_unchanged(obo, encoded_base: Bank, tmp_path):
     shared = ["sequence", "lane", "text", "split"]
     pd.testing.assert_frame_equal(rows[shared][:40], own[shared], check_dtype=False)
     assert set(rows["split"][40:]) == {"train"}
-    assert "/000001" in bank.sequences[1]  # numbered on from the base
+    assert "/000002" in bank.sequences[2]  # numbered on from the base
     records = pd.read_parquet(bank.path / "cpesh.parquet")
     assert records["concept_row"].min() == 40
 
