@@ -3,10 +3,10 @@
     python -m benchmarks.loop --bank <bank with lanes> --lane Science --folder data/loop
 
 Two banks are written: `base`, in which the lane keeps only the share --keep of its documents before
-the last fifth, drawn by seed, and `pool`, which holds the others. A model is trained on the base, diagnosed, and asked on
-val; `ingest source=anchored` takes pages of the pool near the answers that it missed there; a
-second model is trained on the extended bank; `shadow-eval` compares the two on the same test
-queries over the extended bank. A step that is done already is not repeated.
+the last fifth, drawn by seed, and `pool`, which holds the others. A model is trained on the base,
+diagnosed, and asked on val; `ingest source=anchored` takes pages of the pool near the answers that
+it missed there; a second model is trained on the extended bank; `shadow-eval` compares the two on
+the same test queries over the extended bank. A step that is done already is not repeated.
 """
 
 import json
@@ -89,12 +89,12 @@ def missed_on_val(folder: Path, version: str) -> Path:
 
 
 def run_of(report: Path, model: str, bank_sha256: str) -> str:
-    """Return the id of the run that wrote this report of `model` on val of the bank.
+    """Return the id of the eval that wrote this report of `model` on val of the bank.
 
-    Raises ValueError where it reports something else, or where no run of the store wrote it.
+    Raises ValueError where it reports something else, or where no such run of the store wrote it.
     """
     contents = json.loads(report.read_text())
-    asked = {"model": model, "split": "val", "bank_sha256": bank_sha256}
+    asked = {"split": "val", "bank_sha256": bank_sha256}
     for name, value in asked.items():
         if contents.get(name) != value:
             raise ValueError(
@@ -102,15 +102,32 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
             )
     client = mlflow.MlflowClient(tracking.configure())
     everywhere = [one.experiment_id for one in client.search_experiments()]
-    for run in client.search_runs(everywhere, f"params.report = '{report}'"):
+    query = f"params.report = '{report}' and params.model = '{model}' and params.split = 'val'"
+    for run in client.search_runs(everywhere, query):
         try:
             if tracking.read_json(run.info.run_id, "report.json") == contents:
                 return str(run.info.run_id)
         except ValueError:  # this run ended before its report
             continue
-    raise ValueError(
-        f"{report}: no run of {mlflow.get_tracking_uri()} wrote it; delete it, run again"
-    )
+    where = mlflow.get_tracking_uri()
+    raise ValueError(f"{report}: no eval of {model} in {where} wrote it; delete it, run again")
+
+
+def run_loop(bank: str, lane: str, keep: float, ctx: int, where: Path) -> None:
+    """Do what is not done yet; raises ValueError on bad input."""
+    base, larger = where / "base", where / "larger"
+    where.mkdir(parents=True, exist_ok=True)
+    hold_back(open_bank(bank), lane, keep, where)
+    before = step(where, "before", "train", bank=base, phase="before", ctx=ctx)
+    step(where, "lanes", "lane_diagnostics", model=f"models:/lvm/{before['version']}")
+    missed = missed_on_val(where, before["version"])
+    if not larger.exists():
+        words = ["--source", f"anchored:{where / 'pool'}", "--base", str(base), "--lanes", lane]
+        words += ["--queries", str(missed), "--bank", str(larger)]
+        subprocess.run([sys.executable, "-m", "entrypoints.ingest", *words], check=True)
+    after = step(where, "after", "train", bank=larger, phase="after", ctx=ctx)
+    versions = f"{before['version']},{after['version']}"
+    step(where, "shadow", "shadow_eval", candidates=versions, bank=larger, ctx=ctx)
 
 
 @click.command(help=__doc__)
@@ -120,26 +137,10 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
 @click.option("--ctx", default=500, show_default=True, help="Rows of context.")
 @click.option("--folder", default="data/loop", show_default=True, help="Where all is written.")
 def main(bank: str, lane: str, keep: float, ctx: int, folder: str) -> None:
-    where = Path(folder)
-    base, larger = where / "base", where / "larger"
-    where.mkdir(parents=True, exist_ok=True)
     try:
-        hold_back(open_bank(bank), lane, keep, where)
+        run_loop(bank, lane, keep, ctx, Path(folder))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    before = step(where, "before", "train", bank=base, phase="before", ctx=ctx)
-    step(where, "lanes", "lane_diagnostics", model=f"models:/lvm/{before['version']}")
-    try:
-        missed = missed_on_val(where, before["version"])
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    if not larger.exists():
-        words = ["--source", f"anchored:{where / 'pool'}", "--base", str(base), "--lanes", lane]
-        words += ["--queries", str(missed), "--bank", str(larger)]
-        subprocess.run([sys.executable, "-m", "entrypoints.ingest", *words], check=True)
-    after = step(where, "after", "train", bank=larger, phase="after", ctx=ctx)
-    versions = f"{before['version']},{after['version']}"
-    step(where, "shadow", "shadow_eval", candidates=versions, bank=larger, ctx=ctx)
 
 
 if __name__ == "__main__":

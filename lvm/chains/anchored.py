@@ -134,9 +134,7 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
         there = pq.read_schema(path).names
         missing = [name for name in COLUMNS if name not in there]
         if missing:
-            raise ValueError(
-                f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}"
-            )
+            raise ValueError(f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}")
         table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error

@@ -226,6 +226,7 @@ def row_codes(pool: Pool, base: Pool | None) -> tuple[IntArray, IntArray]:
 
     That is the same text, or where one of the two has no texts, the same float16 vector.
     """
+    code_N: IntArray
     pools = [pool] if base is None else [pool, base]
     if all(one.text_N is not None for one in pools):
         # A row without a text equals no other.
