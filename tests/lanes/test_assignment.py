@@ -14,6 +14,7 @@ import pytest
 
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED
 from lvm.bank.store import Bank, write_bank
+from lvm.corpus.ingest import row_names
 from lvm.encoders import Encoder, load_encoder
 from lvm.lanes.agreement import lane_agreement
 from lvm.lanes.assignment import (
@@ -233,7 +234,7 @@ def test_the_encoder_is_the_banks_own(told: Bank, planted: Bank, tiny_bank: Bank
 
 def with_texts(bank: Bank, texts: list[str | None], path: Path, turn: int) -> Bank:
     """Write the bank with other texts, its vectors turned by so many dims."""
-    rows = pd.DataFrame({"sequence": np.array(bank.sequences)[bank.sequence_N], "text": texts})
+    rows = row_names(bank).assign(text=texts)
     return write_bank(path, np.roll(bank.vectors, turn, axis=1), rows, "wordllama", "test")
 
 
