@@ -318,6 +318,15 @@ def test_neighbours_are_searched_in_blocks(tiny_bank: Bank, monkeypatch, flat_ro
 
 def test_missed_answers_are_searched_in_blocks(tmp_path, tiny_bank, base, monkeypatch):
     queries = queries_file(tmp_path / "q.parquet", list(range(50)), [9.0] * 50)
-    whole = anchored_candidates(tiny_bank, base, AnchorPlan(queries), RULES)
+    plan = AnchorPlan(queries, anchor=0.8)
+    whole = anchored_candidates(tiny_bank, base, plan, RULES)
+    read, unit = [], Bank.unit
+
+    def counted(bank: Bank, rows):
+        read.append(rows if isinstance(rows, slice) else len(rows))
+        return unit(bank, rows)
+
+    monkeypatch.setattr(Bank, "unit", counted)
     monkeypatch.setattr(anchored, "SEARCH_ROWS", 7)
-    assert anchored_candidates(tiny_bank, base, AnchorPlan(queries), RULES).chains == whole.chains
+    assert anchored_candidates(tiny_bank, base, plan, RULES).chains == whole.chains
+    assert len(whole.chains) and read[1:] == [7] * 7 + [1]
