@@ -141,6 +141,8 @@ def main(bank: str, lane: str, keep: float, ctx: int, folder: str) -> None:
         run_loop(bank, lane, keep, ctx, Path(folder))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except subprocess.CalledProcessError as error:  # the step has said why
+        sys.exit(error.returncode)
 
 
 if __name__ == "__main__":
