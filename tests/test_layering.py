@@ -20,15 +20,16 @@ ORDER = {
     "corpus": "documents sentences markup files python_docs reading ingest",
     "windows": "splits planning audit export context_rows",
     "models": (
-        "norm dropout gru scan skip recurrent residual baselines memory_gru transformer res_mlp "
-        "table"
+        "norm dropout gru scan skip recurrent residual baselines memory_gru tmd_experts "
+        "transformer res_mlp table"
     ),
     "objectives": "",
+    "routing": "lanes losses figures",
     "checkpoint": "weights fits facts",
     "prediction": "contexts predict streaming",
     "training": (
-        "averaging recipes distributed batches hard_negatives optimisation supervision gradients "
-        "symptoms state loop"
+        "averaging recipes distributed batches hard_negatives guidance initial optimisation "
+        "supervision gradients symptoms state loop"
     ),
     "metrics": "",
     "retrieval": "search exact hubness structures index",
@@ -37,7 +38,9 @@ ORDER = {
     "evaluation": "answers cold_latency free_predictors evaluate controls served_latency",
     "shadow": "query_log measuring host store comparison replay child forking process",
     "promotion": "gates decision",
-    "report": "canvas tables figures shadow_figures evaluation controls decision shadow",
+    "report": (
+        "canvas tables figures expert_figures shadow_figures evaluation controls decision shadow"
+    ),
     "tracking": "",
     "registry": "alias registered settling",
     "serving": "predictor logged",
