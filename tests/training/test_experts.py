@@ -146,18 +146,18 @@ def test_a_bank_without_lanes_leaves_the_gate_to_equal_shares(tiny_bank: Bank) -
 
 
 def test_lanes_that_need_other_maps_are_won_by_experts(tmp_path: Path) -> None:
-    """Rank 12 in two experts or in one: four rotations of 12 dims fit the experts alone."""
-    bank = lane_rotation_bank(tmp_path / "bank")
+    """Eight rotations of 12 dims: two experts of rank 6 turn one, one of rank 12 not all."""
+    bank = lane_rotation_bank(tmp_path / "bank", num_lanes=8)
     windows, initial = plan_windows(bank, 20), dense(bank.dim)
-    shared = {"expert_rank": 8, "epochs": 12, "patience": 12, "lr": 0.01, "dropout": 0.0}
+    shared = {"experts": 8, "expert_rank": 6, "epochs": 12, "patience": 12, "lr": 0.02}
     hits = {}
     for control in ("none", "dense"):
-        chosen = config(experts_control=control, **shared)
+        chosen = config(experts_control=control, dropout=0.0, **shared)
         validate = hit_validation(bank, windows)
         result = train(bank, windows, chosen, validate=validate, initial=initial)
         hits[control] = hit_validation(bank, windows, "test")(result.model)["hit_at_5"]
-        print(control, hits, [round(r["train/loss"], 3) for r in result.history])
-    assert hits["none"] > hits["dense"] + 0.1, hits
+    assert hits["none"] > 0.6
+    assert hits["none"] > hits["dense"] + 0.2
 
 
 @pytest.mark.parametrize(
