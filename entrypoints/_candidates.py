@@ -104,7 +104,7 @@ def gather(
     if register:
         cards = [_with_version(card) for card in cards]
     missing = set(FREE_MODELS) - {card.facts.model for card in cards if _is_free(card, inputs)}
-    entrants = [Entrant(card) for card in cards] + _free_ones(missing, inputs, register)
+    entrants = [_entrant(card, inputs) for card in cards] + _free_ones(missing, inputs, register)
     by_name = dict(zip(_names([one.card for one in entrants]), entrants, strict=True))
     return Field(inputs, by_name, baseline)
 
@@ -163,7 +163,7 @@ def _trained_ones(known: dict[str, Card], bank: Bank) -> list[Card]:
 
 
 def _is_trained_on(card: Card, bank: Bank) -> bool:
-    return card.facts.kind == TRAINED and card.facts.bank_sha256 == bank.sha256
+    return card.facts.kind == TRAINED and card.facts.bank_sha256 in (bank.sha256, *bank.bases)
 
 
 def _seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> int:
@@ -171,7 +171,7 @@ def _seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> int:
 
     Candidates of another seed were trained on other rows: some of the answers were among them.
     """
-    if baseline is not None and baseline.facts.bank_sha256 == bank.sha256:
+    if baseline is not None and baseline.facts.bank_sha256 in (bank.sha256, *bank.bases):
         if not baseline.facts.leaky:
             return baseline.facts.seed
     counts = Counter(facts.seed for facts in trained if not facts.leaky)
@@ -184,6 +184,20 @@ def _with_version(card: Card) -> Card:
         return card
     assert card.model_id is not None
     return dataclasses.replace(card, version=registered.register(card.model_id, card.facts))
+
+
+def _entrant(card: Card, inputs: Inputs) -> Entrant:
+    """Return what the card names; the row correction of a base bank's model is fitted anew here.
+
+    It was made for the rows of the base alone. What cannot be read stays where it is, to be told
+    when it is measured.
+    """
+    if card.facts.bank_sha256 not in inputs.bank.bases:
+        return Entrant(card)
+    try:
+        return Entrant(card, _with_correction(registered.load(card.reference), inputs))
+    except ValueError:
+        return Entrant(card)
 
 
 def _is_free(card: Card, inputs: Inputs) -> bool:

@@ -28,7 +28,8 @@ class Subject:
         texts. Only the predictors without anything fitted are the same for every bank.
         """
         facts, bank = self.predictor.facts, self.inputs.bank
-        is_foreign = facts.model not in UNFITTED and facts.bank_sha256 != bank.sha256
+        is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
+        is_foreign = facts.model not in UNFITTED and not is_own
         return facts.leaky or self.inputs.windows.leaky or is_foreign
 
 

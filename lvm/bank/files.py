@@ -42,6 +42,9 @@ def read_contents(folder: Path) -> dict:
         ROWS,
     }:
         raise ValueError(f"{where}: files must give the sha256 of {VECTORS} and {ROWS}")
+    bases = contents.get("bases", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{where}: bases must be a list of sha256; ingest the bank again")
     return contents
 
 
@@ -63,11 +66,11 @@ def map_vectors(folder: Path, contents: dict) -> np.ndarray:
 
 
 def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
-    """Read the columns sequence, document and lane, as far as they are there."""
+    """Read the columns sequence, document, lane, split, as far as they are there."""
     where = folder / ROWS
     try:
         names = pq.read_schema(where).names
-        coded = [name for name in ("sequence", "document", "lane") if name in names]
+        coded = [name for name in ("sequence", "document", "lane", "split") if name in names]
         rows = pq.read_table(where, columns=coded).to_pandas()
         total = pq.read_metadata(where).num_rows
     except (OSError, pa.ArrowException) as error:

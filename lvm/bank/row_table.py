@@ -30,6 +30,7 @@ TMD_LANES = (
     "Software",
 )
 UNASSIGNED = -1
+PINNED = "train"  # the value of the column `split` that keeps a sequence out of val, out of test
 BLOCK_ROWS = 100  # rows of a document where the table names none
 
 
@@ -39,6 +40,7 @@ class RowTable:
 
     `document_N` counts contiguous (sequence, document) runs in row order; `documents` holds their
     own names, which may repeat in other sequences. `lane_N` is None without a lane column.
+    `pinned_N` tells which rows are train rows whatever the split.
     """
 
     sequence_N: npt.NDArray[np.int32]
@@ -47,12 +49,15 @@ class RowTable:
     sequences: tuple[str, ...]
     documents: tuple[str, ...]
     lanes: tuple[str, ...]
+    pinned_N: npt.NDArray[np.bool_]
 
 
 def row_table(rows: pd.DataFrame, where: str) -> RowTable:
-    """Code and check `rows` (columns sequence; optional document, lane); `where` names the file.
+    """Code and check `rows`, one line a bank row; `where` names the file.
 
-    Raises ValueError on an empty table, a missing name or a sequence or document in two pieces.
+    Columns: sequence; optional document, lane, split. Raises ValueError on an empty table, on a
+    missing name, a sequence or document in two pieces, a split other than PINNED or none, a
+    sequence of which only some rows are pinned.
     """
     if "sequence" not in rows.columns:
         raise ValueError(f"{where}: no column 'sequence'; give each row the name of its sequence")
@@ -65,7 +70,8 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     else:
         document_N, documents = _document_blocks(sequence_N)
     lane_N, lanes = _lane_codes(rows["lane"], where) if "lane" in rows.columns else (None, ())
-    return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes)
+    pinned_N = _pinned(rows, sequence_N, sequences, where)
+    return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes, pinned_N)
 
 
 def run_starts(code_N: IntArray) -> npt.NDArray[np.int64]:
@@ -128,6 +134,31 @@ def _document_blocks(
     new_N[start_R] = True
     labels = tuple(f"block-{block:06d}" for block in block_N[new_N])
     return (np.cumsum(new_N) - 1).astype(np.int32), labels
+
+
+def _pinned(
+    rows: pd.DataFrame, sequence_N: npt.NDArray[np.int32], sequences: tuple[str, ...], where: str
+) -> npt.NDArray[np.bool_]:
+    """Return which rows the column `split` pins to train; null or "" leaves the choice open."""
+    if "split" not in rows.columns:
+        return np.zeros(len(rows), dtype=bool)
+    values = rows["split"].where(rows["split"].notna() & (rows["split"] != ""), None)
+    pinned_N = (values == PINNED).to_numpy(dtype=bool, na_value=False)
+    wrong_N = values.notna().to_numpy() & ~pinned_N
+    if wrong_N.any():
+        row = int(wrong_N.argmax())
+        raise ValueError(
+            f"{where}: split {values.iloc[row]!r} at row {row}; only {PINNED!r} can be asked for, "
+            "null leaves the row to the ordinary split"
+        )
+    num_pinned_S = np.bincount(sequence_N, weights=pinned_N)
+    partly_S = (num_pinned_S > 0) & (num_pinned_S < np.bincount(sequence_N))
+    if partly_S.any():
+        raise ValueError(
+            f"{where}: sequence {sequences[int(partly_S.argmax())]!r} has split {PINNED!r} in some "
+            "rows only; give it to all rows of a sequence or to none"
+        )
+    return pinned_N
 
 
 def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:

@@ -6,7 +6,7 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,9 @@ class Bank:
 
     `vectors` (N, D) is float16 or float32 as stored, memory-mapped for a folder. `document_N`
     counts contiguous (sequence, document) runs in row order, `documents` holds their own names.
-    `lane_N` is None without lanes, -1 in rows without one. `sha256` identifies the contents.
+    `lane_N` is None without lanes, -1 in rows without one. `pinned_N` marks rows that are train
+    rows in every split. `sha256` identifies the contents; `bases` are those of the banks that this
+    one extends: their rows stand first, unchanged, in their order, all later ones are pinned.
     """
 
     path: Path
@@ -48,9 +50,11 @@ class Bank:
     sequences: tuple[str, ...]
     documents: tuple[str, ...]
     lanes: tuple[str, ...]
+    pinned_N: npt.NDArray[np.bool_]
     encoder: str
     created_by: str
     sha256: str
+    bases: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -132,12 +136,14 @@ def write_bank(
     created_by: str,
     dtype: str = "float16",
     overwrite: bool = False,
+    bases: Sequence[str] = (),
 ) -> Bank:
     """Write a bank folder, which appears whole or not at all, then open it.
 
     `vectors` is (N, D) or an iterable of blocks (b, D) in row order, stored as given in `dtype`;
-    `rows` has N lines with `sequence`, optionally `document`, `lane`, `text`. Raises ValueError
-    where `path` exists without `overwrite`, or where the contents are no bank.
+    `rows` has N lines with `sequence`, optionally `document`, `lane`, `text`, `split` ("train" pins
+    a whole sequence). `bases` are the sha256 of the banks that it extends. Raises ValueError where
+    `path` exists without `overwrite`, or where the contents are no bank.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -162,6 +168,7 @@ def write_bank(
             "dtype": dtype,
             "encoder": encoder,
             "created_by": created_by,
+            "bases": list(bases),
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
         (folder / files.CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
@@ -186,6 +193,7 @@ def _open_folder(path: Path, verify: bool) -> Bank:
         encoder=str(contents["encoder"]),
         created_by=str(contents["created_by"]),
         sha256=files.identity(contents["files"]),
+        bases=tuple(contents.get("bases", ())),
     )
 
 

@@ -146,7 +146,7 @@ def _refusal(candidate: Candidate, bank: Bank) -> str | None:
     """Say why the candidate cannot be compared on this bank; None where it can."""
     if candidate.facts.dim != bank.dim:
         return f"predicts {candidate.facts.dim} dims, the bank has {bank.dim}"
-    if candidate.facts.bank_sha256 != bank.sha256:
+    if candidate.facts.bank_sha256 not in (bank.sha256, *bank.bases):
         theirs, ours = candidate.facts.bank_sha256[:12] or "unknown", bank.sha256[:12]
         return f"made from another bank ({theirs}, this one is {ours})"
     return None

@@ -25,9 +25,12 @@ def split_by_document(bank: Bank, seed: int) -> SplitArray:
 
     A sequence with MIN_DOCUMENTS documents or more gives its first 80 % to train, the next 10 % to
     val, the rest to test: each document goes where its middle row lies. Shorter sequences go whole,
-    in an order drawn by `seed`, to the split that is furthest below its share of all rows.
+    in an order drawn by `seed`, to the split that is furthest below its share of all rows. Pinned
+    sequences are train, and play no part in what becomes of the others: those of a bank that was
+    extended keep their splits.
     """
     documents = bank.document_table()
+    documents = documents[~bank.pinned_N[documents["first_row"]]]
     first_row = documents["first_row"].to_numpy(np.int64)
     num_rows = documents["num_rows"].to_numpy(np.int64)
     sequence = documents["sequence"].to_numpy(np.int64)
@@ -38,7 +41,9 @@ def split_by_document(bank: Bank, seed: int) -> SplitArray:
     split = np.digitize(middle, (SHARES[TRAIN], SHARES[TRAIN] + SHARES[VAL]))
     short_split = _split_short_sequences(sequence_rows, is_long, split, sequence, num_rows, seed)
     split = np.where(is_long[sequence], split, short_split[sequence])
-    return np.repeat(split.astype(np.int8), num_rows)
+    split_N = np.full(bank.num_rows, TRAIN, np.int8)
+    split_N[~bank.pinned_N] = np.repeat(split, num_rows)
+    return split_N
 
 
 def _split_short_sequences(
@@ -54,7 +59,8 @@ def _split_short_sequences(
     assigned = np.bincount(document_split[counted], document_rows[counted], minlength=len(SPLITS))
     deficit = np.array(SHARES) * sequence_rows.sum() - assigned
     split = np.zeros(len(sequence_rows), np.int64)
-    for code in generator(seed, "short sequences").permutation(np.flatnonzero(~is_long)):
+    is_short = ~is_long & (sequence_rows > 0)
+    for code in generator(seed, "short sequences").permutation(np.flatnonzero(is_short)):
         split[code] = deficit.argmax()
         deficit[split[code]] -= sequence_rows[code]
     return split

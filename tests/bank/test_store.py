@@ -107,6 +107,15 @@ def test_without_documents_blocks_of_a_hundred_rows(tmp_path: Path) -> None:
     assert bank.lane_N is None and bank.lanes == () and bank.texts() is None
 
 
+def test_pinned_rows_and_bases_are_read_back(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"sequence": ["a", "a", "b"], "split": [None, "", "train"]})
+    bank = write_bank(tmp_path / "bank", vectors(3), rows, "e", "t", bases=("cafe",))
+    assert bank.pinned_N.tolist() == [False, False, True]
+    assert bank.bases == ("cafe",) and open_bank(tmp_path / "bank").bases == ("cafe",)
+    plain = write_bank(tmp_path / "plain", vectors(3), rows[["sequence"]], "e", "t")
+    assert not plain.pinned_N.any() and plain.bases == ()
+
+
 def test_lane_numbers_become_names(tmp_path: Path) -> None:
     rows = row_table(4, lane=[15, -1, 0, 15])
     bank = write_bank(tmp_path / "bank", vectors(4), rows, "e", "t")
@@ -129,6 +138,8 @@ def test_lane_numbers_become_names(tmp_path: Path) -> None:
         (row_table(3, lane=[0, 16, 3]), "1 lane numbers out of range, first 16 at row 1"),
         (row_table(3, lane=[0, -2, 3]), "first -2 at row 1"),
         (row_table(3, lane=[0, 1.5, 3]), "first 1.5 at row 1"),
+        (row_table(3, split=[None, "test", "train"]), "split 'test' at row 1; only 'train'"),
+        (row_table(3, split=["train", None, "train"]), "split 'train' in some rows only"),
         (pd.DataFrame({"sequence": []}), "no rows"),
         (row_table(4), "3 rows for a row table of 4"),
         (row_table(2), "rows 0 to 3 are"),

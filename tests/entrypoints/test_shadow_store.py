@@ -166,3 +166,41 @@ def test_rollback_restores_the_one_before_and_no_replay_undoes_it(improved):
         if check["gate"] == "not withdrawn" and not check["passed"]
     )
     assert check["candidate"].endswith(f"v{improved}")
+
+
+def extended(bank: Bank, path: Path) -> Bank:
+    """Write the bank with one pinned sequence more, as `ingest` extends one."""
+    codes = np.append(bank.sequence_N, np.full(10, len(bank.sequences)))
+    names = np.array([*bank.sequences, "chain"], dtype=object)[codes]
+    documents = np.array([*bank.documents, "chain"], dtype=object)
+    rows = pd.DataFrame(
+        {
+            "sequence": names,
+            "document": documents[np.append(bank.document_N, np.full(10, len(bank.documents)))],
+            "split": np.where(codes == len(bank.sequences), "train", None),
+        }
+    )
+    chain = np.random.default_rng(5).standard_normal((10, DIM))
+    vectors = np.concatenate([bank.unit(slice(None)), chain])
+    return write_bank(path, vectors, rows, "synthetic", "test", "float32", bases=(bank.sha256,))
+
+
+def test_models_of_a_bank_are_compared_on_one_that_extends_it(bank, facts):
+    model = linear(rotation(DIM, 1))
+    old = registered.log_predictor(model, facts, np.zeros((bank.num_rows, 2), np.float32))
+    version = registered.register(old, facts)
+    larger = extended(bank, Path("extended"))
+    newer = facts_of("memory_gru", "none", larger, plan_windows(larger, CTX))
+    assert newer.bank_sha256 != facts.bank_sha256
+    other = register(model, newer)
+    arguments = ["--candidates", f"{version},{other}", "--bank", "extended", "--ctx", str(CTX)]
+    assert shadow_eval.main([*arguments, "--report", "report.json"]) == 0
+    outcomes = json.loads(Path("report.json").read_text())["outcomes"]
+    before, after = (
+        next(one for one in outcomes if one["version"] == name) for name in (version, other)
+    )
+    assert before["figures"] == after["figures"] and before["leak"] is None
+    assert before["corrected"]["hit_at_5"] > 0.5, "fitted anew for the rows of the larger bank"
+    assert shadow_eval.main([*arguments[:2], "--bank", "bank", "--report", "report.json"]) == 0
+    outcomes = json.loads(Path("report.json").read_text())["outcomes"]
+    assert any("another bank" in (one["refusal"] or "") for one in outcomes)

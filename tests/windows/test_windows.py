@@ -25,8 +25,11 @@ def windows(tiny_bank: Bank) -> Windows:
     return plan_windows(tiny_bank, CTX)
 
 
-def small_bank(path: Path, sequence_rows: list[int], document_rows: int) -> Bank:
-    """Write a bank of random rows with sequences of the given lengths."""
+def small_bank(path: Path, sequence_rows: list[int], document_rows: int, pinned: int = 0) -> Bank:
+    """Write a bank of random rows with sequences of the given lengths.
+
+    The last `pinned` sequences are pinned to train, the first where it is negative.
+    """
     sequence = np.repeat(np.arange(len(sequence_rows)), sequence_rows)
     place = np.concatenate([np.arange(n) for n in sequence_rows])
     rows = pd.DataFrame(
@@ -35,6 +38,9 @@ def small_bank(path: Path, sequence_rows: list[int], document_rows: int) -> Bank
             "document": [f"d{number // document_rows}" for number in place],
         }
     )
+    if pinned:
+        is_pinned = sequence >= len(sequence_rows) - pinned if pinned > 0 else sequence < -pinned
+        rows["split"] = np.where(is_pinned, "train", None)
     vectors = np.random.default_rng(0).standard_normal((len(rows), 8))
     return write_bank(path, vectors, rows, "random", "test")
 
@@ -67,6 +73,20 @@ def test_short_sequences_go_whole_to_one_split_by_seed(tmp_path: Path):
     assert np.bincount(split_N).tolist() == [80 * 12, 10 * 12, 10 * 12]
     assert (split_by_document(bank, seed=0) == split_N).all()
     assert (split_by_document(bank, seed=1) != split_N).any()
+
+
+def test_pinned_sequences_are_train_and_leave_the_split_of_the_others_as_it_was(tmp_path: Path):
+    lengths = [1000, *[12] * 100]
+    base = small_bank(tmp_path / "base", lengths, document_rows=10)
+    extended = small_bank(
+        tmp_path / "extended", [*lengths, *[11] * 40], document_rows=10, pinned=40
+    )
+    between = small_bank(tmp_path / "between", [11, *lengths], document_rows=10, pinned=-1)
+    split_N = split_by_document(base, seed=3)
+    assert set(split_N[1000:]) == {0, 1, 2}
+    assert split_by_document(extended, seed=3).tolist() == split_N.tolist() + [0] * 440
+    assert split_by_document(between, seed=3)[:11].tolist() == [0] * 11
+    assert (np.bincount(split_by_document(between, seed=3)[11:]) == np.bincount(split_N)).all()
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(2, 20), st.data())
