@@ -9,19 +9,19 @@ from lvm.registry import alias, registered
 def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     """Read the predictor `reference`, a version's number among others; None without one.
 
-    Raises ValueError where it cannot be read, or was made from another bank or split: whatever it
-    has seen there, val and test rows of this one may be among it.
+    Raises ValueError where it cannot be read, or was made from another bank (one that this bank
+    extends is none) or split: val and test rows may be among what it has seen.
     """
     if reference is None:
         return None
     full = f"models:/{alias.NAME}/{reference}" if reference.isdigit() else reference
     found = registered.load(full)
-    facts, windows = found.facts, inputs.windows
-    own = (windows.bank_sha256, windows.split, windows.seed)
-    if (facts.bank_sha256, facts.split, facts.seed) != own:
+    facts, bank, windows = found.facts, inputs.bank, inputs.windows
+    is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
+    if not is_own or (facts.split, facts.seed) != (windows.split, windows.seed):
         raise ValueError(
             f"init: {reference} was trained on bank {facts.bank_sha256[:12]}, split {facts.split} "
-            f"of seed {facts.seed}; it may have seen val rows of bank {own[0][:12]}, split "
-            f"{own[1]} of seed {own[2]}; give one of the same bank, split, seed"
+            f"of seed {facts.seed}; it may have seen val rows of bank {bank.sha256[:12]}, split "
+            f"{windows.split} of seed {windows.seed}; give one of the same bank, split, seed"
         )
     return found.model

@@ -25,7 +25,8 @@ def asked(tiny_bank, monkeypatch):
         return Predictor(reference, asked["facts"], model=CopyLast(16))
 
     monkeypatch.setattr(registered, "load", load)
-    return asked | {"inputs": Inputs(tiny_bank, windows, Path("windows"), None)}
+    asked["inputs"] = Inputs(tiny_bank, windows, Path("windows"), None)
+    return asked
 
 
 def test_a_number_is_a_version(asked):
@@ -40,6 +41,13 @@ def test_a_trunk_of_another_context_length_may_be_grown(asked, tiny_bank):
     asked["facts"] = facts_of("memory_gru", "none", tiny_bank, plan_windows(tiny_bank, 10))
     asked["facts"] = dataclasses.replace(asked["facts"], ctx=10)
     assert read_initial("1", asked["inputs"]) is not None
+
+
+def test_a_model_of_the_bank_that_this_one_extends_may_be_grown(asked, tiny_bank):
+    asked["facts"] = dataclasses.replace(asked["facts"], bank_sha256="1" * 64)
+    bank = dataclasses.replace(tiny_bank, bases=("1" * 64,))
+    inputs = dataclasses.replace(asked["inputs"], bank=bank)
+    assert read_initial("1", inputs) is not None
 
 
 @pytest.mark.parametrize("changed", [{"bank_sha256": "0" * 64}, {"seed": 7}, {"split": "random"}])
