@@ -5,6 +5,8 @@ from torch import nn
 from entrypoints._inputs import Inputs
 from lvm.registry import alias, registered
 
+KNOWN = ("models:/", "runs:/")
+
 
 def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     """Read the predictor `reference`, a version's number among others; None without one.
@@ -15,7 +17,15 @@ def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     if reference is None:
         return None
     full = f"models:/{alias.NAME}/{reference}" if reference.isdigit() else reference
-    found = registered.load(full)
+    if not full.startswith(KNOWN):
+        raise ValueError(
+            f"init: unknown '{reference}'; give a version's number, models:/{alias.NAME}@<alias>, "
+            f"models:/m-<id> or runs:/<run id>/{alias.ARTIFACT}"
+        )
+    try:
+        found = registered.load(full)
+    except ValueError as error:
+        raise ValueError(f"init: {str(error).removeprefix('model: ')}") from None
     facts, bank, windows = found.facts, inputs.bank, inputs.windows
     is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
     if not is_own or (facts.split, facts.seed) != (windows.split, windows.seed):

@@ -22,11 +22,10 @@ def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.
     Raises:
         ValueError: `initial` is another kind of model, or of another size.
     """
+    assert (initial is None) == (config.init is None), "the weights that init names, or none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "weights"))
         model = build_model(_sizes(config, dim))
-    if (initial is None) != (config.init is None):
-        raise ValueError(f"init: {config.init}, but the weights given are {initial is not None}")
     if initial is not None:
         _take_over(model, initial, config)
     if config.trunk == "frozen" and isinstance(model, TMDExperts):

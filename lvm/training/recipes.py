@@ -106,6 +106,8 @@ class TrainConfig:
         has_experts = self.model == "tmd_experts"
         if self.experts_control != "none" and not has_experts:
             raise ValueError(f"experts_control: {self.model} has no experts; use model=tmd_experts")
+        if self.experts_control == "permuted" and self.experts < 2:
+            raise ValueError(f"experts_control: permuted lanes need 2 experts, not {self.experts}")
         if self.trunk == "frozen" and not has_experts:
             raise ValueError(f"trunk: {self.model} is all trunk, nothing would train; use auto")
         if self.trunk == "frozen" and self.init is None:

@@ -196,6 +196,10 @@ def test_experts_are_not_taken_into_a_dense_model() -> None:
         ({"trunk": "thawed"}, "trunk: unknown 'thawed'"),
         ({"experts_control": "dense"}, "experts_control: memory_gru has no experts"),
         ({"model": "tmd_experts", "experts_control": "swap"}, "experts_control: unknown 'swap'"),
+        (
+            {"model": "tmd_experts", "experts_control": "permuted", "experts": 1},
+            "experts_control: permuted lanes need 2 experts",
+        ),
         ({"experts": 0}, "experts: 0"),
         ({"expert_rank": 0}, "expert_rank: 0"),
         ({"gate_lanes": -0.1}, "gate_lanes: -0.1"),
