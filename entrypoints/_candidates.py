@@ -13,6 +13,7 @@ from lvm.bank.store import Bank
 from lvm.checkpoint import fits
 from lvm.checkpoint.facts import FREE, TRAINED, Facts
 from lvm.evaluation.evaluate import MAX_QUERIES
+from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.table import FREE_MODELS
 from lvm.registry import alias, registered
 from lvm.registry.alias import BASELINE
@@ -245,7 +246,12 @@ def _registered(one: Predictor, inputs: Inputs) -> Entrant:
         there = _registered_free(one.facts.model, inputs)
         if there is not None:
             return Entrant(there)
-        model_id = registered.log_predictor(one.model, one.facts, one.row_correction)
+        bank, windows = inputs.bank, inputs.windows
+        assert one.row_correction is not None
+        reranker = reranker_if_lanes(one.model, bank, windows, one.row_correction, windows.seed)
+        model_id = registered.log_predictor(
+            one.model, one.facts, one.row_correction, reranker=reranker
+        )
         version = registered.register(model_id, one.facts)
         reference = f"models:/{alias.NAME}/{version}"
         return Entrant(Card(reference, one.facts, model_id, version=version))

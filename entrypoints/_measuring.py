@@ -48,7 +48,11 @@ class Measurement:
 
 def measure(options: MeasureOptions) -> Measurement:
     """Evaluate the predictor beside the free ones; log the figures with it."""
-    subject = open_subject(options.model, options.bank, options.ctx)
+    return measure_subject(open_subject(options.model, options.bank, options.ctx), options)
+
+
+def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
+    """Evaluate a predictor that is open already, on the bank that stands beside it."""
     bank, windows = subject.inputs.bank, subject.inputs.windows
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}

@@ -9,13 +9,16 @@ import numpy as np
 
 from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure
 from entrypoints._options import EntryPoint, option
-from entrypoints._reports import publish
+from entrypoints._reports import HITS, publish
 from lvm import tracking
 from lvm.evaluation.controls import run_controls
+from lvm.evaluation.reranked import evaluate_reranking
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import context_figure
+from lvm.report.reranking import reranking_table
 from lvm.retrieval.index import DEPTH, agreement, ensure_index
 from lvm.retrieval.search import top_rows
 
@@ -27,6 +30,7 @@ class EvalOptions(MeasureOptions):
     """Options of `eval`."""
 
     controls: bool = option(True, "Ask with shorter, shuffled, reversed contexts too.")
+    rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
 
 
 def body(options: EvalOptions) -> None:
@@ -44,6 +48,11 @@ def body(options: EvalOptions) -> None:
     served = index_line(report)
     print(served, flush=True)
     table += f"\n{served}"
+    if options.rerank == LANE:
+        report |= {"reranked": rerank(measurement, options.split)}
+        shown = reranking_table(report["reranked"], report, report["leaky"])
+        print(f"\n{shown}", flush=True)
+        table += f"\n\n{shown}"
     if options.controls:
         report |= {"controls": control(measurement, options.split)}
         shown = controls_table(report["controls"], report["leaky"])
@@ -85,6 +94,21 @@ def index_line(report: Mapping[str, Any]) -> str:
         f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
         f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
     )
+
+
+def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
+    """Order the answers anew by lane; log the figures with the new ranks."""
+    subject, own = measurement.subject, measurement.evaluations[0]
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    queries = windows.queries[split].head(len(own.per_query))
+    found, ranks = evaluate_reranking(subject.predictor.model, bank, windows, queries, own)
+    tracking.log_file("reranked.parquet", ranks.to_parquet)
+    figures = {f"{split}/reranked_{key}": found["plain"][key] for key in HITS}
+    figures[f"{split}/reranked_corrected_hit_at_5"] = found["corrected"]["hit_at_5"]
+    tracking.log_metrics(
+        figures, model_id=subject.predictor.model_id, dataset=subject.inputs.dataset
+    )
+    return found
 
 
 def control(measurement: Measurement, split: str) -> dict[str, Any]:

@@ -1,20 +1,34 @@
 """Command: which lanes are weak, what to do about them."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from entrypoints._inputs import Inputs, make_inputs, read_bank
-from entrypoints._measuring import MEASURED, MeasureOptions, measure
+from entrypoints._inputs import read_bank
+from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
+from entrypoints._subjects import Subject, open_subject
 from lvm import tracking
-from lvm.lanes.diagnosis import diagnose
+from lvm.bank.store import FloatArray
+from lvm.evaluation.evaluate import lane_report
+from lvm.lanes.agreement import Agreement, lane_agreement
+from lvm.lanes.assignment import BANK, METHODS, PROTOTYPES, Assignment, assign_lanes
+from lvm.lanes.ceilings import Ceilings, failing_queries, lane_ceilings, search_table
+from lvm.lanes.diagnosis import Diagnosis, best_free_lanes, diagnose
+from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import lanes_table
-from lvm.report.figures import confusion_figure
-from lvm.rules import read_lane_rules
+from lvm.report.figures import confusion_figure, lane_figure
+from lvm.report.lane_figures import agreement_figure, larger_k_figure
+from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
+from lvm.retrieval.index import ensure_index
+from lvm.rules import LaneRules, read_lane_rules
+
+SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
+COMPARED = 8
 
 
 @dataclass(frozen=True)
@@ -24,51 +38,165 @@ class LaneOptions(MeasureOptions):
     eval_run: str | None = option(
         None, "Run of an eval whose answers are judged (none: measure here).", unset="none"
     )
+    lanes: str = option(BANK, "The bank's labels, written domains, clusters.", choices=METHODS)
+    encoder: str | None = option(
+        None, "Encoder of the prototypes, wordllama or a local folder; auto: the bank's own."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder is not None and self.lanes != PROTOTYPES:
+            raise ValueError(
+                f"encoder: {self.encoder} would not be used with lanes={self.lanes}; give "
+                f"lanes={PROTOTYPES}, or leave it at auto"
+            )
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The per-query table of each predictor, the report of the one that is judged."""
+    """What one predictor answered, with the per-query table of each that was asked."""
 
-    inputs: Inputs
+    subject: Subject
     report: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    split: str
+    predictions: FloatArray
+    row_correction: FloatArray
+
+    @property
+    def own(self) -> pd.DataFrame:
+        """Return the table of the predictor that is judged."""
+        return self.tables[self.report["model"]]
 
 
 def body(options: LaneOptions) -> None:
-    """Judge the lanes of a predictor: figures, lift, supply, confusions, the decision."""
-    answers = measured_here(options) if options.eval_run is None else measured_by(options.eval_run)
-    bank, windows = answers.inputs.bank, answers.inputs.windows
-    name = answers.report["model"]
-    diagnosis = diagnose(name, answers.tables, bank, windows, read_lane_rules(), windows.seed)
-    tracking.log_figure(confusion_figure(diagnosis), "confusion.png")
-    tracking.set_tags({"model": name, "decision": diagnosis.decision})
-    hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}
-    tracking.log_metrics(hits)
-    table = lanes_table(diagnosis)
+    """Judge the lanes of a predictor: figures, lift, ceilings, supply, confusions, the decision."""
+    rules = read_lane_rules()
+    if options.eval_run is None:
+        subject = open_subject(options.model, options.bank, options.ctx)
+        subject, assignment, agreement = assigned(subject, options, rules)
+        answers = measured_here(subject, options)
+    else:
+        answers = measured_by(options.eval_run)
+        subject, assignment, agreement = assigned(answers.subject, options, rules)
+        lanes = lane_report(answers.own, subject.inputs.bank, subject.inputs.windows.seed)
+        answers = replace(answers, subject=subject, report=answers.report | {"lanes": lanes})
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    diagnosis = diagnose(
+        answers.report["model"], answers.tables, bank, windows, rules, windows.seed
+    )
+    ceilings = searched(answers, rules)
+    failing = failing_queries(answers.own, bank, diagnosis.weak)
+    tracking.log_file("failing_queries.parquet", lambda path: failing.to_parquet(path, index=False))
+    draw(answers, diagnosis, ceilings)
+    log_decision(diagnosis)
+    blocks = [lanes_table(diagnosis), supply_line(diagnosis)]
+    blocks += [hits_table(diagnosis), ceilings_table(ceilings)]
+    if assignment.method != BANK:
+        blocks.insert(0, assignment_table(assignment, agreement))
+    table = "\n\n".join(blocks)
     tracking.log_text(table + "\n", "lanes.txt")
     print(table)
-    publish(answers.report | {"diagnosis": diagnosis.report()}, options.report)
+    found = None if agreement is None else agreement.report()
+    report = answers.report | {
+        "diagnosis": diagnosis.report(),
+        "assignment": {"method": assignment.method, **assignment.facts, "agreement": found},
+        "ceilings": ceilings.report(),
+        "failing_queries": len(failing),
+    }
+    publish(report, options.report)
 
 
-def measured_here(options: LaneOptions) -> Answers:
+def assigned(
+    subject: Subject, options: LaneOptions, rules: LaneRules
+) -> tuple[Subject, Assignment, Agreement | None]:
+    """Give the subject's bank the lanes that are asked for; log how far they are its labels."""
+    inputs = subject.inputs
+    assignment = assign_lanes(
+        inputs.bank, inputs.windows, rules, options.lanes, options.encoder, inputs.windows.seed
+    )
+    if options.lanes == BANK:
+        return subject, assignment, None
+    agreement = lane_agreement(inputs.bank, assignment.bank)
+    if agreement is not None:
+        tracking.log_figure(agreement_figure(options.lanes, agreement), "agreement.png")
+        figures = {"adjusted_rand": agreement.adjusted_rand, "nmi": agreement.nmi}
+        tracking.log_metrics({f"assignment/{name}": value for name, value in figures.items()})
+    return replace(subject, inputs=replace(inputs, bank=assignment.bank)), assignment, agreement
+
+
+def measured_here(subject: Subject, options: LaneOptions) -> Answers:
     """Evaluate the predictor now."""
-    measurement = measure(options)
-    tables = {one.name: one.per_query for one in measurement.evaluations}
-    return Answers(measurement.subject.inputs, measurement.report, tables)
+    found = measure_subject(subject, options)
+    own = found.evaluations[0]
+    tables = {one.name: one.per_query for one in found.evaluations}
+    return Answers(
+        subject, found.report, tables, options.split, own.predictions, own.row_correction
+    )
 
 
 def measured_by(run_id: str) -> Answers:
-    """Read what an `eval` measured; raises ValueError where its bank is another one by now."""
+    """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
     report, config = tracking.read_json(run_id, "report.json"), tracking.read_json(run_id)
     tracking.log_config(config | {"eval_run": run_id})
     bank = read_bank(config["bank"])
     if bank.sha256 != report["bank_sha256"]:
         raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
-    plan = {"split": config["split_kind"], "seed": config["split_seed"]}
-    inputs = make_inputs(bank, config["ctx"], None, "evaluation", **plan)
+    subject = open_subject(config["model"], config["bank"], config["ctx"])
+    prediction_QD = tracking.read_array(run_id, "predictions.npy")
+    queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)
+    again_QD = predict_queries(subject.predictor.model, bank, queries)
+    cosine_Q = np.einsum("qd,qd->q", again_QD, prediction_QD[: len(queries)])
+    if cosine_Q.min() < SAME_MODEL:
+        raise ValueError(
+            f"eval_run: {run_id} was measured with another model than {config['model']} is now; "
+            "run eval again"
+        )
     by_name = dict(iter(tracking.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
-    return Answers(inputs, report, {str(name): table for name, table in by_name.items()})
+    tables = {str(name): table.reset_index(drop=True) for name, table in by_name.items()}
+    correction = tracking.read_array(run_id, "row_correction.npy")
+    return Answers(subject, report, tables, config["split"], prediction_QD, correction)
+
+
+def searched(answers: Answers, rules: LaneRules) -> Ceilings:
+    """Search with the truths and the predictions, exactly and through the serving index."""
+    subject, inputs = answers.subject, answers.subject.inputs
+    windows = inputs.windows
+    plan = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    facts = replace(subject.predictor.facts, **plan)
+    index = ensure_index(inputs.bank, subject.predictor.model, facts, answers.row_correction)
+    queries = windows.queries[answers.split].head(len(answers.predictions))
+    table = search_table(
+        index,
+        answers.predictions,
+        queries,
+        inputs.bank,
+        windows.representative_N,
+        answers.row_correction,
+    )
+    return lane_ceilings(str(index.facts), answers.own, table, inputs.bank, rules, windows.seed)
+
+
+def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
+    """Log the figures: lanes beside the best free predictor, confusions, Hit@k of a larger k."""
+    inputs, leaky = answers.subject.inputs, bool(answers.report["leaky"])
+    measured = {diagnosis.model: diagnosis.lanes}
+    free = best_free_lanes(diagnosis, answers.tables, inputs.bank, inputs.windows.seed)
+    if free:
+        names = {lane.best_baseline for lane in diagnosis.lanes}
+        name = f"{names.pop()} (best free)" if len(names) == 1 else "best free of the lane"
+        measured[name] = tuple(free)
+    bars = lane_figure(measured, {diagnosis.model: diagnosis.hit_at_5}, leaky)
+    tracking.log_figure(bars, "lanes.png")
+    tracking.log_figure(confusion_figure(diagnosis), "confusion.png")
+    tracking.log_figure(larger_k_figure(diagnosis.model, ceilings, leaky), "larger_k.png")
+
+
+def log_decision(diagnosis: Diagnosis) -> None:
+    """Log the decision as a tag, the Hit@5 of each lane as a metric."""
+    tracking.set_tags({"model": diagnosis.model, "decision": diagnosis.decision})
+    hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}
+    tracking.log_metrics(hits)
 
 
 main = EntryPoint("lane-diagnostics", LaneOptions, body)

@@ -11,11 +11,13 @@ from entrypoints._inputs import BANK_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import tracking
+from lvm.lanes.reranking import LANE, NONE, RERANKS, foretell
 from lvm.promotion.decision import Decision
 from lvm.registry import alias
 from lvm.registry.alias import BASELINE
 from lvm.registry.settling import settle, tag_measured
 from lvm.report.decision import decision_text
+from lvm.report.reranking import reranked_table
 from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.rules import read_gate_rules
@@ -23,6 +25,7 @@ from lvm.shadow.comparison import ShadowResult
 from lvm.shadow.process import Replayer
 from lvm.shadow.query_log import read_query_log
 from lvm.shadow.replay import replay
+from lvm.shadow.reranked import reranked_outcomes
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
@@ -43,6 +46,7 @@ class ShadowOptions:
     bank: str | None = option(None, f"{BANK_HELP} auto: that of the newest candidate.")
     ctx: int | None = option(None, "Context of the free predictors; auto: the longest.", low=2)
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
+    rerank: str = option(NONE, "Show every candidate re-ranked by lane, too.", choices=RERANKS)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
@@ -59,7 +63,11 @@ def body(options: ShadowOptions) -> None:
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
     rules = read_gate_rules()
-    with Replayer(note=tqdm.write, limit_ms=rules.latency_p95_ms) as measure:
+    foretold = None
+    if options.rerank == LANE:
+        foretold = foretell(inputs.bank, inputs.windows, queries, inputs.windows.seed)
+    limit_ms = rules.latency_p95_ms
+    with Replayer(note=tqdm.write, limit_ms=limit_ms, foretold=foretold) as measure:
         result = replay(
             field.candidates,
             inputs.bank,
@@ -70,6 +78,7 @@ def body(options: ShadowOptions) -> None:
         )
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
+    reranked = [] if foretold is None else reranked_outcomes(result, inputs.bank)
     run_id = tracking.active_run_id()
     tag_measured(result, field.versions, run_id)
 
@@ -79,6 +88,11 @@ def body(options: ShadowOptions) -> None:
         tracking.log_text(text + "\n", "shadow.txt")
         print(text if failure is None else failure, flush=True)
         told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
+        if reranked:
+            shown = reranked_table(reranked, result.leaky)
+            tracking.log_text(shown + "\n", "reranked.txt")
+            print(f"\n{shown}", flush=True)
+            told["reranked"] = {one.name: one.report() for one in reranked}
         publish(result.report() | told, options.report)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:

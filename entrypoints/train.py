@@ -23,6 +23,7 @@ from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import load_state
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
@@ -247,7 +248,8 @@ def finish(
     report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
     facts = facts_of(name, phase, bank, windows)
     step = result.best_epoch
-    model_id = registered.log_predictor(result.model, facts, own.row_correction, step)
+    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
+    model_id = registered.log_predictor(result.model, facts, own.row_correction, step, reranker)
     log_best(inputs, model_id, result, own)
     hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
     curve = training_figure(result.history, result.best_epoch, hits)

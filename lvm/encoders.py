@@ -48,20 +48,22 @@ class WordLlamaEncoder:
 class SentenceTransformerEncoder:
     """A sentence-transformers model, by hub name or local folder."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, download: bool = True) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise ValueError(
                 f"encoder {name!r}: needs sentence-transformers; install it with "
-                f"`pip install lvm[encoders]`, or use encoder={WORDLLAMA}"
+                f"`pip install -e .[encoders]`, or use encoder={WORDLLAMA}"
             ) from error
         try:
-            self._model = SentenceTransformer(name)
+            self._model = SentenceTransformer(name, local_files_only=not download)
         except (OSError, ValueError) as error:
+            reason = "cannot be loaded" if download else "is not on this machine"
+            wanted = "hub name or its local folder" if download else "local folder"
             raise ValueError(
-                f"encoder {name!r}: cannot be loaded; give {WORDLLAMA}, a sentence-transformers "
-                "model's hub name or its local folder"
+                f"encoder {name!r}: {reason}; give {WORDLLAMA} or a sentence-transformers model's "
+                f"{wanted}"
             ) from error
         self.name = name
         self.dim = len(self.encode(["dimension"])[0])
@@ -72,12 +74,13 @@ class SentenceTransformerEncoder:
         return _unit_or_zero(vectors)
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, download: bool = True) -> Encoder:
     """Load `wordllama`, or the sentence-transformers model called `name` (hub name or folder).
 
-    Raises ValueError where the extra lvm[encoders] is missing or the model cannot be loaded.
+    Without `download` a hub name is looked for in the local cache alone. Raises ValueError where
+    the extra lvm[encoders] is missing or the model cannot be loaded.
     """
-    return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name)
+    return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name, download)
 
 
 def _unit_or_zero(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

@@ -36,6 +36,12 @@ class LaneRules:
     min_chains: int
     ingest_from: int
     confusion_pairs: int
+    index_recall: float
+    index_loss: float
+    larger_k: int
+    larger_k_gain: float
+    assign_score: float
+    assign_margin: float
 
 
 Rules = TypeVar("Rules", GateRules, LaneRules)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
@@ -212,6 +213,12 @@ def read_frame(run_id: str, name: str) -> pd.DataFrame:
     """Return a parquet artifact of a run; raises ValueError where there is none."""
     with tempfile.TemporaryDirectory() as folder:
         return pd.read_parquet(_download(run_id, name, folder))
+
+
+def read_array(run_id: str, name: str) -> np.ndarray:
+    """Return a .npy artifact of a run; raises ValueError where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        return np.asarray(np.load(_download(run_id, name, folder), allow_pickle=False))
 
 
 def active_run_id() -> str:

@@ -32,14 +32,15 @@ ORDER = {
         "supervision gradients symptoms state loop"
     ),
     "metrics": "",
-    "retrieval": "search exact hubness structures index",
+    "retrieval": "search competition exact shortlist hubness structures index",
     "statistics": "",
-    "lanes": "figures diagnosis",
-    "evaluation": "answers cold_latency free_predictors evaluate controls served_latency",
-    "shadow": "query_log measuring host store comparison replay child forking process",
+    "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
+    "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
+    "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "report": (
-        "canvas tables figures expert_figures shadow_figures evaluation controls decision shadow"
+        "canvas tables figures expert_figures lane_figures shadow_figures evaluation lanes "
+        "controls reranking decision shadow"
     ),
     "tracking": "",
     "registry": "alias registered settling",

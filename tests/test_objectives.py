@@ -87,6 +87,24 @@ def test_the_log_sum_in_blocks_is_the_plain_one(half: bool, monkeypatch) -> None
     torch.testing.assert_close(*gradients, **tolerance)
 
 
+def test_a_twin_counts_as_one_where_all_its_entries_are_rounded_down() -> None:
+    """Entries just below the middle of two bf16 numbers: the rough cosine is lower by 2^-7."""
+    entry, cosine = 0.0625 * 1.003895, 0.9951
+    target_PD = torch.full((1, 255), entry)
+    target_PD[0, 254] = 0.0
+    negative_KD = target_PD.clone()
+    negative_KD[0, 252:254] = torch.tensor([cosine / entry - 252 * entry, 0.0])
+    negative_KD[0, 254] = (1 - negative_KD.square().sum()).sqrt()
+    assert float(target_PD @ negative_KD.T) == pytest.approx(cosine, abs=1e-4)
+    assert float(target_PD.bfloat16() @ negative_KD.bfloat16().T) < 0.99
+    other_KD = torch.cat([negative_KD, unit(3, 255)])
+    scaled_PD = 10 * unit(1, 255, seed=1)
+    found_P = objectives.log_sum(scaled_PD, target_PD, other_KD, True)
+    torch.testing.assert_close(found_P, plain_log_sum(scaled_PD, target_PD, other_KD))
+    expected_P = objectives.log_sum(scaled_PD, target_PD, other_KD[1:], True)
+    torch.testing.assert_close(found_P, expected_P)
+
+
 def test_the_written_gradient_of_the_log_sum_agrees_with_differences() -> None:
     scaled_PD = unit(3, 4).double().requires_grad_()
     target_PD, negative_KD = unit(3, 4, seed=1).double(), unit(5, 4, seed=2).double()

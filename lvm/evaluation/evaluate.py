@@ -17,7 +17,7 @@ from lvm.bank.store import Bank
 from lvm.evaluation.answers import ranks_table
 from lvm.evaluation.cold_latency import measure_latency
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
-from lvm.lanes.figures import lane_figures
+from lvm.lanes.figures import lane_codes, lane_figures, lane_names
 from lvm.metrics import (
     FIGURES,
     POOLS,
@@ -70,7 +70,7 @@ def evaluate_predictor(
     report = found.report | {
         "pools": _pools(rank_raw_Q, num_candidates),
         "oracle": _oracle(bank, windows, queries, found.row_correction),
-        "lanes": _lanes(ranks, bank, seed),
+        "lanes": lane_report(ranks, bank, seed),
         "copy_ratio": copy_ratio(
             prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
         ),
@@ -181,13 +181,18 @@ def _oracle(
     return {"queries": len(asked), **plain, "corrected": corrected}
 
 
-def _lanes(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the figures of each lane that has queries; nothing for a bank without lanes."""
+def lane_report(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each lane that has queries; nothing for a bank without lanes.
+
+    Lanes are those of `bank`, whatever the table calls them.
+    """
     if bank.lane_N is None:
         return {}
     lanes = {}
+    code_Q = lane_codes(bank, per_query["target_row"].to_numpy())
+    lane_Q = np.array(lane_names(bank), dtype=object)[code_Q]
     for lane in lane_figures(per_query, {}, bank, seed):
-        corrected_Q = per_query["rank_corrected"][per_query["lane"] == lane.lane]
+        corrected_Q = per_query["rank_corrected"][lane_Q == lane.lane]
         lanes[lane.lane] = {
             "queries": lane.num_queries,
             "documents": lane.num_documents,

@@ -120,6 +120,15 @@ def diagnose(
     )
 
 
+def best_free_lanes(
+    diagnosis: Diagnosis, measured: Mapping[str, pd.DataFrame], bank: Bank, seed: int = 0
+) -> list[LaneFigures]:
+    """Return each lane as the free predictor that is best there finds it; none without any."""
+    names = {lane.lane: lane.best_baseline for lane in diagnosis.lanes if lane.best_baseline}
+    found = {name: lane_figures(measured[name], {}, bank, seed) for name in {*names.values()}}
+    return [lane for name, lanes in found.items() for lane in lanes if names[lane.lane] == name]
+
+
 def is_judged(lane: LaneFigures, rules: LaneRules) -> bool:
     """Tell whether the lane has the queries for the interval rule."""
     return lane.num_queries >= rules.min_queries and lane.num_documents >= rules.min_documents

@@ -4,6 +4,8 @@ Shapes: N bank rows, Q queries, L lanes. A lane code is an index into `bank.lane
 have the last code L and are shown as a lane of their own, never as lane 0.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,6 +80,14 @@ def lane_codes(bank: Bank, row_Q: NDArray[np.integer]) -> LaneArray:
         raise ValueError(f"bank {bank.path}: has no lanes; add a column 'lane' to its row table")
     code_Q = bank.lane_N[row_Q].astype(np.int64)
     return np.where(code_Q == UNASSIGNED, len(bank.lanes), code_Q)
+
+
+def lanes_sha256(bank: Bank) -> str:
+    """Return the identity of the lanes: a hash of their names with the lane of every row."""
+    codes = lane_codes(bank, np.arange(bank.num_rows))
+    digest = hashlib.sha256(json.dumps(bank.lanes).encode())
+    digest.update(codes.astype("<i8").data)
+    return digest.hexdigest()
 
 
 def lane_figures(

@@ -18,9 +18,13 @@ def gru_states(
     r, z = sigmoid(W x + U h + b); n = tanh(W_n x + b_n + r (U_n h + c_n)); h' = (1 - z) n + z h
     (Cho et al., arXiv 1406.1078, with the reset gate after the product as in cuDNN). The input's
     products are one matrix product for all steps, so are the gradients of the weights; `nn.GRU`
-    adds up the latter step by step on a CPU, in small operations that occupy one core.
+    adds up the latter step by step on a CPU, in small operations that occupy one core. All are in
+    the input's dtype, under autocast too. Raises ValueError where there is no step.
     """
-    states: Tensor = _GRU.apply(input_SNH, weight_ih, weight_hh, bias_ih, bias_hh)
+    if not len(input_SNH):
+        raise ValueError("steps: a recurrence over none; at least 1 is needed")
+    with torch.autocast(input_SNH.device.type, enabled=False):
+        states: Tensor = _GRU.apply(input_SNH, weight_ih, weight_hh, bias_ih, bias_hh)
     return states
 
 
@@ -77,16 +81,17 @@ class _GRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_SNH: Tensor) -> tuple[Tensor, ...]:
         input_SNH, weight_ih, weight_hh, gates_SN3H, back_SNH, states_SNH = ctx.saved_tensors
-        grad_SN4H = _slopes(gates_SN3H, back_SNH, states_SNH[:-1])
-        _chain(grad_SN4H, grad_SNH, gates_SN3H.chunk(3, dim=-1)[1], weight_hh)
-        rows_4H = grad_SN4H.flatten(2).flatten(0, 1)
         hidden = input_SNH.shape[-1]
-        # n, r, z of the input's product; r, z, n of the state's.
-        of_input, of_state = rows_4H[:, : 3 * hidden], rows_4H[:, hidden:]
-        grad_input = (of_input @ weight_ih.roll(hidden, 0)).view_as(input_SNH)
-        grad_ih = (of_input.t() @ input_SNH.flatten(0, 1)).roll(-hidden, 0)
-        grad_hh = of_state.t() @ states_SNH[:-1].flatten(0, 1)
-        bias_4H = rows_4H.sum(dim=0)
+        with torch.autocast(grad_SNH.device.type, enabled=False):
+            grad_SN4H = _slopes(gates_SN3H, back_SNH, states_SNH[:-1])
+            _chain(grad_SN4H, grad_SNH, gates_SN3H.chunk(3, dim=-1)[1], weight_hh)
+            rows_4H = grad_SN4H.flatten(2).flatten(0, 1)
+            # n, r, z of the input's product; r, z, n of the state's.
+            of_input, of_state = rows_4H[:, : 3 * hidden], rows_4H[:, hidden:]
+            grad_input = (of_input @ weight_ih.roll(hidden, 0)).view_as(input_SNH)
+            grad_ih = (of_input.t() @ input_SNH.flatten(0, 1)).roll(-hidden, 0)
+            grad_hh = of_state.t() @ states_SNH[:-1].flatten(0, 1)
+            bias_4H = rows_4H.sum(dim=0)
         return grad_input, grad_ih, grad_hh, bias_4H[: 3 * hidden].roll(-hidden), bias_4H[hidden:]
 
 

@@ -114,7 +114,7 @@ class MemoryGRU(Residual):
         num_filled = num_steps - chunk * (lower_1CSH.shape[1] - 1)
         chunk_SH = lower_TH.new_zeros(self.sizes.chunk, lower_TH.shape[1])
         chunk_SH[:num_filled] = lower_TH[-num_filled:]
-        memory_MH = memory_1CMH[0, -1]
+        memory_MH = memory_1CMH[0, -1].clone()  # a view would keep every chunk's
         slots = self.memory.slots(memory_MH)
         cache = EncoderCache(lower, upper, memory_MH, slots, chunk_SH, num_filled)
         return self.norm(upper_TH[-1]), cache

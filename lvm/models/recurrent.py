@@ -33,13 +33,13 @@ class ChunkedGRU(nn.Module):
         super().__init__()
         self.norm = RMSNorm(hidden)
         between = dropout if layers > 1 else 0.0
-        self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
+        self.gru = nn.GRU(hidden, hidden, layers)
         self.dropout = Dropout(between)
 
     def forward(self, input_BTH: Tensor, chunk: int) -> Tensor:
         input_NSH = input_BTH.unflatten(1, (-1, chunk)).flatten(0, 1)
-        if input_BTH.is_cuda:  # cuDNN has a kernel for whole sequences
-            state_NSH, _ = self.gru(self.norm(input_NSH))
+        if input_BTH.is_cuda:
+            state_NSH = self._last_by_kernel(input_NSH)
         else:
             state_NSH = self._states(input_NSH)[-1].transpose(0, 1)
         return (input_NSH + state_NSH).view_as(input_BTH)
@@ -50,7 +50,7 @@ class ChunkedGRU(nn.Module):
         input_NSH = pad(input_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))
         states = self._states(input_NSH)
         output_TH = input_TH + states[-1].transpose(0, 1).flatten(0, 1)[:num_steps]
-        return output_TH, [state_SNH[(num_steps - 1) % chunk, -1] for state_SNH in states]
+        return output_TH, [_last(state_SNH, num_steps, chunk) for state_SNH in states]
 
     def step(
         self, input_H: Tensor, state: list[Tensor], is_first: bool
@@ -62,6 +62,22 @@ class ChunkedGRU(nn.Module):
             output_H = gru_step(output_H, before_H, *weights)
             states.append(output_H)
         return input_H + output_H, states
+
+    def _last_by_kernel(self, input_NSH: Tensor) -> Tensor:
+        """Return the states (N, S, H) of the last layer by cuDNN's kernel for whole sequences.
+
+        It takes one layer at a time: a mask that cuDNN draws between layers is not drawn again
+        where activations are recomputed.
+        """
+        state_NSH = self.norm(input_NSH)
+        zero_1NH = state_NSH.new_zeros(1, len(state_NSH), state_NSH.shape[2])
+        for place, weights in enumerate(self.gru.all_weights):
+            if place:
+                state_NSH = self.dropout(state_NSH)
+            state_NSH, _ = torch.gru(
+                state_NSH, zero_1NH, tuple(weights), True, 1, 0.0, self.training, False, True
+            )
+        return state_NSH
 
     def _states(self, input_NSH: Tensor) -> list[Tensor]:
         """Return the states (S, N, H) of each layer."""
@@ -128,7 +144,7 @@ class MinGRULayer(nn.Module):
 
     def begin(self, input_TH: Tensor) -> tuple[Tensor, Tensor]:
         state_TH = self._states(input_TH[None])[0]
-        return self._mix(input_TH, state_TH), state_TH[-1]
+        return self._mix(input_TH, state_TH), state_TH[-1].clone()  # a view would keep them all
 
     def step(self, input_H: Tensor, state_H: Tensor) -> tuple[Tensor, Tensor]:
         gate_H, value_H = self.gate_and_value(self.mix_norm(input_H)).chunk(2)
@@ -143,3 +159,8 @@ class MinGRULayer(nn.Module):
         gate_BTF, value_BTF = self.widen(self.feed_norm(mixed_BTH)).chunk(2, dim=-1)
         fed_BTH = self.narrow(torch.nn.functional.silu(gate_BTF) * value_BTF)
         return mixed_BTH + self.dropout(fed_BTH)
+
+
+def _last(state_SNH: Tensor, num_steps: int, chunk: int) -> Tensor:
+    """Return the state (H,) after the last of all steps, without the others' memory."""
+    return state_SNH[(num_steps - 1) % chunk, -1].clone()

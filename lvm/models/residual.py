@@ -38,7 +38,10 @@ class Residual(nn.Module):
     project_out: nn.Module
 
     def forward(self, context_BTD: Tensor) -> Tensor:
-        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1."""
+        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1.
+
+        Contexts must be finite: 0 x NaN is NaN, so that a later row of weight zero would count.
+        """
         return self._predict(*self._read(context_BTD))
 
     def begin(self, context_TD: Tensor) -> tuple[Tensor, ResidualCache]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 
 def gated_scan(gate_and_value_BTX: Tensor) -> Tensor:
@@ -17,6 +18,7 @@ def gated_scan(gate_and_value_BTX: Tensor) -> Tensor:
     The input (B, T, 2 H) has g before v. Time is cut into about sqrt(T) blocks that advance
     together: once to learn how each block turns its first state into its last, then, with these
     states carried over the blocks, once more to write. Recurrences are float32 whatever the input.
+    Raises ValueError where T = 0.
     """
     states: Tensor = _GatedScan.apply(gate_and_value_BTX)
     return states
@@ -25,7 +27,7 @@ def gated_scan(gate_and_value_BTX: Tensor) -> Tensor:
 class _GatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_value_BTX: Tensor) -> Tensor:
-        gate_BTH, value_BTH = _gate_and_value(gate_and_value_BTX)
+        gate_BTH, value_BTH = (_whole(x) for x in _gate_and_value(gate_and_value_BTX))
         state_BTH = torch.empty_like(gate_BTH)
         gate_S, value_S, state_S = (_steps(x) for x in (gate_BTH, value_BTH, state_BTH))
         state_BKH, kept_BKH = torch.zeros_like(gate_S[0]), torch.ones_like(gate_S[0])
@@ -35,6 +37,7 @@ class _GatedScan(torch.autograd.Function):
         state_BKH = _carried(kept_BKH, state_BKH)
         for gate_BKH, value_BKH, out_BKH in zip(gate_S, value_S, state_S, strict=True):
             state_BKH = torch.lerp(state_BKH, value_BKH, gate_BKH, out=out_BKH)
+        state_BTH = state_BTH[:, : gate_and_value_BTX.shape[1]]
         ctx.save_for_backward(gate_and_value_BTX, state_BTH)
         return state_BTH.to(gate_and_value_BTX.dtype)
 
@@ -56,6 +59,8 @@ class _GatedScan(torch.autograd.Function):
 
 def _reverse_scan(gate_BTH: Tensor, grad_BTH: Tensor) -> Tensor:
     """Return d_t = grad_t + (1 - gate_{t+1}) d_{t+1}, the gradient of each state, (B, T, H)."""
+    num_steps = gate_BTH.shape[1]
+    gate_BTH, grad_BTH = _whole(gate_BTH), _whole(grad_BTH)
     total_BTH = torch.empty_like(gate_BTH)
     gate_S, grad_S, total_S = (_steps(x)[::-1] for x in (gate_BTH, grad_BTH, total_BTH))
     later_BKH, kept_BKH = torch.zeros_like(gate_S[0]), torch.ones_like(gate_S[0])
@@ -67,7 +72,7 @@ def _reverse_scan(gate_BTH: Tensor, grad_BTH: Tensor) -> Tensor:
     for gate_BKH, grad_BKH, out_BKH in zip(gate_S, grad_S, total_S, strict=True):
         torch.add(grad_BKH, later_BKH, out=out_BKH)
         torch.addcmul(out_BKH, out_BKH, gate_BKH, value=-1, out=later_BKH)
-    return total_BTH
+    return total_BTH[:, :num_steps]
 
 
 def _gate_and_value(gate_and_value_BTX: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,21 +91,34 @@ def _carried(kept_BKH: Tensor, added_BKH: Tensor) -> Tensor:
     return start_BKH
 
 
+def _num_blocks(num_steps: int) -> int:
+    """Return K, the largest divisor of T from half its square root up, else the root itself."""
+    if not num_steps:
+        raise ValueError("steps: a recurrence over none; at least 1 is needed")
+    root = math.isqrt(num_steps)
+    return next((k for k in range(root, root // 2, -1) if num_steps % k == 0), root)
+
+
+def _whole(value_BTH: Tensor) -> Tensor:
+    """Return (B, K S, H), zeros after step T so that its K blocks are whole; K stays the same."""
+    num_missing = -value_BTH.shape[1] % _num_blocks(value_BTH.shape[1])
+    return pad(value_BTH, (0, 0, 0, num_missing)) if num_missing else value_BTH
+
+
 def _steps(value_BTH: Tensor) -> tuple[Tensor, ...]:
-    """Return the steps (B, K, H) of blocks, K the largest divisor of T up to its square root."""
-    num_steps = value_BTH.shape[1]
-    blocks = next(k for k in range(math.isqrt(num_steps), 0, -1) if num_steps % k == 0)
-    return value_BTH.unflatten(1, (blocks, -1)).unbind(2)
+    """Return the S steps (B, K, H) of whole blocks."""
+    return value_BTH.unflatten(1, (_num_blocks(value_BTH.shape[1]), -1)).unbind(2)
 
 
 def moving_average(vector_BTD: Tensor, decay: float) -> Tensor:
     """Return the causal exponential average (B, T, D), weights decay^k, corrected at the start.
 
     average_t = sum_k decay^k x_{t-k} / sum_k decay^k over k = 0..t, for any T, in blocks as in
-    `gated_scan`. No gradient passes; vectors that require one raise RuntimeError.
+    `gated_scan`. No gradient passes; vectors that require one raise RuntimeError, T = 0 ValueError.
     """
-    sum_BTD = torch.empty_like(vector_BTD, memory_format=torch.contiguous_format)
-    vector_S, sum_S = _steps(vector_BTD), _steps(sum_BTD)
+    whole_BTD = _whole(vector_BTD)
+    sum_BTD = torch.empty_like(whole_BTD, memory_format=torch.contiguous_format)
+    vector_S, sum_S = _steps(whole_BTD), _steps(sum_BTD)
     sum_BKD = torch.zeros_like(vector_S[0])
     for vector_BKD in vector_S:
         torch.add(vector_BKD, sum_BKD, alpha=decay, out=sum_BKD)
@@ -110,7 +128,7 @@ def moving_average(vector_BTD: Tensor, decay: float) -> Tensor:
     num_steps = vector_BTD.shape[1]
     position_T = torch.arange(num_steps, device=vector_BTD.device, dtype=torch.float64)
     total_T = (1 - decay ** (position_T + 1)) / (1 - decay)
-    return sum_BTD.div_(total_T.to(sum_BTD.dtype)[:, None])
+    return sum_BTD[:, :num_steps].div_(total_T.to(sum_BTD.dtype)[:, None])
 
 
 class RunningAverage:
@@ -118,7 +136,7 @@ class RunningAverage:
 
     def __init__(self, context_TD: Tensor, decay: float) -> None:
         self.decay, self.num_rows = decay, len(context_TD)
-        self.value_D = moving_average(context_TD[None], decay)[0, -1]
+        self.value_D = moving_average(context_TD[None], decay)[0, -1].clone()
 
     def append(self, vector_D: Tensor) -> Tensor:
         """Return the average after one more row."""

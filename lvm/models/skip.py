@@ -51,6 +51,8 @@ class AdaptiveAverage(nn.Module):
 
         `query_BTE` is [x_t, ema_t], perhaps with dropout. Steps run in blocks, each a product with
         the rows of the block and the `taps` rows before it: matrix products cost less than taps.
+        Rows must be finite, as banks are when opened, contexts when checked: a row that is not
+        reaches earlier steps of its block, whose weight of it is zero.
         """
         num_steps = context_BTD.shape[1]
         older_BTD = pad(average_BTD, (0, 0, self.taps, 0))[:, :num_steps]
@@ -91,7 +93,8 @@ class AdaptiveAverage(nn.Module):
         cache.key_KA = _push(key_2A[0], cache.key_KA)
         query_A = self.query(query_E) / math.sqrt(self.key.out_features)
         score = torch.cat([cache.key_KA, key_2A[1:]]) @ query_A
-        if self.decay ** (cache.num_rows - self.taps) > VANISHED:
+        # In logs: before `taps` rows the power of a tiny decay overflows.
+        if (cache.num_rows - self.taps) * math.log(self.decay) > math.log(VANISHED):
             cache.prior = self._step_prior(cache.num_rows).to(score)
         weight = (score + cache.prior).softmax(dim=-1)
         cache.num_rows += 1

@@ -56,8 +56,10 @@ class Stream:
             stride = _stride(self._ctx)
             steps = -(-max(0, len(unit_TD) - self._ctx) // stride)
             unit_TD = unit_TD[steps * stride :]
+        prediction_D = self._begin(unit_TD)
+        if self._ctx is not None:  # only now: a pass that fails leaves the stream as it was
             self._row_TD[: len(unit_TD)] = unit_TD
-        return self._begin(unit_TD)
+        return prediction_D
 
     def append(self, vector_D: ArrayLike) -> NDArray[np.float32]:
         """Return the prediction (D,) of the vector that follows `vector_D`; ValueError as `warm`.

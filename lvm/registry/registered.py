@@ -17,6 +17,7 @@ from torch import nn
 
 from lvm.checkpoint.facts import TRAINED, Facts, facts_from_tags
 from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
+from lvm.lanes.reranking import NONE, Reranker
 from lvm.models.table import FREE_MODELS
 from lvm.registry.alias import (
     ARTIFACT,
@@ -28,6 +29,7 @@ from lvm.registry.alias import (
 
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ROW_CORRECTION = "row_correction.npy"
+RERANKER = "lane_reranker.safetensors"
 REQUIREMENTS = (
     *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
     *("safetensors", "scipy", "torch", "tqdm"),
@@ -61,13 +63,16 @@ def log_predictor(
     facts: Facts,
     row_correction: NDArray[np.float32] | None = None,
     step: int = 0,
+    reranker: Reranker | None = None,
 ) -> str:
     """Log a predictor to the active run as safetensors without pickle; return its model id."""
     tensor = np.dtype(np.float32)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
         outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
-        params=ParamSchema([ParamSpec("k", DataType.long, 0)]),
+        params=ParamSchema(
+            [ParamSpec("k", DataType.long, 0), ParamSpec("rerank", DataType.string, NONE)]
+        ),
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_model(model, Path(scratch) / ARTIFACT)
@@ -75,6 +80,9 @@ def log_predictor(
         if row_correction is not None:
             np.save(folder / ROW_CORRECTION, row_correction, allow_pickle=False)
             artifacts["row_correction"] = str(folder / ROW_CORRECTION)
+        if reranker is not None:
+            reranker.save(folder / RERANKER)
+            artifacts["reranker"] = str(folder / RERANKER)
         logged = mlflow.pyfunc.log_model(
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
             python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),

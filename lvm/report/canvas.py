@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
 
 # Okabe, Ito: Color universal design (2008); told apart with every common colour blindness.
 BLACK, BLUE, GREEN, RED = "#000000", "#0072B2", "#009E73", "#D55E00"
@@ -75,3 +77,30 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 def empty(axes: Axes, text: str) -> None:
     """Say in an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", size=FONT, color=GREY)
+
+
+def heat_map(
+    figure: Figure,
+    axes: Axes,
+    count_RC: NDArray[np.integer],
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> None:
+    """Draw counts as shares of their rows in percent; a row is named with its count in brackets.
+
+    Shares below half a percent have no number.
+    """
+    total_R = count_RC.sum(axis=1)
+    share_RC = 100 * count_RC / np.maximum(1, total_R)[:, None]
+    image = axes.imshow(share_RC, cmap="cividis", vmin=0, vmax=share_RC.max(), aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
+    labels = [f"{name}  ({num:,})" for name, num in zip(rows, total_R, strict=True)]
+    axes.set_yticks(range(len(rows)), labels)
+    size = FONT if len(columns) <= 8 else FONT - 4
+    for (row, column), share in np.ndenumerate(share_RC):
+        color = BLACK if share > share_RC.max() / 2 else "#FFFFFF"
+        if share >= 0.5:
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=size)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label("% of the row", size=FONT)
+    bar.ax.tick_params(labelsize=FONT - 2)

@@ -22,6 +22,7 @@ from lvm.report.canvas import (
     SKY,
     canvas,
     end_labels,
+    heat_map,
 )
 
 
@@ -61,13 +62,8 @@ def lane_figure(
         Patch(color=SERIES[place % len(SERIES)], alpha=0.6, label=name)
         for place, name in enumerate(measured)
     ]
-    axes.legend(
-        handles=names,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=4,
-        fontsize=FONT - 1,
-        frameon=False,
+    figure.legend(
+        handles=names, loc="outside lower right", ncols=4, fontsize=FONT - 1, frameon=False
     )
     return figure
 
@@ -148,22 +144,11 @@ def confusion_figure(diagnosis: Diagnosis) -> Figure:
         "of its queries",
         leaky=False,
     )
-    used = np.flatnonzero(diagnosis.confusion_LL.sum(axis=0) + diagnosis.confusion_LL.sum(axis=1))
-    count_LL = diagnosis.confusion_LL[np.ix_(used, used)]
-    share_LL = 100 * count_LL / np.maximum(1, count_LL.sum(axis=1, keepdims=True))
-    names = [diagnosis.confusion_lanes[code] for code in used]
-    image = axes.imshow(share_LL, cmap="cividis", vmin=0, vmax=share_LL.max(), aspect="auto")
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-    num_answers = count_LL.sum(axis=1)
-    labels = [f"{name}  ({num:,})" for name, num in zip(names, num_answers, strict=True)]
-    axes.set_yticks(range(len(names)), labels)
-    size = FONT if len(names) <= 8 else FONT - 4
-    for (truth, found), share in np.ndenumerate(share_LL):
-        color = BLACK if share > share_LL.max() / 2 else "#FFFFFF"
-        axes.text(found, truth, f"{share:.0f}", ha="center", va="center", color=color, size=size)
+    names, count_LL = diagnosis.confusion_lanes, diagnosis.confusion_LL
+    asked = np.flatnonzero(count_LL.sum(axis=1))
+    used = np.flatnonzero(count_LL.sum(axis=0) + count_LL.sum(axis=1))
+    shown = [[names[code] for code in codes] for codes in (asked, used)]
+    heat_map(figure, axes, count_LL[np.ix_(asked, used)], *shown)
     axes.set_xlabel("lane of the first hit")
     axes.set_ylabel("lane of the answer (queries)")
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("% of the row", size=FONT)
-    bar.ax.tick_params(labelsize=FONT - 2)
     return figure

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
 from lvm.bank.store import Bank
+from lvm.retrieval.competition import Competition
 from lvm.retrieval.search import (
     FloatArray,
     IntArray,
@@ -24,7 +24,6 @@ from lvm.retrieval.search import (
     top_rows,
     unit_predictions,
 )
-from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
 __all__ = [
@@ -74,7 +73,7 @@ def exact_ranks(
     """
     unit_QD = unit_predictions(prediction_QD, bank, len(queries))
     order_Q = np.argsort(queries.target_row_Q, kind="stable")
-    search = _Search.of(bank, queries.take(order_Q), representative_N)
+    search = Competition.of(bank, queries.take(order_Q), representative_N)
     unit_QD = unit_QD[torch.from_numpy(order_Q)]
     cosine_Q = _truth_cosines(unit_QD, bank, representative_N[search.target_row_Q])
     corrections = [checked_correction(pair_N2, bank) for pair_N2 in row_corrections]
@@ -108,53 +107,12 @@ def _count_block(
             tally.add(lines, columns, (cosine, score, mask), hidden_QK)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Queries sorted by target, with the candidates they meet."""
-
-    first_row_Q: IntArray
-    target_row_Q: IntArray
-    own_column_Q: IntArray  # the candidate that is the query's truth
-    row_K: IntArray  # first row of each group, ascending
-    last_row_K: IntArray
-    covered_QK: sparse.csr_matrix | None  # for contexts that are no runs of rows
-
-    @classmethod
-    def of(cls, bank: Bank, queries: Queries, representative_N: IntArray) -> "_Search":
-        row_N = np.arange(bank.num_rows)
-        row_K = np.flatnonzero(representative_N == row_N)
-        last_row_N = np.zeros(bank.num_rows, np.int64)
-        last_row_N[representative_N] = row_N  # ascending, so the last assignment stays
-        own_column_Q = np.searchsorted(row_K, representative_N[queries.target_row_Q])
-        covered_QK = None
-        if isinstance(queries, ContextQueries):
-            covered_QK = queries.covered_groups(representative_N, row_K)
-        return cls(
-            queries.first_row_Q,
-            queries.target_row_Q,
-            own_column_Q,
-            row_K,
-            last_row_N[row_K],
-            covered_QK,
-        )
-
-    def hidden(self, lines: slice, columns: slice) -> Tensor | None:
-        """Return 1.0 where a group lies wholly inside a query's context, None where none does."""
-        if self.covered_QK is not None:
-            covered = self.covered_QK[lines, columns]
-            return torch.from_numpy(covered.toarray()) if covered.nnz else None
-        first_Q, target_Q = self.first_row_Q[lines], self.target_row_Q[lines]
-        row_K, last_row_K = self.row_K[columns], self.last_row_K[columns]
-        if row_K[-1] < first_Q.min() or row_K[0] >= target_Q[-1]:
-            return None
-        inside = (row_K >= first_Q[:, None]) & (last_row_K < target_Q[:, None])
-        return torch.from_numpy(inside.astype(np.float32)) if inside.any() else None
-
-
 class _Tally:
     """Counts of better or equal candidates under one row correction."""
 
-    def __init__(self, search: _Search, cosine_Q: NDArray[np.float64], pair_N2: FloatArray | None):
+    def __init__(
+        self, search: Competition, cosine_Q: NDArray[np.float64], pair_N2: FloatArray | None
+    ):
         self.search = search
         self.pair_2K = None
         truth_Q = cosine_Q

@@ -94,7 +94,7 @@ class ServingIndex:
         row_correction: FloatArray | None = None,
     ) -> None:
         self.facts, self._index, self._row_K = facts, index, row_K
-        self._bank, self._pair_N2 = bank, checked_correction(row_correction, bank)
+        self.bank, self._pair_N2 = bank, checked_correction(row_correction, bank)
 
     def search(
         self, prediction_QD: FloatArray, k: int, effort: int | None = None
@@ -107,7 +107,7 @@ class ServingIndex:
         """
         if not 1 <= k <= len(self._row_K):
             raise ValueError(f"k: {k} is outside 1 ... {len(self._row_K)}, the number of passages")
-        unit_QD = unit_predictions(prediction_QD, self._bank, None).numpy()
+        unit_QD = unit_predictions(prediction_QD, self.bank, None).numpy()
         # faiss and torch have thread pools of their own; one query is searched by one thread.
         faiss.omp_set_num_threads(torch.get_num_threads() if len(unit_QD) > 1 else 1)
         parameters = None
@@ -122,8 +122,8 @@ class ServingIndex:
         for start in range(0, len(unit_QD), block):
             lines = slice(start, start + block)
             query_QE = np.zeros((len(unit_QD[lines]), self._index.d), np.float32)
-            query_QE[:, : self._bank.dim] = unit_QD[lines]
-            query_QE[:, self._bank.dim] = 1
+            query_QE[:, : self.bank.dim] = unit_QD[lines]
+            query_QE[:, self.bank.dim] = 1
             _, place_QC = self._index.search(query_QE, num_candidates, params=parameters)
             row_Qk[lines], score_Qk[lines] = self._best(unit_QD[lines], place_QC, k)
         return row_Qk, score_Qk
@@ -131,7 +131,7 @@ class ServingIndex:
     def _best(self, unit_QD: FloatArray, place_QC: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """Score the candidates anew from the bank, since the index rounds; return the k best."""
         row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
-        score_QC = np.einsum("qd,qcd->qc", unit_QD, self._bank.unit(row_QC))
+        score_QC = np.einsum("qd,qcd->qc", unit_QD, self.bank.unit(row_QC))
         if self._pair_N2 is not None:
             score_QC = self._pair_N2[row_QC, 0] * score_QC + self._pair_N2[row_QC, 1]
         score_QC[row_QC < 0] = -np.inf

@@ -102,7 +102,7 @@ def top_rows(
     found = share_blocks(search.run, range(0, bank.num_rows, TOP_BLOCK))
     score_QK, row_QK = found[0]
     for more_score_QK, more_row_QK in found[1:]:
-        score_QK, row_QK = _merged(k, (score_QK, more_score_QK), (row_QK, more_row_QK))
+        score_QK, row_QK = merged(k, (score_QK, more_score_QK), (row_QK, more_row_QK))
     return row_QK.numpy(), score_QK.numpy()
 
 
@@ -131,7 +131,7 @@ class _TopSearch:
                 score, column = score_QB[better].topk(num_taken, dim=1)
                 row = torch.where(score == -torch.inf, -1, begin + column)
                 line = start + better
-                score_QK[line], row_QK[line] = _merged(
+                score_QK[line], row_QK[line] = merged(
                     self.k, (score_QK[line], score), (row_QK[line], row)
                 )
         return score_QK, row_QK
@@ -153,7 +153,7 @@ class _TopSearch:
         return score_QB
 
 
-def _merged(
+def merged(
     k: int, scores: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the k best of two lists a line, by falling score, then by row."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from lvm.bank.store import open_bank
 from lvm.checkpoint.weights import load_model
+from lvm.lanes.reranking import Foretold
 from lvm.shadow.measuring import measure
 from lvm.shadow.store import write_measurement
 from lvm.windows.context_rows import ContextQueries, as_objects
@@ -20,8 +21,10 @@ from lvm.windows.planning import Queries
 
 MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
 QUERIES, REMOVED = "queries.npz", "removed.npz"
+VAL, LANES = "val.npz", "lanes.npz"
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 JOB, ERROR = "job.json", "error.txt"
+LANE_ARRAYS = ("code_N", "log_p_QL", "val_log_p_QL")
 QUERY_ARRAYS = ("query_Q", "target_row_Q", "first_row_Q", "sequence_start_Q")
 
 
@@ -39,6 +42,7 @@ def run(folder: Path) -> None:
         _read_queries(folder / QUERIES),
         _read_queries(folder / REMOVED),
         np.load(correction) if correction.is_file() else None,
+        _read_foretold(folder),
     )
     write_measurement(Path(what["result"]), what["key"], found)
 
@@ -60,6 +64,21 @@ def write_queries(path: Path, queries: Queries) -> None:
         arrays["num_rows_Q"] = queries.num_rows()
         arrays["context_row"] = np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
     np.savez(path, ctx=queries.ctx, **arrays)
+
+
+def write_foretold(folder: Path, foretold: Foretold) -> None:
+    """Write the lanes that contexts promise for the process to read."""
+    write_queries(folder / VAL, foretold.val)
+    arrays = {name: getattr(foretold, name) for name in LANE_ARRAYS}
+    np.savez(folder / LANES, **arrays)
+
+
+def _read_foretold(folder: Path) -> Foretold | None:
+    if not (folder / LANES).is_file():
+        return None
+    with np.load(folder / LANES) as stored:
+        arrays = {name: stored[name] for name in LANE_ARRAYS}
+    return Foretold(val=_read_queries(folder / VAL), **arrays)
 
 
 def _read_queries(path: Path) -> Queries:

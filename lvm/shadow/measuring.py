@@ -14,14 +14,16 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.cold_latency import measure_latency
+from lvm.lanes.reranking import Foretold, chosen_weights, lane_scores
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.shortlist import ranks_anew, shortlist
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
-MEASUREMENT = 2
-ANSWERS = ("rank", "rank_raw", "rank_corrected", "top_row")
+MEASUREMENT = 3
+ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
 
@@ -35,8 +37,9 @@ class Measurement:
     """What one predictor answered.
 
     `ranks` has the COLUMNS, a line a query in their order (`rank_corrected` is NaN without a row
-    correction); it is None where `num_non_finite` predictions are not finite. `latency_ms` holds
-    p50, p95 of one cold context, model only; `seconds` is what the measurement took, `at` when.
+    correction, `rank_reranked` unless lanes were asked for); it is None where `num_non_finite`
+    predictions are not finite. `latency_ms` holds p50, p95 of one cold context, model only;
+    `seconds` is what the measurement took, `at` when.
     """
 
     ranks: pd.DataFrame | None
@@ -58,10 +61,12 @@ def measure(
     queries: Queries,
     removed: Queries,
     row_correction: NDArray[np.float32] | None = None,
+    foretold: Foretold | None = None,
 ) -> Measurement:
     """Rank the answers to `queries`; the rows of the contexts of `removed` are left out.
 
-    Both are the same queries; only the lengths of their contexts may differ.
+    Both are the same queries; only the lengths of their contexts may differ. With `foretold` they
+    are also ranked with the lanes that the contexts promise.
     """
     begin, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     prediction_QD = predict(model, bank, queries)
@@ -79,9 +84,17 @@ def measure(
             "rank": plain.rank_Q,
             "rank_raw": plain.rank_raw_Q,
             "rank_corrected": corrected[0].rank_Q if corrected else np.nan,
+            "rank_reranked": np.nan,
             "top_row": plain.top_row_Q,
         }
     )
+    if foretold is not None:
+        (weights,) = chosen_weights(model, bank, representative_N, foretold)
+        listed = shortlist(prediction_QD, removed, bank, representative_N)
+        score_QC = lane_scores(
+            listed, foretold.log_p_QL, foretold.code_N, weights.tau * weights.beta
+        )
+        ranks["rank_reranked"] = ranks_anew(listed, score_QC, plain.rank_Q)
     latency_ms = measure_latency(model, bank, timed_queries(queries, bank))
     return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
 

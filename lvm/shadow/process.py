@@ -14,7 +14,19 @@ import numpy as np
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
 from lvm.checkpoint.weights import CONFIG, save_model
-from lvm.shadow.child import CORRECTION, ERROR, GROUPS, JOB, MODEL, QUERIES, REMOVED, write_queries
+from lvm.lanes.reranking import Foretold
+from lvm.shadow.child import (
+    CORRECTION,
+    ERROR,
+    GROUPS,
+    JOB,
+    LANE_ARRAYS,
+    MODEL,
+    QUERIES,
+    REMOVED,
+    write_foretold,
+    write_queries,
+)
 from lvm.shadow.host import Host
 from lvm.shadow.measuring import Measurement, MeasurementFailed
 from lvm.shadow.replay import Candidate
@@ -38,12 +50,14 @@ class Replayer:
     As a context it ends the processes' host, which is started for the first that is measured.
 
     `note` is told about each candidate in one line. What is stored as slower than `limit_ms` at P95
-    is measured anew: the machine may have been busy.
+    is measured anew: the machine may have been busy. With `foretold`, which belongs to the queries
+    that are replayed, answers are re-ranked by lane as well.
     """
 
     store: Path = STORE
     note: Note = print
     limit_ms: float = math.inf
+    foretold: Foretold | None = None
     host: Host = field(default_factory=Host)
 
     def __enter__(self) -> "Replayer":
@@ -59,7 +73,8 @@ class Replayer:
         with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
             begin = time.perf_counter()
             try:
-                job = write_job(Path(folder), candidate, bank, windows, removed, self.store)
+                asked = Asked(bank, windows, removed, self.foretold)
+                job = write_job(Path(folder), candidate, asked, self.store)
                 found = read_measurement(job.result, job.key)
                 if found is not None and found.latency_ms.get("p95", 0.0) <= self.limit_ms:
                     self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
@@ -75,6 +90,16 @@ class Replayer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What every candidate of a replay is asked, over which rows."""
+
+    bank: Bank
+    windows: Windows
+    removed: Queries
+    foretold: Foretold | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """A folder that says what to measure, the file to write it to with its key."""
 
@@ -83,41 +108,45 @@ class Job:
     key: str
 
 
-def write_job(
-    folder: Path,
-    candidate: Candidate,
-    bank: Bank,
-    windows: Windows,
-    removed: Queries,
-    store: Path = STORE,
-) -> Job:
+def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = STORE) -> Job:
     """Write what a process needs to measure a candidate; the bank stays where it is.
 
     The weights of a candidate whose files lie elsewhere are left to `fetch_weights`. Raises
     MeasurementFailed where its files cannot be had.
     """
     _describe(candidate, folder / MODEL)
+    bank, removed, groups = asked.bank, asked.removed, asked.windows.representative_N
     queries = removed.with_ctx(candidate.facts.ctx)
-    np.save(folder / GROUPS, windows.representative_N)
+    np.save(folder / GROUPS, groups)
     correction, correction_sha256 = folder / MODEL / CORRECTION, "none"
     if correction.is_file():
         correction_sha256 = file_sha256(correction)
     write_queries(folder / QUERIES, queries)
     write_queries(folder / REMOVED, removed)
+    if asked.foretold is not None:
+        write_foretold(folder, asked.foretold)
     key = measurement_key(
         {
             "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
             "row_correction": correction_sha256,
             "bank": bank.sha256,
-            "groups": arrays_sha256(windows.representative_N),
+            "groups": arrays_sha256(groups),
             "queries": queries_sha256(queries),
             "removed": queries_sha256(removed),
+            "lanes": _foretold_sha256(asked.foretold),
         }
     )
     result = measurement_path(store.resolve(), key)
     what = {"bank": str(bank.path.resolve()), "bank_sha256": bank.sha256}
     (folder / JOB).write_text(json.dumps(what | {"result": str(result), "key": key}))
     return Job(folder, result, key)
+
+
+def _foretold_sha256(foretold: Foretold | None) -> str:
+    if foretold is None:
+        return "none"
+    arrays = [getattr(foretold, name) for name in LANE_ARRAYS]
+    return f"{queries_sha256(foretold.val)} {arrays_sha256(*arrays)}"
 
 
 def fetch_weights(candidate: Candidate, job: Job) -> None:

@@ -29,7 +29,8 @@ def measurement_key(parts: Mapping[str, str]) -> str:
     """Return the address (sha256) of what depends on `parts` alone, the way of measuring included.
 
     `parts` name the digests of the model, its row correction, the bank, the duplicate groups, the
-    queries with the model's own contexts, the queries with the contexts that are removed. Torch and
+    queries with the model's own contexts, the queries with the contexts that are removed, the lanes
+    that contexts promise. Torch and
     the machine belong to it: they change the times, and the last bits of scores.
     """
     way = {"measurement": str(MEASUREMENT), "torch": torch.__version__, "machine": machine()}

@@ -69,7 +69,13 @@ CONTRACT = {
         "max_queries": "auto",
         "controls": "true",
     },
-    "lane-diagnostics": {"model": "models:/lvm@baseline", "split": "test", "max_queries": "auto"},
+    "lane-diagnostics": {
+        "model": "models:/lvm@baseline",
+        "split": "test",
+        "max_queries": "auto",
+        "lanes": "bank",
+        "encoder": "auto",
+    },
     "shadow-eval": {"candidates": "all", "queries": "test", "promote": "dry_run"},
     "promote": {"version": "none", "reason": "none"},
     "rollback": {},
@@ -187,7 +193,11 @@ def test_dependencies_are_what_is_imported_or_read_as_corpus():
     known = set(importlib.import_module("sys").stdlib_module_names) | {"lvm", "entrypoints"}
     files = [*(ROOT / "lvm").rglob("*.py"), *(ROOT / "entrypoints").glob("*.py")]
     imported = {top for path in files for top in top_level_imports(path)} - known - optional
-    packages = {"yaml": "pyyaml", "faiss": "faiss_cpu"}  # where the names differ
+    packages = {
+        "yaml": "pyyaml",
+        "faiss": "faiss_cpu",
+        "sklearn": "scikit_learn",
+    }  # where the names differ
     assert names == corpus | {packages.get(name, name) for name in imported}
 
 

@@ -134,6 +134,34 @@ def test_lane_diagnostics_names_every_lane(promoted, capsys):
     assert diagnosis["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_lane_diagnostics_of_an_eval_by_clusters_equals_one_measured_here(promoted):
+    named = "--model ema --bank bank --ctx 20 --max-queries 100"
+    assert eval_command.main([*named.split(), "--controls", "false"]) == 0
+    evaluated = run_of("eval").info.run_id
+    for place, arguments in enumerate((named, f"--eval-run {evaluated}")):
+        report = ["--lanes", "kmeans", "--report", f"clusters-{place}.json"]
+        assert lane_diagnostics.main([*arguments.split(), *report]) == 0
+    here, read = (json.loads((promoted / f"clusters-{place}.json").read_text()) for place in (0, 1))
+    for key in ("diagnosis", "assignment", "ceilings", "lanes", "failing_queries"):
+        assert here[key] == read[key]
+    assert here["assignment"]["clusters"] == 3
+    assert here["ceilings"]["lanes"].keys() == here["diagnosis"]["lanes"].keys()
+    drawn = {"lanes.png", "confusion.png", "larger_k.png", "agreement.png"}
+    assert drawn | {"failing_queries.parquet"} <= artifacts(run_of("lane-diagnostics"))
+    folder = mlflow.artifacts.download_artifacts(run_id=run_of("lane-diagnostics").info.run_id)
+    failing = pd.read_parquet(Path(folder) / "failing_queries.parquet")
+    assert len(failing) == here["failing_queries"] and (failing["rank"] > 5).all()
+
+
+def test_lane_diagnostics_refuses_an_encoder_that_is_not_the_banks(trained, capsys):
+    named = "--model ema --bank bank --ctx 20 --lanes prototypes --encoder wordllama"
+    assert lane_diagnostics.main(named.split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: encoder 'wordllama': gives 256 dims, bank bank has 16")
+    assert lane_diagnostics.main(["--model", "ema", "--encoder", "wordllama"]) == 2
+    assert "would not be used with lanes=bank" in capsys.readouterr().err
+
+
 def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     np.save("context.npy", np.random.default_rng(0).standard_normal((9, 16)))
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0

@@ -140,6 +140,52 @@ def test_a_vector_without_a_direction_leaves_the_stream_as_it_was(vector, reason
     np.testing.assert_allclose(stream.append(context_TD[-1]), expected_D, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("ctx", [None, 20])
+def test_a_pass_that_fails_leaves_the_stream_as_it_was(monkeypatch, ctx: int | None) -> None:
+    model, context_TD = toy("memory_gru", {}), rows().numpy()
+    stream, other = open_stream(model, ctx), open_stream(model, ctx)
+    stream.warm(context_TD[:18]), other.warm(context_TD[:18])
+
+    def fail(*parts: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(type(model), "begin", fail)
+        stream.warm(context_TD[18:])
+    for vector_D in context_TD[18:24]:  # with a bound, the rows are read again on the way
+        np.testing.assert_array_equal(stream.append(vector_D), other.append(vector_D))
+
+
+@pytest.mark.parametrize(("name", "sizes"), VARIANTS)
+def test_a_stream_keeps_no_more_memory_after_a_longer_context(name: str, sizes: dict) -> None:
+    model, kept = toy(name, sizes), []
+    for num_rows in (6 * CHUNK, 12 * CHUNK):
+        with torch.inference_mode():
+            cache = model.begin(rows(num_rows))[1]
+        kept.append(sum(storages(cache).values()))
+    assert kept[0] == kept[1]
+
+
+def storages(part: object) -> dict[int, int]:
+    """Return the bytes of every block of memory that a cache keeps alive, by its address."""
+    if isinstance(part, Tensor):
+        return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()}
+    inner = part if isinstance(part, list | tuple) else vars(part).values() if part else ()
+    found: dict[int, int] = {}
+    for one in inner:
+        if not isinstance(one, int | float):
+            found |= storages(one)
+    return found
+
+
+@pytest.mark.parametrize("decay", [1e-25, 0.99])
+def test_a_stream_agrees_whatever_the_decay(decay: float) -> None:
+    model, context_TD = toy("memory_gru", {"decay": decay}), rows()
+    stream = open_stream(model)
+    streamed_TD = [stream.append(vector_D) for vector_D in context_TD.numpy()]
+    np.testing.assert_allclose(streamed_TD, windowed(model, context_TD), rtol=0, atol=TOLERANCE)
+
+
 def test_the_layout_for_steps_changes_no_value_and_is_made_once() -> None:
     model = toy("memory_gru", {})
     turned = laid_out_for_steps(model)

@@ -12,6 +12,8 @@ import pytest
 from lvm import tracking
 from lvm.bank.store import open_bank
 from lvm.checkpoint.facts import facts_of
+from lvm.lanes.classifier import means_of
+from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
@@ -176,3 +178,53 @@ def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):
     assert [line for line in lines if "lvm." in line] == [
         "from lvm.serving.predictor import ServedPredictor"
     ]
+
+
+@pytest.fixture(scope="module")
+def with_lanes(served, workplace, correction):
+    """A model that was logged with a re-ranker, as it is served."""
+    bank = open_bank(workplace / "bank")
+    windows = plan_windows(bank, 50)
+    facts = facts_of("ema", "none", bank, windows)
+    reranker = reranker_if_lanes(MovingAverage(DIM), bank, windows, correction)
+    with tracking.run("train", {}):
+        model_id = registered.log_predictor(MovingAverage(DIM), facts, reranker=reranker)
+    return mlflow.pyfunc.load_model(f"models:/{model_id}"), reranker
+
+
+def test_passages_are_ordered_by_lane_on_demand(with_lanes, workplace):
+    model, reranker = with_lanes
+    bank = open_bank(workplace / "bank")
+    weight = np.float32(reranker.plain.tau * reranker.plain.beta)
+    assert weight > 0
+    num_moved = 0
+    for last in range(300, 720, 40):
+        context = bank.unit(slice(int(bank.sequence_start_N()[last]), last))[None]
+        plain = model.predict(context, params={"k": 6})
+        found = model.predict(context, params={"k": 6, "rerank": "lane"})
+        assert np.array_equal(found["vectors"], plain["vectors"])
+        whole = model.predict(context, params={"k": 200})
+        log_p_L = reranker.classifier.log_probability(means_of(context[:, -50:]))[0]
+        expected = whole["scores"][0] + weight * log_p_L[bank.lane_N[whole["rows"][0]]]
+        order = np.argsort(-expected, kind="stable")[:6]
+        assert found["rows"][0].tolist() == whole["rows"][0][order].tolist()
+        assert np.allclose(found["scores"][0], expected[order])
+        num_moved += found["rows"].tolist() != plain["rows"].tolist()
+    assert num_moved > 2
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"k": 3, "rerank": "banana"}, "rerank: unknown 'banana'; choose one of none, lane"),
+        ({"rerank": "lane"}, "give k too"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(with_lanes, params, reason):
+    with pytest.raises(ValueError, match=reason):
+        with_lanes[0].predict(contexts(), params=params)
+
+
+def test_a_model_without_lanes_cannot_order_by_them(served):
+    with pytest.raises(ValueError, match="rerank: the model was logged without lanes"):
+        served.predict(contexts(), params={"k": 3, "rerank": "lane"})

@@ -20,11 +20,15 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.checkpoint.facts import FREE, Facts, facts_of
 from lvm.checkpoint.weights import save_model
+from lvm.evaluation.evaluate import evaluate_rival
+from lvm.evaluation.reranked import evaluate_reranking
+from lvm.lanes.reranking import fit_reranker, foretell
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.shadow.host import Host
 from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
-from lvm.shadow.process import Job, Replayer, finish, write_job
+from lvm.shadow.process import Asked, Job, Replayer, finish, write_job
 from lvm.shadow.replay import Candidate, measure_here, replay
+from lvm.shadow.reranked import reranked_outcomes
 from lvm.shadow.store import write_measurement
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
@@ -83,10 +87,32 @@ def replayer(tmp_path: Path, notes: list[str], host: Host) -> Replayer:
 def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, tmp_path) -> Job:
     """A job whose process waits until somebody writes to its `queries.npz`."""
     (tmp_path / "job").mkdir()
-    job = write_job(tmp_path / "job", ema, tiny_bank, windows, queries, tmp_path / "store")
+    job = write_job(tmp_path / "job", ema, Asked(tiny_bank, windows, queries), tmp_path / "store")
     (job.folder / "queries.npz").unlink()
     os.mkfifo(job.folder / "queries.npz")
     return job
+
+
+def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
+    foretold = foretell(tiny_bank, windows, queries)
+    plain = Replayer(tmp_path / "store", lambda note: None, host=host)
+    lanes = Replayer(tmp_path / "store", lambda note: None, foretold=foretold, host=host)
+    without = plain(ema, tiny_bank, windows, queries)
+    found = lanes(ema, tiny_bank, windows, queries)
+    assert without.ranks["rank_reranked"].isna().all() and found.origin == MEASURED_NOW
+    correction = ema.row_correction
+    here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
+    own = evaluate_rival("ema", ema.model, tiny_bank, windows, queries)
+    _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
+    assert here.beta > 0
+    assert found.ranks["rank_reranked"].tolist() == expected["rank_reranked"].tolist()
+    same = ["rank", "rank_raw", "rank_corrected", "top_row"]
+    pd.testing.assert_frame_equal(found.ranks[same], without.ranks[same])
+    result = replay([ema], tiny_bank, windows, queries, measure=lanes)
+    (one,) = reranked_outcomes(result, tiny_bank)
+    hits = (expected["rank_reranked"] <= 5).mean()
+    assert one.figures["hit_at_5"] == pytest.approx(hits) and one.lead is None
+    assert one.change.mean == pytest.approx(hits - (found.ranks["rank"] <= 5).mean())
 
 
 def test_a_process_ranks_as_this_one_does_and_is_read_back(
@@ -147,14 +173,16 @@ def test_whatever_a_measurement_depends_on_changes_its_key(
     for folder in folders:
         folder.mkdir()
     keys = [
-        write_job(folder, ema, tiny_bank, windows, queries, tmp_path / "store").key
+        write_job(folder, ema, Asked(tiny_bank, windows, queries), tmp_path / "store").key
         for folder in folders[:2]
     ]
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "1.0")
     elif changed == "machine":
         monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    job = write_job(folders[2], other, other_bank, other_windows, other_queries, tmp_path / "store")
+    job = write_job(
+        folders[2], other, Asked(other_bank, other_windows, other_queries), tmp_path / "store"
+    )
     assert keys[0] == keys[1] != job.key
 
 
@@ -255,7 +283,7 @@ def test_a_candidate_elsewhere_is_fetched_only_to_be_measured(
 def test_a_stored_latency_above_the_limit_is_measured_anew(
     tiny_bank, windows, queries, ema, replayer, tmp_path
 ):
-    job = write_job(tmp_path, ema, tiny_bank, windows, queries, replayer.store)
+    job = write_job(tmp_path, ema, Asked(tiny_bank, windows, queries), replayer.store)
     slow = dataclasses.replace(
         measure_here(ema, tiny_bank, windows, queries), latency_ms={"p50": 1.0, "p95": 5000.0}
     )

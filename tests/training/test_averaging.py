@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.training.averaging import WeightAverage
+from lvm.training.averaging import WeightAverage, average_decay
 
 
 def weight_after(step: int) -> float:
@@ -36,6 +36,15 @@ def test_the_exponential_average_forgets() -> None:
     for step in range(1, 20):
         expected = 0.5 * expected + 0.5 * weight_after(step)
     assert averaged_weight("ema", 20) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay"), [(1, 0.5), (20, 0.5), (100, 0.9), (10**4, 0.999), (10**6, 0.999)]
+)
+def test_the_exponential_average_spans_a_tenth_of_training_at_most_1000_steps(
+    steps: int, decay: float
+) -> None:
+    assert average_decay(steps) == pytest.approx(decay, abs=1e-12)
 
 
 def test_no_average_is_none() -> None:

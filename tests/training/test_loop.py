@@ -95,7 +95,7 @@ class Killed(Exception):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bank: Bank, tmp_path: Path) -> None:
-    config = TrainConfig(**(vars(TOY) | {"dropout": 0.2}))
+    config = TrainConfig(**(vars(TOY) | {"dropout": 0.2, "layers": 4}))
     whole = train_toy(tiny_bank, config)
 
     def die_after_two(record: dict[str, float]) -> None:

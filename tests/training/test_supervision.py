@@ -18,7 +18,7 @@ def supervised(recipe: str, model: str = "memory_gru", **options: object) -> Sup
         TrainConfig(model=model, recipe=recipe, device="cpu", **{"precision": "fp32", **options}),
         20,
     )
-    sizes = {"hidden": 8, "layers": 2, "chunk": 5, "slots": 2, "dropout": 0.3, "decay": 0.5}
+    sizes = {"hidden": 8, "layers": 4, "chunk": 5, "slots": 2, "dropout": 0.3, "decay": 0.5}
     own = {name: size for name, size in sizes.items() if name in size_names(model)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -44,10 +44,12 @@ def data(tiny_bank: Bank) -> tuple[Batch, torch.Tensor]:
 
 @pytest.mark.parametrize("model", TRAINED_MODELS)
 @pytest.mark.parametrize("recipe", ["dense", "seed"])
-def test_recomputed_activations_change_no_gradient(data, recipe, model) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_change_no_gradient(data, precision, recipe, model) -> None:
     """With dropout: masks repeat."""
-    loss, expected = gradients(supervised(recipe, model), *data)
-    again, found = gradients(supervised(recipe, model, gradient_checkpointing=True), *data)
+    loss, expected = gradients(supervised(recipe, model, precision=precision), *data)
+    recomputing = {"precision": precision, "gradient_checkpointing": True}
+    again, found = gradients(supervised(recipe, model, **recomputing), *data)
     torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

@@ -1,0 +1,121 @@
+"""Tables with figures of lanes: agreement, ceilings, a larger k."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lvm.bank.store import Bank
+from lvm.lanes.agreement import Agreement, lane_agreement
+from lvm.lanes.assignment import KMEANS, Assignment
+from lvm.lanes.ceilings import (
+    ALL_LANES,
+    INDEX_LIMITED,
+    KS,
+    MODEL_LIMITED,
+    UNKNOWN,
+    Ceilings,
+    LaneCeiling,
+)
+from lvm.lanes.diagnosis import diagnose
+from lvm.report.lane_figures import agreement_figure, larger_k_figure
+from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
+from lvm.report.tables import MARKDOWN, TEXT
+from lvm.rules import read_lane_rules
+from lvm.statistics import Difference
+from lvm.windows.export import plan_windows
+from tests.report.test_figures import assert_drawn
+
+
+def ceiling(lane: str, limited_by: str, hit: float = 0.2) -> LaneCeiling:
+    hits = {str(k): min(1.0, hit * (1 + place)) for place, k in enumerate(KS)}
+    served = {k: value - 0.01 for k, value in hits.items() if k != "1000"}
+    return LaneCeiling(
+        lane=lane,
+        num_queries=500,
+        oracle_hit_at_5=0.999,
+        oracle_exact_hit_at_10=0.998,
+        oracle_index_hit_at_10=0.987,
+        agreement=0.976,
+        hits=hits,
+        hits_corrected={k: hits[k] for k in served},
+        hits_served=served,
+        served_difference=Difference(-0.01, -0.02, -0.005, 0.01, 30),
+        larger_k_helps=True,
+        limited_by=limited_by,
+    )
+
+
+def ceilings(num_lanes: int = 3) -> Ceilings:
+    verdicts = [MODEL_LIMITED] * (num_lanes - 2) + [INDEX_LIMITED, UNKNOWN]
+    lanes = [ceiling(f"lane-{i}", v, 0.1 + 0.01 * i) for i, v in enumerate(verdicts)]
+    whole = ceiling(ALL_LANES, MODEL_LIMITED)
+    return Ceilings("index of 9 passages", whole, tuple(lanes), read_lane_rules())
+
+
+def agreement(bank: Bank) -> tuple[Assignment, Agreement]:
+    """Lane-0 and lane-1 fall together, a third of lane-2 is unassigned."""
+    assert bank.lane_N is not None
+    lane_N = np.array([0, 0, 1], np.int16)[bank.lane_N]
+    lane_N[np.flatnonzero(bank.lane_N == 2)[::3]] = -1
+    assigned = dataclasses.replace(bank, lane_N=lane_N, lanes=("cluster-00 cell", "cluster-01"))
+    found = lane_agreement(bank, assigned)
+    assert found is not None
+    rows = dict(zip(assigned.lanes, np.bincount(lane_N[lane_N >= 0]).tolist(), strict=True))
+    facts = {"rows": rows, "unassigned_rows": int((lane_N < 0).sum())}
+    return Assignment(KMEANS, assigned, facts), found
+
+
+@pytest.mark.parametrize("style", [TEXT, MARKDOWN])
+def test_ceilings_show_what_limits_each_lane(style: str) -> None:
+    text = ceilings_table(ceilings(), style)
+    first = next(line for line in text.splitlines() if "lane-1" in line)
+    for cell in ("99.9", "99.8", "98.7", "97.6", "-1.0 [ -2.0,  -0.5]", "index"):
+        assert cell in first
+    assert "@1,000" in text and "index of 9 passages" in text and ALL_LANES in text
+    assert "the index limits lane-1" in text
+    if style == TEXT:
+        assert max(map(len, text.splitlines()[:-1])) <= 120
+
+
+def test_hits_and_supply_are_told_for_each_lane(tiny_bank: Bank) -> None:
+    windows = plan_windows(tiny_bank, 10)
+    target_row_Q = windows.queries["test"].target_row_Q
+    measured = pd.DataFrame({"target_row": target_row_Q, "top_row": 0})
+    measured["rank"] = 1.0 + target_row_Q % 9
+    found = diagnose("model", {"model": measured}, tiny_bank, windows, read_lane_rules())
+    text = hits_table(found)
+    for lane in found.lanes:
+        line = next(line for line in text.splitlines() if line.startswith(lane.lane))
+        for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
+            assert f"{100 * lane.figures[key]:.1f} [" in line
+    assert supply_line(found) == "Supply: all 3 lanes have fewer than 300 chains."
+    one = dataclasses.replace(found, small_supply=("lane-1",))
+    assert supply_line(one) == "Supply: fewer than 300 chains in lane-1."
+    none = dataclasses.replace(found, small_supply=())
+    assert supply_line(none) == "Supply: every lane has 300 chains or more."
+
+
+def test_agreement_is_told_by_label(tiny_bank: Bank) -> None:
+    assignment, found = agreement(tiny_bank)
+    assert 0.4 < found.adjusted_rand < 0.7
+    assert found.best_match_accuracy > found.best_match_of_labelled
+    text = assignment_table(assignment, found)
+    line = next(line for line in text.splitlines() if line.startswith("lane-2"))
+    assert "cluster-01 66.7, unassigned 33.3" in line
+    assert f"adjusted Rand {found.adjusted_rand:.3f}" in text and "same name" not in text
+    alone = assignment_table(assignment, None)
+    assert "unassigned" in alone and "adjusted Rand" not in alone
+
+
+def test_agreement_is_drawn(tiny_bank: Bank) -> None:
+    assignment, found = agreement(tiny_bank)
+    assert_drawn(agreement_figure("kmeans", found), "lane-2", "cluster-00 cell", "unassigned")
+
+
+@pytest.mark.parametrize("num_lanes", [2, 16])
+def test_a_larger_k_is_drawn(num_lanes: int) -> None:
+    drawn = larger_k_figure("ema", ceilings(num_lanes))
+    assert_drawn(drawn, "lane-0", f"lane-{num_lanes - 1}", ALL_LANES, "k (logarithmic)", "1,000")
+    assert_drawn(larger_k_figure("ema", ceilings(), leaky=True), "LEAKY")
