@@ -18,6 +18,10 @@ ORDER = {
     "bank": "row_table files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
+    "chains": (
+        "concepts edges wordnet ontologies walks graphs anchored gates gating cpesh plan sources "
+        "writing ingest"
+    ),
     "windows": "splits planning audit export context_rows",
     "models": (
         "norm dropout gru scan skip recurrent residual baselines memory_gru tmd_experts "
