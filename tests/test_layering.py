@@ -24,15 +24,16 @@ ORDER = {
     ),
     "windows": "splits planning audit export context_rows",
     "models": (
-        "norm dropout gru scan skip recurrent residual baselines memory_gru transformer res_mlp "
-        "table"
+        "norm dropout gru scan skip recurrent residual baselines memory_gru tmd_experts "
+        "transformer res_mlp table"
     ),
     "objectives": "",
+    "routing": "lanes losses figures",
     "checkpoint": "weights fits facts",
     "prediction": "contexts predict streaming",
     "training": (
-        "averaging recipes distributed batches hard_negatives optimisation supervision gradients "
-        "symptoms state loop"
+        "averaging recipes distributed batches hard_negatives guidance initial optimisation "
+        "supervision gradients symptoms state loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
@@ -42,8 +43,8 @@ ORDER = {
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "report": (
-        "canvas tables figures lane_figures shadow_figures evaluation lanes controls reranking "
-        "decision shadow"
+        "canvas tables figures expert_figures lane_figures shadow_figures evaluation lanes "
+        "controls reranking decision shadow"
     ),
     "tracking": "",
     "registry": "alias registered settling",
