@@ -1,6 +1,6 @@
 """What eval shares with lane-diagnostics: their options, one measurement of a predictor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -8,7 +8,7 @@ import pandas as pd
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import option
 from entrypoints._reports import HITS, REPORT_HELP, check_report
-from entrypoints._subjects import Subject, open_subject
+from entrypoints._subjects import Subject
 from lvm import tracking
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.registry.registered import BASELINE_URI
@@ -46,13 +46,11 @@ class Measurement:
         return pd.concat(tables, ignore_index=True)
 
 
-def measure(options: MeasureOptions) -> Measurement:
-    """Evaluate the predictor beside the free ones; log the figures with it."""
-    return measure_subject(open_subject(options.model, options.bank, options.ctx), options)
-
-
 def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
-    """Evaluate a predictor that is open already, on the bank that stands beside it."""
+    """Evaluate the predictor beside the free ones; log the figures with it.
+
+    The per-query tables say in `split` which queries they hold.
+    """
     bank, windows = subject.inputs.bank, subject.inputs.windows
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}
@@ -61,6 +59,9 @@ def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
     report, evaluations = evaluate(
         subject.name, subject.predictor.model, bank, windows, options.split, options.max_queries
     )
+    evaluations = [
+        replace(one, per_query=one.per_query.assign(split=options.split)) for one in evaluations
+    ]
     report["leaky"] = subject.is_leaky()
     figures = {f"{options.split}/{key}": report[key] for key in HITS}
     figures[f"{options.split}/corrected_hit_at_5"] = report["corrected"]["hit_at_5"]

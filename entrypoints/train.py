@@ -9,37 +9,37 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from entrypoints._initial import read_initial
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints._validation import Validation
 from lvm import tracking
 from lvm.checkpoint.facts import facts_of
+from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import load_state
-from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
+from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.lanes.reranking import reranker_if_lanes
-from lvm.metrics import figures
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
-from lvm.prediction.predict import predict_queries
+from lvm.models.tmd_experts import has_gate
 from lvm.registry import alias, registered
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
-from lvm.retrieval.exact import exact_ranks
-from lvm.statistics import document_interval
 from lvm.stopping import SIGNALS
 from lvm.training.averaging import AVERAGES
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import (
     DEVICES,
+    EXPERTS_CONTROLS,
     PRECISIONS,
     RECIPES,
+    TRUNKS,
     TrainConfig,
     as_dict,
     chosen_device,
@@ -59,6 +59,11 @@ class TrainOptions:
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     phase: str | None = option(None, "Phase that this run belongs to; a label.", unset="none")
     model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    init: str | None = option(
+        TrainConfig.init,
+        "Predictor whose weights training starts from: a version, models:/..., runs:/...",
+        unset="none",
+    )
     recipe: str = option(TrainConfig.recipe, "Decides what is auto.", choices=RECIPES)
     epochs: int | None = option(TrainConfig.epochs, "Epochs at most.", low=1)
     max_steps: int | None = option(
@@ -88,6 +93,23 @@ class TrainOptions:
     hidden: int = option(TrainConfig.hidden, "Width of the recurrent states.", low=1)
     layers: int = option(TrainConfig.layers, "Recurrent layers, half below the memory.", low=2)
     dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
+    trunk: str | None = option(
+        TrainConfig.trunk,
+        "What experts share (auto: frozen where tmd_experts has an init).",
+        choices=TRUNKS,
+    )
+    experts: int = option(TrainConfig.experts, "Experts of tmd_experts.", low=1)
+    expert_rank: int = option(TrainConfig.expert_rank, "Rank of each expert's map.", low=1)
+    experts_control: str = option(
+        TrainConfig.experts_control,
+        "Rival of the experts: one expert of twice the rank, lanes permuted among documents.",
+        choices=EXPERTS_CONTROLS,
+    )
+    gate_balance: float = option(TrainConfig.gate_balance, "Weight of the gate's balance.", low=0)
+    gate_z: float = option(TrainConfig.gate_z, "Weight of the gate's z-loss.", low=0)
+    gate_lanes: float = option(
+        TrainConfig.gate_lanes, "First weight of the targets' lanes, 0 at the end.", low=0
+    )
     device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
     precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)
     gradient_checkpointing: bool = option(
@@ -133,16 +155,19 @@ def body(options: TrainOptions) -> None:
         inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
-        decay = float(free["ema"].config["decay"])  # type: ignore[index]
+        initial = read_initial(options.init, inputs)
+        decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
         tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
-        tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
-        state = state_path(config, inputs)
+        tags = {"model": config.model, "phase": options.phase or "none"}
+        tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+        tracking.set_tags(tags)
+        state = state_path(config, inputs, initial)
         prepare_state(state, options.resume, inputs)
         rivals = {name: validation.measure(model) for name, model in free.items()}
         shown = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
         print(f"val Hit@5 of the free predictors: {', '.join(shown)}", flush=True)
-        world.from_main((config, inputs.bank.sha256, inputs.windows.sha256))
+        world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
             inputs.windows,
@@ -151,8 +176,11 @@ def body(options: TrainOptions) -> None:
             on_epoch=lambda record: log_epoch(record, inputs),
             state_path=state,
             world=world,
+            initial=initial,
         )
     finish(options, inputs, result, rivals)
+    if has_gate(result.model):
+        tracking.log_figure(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
 
 
@@ -164,39 +192,13 @@ def follow(options: TrainOptions) -> None:
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
-        shared: tuple[TrainConfig, str, str] = world.from_main(None)
-        config, *digests = shared
+        shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
+        config, initial, *digests = shared
         bank = read_bank(options.bank)
         windows = ensure_windows(bank, options.ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
-        train(bank, windows, config, validate=lambda model: {}, world=world)
-
-
-class Validation:
-    """The questions that `eval -P split=val` asks, put to models in training."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.bank, self.windows = inputs.bank, inputs.windows
-        self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
-        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
-
-    def figures(self, model: nn.Module) -> dict[str, float]:
-        """Return the plain filtered figures, with the mean cosine to the truth."""
-        prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
-        cosine = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
-        return figures(self._ranks(prediction_QD)) | {"cosine": cosine}
-
-    def measure(self, model: nn.Module) -> dict[str, Any]:
-        """Return the plain filtered figures with their intervals by document."""
-        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
-        document_Q = self.bank.document_N[self.queries.target_row_Q]
-        interval = document_interval(rank_Q, document_Q, self.windows.seed)
-        return {**figures(rank_Q), "ci95": interval}
-
-    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
+        train(bank, windows, config, validate=lambda model: {}, world=world, initial=initial)
 
 
 def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
@@ -211,11 +213,12 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     )
 
 
-def state_path(config: TrainConfig, inputs: Inputs) -> Path:
+def state_path(config: TrainConfig, inputs: Inputs, initial: nn.Module | None) -> Path:
     """Return where the interrupted state of this very configuration over this data lies."""
     parts: list[Any] = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
     # They change the last bits.
     parts += [torch.__version__, torch.get_num_threads(), launched_size()]
+    parts += [None if initial is None else model_digest(initial)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
 

@@ -109,7 +109,7 @@ def test_eval_reports_what_the_contract_names(trained):
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
     predictions = np.load(Path(folder) / "predictions.npy")
     columns = ["query", "target_row", "sequence", "document", "lane", "rank", "rank_raw"]
-    assert set(columns) <= set(table.columns)
+    assert set(columns) <= set(table.columns) and set(table["split"]) == {"test"}
     assert predictions.shape == (len(table), 16) and predictions.dtype == np.float32
     assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
 
@@ -151,6 +151,7 @@ def test_lane_diagnostics_of_an_eval_by_clusters_equals_one_measured_here(promot
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("lane-diagnostics").info.run_id)
     failing = pd.read_parquet(Path(folder) / "failing_queries.parquet")
     assert len(failing) == here["failing_queries"] and (failing["rank"] > 5).all()
+    assert set(failing["split"]) == {"test"}
 
 
 def test_lane_diagnostics_refuses_an_encoder_that_is_not_the_banks(trained, capsys):
@@ -167,8 +168,12 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     passages = [line for line in lines if "Sentence number" in line]
-    assert len(passages) == 3 and len({line.split("[")[1] for line in passages}) == 3
     assert "search: exhaustive search of 4,760 passages" in lines  # of 40 twins one each
+    assert predict.main(["--context", "context.npy", "--k", "3", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len({one["row"] for one in found["passages"]}) == 3 == len(passages)
+    for line, one in zip(passages, found["passages"], strict=True):
+        assert f"{one['row']:,}" in line and one["lane"] in line and one["text"] in line
 
 
 def test_a_promotion_by_hand_is_logged(promoted):
