@@ -12,7 +12,6 @@ from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import tracking
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.metrics import figures, soft_hit_at
-from lvm.models.table import TRAINED_MODELS
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
@@ -30,6 +29,7 @@ from lvm.statistics import document_interval
 from lvm.training.recipes import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
+DENSE_MODELS = ("memory_gru", "transformer", "res_mlp")  # experts grow from a trained one
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ScalingOptions:
     fractions: str = option("0.125,0.25,0.5,1", "Fractions of the train documents, ascending.")
     widths: str = option("128,256,512", "Widths of the model, ascending.")
     seeds: str = option("0,1", "Seeds of each cell: documents, weights, batches.")
-    model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    model: str = option(TrainConfig.model, "Predictor.", choices=DENSE_MODELS)
     max_steps: int = option(600, "Optimiser steps of each cell.", low=1)
     max_queries: int | None = option(None, "Measured val queries at most (auto: 10,000).", low=1)
     batch_size: int | None = option(TrainConfig.batch_size, "Windows a batch.", low=1)
