@@ -22,10 +22,13 @@ class Optimised:
     """What the trials at the largest data and width showed; `reasons` are empty where all is well.
 
     `steps` is the gain of all optimiser steps over half of them, `rates` that of each other
-    learning rate, both in soft Hit@5; `advice` says what to do.
+    learning rate, both in soft Hit@5; `advice` says what to do. Patience may have ended the
+    training at an earlier step, `ended_at`. `loss_change` is that of the train loss over the last
+    quarter of the rounds, as a share.
     """
 
     num_steps: int
+    ended_at: int
     passes: float
     best_round: int
     rounds: int
@@ -68,7 +71,8 @@ def judge_optimisation(
         )
         advice.append(f"lr={better[0]:g}")
     return Optimised(
-        num_steps=full.steps,
+        num_steps=full.cell.steps,
+        ended_at=full.steps,
         passes=passes,
         best_round=full.best_round,
         rounds=full.rounds,

@@ -62,11 +62,14 @@ def judge(
     if _flat(data, rules) and _flat(parameters, rules):
         if steps.mean <= rules.saturated_gain:
             return Verdict(SATURATED, f"Saturated: neither pays ({gains}).")
-    elif _pays(data, rules) and _pays(parameters, rules):
+        why = f"the second half of the optimiser steps gained {100 * steps.mean:+.1f} points"
+        more = f"max_steps={2 * optimised.num_steps} would tell"
+        return Verdict(INCONCLUSIVE, f"Inconclusive ({gains}): neither pays, but {why}; {more}.")
+    if _pays(data, rules) and _pays(parameters, rules):
         return Verdict(BOTH, f"Both data and capacity limit ({gains}).")
-    elif data.low > max(0.0, parameters.high):
+    if data.low > max(0.0, parameters.high):
         return Verdict(DATA, f"Data-limited: more data pay more than a wider model ({gains}).")
-    elif parameters.low > max(0.0, data.high):
+    if parameters.low > max(0.0, data.high):
         return Verdict(
             CAPACITY, f"Capacity-limited: a wider model pays more than more data ({gains})."
         )
