@@ -92,9 +92,9 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
 def _optimised_lines(scaling: Scaling, style: str) -> str:
     found = scaling.optimised
     lines = [
-        f"{found.ended_at} of {found.num_steps} optimiser steps ({found.passes:.1f} passes over the data); best round "
-        f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % over "
-        "the last quarter",
+        f"{found.ended_at} of {found.num_steps} optimiser steps; {found.passes:.1f} passes over "
+        f"the data; best round {found.best_round} of {found.rounds}; train loss "
+        f"{100 * found.loss_change:+.1f} % over the last quarter",
         f"second half of the steps: soft Hit@5 {difference_cell(found.steps)} points",
         *(f"lr {lr:g} instead: {difference_cell(d)} points" for lr, d in found.rates),
     ]
