@@ -145,9 +145,10 @@ def main(seeds: int, truths: str, steps: int | None, scratch: Path | None) -> No
             if verdict == NOT_OPTIMISED != truth.verdict:
                 right = "stopped"
             lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])
-            print(tabulate(lines[-1:], tablefmt="plain"), flush=True)
+            print(tabulate(lines[-1:], tablefmt="plain", disable_numparse=True), flush=True)
     headers = ["truth", "seed", "verdict", "", "twice the data", "really"]
-    print(tabulate(lines, [*headers, "twice the parameters", "twice the width, really", "seconds"]))
+    headers += ["twice the parameters", "twice the width, really", "seconds"]
+    print(tabulate(lines, headers, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -222,8 +222,10 @@ def data_for(gain: float, slope: FloatArray | float, exponent: FloatArray | floa
 def _gains(
     pair: tuple[FloatArray | float, FloatArray | float], coefficient_P: FloatArray
 ) -> dict[str, FloatArray]:
-    data = coefficient_P[1] * growth(2.0, pair[0])
-    parameters = coefficient_P[2] * growth(2.0, pair[1])
+    """Return gains that a score from 0 to 1 has room for: a narrow grid foretells any number."""
+    top = coefficient_P[0]
+    data = np.clip(coefficient_P[1] * growth(2.0, pair[0]), -top, 1 - top)
+    parameters = np.clip(coefficient_P[2] * growth(2.0, pair[1]), -top, 1 - top)
     return {"data": data, "parameters": parameters, "lead": data - parameters}
 
 

@@ -24,6 +24,14 @@ def test_exact_power_laws_give_their_own_gains():
     assert fitted.backtest == pytest.approx(0, abs=1e-3)
 
 
+def test_a_gain_is_no_larger_than_what_is_missing_to_one():
+    grid = exact_grid(lambda x, z: 0.6 + 0.2 * np.log(z / 3.2) / np.log(3.2 / 0.3))
+    near = replace(grid, parameters_W=np.array([0.9, 0.95, 1.0]))
+    fitted = fit_grid(near, resamples=20)
+    assert fitted.parameters.mean == pytest.approx(0.4, abs=1e-3)
+    assert fitted.parameters.high == pytest.approx(0.4, abs=1e-3)
+
+
 def test_data_may_pay_at_large_widths_only():
     fitted = fit_grid(exact_grid(lambda x, z: 0.3 + 0.02 * np.log(x) * np.log(z + 1)), resamples=20)
     assert fitted.data.mean == pytest.approx(0.02 * np.log(2) * np.log(4.2), rel=0.1)
