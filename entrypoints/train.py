@@ -9,32 +9,29 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
+from entrypoints._doubts import Doubts
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints._validation import Validation
 from lvm import tracking
 from lvm.checkpoint.facts import facts_of
 from lvm.checkpoint.weights import load_state
-from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
+from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.lanes.reranking import reranker_if_lanes
-from lvm.metrics import figures
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
-from lvm.prediction.predict import predict_queries
+from lvm.phases.table import read_phases
 from lvm.registry import alias, registered
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
-from lvm.retrieval.exact import exact_ranks
-from lvm.statistics import document_interval
 from lvm.stopping import SIGNALS
 from lvm.training.averaging import AVERAGES
 from lvm.training.distributed import joined, launched_rank, launched_size
+from lvm.training.identity import training_sha256
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import (
     DEVICES,
@@ -45,6 +42,7 @@ from lvm.training.recipes import (
     chosen_device,
     resolve,
 )
+from lvm.training.symptoms import validation_warnings
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
@@ -57,7 +55,11 @@ class TrainOptions:
     bank: str = option(DEFAULT_BANK, BANK_HELP)
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
-    phase: str | None = option(None, "Phase that this run belongs to; a label.", unset="none")
+    phase: str | None = option(
+        None,
+        "Phase of lvm/phases.yaml, which decides what is not given; else a label.",
+        unset="none",
+    )
     model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
     recipe: str = option(TrainConfig.recipe, "Decides what is auto.", choices=RECIPES)
     epochs: int | None = option(TrainConfig.epochs, "Epochs at most.", low=1)
@@ -106,6 +108,18 @@ class TrainOptions:
         check_report(self.report)
         self.config()
 
+    def with_phase(self) -> "TrainOptions":
+        """Return the options with what the table decides for their phase.
+
+        What differs from its default was given, and stands; a phase that the table does not have is
+        a label.
+        """
+        phase = read_phases().get(self.phase or "")
+        decided = {} if phase is None else phase.settings(self.recipe)
+        defaults = {field.name: field.default for field in fields(self)}
+        taken = {k: v for k, v in decided.items() if getattr(self, k) == defaults[k]}
+        return replace(self, **taken)
+
     def config(self) -> TrainConfig:
         """Return the part that training reads."""
         shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
@@ -129,19 +143,27 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
+    given, options = options, options.with_phase()
+    decided = {k: v for k, v in vars(options).items() if v != getattr(given, k)}
+    if decided:
+        print(f"phase {options.phase} decides: {', '.join(f'{k} {v}' for k, v in decided.items())}")
     with joined(chosen_device(options.device)) as world:
         inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
         decay = float(free["ema"].config["decay"])  # type: ignore[index]
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
-        tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
+        shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
+        tracking.log_config(shown, decided)
         tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
+        tracking.set_tags({"training_sha256": training_sha256(config, inputs.windows)})
         state = state_path(config, inputs)
         prepare_state(state, options.resume, inputs)
         rivals = {name: validation.measure(model) for name, model in free.items()}
-        shown = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
-        print(f"val Hit@5 of the free predictors: {', '.join(shown)}", flush=True)
+        told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
+        print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
+        num_queries = len(validation.queries)
+        doubts = Doubts(validation_warnings(num_queries, validation.detectable()))
         world.from_main((config, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -149,10 +171,11 @@ def body(options: TrainOptions) -> None:
             config,
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
+            on_warnings=doubts.tell,
             state_path=state,
             world=world,
         )
-    finish(options, inputs, result, rivals)
+    finish(options, inputs, replace(result, warnings=doubts.tell(result.warnings)), rivals)
     state.unlink(missing_ok=True)
 
 
@@ -161,6 +184,7 @@ def follow(options: TrainOptions) -> None:
 
     Raises ValueError where this process finds other data.
     """
+    options = options.with_phase()
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
@@ -171,32 +195,6 @@ def follow(options: TrainOptions) -> None:
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
         train(bank, windows, config, validate=lambda model: {}, world=world)
-
-
-class Validation:
-    """The questions that `eval -P split=val` asks, put to models in training."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.bank, self.windows = inputs.bank, inputs.windows
-        self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
-        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
-
-    def figures(self, model: nn.Module) -> dict[str, float]:
-        """Return the plain filtered figures, with the mean cosine to the truth."""
-        prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
-        cosine = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
-        return figures(self._ranks(prediction_QD)) | {"cosine": cosine}
-
-    def measure(self, model: nn.Module) -> dict[str, Any]:
-        """Return the plain filtered figures with their intervals by document."""
-        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
-        document_Q = self.bank.document_N[self.queries.target_row_Q]
-        interval = document_interval(rank_Q, document_Q, self.windows.seed)
-        return {**figures(rank_Q), "ci95": interval}
-
-    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
 
 
 def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
@@ -243,6 +241,7 @@ def finish(
     bank, windows = inputs.bank, inputs.windows
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
     report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
+    report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, phase, bank, windows)
     step = result.best_epoch
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)

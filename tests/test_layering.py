@@ -28,7 +28,7 @@ ORDER = {
     "prediction": "contexts predict streaming",
     "training": (
         "averaging recipes distributed batches hard_negatives optimisation supervision gradients "
-        "symptoms state loop"
+        "plan symptoms identity state loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
@@ -37,9 +37,10 @@ ORDER = {
     "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
+    "phases": "table published measured old_gates",
     "report": (
-        "canvas tables figures lane_figures shadow_figures evaluation lanes controls reranking "
-        "decision shadow"
+        "canvas tables figures lane_figures shadow_figures phase_figure evaluation lanes controls "
+        "reranking decision shadow phases"
     ),
     "tracking": "",
     "registry": "alias registered settling",
