@@ -1,0 +1,149 @@
+"""The trainings of the phase table: planned, found finished, or launched."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from entrypoints.train import TrainOptions
+from lvm import tracking
+from lvm.bank.store import Bank
+from lvm.lanes.figures import lane_codes
+from lvm.lanes.reranking import LANE, NONE
+from lvm.phases.measured import Trained
+from lvm.phases.table import Phase
+from lvm.registry import alias, registered
+from lvm.registry.alias import BASELINE
+from lvm.rules import read_gate_rules
+from lvm.shadow.measuring import MEASUREMENT
+from lvm.training.batches import Batches
+from lvm.training.identity import training_sha256
+from lvm.training.plan import TrainingPlan, plan_training
+from lvm.training.recipes import resolve
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
+
+TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One phase under one recipe: the parameters of `train`, what they amount to."""
+
+    name: str
+    phase: Phase
+    recipe: str
+    parameters: dict[str, Any]
+    windows: Windows
+    plan: TrainingPlan
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished training with its model, registered as a version."""
+
+    run_id: str
+    model_id: str
+    version: str
+    report: dict[str, Any]
+
+
+def plan_job(name: str, phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank) -> Job:
+    """Plan a training as `train` would do it; raises ValueError where it cannot."""
+    parameters = {**parameters, "phase": phase.name, "recipe": recipe}
+    options = TrainOptions(**parameters).with_phase()
+    windows = ensure_windows(bank, options.ctx)
+    config = resolve(options.config(), windows.ctx)
+    is_dense = config.recipe == "dense"
+    batches = Batches(bank, windows, config.batch_size, config.seed, is_dense)
+    plan = plan_training(batches, config)
+    return Job(name, phase, recipe, parameters, windows, plan, training_sha256(config, windows))
+
+
+def train_or_find(job: Job) -> Done:
+    """Return the finished training of these inputs; launch it where there is none."""
+    run_id = tracking.find_finished(TRAINING_TAG, job.sha256)
+    if run_id is not None:
+        try:
+            done = read_done(run_id)
+        except ValueError as error:
+            print(f"phase {job.name} is trained anew: {error}", flush=True)
+        else:
+            print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
+            return done
+    return read_done(tracking.launch("train", job.parameters))
+
+
+def read_done(run_id: str) -> Done:
+    """Read what a training left; register its model where that was left out."""
+    card = registered.read_card(reference(run_id))
+    assert card.model_id is not None
+    report = tracking.read_json(run_id, "report.json")
+    version = registered.version_of(card.model_id)
+    version = version or registered.register(card.model_id, card.facts)
+    return Done(run_id, card.model_id, version, report)
+
+
+def reference(run_id: str) -> str:
+    """Return the URI of the model that a training run logged."""
+    return f"runs:/{run_id}/{alias.ARTIFACT}"
+
+
+def shadow_or_find(
+    jobs: Sequence[Job], done: Sequence[Done], bank: Bank, promote: str, max_queries: int | None
+) -> str:
+    """Return the run of one shadow evaluation over all models, launched unless it stands already.
+
+    One of before stands while its models, data, rules are these, and the alias is where it left it.
+    """
+    by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, jobs[0].windows)
+    longest = max((job.windows for job in jobs), key=lambda windows: windows.ctx)
+    asked = {"promote": promote, "rerank": LANE if by_lane else NONE}
+    asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
+    parts = [MEASUREMENT, bank.sha256, longest.sha256, sorted({one.model_id for one in done})]
+    parts += [asked, asdict(read_gate_rules())]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    found = tracking.find_finished(SHADOW_TAG, key)
+    if found is not None and _stands(tracking.read_json(found, "report.json"), promote):
+        print(f"shadow-eval: run {found} replayed these models, nothing to replay", flush=True)
+        return found
+    runs = dict.fromkeys(reference(one.run_id) for one in done)
+    candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
+    run_id = tracking.launch("shadow-eval", candidates | asked)
+    tracking.tag_run(run_id, {SHADOW_TAG: key})
+    return run_id
+
+
+def _stands(replay: dict[str, Any], promote: str) -> bool:
+    """Tell whether the alias is at the version where that replay left it."""
+    decision = replay["decision"]
+    name = decision["winner"] if promote == "enabled" else decision["baseline"]
+    versions = {one["name"]: one["version"] for one in replay["outcomes"]}
+    return versions.get(name) == alias.aliases().get(BASELINE)
+
+
+def has_lanes(bank: Bank, windows: Windows) -> bool:
+    """Tell whether train rows are of two lanes at least, so that a lane can be foretold."""
+    if bank.lane_N is None:
+        return False
+    return len(np.unique(lane_codes(bank, windows.train_rows()))) > 1
+
+
+def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
+    """Return what the report needs; raises ValueError where the replay has not this version."""
+    names = {str(one["version"]): str(one["name"]) for one in replay["outcomes"]}
+    if done.version not in names:
+        raise ValueError(f"shadow: version {done.version} of phase {job.name} took no part")
+    return Trained(
+        job.name,
+        job.phase,
+        job.recipe,
+        done.run_id,
+        done.version,
+        names[done.version],
+        done.report,
+    )
