@@ -104,16 +104,18 @@ def plan_jobs(options: PhasesOptions, bank: Bank) -> list[Job]:
 
 def plan_text(jobs: Sequence[Job]) -> str:
     """Return what is going to be trained, with what can be doubted by now."""
+    first = {job.sha256: job for job in reversed(jobs)}
     lines = []
     for job in jobs:
-        plan, others = job.plan, [one for one in jobs if one.sha256 == job.sha256]
-        same = "" if others[0] is job else f"same training as {others[0].name}"
+        plan = job.plan
+        same = "" if first[job.sha256] is job else f"same training as {first[job.sha256].name}"
         counts = [plan.examples_per_epoch, plan.steps_per_epoch, plan.steps]
         ctx = f"{job.phase.ctx:,}"
         lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])
     headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
     body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT))
-    told = [f"warning: {job.name}: {one}" for job in jobs for one in planned_warnings(job.plan)]
+    shown = (job for job in jobs if first[job.sha256] is job)
+    told = [f"warning: {job.name}: {one}" for job in shown for one in planned_warnings(job.plan)]
     return "\n".join([body, "", *told])
 
 

@@ -95,6 +95,7 @@ class PhaseComparison:
     rows: tuple[Row, ...]
     free: str
     free_measured: Measured
+    free_by_lane: Measured | None
     successive: tuple[Pair, ...]
     leads: tuple[Pair, ...]
     num_queries: int
@@ -113,6 +114,7 @@ class PhaseComparison:
         return {
             "phases": [_row_report(row) for row in self.rows],
             "free": {"name": self.free, **asdict(self.free_measured)},
+            "free_by_lane": None if self.free_by_lane is None else asdict(self.free_by_lane),
             "successive": [asdict(pair) for pair in self.successive],
             "against_free": [asdict(pair) for pair in self.leads],
             "best": self.best.name,
@@ -148,6 +150,7 @@ def measure_phases(
         rows=tuple(rows),
         free=free,
         free_measured=compare.measure(free, NONE),
+        free_by_lane=compare.measure(free, LANE) if LANE in {row.order for row in rows} else None,
         successive=compare.pairs(_successive(rows)),
         leads=compare.pairs([(row, None, free) for row in rows if row.same_as is None]),
         num_queries=int(replay["num_queries"]),

@@ -5,10 +5,23 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lvm.lanes.reranking import NONE
 from lvm.phases.measured import PhaseComparison, Row
 from lvm.phases.published import published_report
 from lvm.phases.table import Phase
-from lvm.report.canvas import BLACK, BLUE, FONT, GREEN, GREY, LIGHT, RED, canvas, empty, label
+from lvm.report.canvas import (
+    BLACK,
+    BLUE,
+    FONT,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    RED,
+    canvas,
+    empty,
+    label,
+)
 
 LEGEND = {"fontsize": FONT - 2, "frameon": False, "ncols": 3}
 
@@ -99,6 +112,13 @@ def _whole_bank(
     free = 100 * found.free_measured.figures["hit_at_5"]
     name = f"{found.free}, the best free predictor"
     axes.axhline(free, color=GREY, linestyle="--", linewidth=1.8, label=name)
+    if found.free_by_lane is not None:
+        value = 100 * found.free_by_lane.figures["hit_at_5"]
+        ends = [places[row.trained.phase.name] for row in shown if row.order != NONE]
+        named = f"{found.free}, by lane"
+        span = [min(ends) - 0.4, max(ends) + 0.4]
+        axes.plot(span, [value] * 2, "--", color=ORANGE, linewidth=1.8, label=named)
+        top = max(top, value)
     axes.set_ylim(0, 1.2 * max(top, free, 1.0))
     if not shown:
         empty(axes, "no phase was measured")

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lvm.lanes.reranking import NONE
 from lvm.metrics import POOLS
 from lvm.phases.measured import Measured, Pair, PhaseComparison
 from lvm.phases.old_gates import GATES, OldCheck
@@ -51,7 +52,7 @@ def published_table(phases: Mapping[str, Phase], style: str = TEXT) -> str:
             lines.append([one.name, f"{one.ctx:,}", *[NOTHING] * 7])
             continue
         told = published_report(one.published)
-        hits = [interval_cell(told[key], told["ci95"][key]) for key in HITS]
+        hits = [_published_cell(told[key], told["ci95"][key]) for key in HITS]
         epochs = f"{told['best_epoch']} of {told['last_epoch']}"
         counts = [f"{told[key]:,}" for key in ("pool", "windows", "steps")]
         lines.append([one.name, f"{one.ctx:,}", *hits, *counts, epochs])
@@ -69,13 +70,15 @@ def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
     lines = []
     for row in found.rows:
         report, plan = row.trained.report, row.trained.report["plan"]
-        name = row.name if row.order == "none" else f"{row.name}, by lane"
+        name = row.name if row.order == NONE else f"{row.name}, by lane"
         training = [f"{plan['examples_per_epoch']:,}", f"{report['optimiser_steps']:,}"]
         training.append(f"{report['best_epoch']} of {len(report['history'])}")
-        marks = f"v{row.trained.version}" if row.same_as is None else f"is {row.same_as}"
+        marks = f"v{row.trained.version}" if row.same_as is None else f"same as {row.same_as}"
         ctx = f"{row.trained.phase.ctx:,}"
         lines.append([name, ctx, *_figure_cells(row.measured), *training, marks])
-    lines.append([found.free, "", *_figure_cells(found.free_measured), "", "", "", "free"])
+    free = {found.free: found.free_measured, f"{found.free}, by lane": found.free_by_lane}
+    for name, one in ((name, one) for name, one in free.items() if one is not None):
+        lines.append([name, "", *_figure_cells(one), "", "", "", "free"])
     headers = ["phase", "ctx", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median\nrank"]
     headers += ["examples\nan epoch", "steps", "best\nepoch", "version"]
     if style == MARKDOWN:
@@ -100,7 +103,7 @@ def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
         own = told = NOTHING
         if published is not None:
             own = _pool_cell(measured, published.pool)
-            told = f"{percent(published.hit_at_5)} (of {published.pool:,})"
+            told = f"{100 * published.hit_at_5:.2f} (of {published.pool:,})"
         lines.append([name, *cells, own, told])
     headers = ["phase", "whole bank", *(f"{pool:,}" for pool in reversed(POOLS))]
     headers += ["in its old pool", "published"]
@@ -108,7 +111,7 @@ def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
         "Hit@5 % of the same ranks, expected among so many candidates (hypergeometric, raw ranks)"
     ]
     body = captioned(caption, table(lines, headers, "l" + "r" * (len(headers) - 1), style))
-    return f"{body}\n\n{pool_note(found)}"
+    return f"{body}\n\n{_wrapped(pool_note(found), style)}"
 
 
 def pool_note(found: PhaseComparison) -> str:
@@ -121,7 +124,7 @@ def pool_note(found: PhaseComparison) -> str:
     low, high = (percent(row.measured.pools[pool]["hit_at_5"]) for pool in (many, few))
     return (
         f"The model of phase {row.name}, unchanged, answers {low} % among {many:,} candidates, "
-        f"{high} % among {few:,}.\nThe old pools shrank from 1,149 to 58 as the context grew: what "
+        f"{high} % among {few:,}. The old pools shrank from 1,149 to 58 as the context grew: what "
         "rises with it in the published column may be no more than that."
     )
 
@@ -176,7 +179,7 @@ def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:
     for row in (row for row in found.rows if row.same_as is None):
         lists.setdefault(tuple(row.trained.report["warnings"]), []).append(row.name)
     lines = [
-        f"{bullet(style)}{', '.join(names)}: {sentence}"
+        _wrapped(f"{bullet(style)}{', '.join(names)}: {sentence}", style)
         for sentences, names in lists.items()
         for sentence in sentences
     ]
@@ -191,9 +194,10 @@ def winner_text(found: PhaseComparison, story: PhaseStory, style: str = TEXT) ->
     lead = next(pair for pair in found.leads if pair.later == (best.same_as or best.name))
     value = interval_cell(best.measured.figures["hit_at_5"], best.measured.ci95["hit_at_5"])
     tail = "" if story.is_enabled else "; a dry run: no alias was changed"
+    order = "" if best.order == NONE else ", both ordered by lane"
     return _wrapped(
         f"Best phase: {best.name}, Hit@5 {value} %, {difference_cell(lead.hit_at_5)} points "
-        f"against {free}, the best free predictor. Baseline: {story.winner or 'none yet'} "
+        f"against {free}, the best free predictor{order}. Baseline: {story.winner or 'none yet'} "
         f"({what}){tail}.",
         style,
     )
@@ -232,6 +236,12 @@ def _tables(found: PhaseComparison, story: PhaseStory, style: str) -> list[str]:
 def _wrapped(text: str, style: str) -> str:
     """Break a paragraph for the terminal."""
     return text if style == MARKDOWN else textwrap.fill(text, WIDTH, break_on_hyphens=False)
+
+
+def _published_cell(share: float, interval: Sequence[float]) -> str:
+    """Write a share with the two digits that it was published with."""
+    low, high = (percent(bound) for bound in interval)
+    return f"{100 * share:.2f} [{low}, {high}]"
 
 
 def _figure_cells(one: Measured) -> list[str]:

@@ -33,7 +33,7 @@ from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]
 OnEpoch = Callable[[dict[str, float]], None]
-OnWarnings = Callable[[list[str]], None]
+OnWarnings = Callable[[list[str]], object]
 
 ALONE = World()
 CLIP_NORM = 1.0
