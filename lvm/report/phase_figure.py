@@ -19,11 +19,10 @@ from lvm.report.canvas import (
     ORANGE,
     RED,
     canvas,
-    empty,
     label,
 )
 
-LEGEND = {"fontsize": FONT - 2, "frameon": False, "ncols": 3}
+COLORS, SIDES = {"dense": GREEN, "seed": BLUE}, {"dense": -1, "seed": 1}
 
 
 def phase_figure(found: PhaseComparison, phases: Mapping[str, Phase]) -> Figure:
@@ -47,8 +46,11 @@ def phase_figure(found: PhaseComparison, phases: Mapping[str, Phase]) -> Figure:
         axes.set_ylabel("Hit@5, %")
         axes.grid(axis="y", color=LIGHT)
         axes.set_axisbelow(True)
-        axes.legend(loc="lower left", **LEGEND)
-    above.set_ylim(0, 100)
+    above.set_ylim(0, 108)
+    handles = [handle for axes in (above, below) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=3, fontsize=FONT - 2, frameon=False
+    )
     return figure
 
 
@@ -59,10 +61,10 @@ def _published(axes: Axes, phases: Mapping[str, Phase], places: Mapping[str, flo
         low, high = (100 * value for value in told["ci95"]["hit_at_5"])
         value = 100 * told["hit_at_5"]
         name = "published, Wilson interval" if not number else None
-        axes.plot([x - 0.12] * 2, [low, high], color=RED, linewidth=2.5)
-        axes.plot([x - 0.12], [value], "s", color=RED, markersize=9, label=name)
-        text = f"{value:.0f} of {told['pool']:,}"
-        label(axes, text, (x - 0.12, value), (-8, 0), color=RED, ha="right", va="center")
+        axes.plot([x] * 2, [low, high], color=RED, linewidth=2.5)
+        axes.plot([x], [value], "s", color=RED, markersize=9, label=name)
+        text = f"{value:.0f} % of {told['pool']:,}"
+        label(axes, text, (x, low), (0, -8), color=RED, ha="center", va="top")
 
 
 def _in_pools(
@@ -74,17 +76,10 @@ def _in_pools(
         for row in shown
         if row.trained.phase.published is not None
     }
-    own = [
-        (places[row.trained.phase.name], row.measured.pools[pools[row.trained.phase.name]])
-        for row in shown
-        if pools.get(row.trained.phase.name) in row.measured.pools
-    ]
-    if own:
-        heights = [100 * pool["hit_at_5"] for _, pool in own]
-        at = [x + 0.12 for x, _ in own]
-        axes.plot(at, heights, "o", color=BLUE, markersize=10, label="these phases, same pools")
-        for x, value in zip(at, heights, strict=True):
-            label(axes, f"{value:.0f}", (x, value), (9, 0), color=BLUE, va="center")
+    for row in shown:
+        pool = row.measured.pools.get(pools.get(row.trained.phase.name, 0))
+        if pool is not None:
+            _point(axes, row, places, 100 * pool["hit_at_5"], "{:.0f}")
     first = shown[0].measured.pools
     one = [(places[name], first[pool]) for name, pool in pools.items() if pool in first]
     if one:
@@ -93,21 +88,27 @@ def _in_pools(
         axes.plot([x for x, _ in one], heights, ":", color=BLACK, linewidth=2, label=name)
 
 
+def _point(axes: Axes, row: Row, places: Mapping[str, float], value: float, form: str) -> float:
+    """Draw a phase, dense ones on the left of its place with their number, others on the right."""
+    side = SIDES[row.trained.recipe]
+    x, color = places[row.trained.phase.name] + 0.1 * side, COLORS[row.trained.recipe]
+    axes.plot([x], [value], "o", color=color, markersize=10)
+    ha = "left" if side > 0 else "right"
+    label(axes, form.format(value), (x, value), (9 * side, 0), color=color, ha=ha, va="center")
+    return x
+
+
 def _whole_bank(
     axes: Axes, found: PhaseComparison, shown: Sequence[Row], places: Mapping[str, float]
 ) -> None:
-    colors = {"dense": GREEN, "seed": BLUE}
     top, told = 0.0, set()
     for row in shown:
         recipe = row.trained.recipe
-        x = places[row.trained.phase.name] + (0.08 if recipe == "seed" else -0.08)
-        value = 100 * row.measured.figures["hit_at_5"]
         low, high = (100 * bound for bound in row.measured.ci95["hit_at_5"])
-        name = None if recipe in told else f"recipe={recipe}, interval by document"
+        x = _point(axes, row, places, 100 * row.measured.figures["hit_at_5"], "{:.1f}")
+        name = None if recipe in told else f"these phases, recipe={recipe}"
         told.add(recipe)
-        axes.plot([x, x], [low, high], color=colors[recipe], linewidth=2.5)
-        axes.plot([x], [value], "o", color=colors[recipe], markersize=10, label=name)
-        label(axes, f"{value:.1f}", (x, value), (9, 0), color=colors[recipe], va="center")
+        axes.plot([x, x], [low, high], color=COLORS[recipe], linewidth=2.5, label=name)
         top = max(top, high)
     free = 100 * found.free_measured.figures["hit_at_5"]
     name = f"{found.free}, the best free predictor"
@@ -119,6 +120,4 @@ def _whole_bank(
         span = [min(ends) - 0.4, max(ends) + 0.4]
         axes.plot(span, [value] * 2, "--", color=ORANGE, linewidth=1.8, label=named)
         top = max(top, value)
-    axes.set_ylim(0, 1.2 * max(top, free, 1.0))
-    if not shown:
-        empty(axes, "no phase was measured")
+    axes.set_ylim(0, 1.15 * max(top, free, 1.0))

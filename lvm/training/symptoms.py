@@ -17,8 +17,8 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
     warnings = []
     if plan.steps < MIN_STEPS:
         warnings.append(
-            f"only {plan.steps} optimiser steps are planned ({plan.steps_per_epoch} an epoch, epochs: "
-            f"{plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
+            f"only {plan.steps} optimiser steps are planned ({plan.steps_per_epoch} an epoch, "
+            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
         )
     if plan.examples_per_epoch < MIN_EXAMPLES:
         warnings.append(
