@@ -108,7 +108,7 @@ def shadow_or_find(
     parts += [asked, asdict(read_gate_rules())]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     found = tracking.find_finished(SHADOW_TAG, key)
-    if found is not None and _stands(tracking.read_json(found, "report.json"), promote):
+    if found is not None and replay_stands(tracking.read_json(found, "report.json"), promote):
         print(f"shadow-eval: run {found} replayed these models, nothing to replay", flush=True)
         return found
     runs = dict.fromkeys(reference(one.run_id) for one in done)
@@ -118,7 +118,7 @@ def shadow_or_find(
     return run_id
 
 
-def _stands(replay: dict[str, Any], promote: str) -> bool:
+def replay_stands(replay: dict[str, Any], promote: str) -> bool:
     """Tell whether the alias is at the version where that replay left it."""
     decision = replay["decision"]
     name = decision["winner"] if promote == "enabled" else decision["baseline"]
