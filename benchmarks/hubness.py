@@ -59,7 +59,7 @@ def main(path: str, ctx: int, predictor: str, num_queries: int, betas: tuple[flo
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
     model = fit_free_predictors(bank, windows, (predictor,), windows.seed)[predictor]
-    positions = train_positions(windows, windows.seed)
+    positions = train_positions(bank, windows, windows.seed)
     prediction_PD = predict_queries(on_train_rows(model), bank, positions)
     target_P, row_N = positions.target_row_Q, np.arange(bank.num_rows)
     nobody_P = np.full(len(target_P), -1)

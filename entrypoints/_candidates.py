@@ -13,6 +13,7 @@ from lvm.bank.store import Bank
 from lvm.checkpoint import fits
 from lvm.checkpoint.facts import FREE, TRAINED, Facts
 from lvm.evaluation.evaluate import MAX_QUERIES
+from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.table import FREE_MODELS
 from lvm.registry import alias, registered
@@ -74,34 +75,42 @@ class Field:
         return next(names, f"version {self.baseline_version}")
 
 
-def gather(
-    candidates: str,
-    bank_path: str | None,
-    ctx: int | None,
-    register: bool,
-    log: QueryLog | None = None,
-) -> Field:
+@dataclass(frozen=True)
+class Wanted:
+    """Who is to take part on which bank; None means that the candidates decide.
+
+    With `candidates` all, trained versions of the bank are meant. `by_lane` needs lanes.
+    """
+
+    candidates: str
+    bank: str | None = None
+    ctx: int | None = None
+    by_lane: bool = False
+
+
+def gather(wanted: Wanted, register: bool, log: QueryLog | None = None) -> Field:
     """Find the candidates; fit the free predictors that have no version yet.
 
-    With `candidates` all, trained versions of this bank are meant. `register` makes versions of
-    what has none. The current baseline is always among them. The bank's hashes are checked; `log`
-    is checked against the bank before anything is fitted or registered.
+    `register` makes versions of what has none. The current baseline is always among them. The
+    bank's hashes are checked; `log`, lanes are checked before anything is fitted or registered.
     """
     baseline = alias.aliases().get(BASELINE)
     known = {str(card.version): card for card in registered.cards()}
     for version, reason in registered.unreadable_versions().items():
         print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
-    named = None if candidates == "all" else _named(candidates, known)
-    bank = read_bank(bank_path or _bank_of(named, known), verify=True)
+    named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
+    bank = read_bank(wanted.bank or _bank_of(named, known), verify=True)
     if log is not None:
         log_queries(log, bank, DEFAULT_CTX)
     cards = _trained_ones(known, bank) if named is None else named
     if baseline in known and baseline not in {card.version for card in cards}:
         cards.append(known[baseline])
     trained = [card.facts for card in cards if _is_trained_on(card, bank)]
-    length = ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
+    length = wanted.ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
     seed = _seed(known.get(baseline or ""), trained, bank)
     inputs = make_inputs(bank, length, None, "shadow", split="document", seed=seed)
+    if wanted.by_lane:
+        check_lanes(bank, inputs.windows, seed)
     if register:
         cards = [_with_version(card) for card in cards]
     missing = set(FREE_MODELS) - {card.facts.model for card in cards if _is_free(card, inputs)}
@@ -190,8 +199,8 @@ def _with_version(card: Card) -> Card:
 def _entrant(card: Card, inputs: Inputs) -> Entrant:
     """Return what the card names; the row correction of a base bank's model is fitted anew here.
 
-    It was made for the rows of the base alone. What cannot be read stays where it is, to be told
-    when it is measured.
+    It was made for the rows of the base alone. What cannot be read takes part as it lies there, and
+    is told when it is measured.
     """
     if card.facts.bank_sha256 not in inputs.bank.bases:
         return Entrant(card)

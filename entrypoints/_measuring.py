@@ -8,7 +8,7 @@ import pandas as pd
 from entrypoints._inputs import BANK_HELP
 from entrypoints._options import option
 from entrypoints._reports import HITS, REPORT_HELP, check_report
-from entrypoints._subjects import Subject, open_subject
+from entrypoints._subjects import Subject
 from lvm import tracking
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.registry.registered import BASELINE_URI
@@ -46,13 +46,8 @@ class Measurement:
         return pd.concat(tables, ignore_index=True)
 
 
-def measure(options: MeasureOptions) -> Measurement:
-    """Evaluate the predictor beside the free ones; log the figures with it."""
-    return measure_subject(open_subject(options.model, options.bank, options.ctx), options)
-
-
 def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
-    """Evaluate a predictor that is open already, on the bank that stands beside it."""
+    """Evaluate the predictor beside the free ones; log the figures with it."""
     bank, windows = subject.inputs.bank, subject.inputs.windows
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}

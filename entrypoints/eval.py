@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure
+from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, publish
+from entrypoints._subjects import open_subject
 from lvm import tracking
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
@@ -35,7 +37,10 @@ class EvalOptions(MeasureOptions):
 
 def body(options: EvalOptions) -> None:
     """Rank the true next passage among all rows of a bank, for a predictor and the free ones."""
-    measurement = measure(options)
+    subject = open_subject(options.model, options.bank, options.ctx)
+    if options.rerank == LANE:
+        check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
+    measurement = measure_subject(subject, options)
     own = measurement.evaluations[0]
     tracking.log_file("per_query.parquet", own.per_query.to_parquet)
     tracking.log_file(MEASURED, measurement.long_table().to_parquet)

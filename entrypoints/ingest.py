@@ -1,34 +1,70 @@
 """Command: text, chains or vectors to a bank."""
 
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from lvm import tracking
 from lvm.bank.store import open_bank
+from lvm.chains.ingest import ChainReport, ingest_chains
+from lvm.chains.plan import ChainPlan, holds_chains
+from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
+from lvm.report.tables import MARKDOWN, TEXT, table
 
 SHOWN = 12
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """Options of `ingest`."""
+    """Options of `ingest`; those from `base` on are read for chains alone."""
 
     source: str = option(
         DEFAULT_SOURCE,
-        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file or a bank folder.",
+        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file or a bank folder. "
+        "Chains: ontology:<.obo, edge list, WordNet folder>, graph:<edge list or bank folder>, "
+        "anchored:<bank folder>.",
     )
     encoder: str = option(DEFAULT_ENCODER, "wordllama, or a sentence-transformers name or folder.")
     bank: str = option(DEFAULT_BANK, "Folder to write the bank to.")
     max_rows: int | None = option(None, "Keep about so many rows at most (auto: all).", low=1)
+    base: str | None = option(None, "Chains: bank whose rows come first.", unset="none")
+    pool: str | None = option(
+        None, "graph:<edge list>: bank whose row numbers the edges name.", unset="none"
+    )
+    lanes: str | None = option(
+        None,
+        "ontology: <subtree>=<lane>,...; else lanes to take, a,b (none: the source's own, all).",
+        unset="none",
+    )
+    root: str | None = option(None, "ontology: roots to walk from, a,b (auto: all).")
+    walk: str = option("both", "ontology: breadth or depth first.", choices=tuple(WALKS))
+    queries: str | None = option(
+        None, "anchored: per_query.parquet of an eval run over `base`.", unset="none"
+    )
+    anchor: float | None = option(
+        None, "anchored: least cosine to a missed answer (auto: percentile).", low=0, high=1
+    )
+    neighbours: int = option(10, "anchored, graph:<bank>: nearest rows of each row.", low=1)
+    coherence: str = option("auto", "Least mean adjacent cosine: auto, 0.7, p40 or 0.5,p40.")
+    max_chains: int | None = option(None, "Keep so many chains at most (auto: all).", low=1)
+    seed: int = option(0, "Seed of the order of walks, their lengths, negatives.", low=0)
 
 
 def body(options: IngestOptions) -> None:
-    """Read text, chains or vectors, embed what is text, write a bank."""
+    """Read text, chains or vectors, embed what is text, write a bank.
+
+    Chains are runs of 8 to 14 concepts, each a sequence of the bank; with --base they are pinned
+    to train. Their CPESH records lie in the bank's folder as cpesh.parquet.
+    """
     tracking.log_config(asdict(options))
+    if holds_chains(options.source):
+        _ingest_chains(options)
+        return
+    _refuse_chain_options(options)
     report = ingest(options.source, options.encoder, options.bank, options.max_rows)
     tracking.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
@@ -36,17 +72,83 @@ def body(options: IngestOptions) -> None:
     publish(asdict(report), None)
 
 
+def _ingest_chains(options: IngestOptions) -> None:
+    if options.max_rows is not None:
+        raise ValueError("max_rows: is for text or vectors; for chains give max_chains")
+    values = {name: value for name, value in asdict(options).items() if name != "max_rows"}
+    report = ingest_chains(ChainPlan(**values))
+    tracking.log_bank(open_bank(options.bank), "ingestion")
+    tracking.log_metrics(chain_metrics(report))
+    tracking.log_text(chains_text(report, MARKDOWN) + "\n", "chains.md")
+    print(chains_text(report))
+    publish(asdict(report), None)
+
+
+def _refuse_chain_options(options: IngestOptions) -> None:
+    names = [one.name for one in fields(options)]
+    for one in fields(options)[names.index("base") :]:
+        if getattr(options, one.name) != one.default:
+            raise ValueError(
+                f"{one.name}: is read for chains alone; give "
+                "source=ontology:...|graph:...|anchored:..., or leave it away"
+            )
+
+
 def counts_table(report: IngestReport) -> str:
     """Return the rows of each sequence with those of each lane, then what was left out."""
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
     for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
-        largest = sorted(counts.items(), key=lambda item: -item[1])
-        shown = [f"{name or 'none'} {count:,}" for name, count in largest[:SHOWN]]
-        rest = [f"{len(largest) - SHOWN} more"] if len(largest) > SHOWN else []
-        lines.append(f"{len(counts):,} {title}: {', '.join(shown + rest)}")
+        lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
     lines += [f"dropped {count:,} rows: {reason}" for reason, count in report.dropped.items()]
     return "\n".join([*lines, *report.notes, f"sha256 {report.sha256}"])
+
+
+def chains_text(report: ChainReport, style: str = TEXT) -> str:
+    """Return what was made, its lanes, then the table of what each gate dropped."""
+    verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
+    cpesh, coherence = report.cpesh, report.coherence
+    lines = [
+        f"bank {report.path}: {report.rows:,} rows x {report.dim} dims ({report.base_rows:,} of "
+        f"the base, then {report.chains:,} chains), {verb}",
+        f"{len(report.lanes):,} lanes, in chains: {_largest(report.lanes)}",
+        f"coherence of the chains kept: median {coherence['kept']['p50']:.3f}, asked for "
+        f"{coherence['least']:.3f} or more",
+        f"CPESH: {cpesh['records']:,} of {report.chains:,} chains have a record "
+        f"({cpesh['rate']:.2%}); rule of cosines: {cpesh['rule']}, soft {cpesh['soft_low']:.2f} to "
+        f"{cpesh['soft_high']:.2f}, hard below {cpesh['hard_high']:.2f}",
+    ]
+    counts = [
+        [gate["name"], f"dropped: {gate['dropped']:,}", f"because of {gate['reason']}"]
+        for gate in report.gates
+    ]
+    counts = [["candidates", f"{report.candidates:,}", ""], *counts]
+    counts.append(["kept", f"{report.chains:,}", ""])
+    body = table(counts, ["gate", "chains", "reason"], "lrl", style)
+    joint = "\n\n" if style == MARKDOWN else "\n"
+    notes = [*report.notes, f"sha256 {report.sha256}"]
+    return joint.join(lines) + "\n\n" + body + "\n\n" + joint.join(notes)
+
+
+def chain_metrics(report: ChainReport) -> Mapping[str, float]:
+    """Return the counts of the run: rows, chains, drops of each gate, CPESH."""
+    return {
+        "bank/rows": report.rows,
+        "bank/dim": report.dim,
+        "chains/candidates": report.candidates,
+        "chains/kept": report.chains,
+        **{f"chains/dropped_{gate['name']}": gate["dropped"] for gate in report.gates},
+        "chains/coherence_least": report.coherence["least"],
+        "chains/coherence_median": report.coherence["kept"]["p50"],
+        "chains/cpesh_rate": report.cpesh["rate"],
+        "chains/cpesh_absolute_rate": report.cpesh["absolute_rate"],
+    }
+
+
+def _largest(counts: Mapping[str, int]) -> str:
+    largest = sorted(counts.items(), key=lambda item: -item[1])
+    shown = [f"{name or 'none'} {count:,}" for name, count in largest[:SHOWN]]
+    return ", ".join(shown + ([f"{len(largest) - SHOWN} more"] if len(largest) > SHOWN else []))
 
 
 main = EntryPoint("ingest", IngestOptions, body)

@@ -1,8 +1,11 @@
 """Command: retrieve the passages that come next."""
 
+import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +13,23 @@ from numpy.typing import NDArray
 from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
+from entrypoints._reports import plain, publish
 from entrypoints._subjects import check_dim, open_subject
 from lvm import tracking
 from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
+from lvm.lanes.figures import lane_codes, lane_names
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import registered
 from lvm.registry.registered import BASELINE_URI, Predictor
+from lvm.report.tables import TEXT, table
 from lvm.retrieval.index import ServingIndex, ensure_index
 
-WIDTH = 100
+TEXT_WIDTH, SOURCE_WIDTH = 80, 36
+TABLE, JSON = "table", "json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class PredictOptions:
     k: int = option(5, "Passages to retrieve.", low=1)
     bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
     ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
+    format: str = option(TABLE, "What is printed.", choices=(TABLE, JSON))
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.context is None):
@@ -52,10 +60,20 @@ def body(options: PredictOptions) -> None:
         facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
     index = ensure_index(bank, predictor.model, facts, correction)
     prediction_BD = predict_contexts(predictor.model, context_TD[None])
-    score_name = "cosine" if correction is None else "score"
-    lines = [f"search: {index.facts}", *passages(index, bank, prediction_BD, options.k, score_name)]
-    tracking.log_text("\n".join(lines) + "\n", "predictions.txt")
-    print("\n".join(lines))
+    found = passages(index, bank, prediction_BD, options.k)
+    report = {
+        "model": facts.model,
+        "bank": str(bank.path),
+        "bank_sha256": bank.sha256,
+        "context_rows": len(context_TD),
+        "search": str(index.facts),
+        "score": "cosine" if correction is None else "cosine with row correction",
+        "passages": found,
+    }
+    shown = passages_table(report, options.k)
+    tracking.log_text(shown + "\n", "predictions.txt")
+    publish(report, None)
+    print(json.dumps(plain(report), indent=1) if options.format == JSON else shown)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
@@ -71,20 +89,50 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
 
 
 def passages(
-    index: ServingIndex, bank: Bank, prediction_1D: NDArray[np.float32], k: int, score_name: str
-) -> list[str]:
-    """Return the table of the best k passages, a line each."""
+    index: ServingIndex, bank: Bank, prediction_1D: NDArray[np.float32], k: int
+) -> list[dict[str, Any]]:
+    """Return the best k passages, best first: score, row, lane, sequence, document, text."""
     row_1K, score_1K = index.search(prediction_1D, k)
-    is_found_K = row_1K[0] >= 0
+    row_K, score_K = row_1K[0][row_1K[0] >= 0], score_1K[0][row_1K[0] >= 0]
     texts = bank.texts()
-    lines = [f"{score_name:>7} {'row':>9}  passage"]
-    for row, score in zip(row_1K[0][is_found_K], score_1K[0][is_found_K], strict=True):
-        passage = "" if texts is None else " ".join(str(texts[row]).split())
-        sequence = bank.sequences[bank.sequence_N[row]]
-        lines.append(f"{score:7.3f} {row:9,}  [{sequence}] {passage[:WIDTH]}")
-    if not is_found_K.all():
-        lines.append(f"{is_found_K.sum()} of {k} found: the lists that were read hold no more")
-    return lines
+    lanes = None if bank.lane_N is None else [lane_names(bank)[c] for c in lane_codes(bank, row_K)]
+    return [
+        {
+            "score": float(score),
+            "row": int(row),
+            "lane": None if lanes is None else lanes[place],
+            "sequence": bank.sequences[bank.sequence_N[row]],
+            "document": bank.documents[bank.document_N[row]],
+            "text": None if texts is None else " ".join(str(texts[row]).split()),
+        }
+        for place, (row, score) in enumerate(zip(row_K, score_K, strict=True))
+    ]
+
+
+def passages_table(report: Mapping[str, Any], k: int) -> str:
+    """Return the passages as a table, long cells cut, with a note where fewer than k were found."""
+    found = report["passages"]
+    lines = [
+        [
+            f"{one['score']:.3f}",
+            f"{one['row']:,}",
+            one["lane"] or "",
+            shorten(f"{one['sequence']}: {one['document']}", SOURCE_WIDTH),
+            shorten(one["text"] or "", TEXT_WIDTH),
+        ]
+        for one in found
+    ]
+    body = table(lines, ["score", "row", "lane", "source", "passage"], "rrlll", TEXT)
+    head = f"{report['model']} after {report['context_rows']:,} rows; score: {report['score']}"
+    blocks = [head, f"search: {report['search']}", "", body]
+    if len(found) < k:
+        blocks.append(f"{len(found)} of {k} found: the lists that were read hold no more")
+    return "\n".join(blocks)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut a text to `width` characters, the last of them an ellipsis."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:

@@ -1,17 +1,18 @@
 """Command: paired replay of all candidates, gates, promotion."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from entrypoints._candidates import Field, choose_queries, gather
-from entrypoints._inputs import BANK_HELP
+from entrypoints._candidates import Field, Wanted, choose_queries, gather
+from entrypoints._inputs import BANK_HELP, Inputs
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import tracking
-from lvm.lanes.reranking import LANE, NONE, RERANKS, foretell
+from lvm.lanes.reranking import LANE, NONE, RERANKS, Foretold, foretell
 from lvm.promotion.decision import Decision
 from lvm.registry import alias
 from lvm.registry.alias import BASELINE
@@ -26,6 +27,7 @@ from lvm.shadow.process import Replayer
 from lvm.shadow.query_log import read_query_log
 from lvm.shadow.replay import replay
 from lvm.shadow.reranked import reranked_outcomes
+from lvm.windows.planning import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
@@ -57,17 +59,16 @@ def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
-    field = gather(options.candidates, options.bank, options.ctx, is_enabled, log)
+    wanted = Wanted(options.candidates, options.bank, options.ctx, options.rerank == LANE)
+    field = gather(wanted, is_enabled, log)
     inputs = field.inputs
     queries, source = choose_queries(log, inputs, options.max_queries)
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
     rules = read_gate_rules()
-    foretold = None
-    if options.rerank == LANE:
-        foretold = foretell(inputs.bank, inputs.windows, queries, inputs.windows.seed)
+    by_lane = foretelling(inputs) if options.rerank == LANE else None
     limit_ms = rules.latency_p95_ms
-    with Replayer(note=tqdm.write, limit_ms=limit_ms, foretold=foretold) as measure:
+    with Replayer(note=tqdm.write, limit_ms=limit_ms, foretell=by_lane) as measure:
         result = replay(
             field.candidates,
             inputs.bank,
@@ -78,7 +79,7 @@ def body(options: ShadowOptions) -> None:
         )
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
-    reranked = [] if foretold is None else reranked_outcomes(result, inputs.bank)
+    reranked = [] if by_lane is None else reranked_outcomes(result, inputs.bank)
     run_id = tracking.active_run_id()
     tag_measured(result, field.versions, run_id)
 
@@ -105,6 +106,19 @@ def body(options: ShadowOptions) -> None:
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
+
+
+def foretelling(inputs: Inputs) -> Callable[[Queries], Foretold]:
+    """Return what foretells the lanes of queries, once for each length of context."""
+    known: dict[int, Foretold] = {}
+
+    def ask(queries: Queries) -> Foretold:
+        if queries.ctx not in known:
+            seed = inputs.windows.seed
+            known[queries.ctx] = foretell(inputs.bank, inputs.windows, queries, seed)
+        return known[queries.ctx]
+
+    return ask
 
 
 def failure_line(decision: Decision, moved: tuple[str, ...], reason: str) -> str:

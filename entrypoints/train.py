@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from entrypoints._doubts import Doubts
+from entrypoints._initial import read_initial
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from entrypoints._validation import Validation
 from lvm import tracking
 from lvm.checkpoint.facts import facts_of
+from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import load_state
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
+from lvm.models.tmd_experts import has_gate
 from lvm.phases.table import read_phases
 from lvm.registry import alias, registered
 from lvm.report.evaluation import evaluation_table
@@ -35,14 +39,15 @@ from lvm.training.identity import training_sha256
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import (
     DEVICES,
+    EXPERTS_CONTROLS,
     PRECISIONS,
     RECIPES,
+    TRUNKS,
     TrainConfig,
     as_dict,
     chosen_device,
     resolve,
 )
-from lvm.training.symptoms import validation_warnings
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
@@ -61,6 +66,11 @@ class TrainOptions:
         unset="none",
     )
     model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    init: str | None = option(
+        TrainConfig.init,
+        "Predictor whose weights training starts from: a version, models:/..., runs:/...",
+        unset="none",
+    )
     recipe: str = option(TrainConfig.recipe, "Decides what is auto.", choices=RECIPES)
     epochs: int | None = option(TrainConfig.epochs, "Epochs at most.", low=1)
     max_steps: int | None = option(
@@ -90,6 +100,23 @@ class TrainOptions:
     hidden: int = option(TrainConfig.hidden, "Width of the recurrent states.", low=1)
     layers: int = option(TrainConfig.layers, "Recurrent layers, half below the memory.", low=2)
     dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
+    trunk: str | None = option(
+        TrainConfig.trunk,
+        "What experts share (auto: frozen where tmd_experts has an init).",
+        choices=TRUNKS,
+    )
+    experts: int = option(TrainConfig.experts, "Experts of tmd_experts.", low=1)
+    expert_rank: int = option(TrainConfig.expert_rank, "Rank of each expert's map.", low=1)
+    experts_control: str = option(
+        TrainConfig.experts_control,
+        "Rival of the experts: one expert of twice the rank, lanes permuted among documents.",
+        choices=EXPERTS_CONTROLS,
+    )
+    gate_balance: float = option(TrainConfig.gate_balance, "Weight of the gate's balance.", low=0)
+    gate_z: float = option(TrainConfig.gate_z, "Weight of the gate's z-loss.", low=0)
+    gate_lanes: float = option(
+        TrainConfig.gate_lanes, "First weight of the targets' lanes, 0 at the end.", low=0
+    )
     device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
     precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)
     gradient_checkpointing: bool = option(
@@ -151,20 +178,22 @@ def body(options: TrainOptions) -> None:
         inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
-        decay = float(free["ema"].config["decay"])  # type: ignore[index]
+        initial = read_initial(options.init, inputs)
+        decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         tracking.log_config(shown, decided)
-        tracking.set_tags({"model": config.model, "phase": options.phase or "none"})
-        tracking.set_tags({"training_sha256": training_sha256(config, inputs.windows)})
-        state = state_path(config, inputs)
+        tags = {"model": config.model, "phase": options.phase or "none"}
+        tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+        tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
+        tracking.set_tags(tags)
+        state = state_path(config, inputs, initial)
         prepare_state(state, options.resume, inputs)
         rivals = {name: validation.measure(model) for name, model in free.items()}
         told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
         print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
-        num_queries = len(validation.queries)
-        doubts = Doubts(validation_warnings(num_queries, validation.detectable()))
-        world.from_main((config, inputs.bank.sha256, inputs.windows.sha256))
+        doubts = Doubts(validation.doubts())
+        world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
             inputs.windows,
@@ -174,8 +203,11 @@ def body(options: TrainOptions) -> None:
             on_warnings=doubts.tell,
             state_path=state,
             world=world,
+            initial=initial,
         )
     finish(options, inputs, replace(result, warnings=doubts.tell(result.warnings)), rivals)
+    if has_gate(result.model):
+        tracking.log_figure(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
 
 
@@ -188,13 +220,13 @@ def follow(options: TrainOptions) -> None:
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
-        shared: tuple[TrainConfig, str, str] = world.from_main(None)
-        config, *digests = shared
+        shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
+        config, initial, *digests = shared
         bank = read_bank(options.bank)
         windows = ensure_windows(bank, options.ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
-        train(bank, windows, config, validate=lambda model: {}, world=world)
+        train(bank, windows, config, validate=lambda model: {}, world=world, initial=initial)
 
 
 def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
@@ -209,11 +241,12 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     )
 
 
-def state_path(config: TrainConfig, inputs: Inputs) -> Path:
+def state_path(config: TrainConfig, inputs: Inputs, initial: nn.Module | None) -> Path:
     """Return where the interrupted state of this very configuration over this data lies."""
     parts: list[Any] = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
     # They change the last bits.
     parts += [torch.__version__, torch.get_num_threads(), launched_size()]
+    parts += [None if initial is None else model_digest(initial)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
 

@@ -44,7 +44,32 @@ class LaneRules:
     assign_margin: float
 
 
-Rules = TypeVar("Rules", GateRules, LaneRules)
+@dataclass(frozen=True)
+class ChainRules:
+    """What a chain must be to enter a bank; gates.yaml explains each field."""
+
+    min_length: int
+    max_length: int
+    coherence_percentile: float
+    twin: float
+    repeated_share: float
+    candidates_per_chain: int
+    subtree_pieces: int
+    subtree_walks: int
+    failing_rank: int
+    anchor_percentile: float
+    soft_low: float
+    soft_high: float
+    hard_high: float
+    soft_low_percentile: float
+    soft_high_percentile: float
+    hard_percentile: float
+    negatives: int
+    cpesh_steps: int
+    min_attach: float
+
+
+Rules = TypeVar("Rules", GateRules, LaneRules, ChainRules)
 
 
 def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
@@ -55,6 +80,11 @@ def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
 def read_lane_rules(path: str | Path = GATES_FILE) -> LaneRules:
     """Read the section `lanes`; raises ValueError on a missing, unknown or negative value."""
     return _read(Path(path), "lanes", LaneRules)
+
+
+def read_chain_rules(path: str | Path = GATES_FILE) -> ChainRules:
+    """Read the section `chains`; raises ValueError on a missing, unknown or negative value."""
+    return _read(Path(path), "chains", ChainRules)
 
 
 def _read(path: Path, section: str, rules: type[Rules]) -> Rules:

@@ -115,3 +115,32 @@ def _row_table(
 def _write(path: Path, vector_ND: np.ndarray, rows: pd.DataFrame, dtype: str) -> Bank:
     unit_ND = vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)
     return write_bank(path, unit_ND, rows, "synthetic", "tests/synthetic.py", dtype)
+
+
+def lane_rotation_bank(
+    path: Path,
+    *,
+    num_lanes: int = 4,
+    num_documents: int = 12,
+    document_rows: int = 20,
+    dim: int = 12,
+    seed: int = 0,
+) -> Bank:
+    """Write a bank in which each lane has a rotation of its own, and shows which lane it is.
+
+    The first `dim` entries of a vector turn by the rotation of its lane's number, the last
+    `num_lanes` are the lane's own. There are two sequences a lane.
+    """
+    random = generator(seed, "lane_rotation_bank")
+    rows = _row_table(2 * num_lanes, num_documents, document_rows, num_lanes)
+    lane_N = rows["lane"].str.removeprefix("lane-").astype(int).to_numpy()
+    matrix_LDD = np.stack([rotation(dim, seed + lane) for lane in range(num_lanes)])
+    vector_ND = np.zeros((len(rows), dim + num_lanes))
+    for row, lane in enumerate(lane_N):
+        first = row % (num_documents * document_rows) == 0
+        point_D = (
+            random.standard_normal(dim) if first else matrix_LDD[lane] @ vector_ND[row - 1, :dim]
+        )
+        vector_ND[row, :dim] = point_D / np.linalg.norm(point_D)
+        vector_ND[row, dim + lane] = 1.0
+    return _write(path, vector_ND, rows, "float32")

@@ -18,17 +18,22 @@ ORDER = {
     "bank": "row_table files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
+    "chains": (
+        "concepts edges wordnet ontologies walks graphs anchored gates gating cpesh plan sources "
+        "writing ingest"
+    ),
     "windows": "splits planning audit export context_rows",
     "models": (
-        "norm dropout gru scan skip recurrent residual baselines memory_gru transformer res_mlp "
-        "table"
+        "norm dropout gru scan skip recurrent residual baselines memory_gru tmd_experts "
+        "transformer res_mlp table"
     ),
     "objectives": "",
+    "routing": "lanes losses figures",
     "checkpoint": "weights fits facts",
     "prediction": "contexts predict streaming",
     "training": (
-        "averaging recipes distributed batches hard_negatives optimisation supervision gradients "
-        "plan symptoms identity state loop"
+        "averaging recipes distributed batches hard_negatives guidance initial optimisation "
+        "supervision gradients plan symptoms identity state loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
@@ -39,8 +44,8 @@ ORDER = {
     "promotion": "gates decision",
     "phases": "table published measured old_gates",
     "report": (
-        "canvas tables figures lane_figures shadow_figures phase_figure evaluation lanes controls "
-        "reranking decision shadow phases"
+        "canvas tables figures expert_figures lane_figures shadow_figures phase_figure evaluation "
+        "lanes controls reranking decision shadow phases"
     ),
     "tracking": "",
     "registry": "alias registered settling",

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from lvm.bank.files import CONTENTS, file_sha256
+from lvm.bank.files import CONTENTS, ROWS, file_sha256
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.files import corpus_files
 from lvm.corpus.python_docs import installed_versions, missing_packages
 from lvm.corpus.reading import PYTHON_DOCS, read_corpus
-from lvm.encoders import WORDLLAMA, load_encoder
+from lvm.encoders import WORDLLAMA, Encoder, load_encoder
 
 BATCH_ROWS = 4096
 UNKNOWN_ENCODER = "unknown"
@@ -67,8 +68,8 @@ def ingest(
     num_dropped = 0
     reused = path.exists() and not overwrite
     if reused:
-        bank = _existing_bank(path, created_by)
-    elif _holds_vectors(source):
+        bank = existing_bank(path, created_by)
+    elif holds_vectors(source):
         bank = _copy_bank(open_bank(source, verify=True), encoder, path, max_rows, created_by)
     else:
         rows = read_corpus(source, max_rows)
@@ -92,7 +93,7 @@ def ingest(
     )
 
 
-def _holds_vectors(source: str) -> bool:
+def holds_vectors(source: str) -> bool:
     """Whether `source` is an .npz or a bank folder."""
     return source.endswith(".npz") or (Path(source) / CONTENTS).is_file()
 
@@ -106,7 +107,7 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
     parts = [f"source={source}", f"encoder={encoder}", f"max_rows={max_rows or 'auto'}"]
     if source == PYTHON_DOCS:
         parts += [f"{name}={version}" for name, version in installed_versions().items()]
-    elif _holds_vectors(source):
+    elif holds_vectors(source):
         parts.append(f"sha256={open_bank(source).sha256}")
     elif Path(source).exists():
         hashes = [file_sha256(path) for path in corpus_files(Path(source))]
@@ -114,7 +115,8 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
     return "; ".join(parts)
 
 
-def _existing_bank(path: Path, created_by: str) -> Bank:
+def existing_bank(path: Path, created_by: str) -> Bank:
+    """Open the bank at `path`; raises ValueError where it was made in another way."""
     bank = open_bank(path)
     if bank.created_by == created_by:
         return bank
@@ -130,10 +132,20 @@ def _existing_bank(path: Path, created_by: str) -> Bank:
 def _encode_bank(rows: pd.DataFrame, encoder: str, path: Path, created_by: str) -> Bank:
     """Encode `rows` in batches, drop those with a zero vector, write the bank."""
     model = load_encoder(encoder)
-    texts = rows["text"].tolist()
+    blocks, keep_N = encode_texts(rows["text"].tolist(), model)
+    if not keep_N.any():
+        raise ValueError(f"encoder {encoder}: gives a zero vector for every row of the source")
+    return write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
+
+
+def encode_texts(
+    texts: list[str], model: Encoder
+) -> tuple[list[npt.NDArray[np.float16]], npt.NDArray[np.bool_]]:
+    """Return the unit vectors in blocks, zero ones left out, with which texts have one (N,)."""
     blocks: list[npt.NDArray[np.float16]] = []
     keep_N = np.zeros(len(texts), dtype=bool)
-    with tqdm(total=len(texts), desc=f"encode {encoder}", unit=" rows", disable=None) as progress:
+    name = model.name
+    with tqdm(total=len(texts), desc=f"encode {name}", unit=" rows", disable=None) as progress:
         for start in range(0, len(texts), BATCH_ROWS):
             batch = texts[start : start + BATCH_ROWS]
             unit_BD = model.encode(batch)
@@ -141,9 +153,7 @@ def _encode_bank(rows: pd.DataFrame, encoder: str, path: Path, created_by: str) 
             keep_N[start : start + len(batch)] = keep_B
             blocks.append(unit_BD[keep_B].astype(np.float16))
             progress.update(len(batch))
-    if not keep_N.any():
-        raise ValueError(f"encoder {encoder}: gives a zero vector for every row of the source")
-    return write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
+    return blocks, keep_N
 
 
 def _copy_bank(
@@ -162,12 +172,12 @@ def _copy_bank(
     name = source.encoder
     if name == UNKNOWN_ENCODER and encoder != WORDLLAMA:  # an .npz; the default names nothing
         name = encoder
-    rows, dtype = _row_names(source)[:num_rows], source.vectors.dtype.name
+    rows, dtype = row_names(source)[:num_rows], source.vectors.dtype.name
     return write_bank(path, blocks, rows, name, created_by, dtype=dtype, overwrite=True)
 
 
-def _row_names(bank: Bank) -> pd.DataFrame:
-    """The row table of a bank by names."""
+def row_names(bank: Bank) -> pd.DataFrame:
+    """Return the row table of a bank by names, with its `split` where it has one."""
     rows = pd.DataFrame(
         {
             "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N],
@@ -179,6 +189,9 @@ def _row_names(bank: Bank) -> pd.DataFrame:
     texts = bank.texts()
     if texts is not None:
         rows["text"] = texts
+    where = bank.path / ROWS
+    if where.is_file() and "split" in pq.read_schema(where).names:
+        rows["split"] = pq.read_table(where, columns=["split"]).to_pandas()["split"].to_numpy()
     return rows
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation, jsonable
 from lvm.lanes.classifier import calibration, context_features, target_codes
+from lvm.lanes.figures import lane_codes
 from lvm.lanes.reranking import (
     Weights,
     all_codes,
@@ -48,7 +49,7 @@ def evaluate_reranking(
     log_p_QL = reranker.classifier.log_probability(context_features(queries, bank))
     report: dict[str, Any] = {
         "shortlist": SIZE,
-        "classifier": _classifier(log_p_QL, queries, bank),
+        "classifier": _classifier(log_p_QL, queries, bank, windows),
     }
     table = own.per_query[["query", "target_row"]].copy()
     names = {"plain": "rank", "corrected": "rank_corrected"}
@@ -104,8 +105,11 @@ class _Case:
         }
 
 
-def _classifier(log_p_QL: FloatArray, queries: Queries, bank: Bank) -> dict[str, Any]:
-    """Return how well the lane is foretold, beside the share of the commonest lane."""
+def _classifier(
+    log_p_QL: FloatArray, queries: Queries, bank: Bank, windows: Windows
+) -> dict[str, Any]:
+    """Return how well the lane is foretold, beside how often it is that of most train rows."""
     code_Q = target_codes(queries, bank)
-    most = np.bincount(code_Q).max() / len(code_Q)
-    return calibration(log_p_QL, code_Q) | {"commonest_lane": float(most)}
+    commonest = np.bincount(lane_codes(bank, windows.train_rows())).argmax()
+    share = float((code_Q == commonest).mean())
+    return calibration(log_p_QL, code_Q) | {"commonest_lane": share}

@@ -5,6 +5,7 @@ training.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ FloatArray = NDArray[np.float32]
 
 RECENT_ROWS = 64  # their mean is read beside that of the whole context
 INVERSE_PENALTY = 10.0  # scikit-learn's C
-# What no training row showed can still come next: this share of the chance goes to all lanes alike.
+# What no train row showed can still come next: this share of the chance goes to all codes alike.
 UNSEEN_SHARE = 0.01
 TEMPERATURES = (0.05, 20.0)
 
@@ -52,31 +53,29 @@ class LaneClassifier:
         return np.log(mixed_QL).astype(np.float32)
 
 
-def fit_lane_classifier(bank: Bank, windows: Windows, seed: int = 0) -> LaneClassifier:
+def fit_lane_classifier(
+    bank: Bank, windows: Windows, seed: int = 0, ctx: int | None = None
+) -> LaneClassifier:
     """Fit the classifier on train positions (scikit-learn's logistic regression), then on val.
 
     The temperature minimises the likelihood's loss on val queries (Guo et al., arXiv 1706.04599).
-    Targets without a lane teach nothing. Raises ValueError where fewer than two lanes have train
-    rows.
+    Rows without a lane are a class of their own where there are any. `ctx` None means that of the
+    windows. Raises ValueError as `check_lanes` does.
     """
+    ctx = ctx or windows.ctx
 
     def fit() -> Fit:
         from sklearn.linear_model import LogisticRegression  # takes a second to load
 
-        positions = train_positions(windows, seed)
+        check_lanes(bank, windows, seed)
+        positions = train_positions(bank, windows, seed).with_ctx(ctx)
         feature_PF, code_P = context_features(positions, bank), target_codes(positions, bank)
-        known_P = code_P < len(bank.lanes)
-        if len(np.unique(code_P[known_P])) < 2:
-            raise ValueError(
-                f"rerank: bank {bank.path} has train rows of one lane or none; lanes tell rows "
-                "apart only where there are two, use rerank=none"
-            )
         found = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
-        found.fit(feature_PF[known_P], code_P[known_P])
+        found.fit(feature_PF, code_P)
         weight, bias = found.coef_, found.intercept_
         if len(found.classes_) == 2:  # scikit-learn keeps one map for two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2
-        queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
+        queries = windows.queries["val"].head(MAX_TUNING_QUERIES).with_ctx(ctx)
         logit_QC = context_features(queries, bank) @ weight.T + bias
         place_Q = _places(found.classes_, target_codes(queries, bank))
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
@@ -85,8 +84,22 @@ def fit_lane_classifier(bank: Bank, windows: Windows, seed: int = 0) -> LaneClas
             {"codes": found.classes_.tolist(), "temperature": _temperature(logit_QC, place_Q)},
         )
 
-    inputs = {"lanes": lanes_sha256(bank), "recent": RECENT_ROWS, "seed": seed}
+    inputs = {"lanes": lanes_sha256(bank), "recent": RECENT_ROWS, "ctx": ctx, "seed": seed}
+    inputs |= {name: installed_version(name) for name in ("scikit-learn", "scipy")}
     return classifier_of(kept(windows, "lane-classifier", inputs, fit), len(lane_names(bank)))
+
+
+def check_lanes(bank: Bank, windows: Windows, seed: int = 0) -> None:
+    """Raise ValueError unless the train positions that are read have targets of two lanes or more.
+
+    Nothing of a model is needed for it.
+    """
+    code_P = target_codes(train_positions(bank, windows, seed), bank)
+    if len(np.unique(code_P[code_P < len(bank.lanes)])) < 2:
+        raise ValueError(
+            f"rerank: bank {bank.path} has train rows of one lane or none; lanes tell rows "
+            "apart only where there are two, use rerank=none"
+        )
 
 
 def classifier_of(found: Fit, num_codes: int) -> LaneClassifier:

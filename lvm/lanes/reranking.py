@@ -4,8 +4,10 @@ score = cos / tau + beta log p(lane | context). Shapes: Q queries, C listed cand
 L lanes.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from torch import nn
 
-from lvm.bank.row_table import UNASSIGNED
 from lvm.bank.store import Bank
 from lvm.checkpoint.fits import Fit, kept, model_digest
 from lvm.checkpoint.weights import load_state, save_state
 from lvm.lanes.classifier import (
     LaneClassifier,
+    check_lanes,
     classifier_of,
     context_features,
     fit_lane_classifier,
@@ -31,6 +33,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import SCORE_TIE, exact_ranks
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.shortlist import Shortlist, ranks_anew, shortlist
+from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries, Windows
 
 FloatArray = NDArray[np.float32]
@@ -98,23 +101,30 @@ class Foretold:
     """What re-ranking a predictor's answers needs beside the predictor; no model is asked for it.
 
     `code_N` (N,) are the lanes of the bank's rows; `log_p_QL` is log p(lane | context) of the
-    queries to be answered, `val_log_p_QL` that of `val`, on which tau and beta are chosen.
+    queries to be answered, `val_log_p_QL` that of `val`, on which tau and beta are chosen: `val` as
+    the predictor reads it, `val_removed` with the contexts that are left out of the ranking.
     """
 
     code_N: NDArray[np.int64]
     log_p_QL: FloatArray
     val: Queries
+    val_removed: Queries
     val_log_p_QL: FloatArray
 
 
 def foretell(bank: Bank, windows: Windows, queries: Queries, seed: int = 0) -> Foretold:
-    """Fit the classifier, ask it; raises ValueError for a bank without two lanes of train rows."""
-    classifier = fit_lane_classifier(bank, windows, seed)
-    val = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    """Fit the classifier for contexts as long as those of `queries`, ask it.
+
+    Raises ValueError for a bank without two lanes of train rows.
+    """
+    ctx = windows.ctx if isinstance(queries, ContextQueries) else queries.ctx
+    classifier = fit_lane_classifier(bank, windows, seed, ctx)
+    removed = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    val = removed.with_ctx(ctx)
     asked, tuned = (
         classifier.log_probability(context_features(which, bank)) for which in (queries, val)
     )
-    return Foretold(all_codes(bank), asked, val, tuned)
+    return Foretold(all_codes(bank), asked, val, removed, tuned)
 
 
 def fit_reranker(
@@ -134,7 +144,9 @@ def fit_reranker(
         plain, corrected = chosen_weights(model, bank, groups, foretold, (None, row_correction))
         return Fit(values={"plain": vars(plain), "corrected": vars(corrected)})
 
-    inputs = {"model": model_digest(model), "lanes": lanes_sha256(bank), "seed": seed}
+    digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
+    inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
+    inputs |= {"lanes": lanes_sha256(bank), "scipy": installed_version("scipy")}
     found = kept(windows, "lane-reranker", inputs, fit).values
     return Reranker(classifier, Weights(**found["plain"]), Weights(**found["corrected"]))
 
@@ -142,11 +154,12 @@ def fit_reranker(
 def reranker_if_lanes(
     model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
 ) -> Reranker | None:
-    """Return `fit_reranker`'s; None for a bank whose train rows are not of two lanes or more."""
+    """Return `fit_reranker`'s; None for a bank that `check_lanes` refuses."""
     if bank.lane_N is None:
         return None
-    lane_T = bank.lane_N[windows.train_rows()]
-    if len(np.unique(lane_T[lane_T != UNASSIGNED])) < 2:
+    try:
+        check_lanes(bank, windows, seed)
+    except ValueError:
         return None
     return fit_reranker(model, bank, windows, row_correction, seed)
 
@@ -159,11 +172,11 @@ def chosen_weights(
     row_corrections: Sequence[FloatArray | None] = (None,),
 ) -> list[Weights]:
     """Return tau with beta under each row correction, both chosen on val."""
-    prediction_QD = predict_queries(model, bank, foretold.val)
-    ranks = exact_ranks(prediction_QD, foretold.val, bank, representative_N, row_corrections)
+    prediction_QD, removed = predict_queries(model, bank, foretold.val), foretold.val_removed
+    ranks = exact_ranks(prediction_QD, removed, bank, representative_N, row_corrections)
     found = []
     for correction, before in zip(row_corrections, ranks, strict=True):
-        listed = shortlist(prediction_QD, foretold.val, bank, representative_N, correction)
+        listed = shortlist(prediction_QD, removed, bank, representative_N, correction)
         found.append(_chosen(listed, before.rank_Q, foretold.val_log_p_QL, foretold.code_N))
     return found
 

@@ -42,15 +42,7 @@ class Residual(nn.Module):
 
         Contexts must be finite: 0 x NaN is NaN, so that a later row of weight zero would count.
         """
-        fixed_BTD = moving_average(context_BTD, self.decay)
-        # Cast once: autocast would cast again for each map that reads them.
-        context_BTD, fixed_BTD, recent_BTE = (
-            rows.to(_dtype(context_BTD))
-            for rows in (context_BTD, fixed_BTD, _recent(context_BTD, fixed_BTD))
-        )
-        noisy_BTE = self.input_dropout(recent_BTE)
-        adapted_BTD = self.average(context_BTD, fixed_BTD, noisy_BTE)
-        return self._predict(adapted_BTD, noisy_BTE, self.encode(noisy_BTE))
+        return self._predict(*self._read(context_BTD))
 
     def begin(self, context_TD: Tensor) -> tuple[Tensor, ResidualCache]:
         """Return the prediction (D,) after a context with the cache of a stream; one pass."""
@@ -81,11 +73,27 @@ class Residual(nn.Module):
         """Return the hidden state (H,) of one more position."""
         raise NotImplementedError
 
+    def _read(self, context_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a prediction is made of: avg_t, [x_t; ema_t], h_t, each (B, T, ...)."""
+        fixed_BTD = moving_average(context_BTD, self.decay)
+        # Cast once: autocast would cast again for each map that reads them.
+        context_BTD, fixed_BTD, recent_BTE = (
+            rows.to(_dtype(context_BTD))
+            for rows in (context_BTD, fixed_BTD, _recent(context_BTD, fixed_BTD))
+        )
+        noisy_BTE = self.input_dropout(recent_BTE)
+        adapted_BTD = self.average(context_BTD, fixed_BTD, noisy_BTE)
+        return adapted_BTD, noisy_BTE, self.encode(noisy_BTE)
+
     def _predict(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        return unit(self._sum(adapted_BTD, recent_BTE, state_BTH).float())
+
+    def _sum(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        """Return the prediction before it is scaled to unit length."""
         skip_BTD = unit(adapted_BTD) + self.skip_change(recent_BTE)
         # Unit length like the inputs, so that one learning rate suits both maps.
-        increment_BTD = self.project_out(self.dropout(unit(state_BTH)))
-        return unit((skip_BTD + increment_BTD).float())
+        increment_BTD: Tensor = self.project_out(self.dropout(unit(state_BTH)))
+        return skip_BTD + increment_BTD
 
 
 class ResidualPredictor(Residual):

@@ -8,6 +8,7 @@ from torch import nn
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
 from lvm.models.res_mlp import ResMLP, ResMLPConfig
+from lvm.models.tmd_experts import TMDExperts, TMDExpertsConfig
 from lvm.models.transformer import Transformer, TransformerConfig
 
 FREE_MODELS: dict[str, type[nn.Module]] = {
@@ -21,11 +22,13 @@ TRAINED_MODELS: dict[str, type[nn.Module]] = {
     "memory_gru": MemoryGRU,
     "transformer": Transformer,
     "res_mlp": ResMLP,
+    "tmd_experts": TMDExperts,
 }
 SIZES = {
     "memory_gru": MemoryGRUConfig,
     "transformer": TransformerConfig,
     "res_mlp": ResMLPConfig,
+    "tmd_experts": TMDExpertsConfig,
 }
 MODELS = FREE_MODELS | TRAINED_MODELS
 

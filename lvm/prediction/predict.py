@@ -1,6 +1,6 @@
 """The one way from a predictor to predicted vectors, for training, evaluation or serving.
 
-Shapes: B batch, T time, D vector dim, Q queries, R readings.
+Shapes: B batch, T time, D vector dim, Q queries, R readings, X experts.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
+from lvm.models.tmd_experts import TMDExperts, top_gates
 from lvm.seeding import generator
 from lvm.windows.planning import Queries
 
@@ -60,6 +61,32 @@ def predict_queries(
     return _answers(model, bank, plan_readings(queries, context_rows(model)), progress)
 
 
+def predict_routed(
+    model: TMDExperts, bank: Bank, queries: Queries, progress: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what `predict_queries` does, with the weight of each expert (Q, X); one pass.
+
+    The model has a gate.
+    """
+    readings, num_more = plan_readings(queries), model.head.experts
+    both_QV = _answers(WithGates(model), bank, readings, progress, num_more=num_more)
+    return both_QV[:, : bank.dim].copy(), both_QV[:, bank.dim :].copy()
+
+
+class WithGates(nn.Module):
+    """Returns predictions beside the weights of the experts, (B, T, D + X)."""
+
+    def __init__(self, model: TMDExperts) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        prediction_BTD, logit_BTX = self.model.routed(context_BTD)
+        assert logit_BTX is not None, "one expert has no gate"
+        return torch.cat([prediction_BTD, top_gates(logit_BTX)], dim=-1)
+
+
 def predict_shuffled(
     model: nn.Module, bank: Bank, queries: Queries, seed: int
 ) -> NDArray[np.float32]:
@@ -96,9 +123,13 @@ def _answers(
     readings: Readings,
     progress: bool = False,
     shuffles: Mapping[int, np.random.Generator] | None = None,
+    num_more: int = 0,
 ) -> NDArray[np.float32]:
-    """Run the readings, the shorter ones first, some POSITIONS_PER_PASS positions at a time."""
-    prediction_QD = np.empty((len(readings.reading_Q), bank.dim), dtype=np.float32)
+    """Run the readings, the shorter ones first, some POSITIONS_PER_PASS positions at a time.
+
+    `num_more` are the columns that the model returns beside those of a vector.
+    """
+    prediction_QD = np.empty((len(readings.reading_Q), bank.dim + num_more), dtype=np.float32)
     order_R = np.argsort(readings.num_rows_R, kind="stable")
     by_reading_Q = np.argsort(readings.reading_Q, kind="stable")
     bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))

@@ -49,7 +49,7 @@ def fit_hubness(model: nn.Module, bank: Bank, windows: Windows, seed: int = 0) -
 
 
 def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int) -> Fit:
-    positions = train_positions(windows, seed)
+    positions = train_positions(bank, windows, seed)
     train_prediction_PD = predict_queries(on_train_rows(model), bank, positions)
     neighbours = min(NEIGHBOURS, len(positions))
     mean_N = mean_neighbour_score(train_prediction_PD, bank, neighbours)
@@ -62,14 +62,18 @@ def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int) -> Fit:
     return Fit({"row_correction": torch.from_numpy(corrections[best])}, {"beta": BETAS[best]})
 
 
-def train_positions(windows: Windows, seed: int) -> Queries:
+def train_positions(bank: Bank, windows: Windows, seed: int) -> Queries:
     """Draw up to MAX_POSITIONS targets of train windows, each in the second half of its window.
 
     There the context is about as long as a query's. Windows of MAX_ROWS_READ rows at most are read,
-    which keeps the cost of a slow model near that of evaluating it.
+    which keeps the cost of a slow model near that of evaluating it. Pinned rows, which are never
+    asked, are left out where there are others: tens of thousands of short chains would be all.
     """
     random = generator(seed, "hubness positions")
     start_W, rows_W = windows.train_windows()
+    asked_W = ~bank.pinned_N[start_W]
+    if asked_W.any():
+        start_W, rows_W = start_W[asked_W], rows_W[asked_W]
     order_W = random.permutation(len(start_W))
     num_read = np.searchsorted(rows_W[order_W].cumsum(), MAX_ROWS_READ, side="right")
     chosen_W = order_W[: max(1, num_read)]

@@ -52,7 +52,8 @@ def shortlist(
 ) -> Shortlist:
     """Return the candidates that `exact_ranks` puts first; the same groups compete.
 
-    Equal scores stand in row order. Raises ValueError as `exact_ranks` does.
+    Which of equal scores at the end of a list is on it is left open. Raises ValueError as
+    `exact_ranks` does.
     """
     unit_QD = unit_predictions(prediction_QD, bank, len(queries))
     order_Q = np.argsort(queries.target_row_Q, kind="stable")

@@ -14,14 +14,14 @@ import numpy as np
 from lvm.bank.store import open_bank
 from lvm.checkpoint.weights import load_model
 from lvm.lanes.reranking import Foretold
-from lvm.shadow.measuring import measure
+from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import write_measurement
 from lvm.windows.context_rows import ContextQueries, as_objects
 from lvm.windows.planning import Queries
 
 MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
 QUERIES, REMOVED = "queries.npz", "removed.npz"
-VAL, LANES = "val.npz", "lanes.npz"
+VAL, VAL_REMOVED, LANES = "val.npz", "val_removed.npz", "lanes.npz"
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 JOB, ERROR = "job.json", "error.txt"
 LANE_ARRAYS = ("code_N", "log_p_QL", "val_log_p_QL")
@@ -39,10 +39,12 @@ def run(folder: Path) -> None:
         load_model(folder / MODEL),
         bank,
         np.load(folder / GROUPS),
-        _read_queries(folder / QUERIES),
-        _read_queries(folder / REMOVED),
+        Questions(
+            _read_queries(folder / QUERIES),
+            _read_queries(folder / REMOVED),
+            _read_foretold(folder),
+        ),
         np.load(correction) if correction.is_file() else None,
-        _read_foretold(folder),
     )
     write_measurement(Path(what["result"]), what["key"], found)
 
@@ -69,6 +71,7 @@ def write_queries(path: Path, queries: Queries) -> None:
 def write_foretold(folder: Path, foretold: Foretold) -> None:
     """Write the lanes that contexts promise for the process to read."""
     write_queries(folder / VAL, foretold.val)
+    write_queries(folder / VAL_REMOVED, foretold.val_removed)
     arrays = {name: getattr(foretold, name) for name in LANE_ARRAYS}
     np.savez(folder / LANES, **arrays)
 
@@ -78,7 +81,8 @@ def _read_foretold(folder: Path) -> Foretold | None:
         return None
     with np.load(folder / LANES) as stored:
         arrays = {name: stored[name] for name in LANE_ARRAYS}
-    return Foretold(val=_read_queries(folder / VAL), **arrays)
+    val, removed = (_read_queries(folder / name) for name in (VAL, VAL_REMOVED))
+    return Foretold(val=val, val_removed=removed, **arrays)
 
 
 def _read_queries(path: Path) -> Queries:

@@ -22,7 +22,7 @@ from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
-MEASUREMENT = 3
+MEASUREMENT = 4
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
@@ -54,20 +54,28 @@ class Measurement:
         return {} if self.ranks is None else {name: self.ranks[name] for name in ANSWERS}
 
 
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What a predictor is asked: `queries`, without the rows of the contexts of `removed`.
+
+    Both are the same queries; only the lengths of their contexts may differ. With `foretold` the
+    answers are ranked with the lanes that the contexts promise, too.
+    """
+
+    queries: Queries
+    removed: Queries
+    foretold: Foretold | None = None
+
+
 def measure(
     model: nn.Module,
     bank: Bank,
     representative_N: NDArray[np.int64],
-    queries: Queries,
-    removed: Queries,
+    asked: Questions,
     row_correction: NDArray[np.float32] | None = None,
-    foretold: Foretold | None = None,
 ) -> Measurement:
-    """Rank the answers to `queries`; the rows of the contexts of `removed` are left out.
-
-    Both are the same queries; only the lengths of their contexts may differ. With `foretold` they
-    are also ranked with the lanes that the contexts promise.
-    """
+    """Rank the answers of a predictor to the questions."""
+    queries, removed, foretold = asked.queries, asked.removed, asked.foretold
     begin, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     prediction_QD = predict(model, bank, queries)
     num_bad = int((~np.isfinite(prediction_QD).all(axis=1)).sum())

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,52 +44,6 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Replayer:
-    """Measures candidates, each in its own process; what the `store` holds is read from there.
-
-    As a context it ends the processes' host, which is started for the first that is measured.
-
-    `note` is told about each candidate in one line. What is stored as slower than `limit_ms` at P95
-    is measured anew: the machine may have been busy. With `foretold`, which belongs to the queries
-    that are replayed, answers are re-ranked by lane as well.
-    """
-
-    store: Path = STORE
-    note: Note = print
-    limit_ms: float = math.inf
-    foretold: Foretold | None = None
-    host: Host = field(default_factory=Host)
-
-    def __enter__(self) -> "Replayer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.host.close()
-
-    def __call__(
-        self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
-    ) -> Measurement:
-        """Return the measurement of one candidate; raises MeasurementFailed where it breaks off."""
-        with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
-            begin = time.perf_counter()
-            try:
-                asked = Asked(bank, windows, removed, self.foretold)
-                job = write_job(Path(folder), candidate, asked, self.store)
-                found = read_measurement(job.result, job.key)
-                if found is not None and found.latency_ms.get("p95", 0.0) <= self.limit_ms:
-                    self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
-                    return found
-                fetch_weights(candidate, job)
-                found = finish(self.host.measure(job.folder), job)
-            except MeasurementFailed as failure:
-                self.note(f"replay of {candidate.name}: {failure}")
-                raise
-            seconds = time.perf_counter() - begin
-            self.note(f"replay of {candidate.name}: measured in {seconds:.1f} s")
-            return found
-
-
-@dataclass(frozen=True)
 class Asked:
     """What every candidate of a replay is asked, over which rows."""
 
@@ -106,6 +60,57 @@ class Job:
     folder: Path
     result: Path
     key: str
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """Measures candidates, each in its own process; what the `store` holds is read from there.
+
+    As a context it ends the processes' host, which is started for the first that is measured.
+
+    `note` is told about each candidate in one line. What is stored as slower than `limit_ms` at P95
+    is measured anew: the machine may have been busy. With `foretell`, which is asked for the
+    queries with the contexts that a candidate reads, answers are re-ranked by lane as well.
+    """
+
+    store: Path = STORE
+    note: Note = print
+    limit_ms: float = math.inf
+    foretell: Callable[[Queries], Foretold] | None = None
+    host: Host = field(default_factory=Host)
+
+    def __enter__(self) -> "Replayer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.host.close()
+
+    def __call__(
+        self, candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
+    ) -> Measurement:
+        """Return the measurement of one candidate; raises MeasurementFailed where it breaks off."""
+        with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
+            begin = time.perf_counter()
+            try:
+                job = self._job(Path(folder), candidate, Asked(bank, windows, removed))
+                found = read_measurement(job.result, job.key)
+                if found is not None and found.latency_ms.get("p95", 0.0) <= self.limit_ms:
+                    self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
+                    return found
+                fetch_weights(candidate, job)
+                found = finish(self.host.measure(job.folder), job)
+            except MeasurementFailed as failure:
+                self.note(f"replay of {candidate.name}: {failure}")
+                raise
+            seconds = time.perf_counter() - begin
+            self.note(f"replay of {candidate.name}: measured in {seconds:.1f} s")
+            return found
+
+    def _job(self, folder: Path, candidate: Candidate, asked: Asked) -> Job:
+        if self.foretell is not None:
+            foretold = self.foretell(asked.removed.with_ctx(candidate.facts.ctx))
+            asked = replace(asked, foretold=foretold)
+        return write_job(folder, candidate, asked, self.store)
 
 
 def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = STORE) -> Job:
@@ -146,7 +151,8 @@ def _foretold_sha256(foretold: Foretold | None) -> str:
     if foretold is None:
         return "none"
     arrays = [getattr(foretold, name) for name in LANE_ARRAYS]
-    return f"{queries_sha256(foretold.val)} {arrays_sha256(*arrays)}"
+    tuned = queries_sha256(foretold.val), queries_sha256(foretold.val_removed)
+    return " ".join([*tuned, arrays_sha256(*arrays)])
 
 
 def fetch_weights(candidate: Candidate, job: Job) -> None:

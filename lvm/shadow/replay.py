@@ -18,7 +18,7 @@ from lvm.bank.store import Bank
 from lvm.checkpoint.facts import Facts
 from lvm.evaluation.answers import query_table
 from lvm.shadow.comparison import Replay, ShadowResult, compare
-from lvm.shadow.measuring import Measurement, MeasurementFailed, measure
+from lvm.shadow.measuring import Measurement, MeasurementFailed, Questions, measure
 from lvm.windows.planning import Queries, Windows
 from lvm.windows.splits import TRAIN, VAL, split_by_document
 
@@ -58,14 +58,9 @@ def measure_here(
     """Measure a candidate whose model is here in this process, with its own length of context."""
     assert candidate.model is not None
     queries = removed.with_ctx(candidate.facts.ctx)
-    return measure(
-        candidate.model,
-        bank,
-        windows.representative_N,
-        queries,
-        removed,
-        candidate.row_correction,
-    )
+    asked = Questions(queries, removed)
+    groups = windows.representative_N
+    return measure(candidate.model, bank, groups, asked, candidate.row_correction)
 
 
 def replay(

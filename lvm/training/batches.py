@@ -46,7 +46,10 @@ class Batch:
 
 
 class Batches:
-    """The training windows of a bank in seeded order, `batch_size` at a time.
+    """The training windows of a bank in seeded order, `batch_size` of ctx rows at a time.
+
+    Shorter windows stand together, twice as many where they have at most half of ctx rows, and so
+    on: a batch holds about as many positions whatever its windows, none is mostly padding.
 
     Only train rows are ever read: inputs, targets, negatives. With `dense`, every position is a
     target, so overlapping windows take turns: an epoch reads each train row about once, the next
@@ -75,7 +78,7 @@ class Batches:
             raise ValueError(f"ctx: no training window of {windows.ctx} rows; use a smaller ctx")
         self._bank, self._seed = bank, seed
         self._start_W, self._rows_W, self._turn_W = start_W, rows_W, turn_W
-        self._batch_size, self._dense = batch_size, dense
+        self._batch_size, self._dense, self._longest = batch_size, dense, windows.ctx
         self._rank, self._size = rank, size
         train_row = windows.train_rows()
         _, first = np.unique(windows.representative_N[train_row], return_index=True)
@@ -83,7 +86,7 @@ class Batches:
 
     def num_batches(self, epoch: int) -> int:
         """Return the number of batches of `epoch`, counted from 1."""
-        return -(-len(self._windows_of(epoch)) // self._batch_size)
+        return len(self._plan(epoch))
 
     def num_windows(self, epoch: int = 1) -> int:
         return len(self._windows_of(epoch))
@@ -94,15 +97,12 @@ class Batches:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from number `first` on, each of its windows once."""
-        order_W = self.upcoming(epoch, first)
-        for begin in range(0, len(order_W), self._batch_size):
-            yield self._batch(order_W[begin : begin + self._batch_size])
+        for window_G in self._plan(epoch)[first:]:
+            yield self._batch(window_G)
 
     def upcoming(self, epoch: int, first: int = 0) -> NDArray[np.int64]:
         """Return the windows of all processes from batch `first` of `epoch` on, in their order."""
-        chosen_W = self._windows_of(epoch)
-        order_W = generator(self._seed, f"windows of epoch {epoch}").permutation(chosen_W)
-        return order_W[first * self._batch_size :]
+        return np.concatenate([np.zeros(0, np.int64), *self._plan(epoch)[first:]])
 
     def extent(self, window: int) -> tuple[int, int]:
         """Return the first row of a window, its number of input rows."""
@@ -118,6 +118,18 @@ class Batches:
     def _windows_of(self, epoch: int) -> NDArray[np.int64]:
         turn = (epoch - 1) % self._num_turns
         return np.flatnonzero((self._turn_W == turn) | (self._turn_W == EVERY_TURN))
+
+    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the windows of each batch of `epoch`, in the order of their first windows."""
+        chosen_W = self._windows_of(epoch)
+        order_W = generator(self._seed, f"windows of epoch {epoch}").permutation(chosen_W)
+        halvings_W = np.log2(self._longest / self._rows_W[order_W]).astype(np.int64)
+        batches = []
+        for halvings in np.unique(halvings_W):
+            place = np.flatnonzero(halvings_W == halvings)
+            size = self._batch_size << int(halvings)
+            batches += [place[begin : begin + size] for begin in range(0, len(place), size)]
+        return [order_W[place] for place in sorted(batches, key=lambda place: int(place[0]))]
 
     def _batch(self, window_G: NDArray[np.int64]) -> Batch:
         own_B = np.arange(self._rank, len(window_G), self._size)

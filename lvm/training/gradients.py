@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from lvm.objectives import OwnNegatives
+from lvm.routing.losses import Told
 from lvm.seeding import torch_seed
 from lvm.training.batches import Batch, Batches
 from lvm.training.distributed import World
+from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
 from lvm.training.supervision import Supervised
 
@@ -24,6 +26,7 @@ class Gradients:
     hard: HardNegatives
     world: World
     device: torch.device
+    guidance: Guidance | None = None
     _shared: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,11 +46,18 @@ class Gradients:
             for number, batch in enumerate(pending, start=1):
                 waits = self.world.size > 1 and number < len(pending)
                 with self._shared.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                    mean = self._shared(batch.to(self.device), *self._negatives(step, batch))
+                    given = (*self._negatives(step, batch), self._told(step, batch))
+                    mean = self._shared(batch.to(self.device), *given)
                     loss = mean * (batch.share * self.world.size / len(pending))
                     loss.backward()
                 total += loss.item()
         return self.world.mean(total)
+
+    def _told(self, step: int, batch: Batch) -> Told | None:
+        if self.guidance is None:
+            return None
+        told = self.guidance.of_batch(batch, step)
+        return replace(told, lane_BT=told.lane_BT.to(self.device))
 
     def _negatives(self, step: int, batch: Batch) -> tuple[Tensor | None, OwnNegatives | None]:
         config = self.supervised.config

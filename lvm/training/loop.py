@@ -14,15 +14,19 @@ from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
+from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import optimizer_tensors, restore_optimizer
-from lvm.models.table import build_model, size_names
+from lvm.models.tmd_experts import has_gate
 from lvm.objectives import SampledSoftmax
-from lvm.seeding import generator, torch_seed
+from lvm.routing.figures import load_figures
+from lvm.seeding import generator
 from lvm.training.averaging import WeightAverage
 from lvm.training.batches import Batch, Batches
 from lvm.training.distributed import World
 from lvm.training.gradients import Gradients
+from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
+from lvm.training.initial import starting_model
 from lvm.training.optimisation import lr_share, make_optimizer
 from lvm.training.plan import TrainingPlan, plan_training
 from lvm.training.recipes import Settings, TrainConfig, as_dict, resolve
@@ -64,6 +68,7 @@ def train(
     state_path: Path | None = None,
     checkpoint_steps: int | None = None,
     world: World = ALONE,
+    initial: nn.Module | None = None,
 ) -> TrainResult:
     """Train `config.model` on the train rows of `windows`, best epoch by `validate`'s `hit_at_5`.
 
@@ -71,16 +76,17 @@ def train(
     that epoch's record; on_warnings before each epoch with all that is to be doubted by then. With
     a `state_path`, the state is written there after each epoch, and inside epochs every
     `checkpoint_steps` optimiser steps (None: every two minutes); a run that finds the state of the
-    same data and configuration goes on from it, to the same result.
+    same data and configuration goes on from it, to the same result. `initial` is the predictor
+    that `config.init` names, whose weights training starts from.
 
     Every process of `world` calls this and gets the result; each takes its share of the windows of
     every batch. Rank 0 alone validates, calls on_epoch, writes the state.
 
     Raises:
         ValueError: no training window fits, a batch has fewer windows than there are processes,
-            or the loss is not finite for 20 steps in a row.
+            `initial` is of another size, or the loss is not finite for 20 steps in a row.
     """
-    loop = _Loop(bank, windows, resolve(config, windows.ctx), world)
+    loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
     loop.restore(state_path, checkpoint_steps)
     while not loop.finished():
         if world.is_main:
@@ -95,7 +101,14 @@ def train(
 class _Loop:
     """All that changes while training: weights, their average, the optimiser, the best so far."""
 
-    def __init__(self, bank: Bank, windows: Windows, config: Settings, world: World) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        windows: Windows,
+        config: Settings,
+        world: World,
+        initial: nn.Module | None,
+    ) -> None:
         self.config, self.world = config, world
         self.device = world.device(config.device)
         if config.batch_size < world.size:
@@ -107,21 +120,22 @@ class _Loop:
         self.batches = Batches(
             bank, windows, config.batch_size, config.seed, config.recipe == "dense", **place
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(config.seed, "weights"))
-            self.model = build_model(_sizes(config, bank.dim)).to(self.device)
+        self.model = starting_model(config, bank.dim, initial).to(self.device)
         half = config.precision == "bf16"
         objective = SampledSoftmax(config.temperature, config.alpha, config.focus, half)
         self.objective = objective.to(self.device)
         self.optimizer = make_optimizer(self.model, self.objective, config)
         self.plan = plan_training(self.batches, config)
         self.averaged = WeightAverage(self.model, config.averaging, self.plan.steps)
-        self.hard = HardNegatives(
-            bank, windows.representative_N, self.batches, config.hard_negatives
-        )
+        groups_N = windows.representative_N
+        self.hard = HardNegatives(bank, groups_N, self.batches, config.hard_negatives)
         self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.guidance, self.gate_loss = None, None
+        if has_gate(self.model):
+            self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
+            self.gate_loss = self.guidance.loss().to(self.device)
         self.progress = Progress()
-        self.identity = _identity(windows, as_dict(config), world.size)
+        self.identity = _identity(windows, config, world.size, initial)
 
     def finished(self) -> bool:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
@@ -188,6 +202,7 @@ class _Loop:
             "objective": self.objective.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
             "hard": self.hard.state_dict(),
+            "gate": self.gate_loss.state_dict() if self.gate_loss else {},
         }
         self.state.write(parts, self.progress)
 
@@ -203,8 +218,11 @@ class _Loop:
             self.objective.load_state_dict(parts["objective"])
             restore_optimizer(self.optimizer, parts.get("optimizer", {}))
             self.hard.load_state_dict(parts.get("hard", {}))
-        supervised = Supervised(self.model, self.objective, self.config)
-        self.gradients = Gradients(supervised, self.batches, self.hard, self.world, self.device)
+            if self.gate_loss:
+                self.gate_loss.load_state_dict(parts["gate"])
+        supervised = Supervised(self.model, self.objective, self.config, self.gate_loss)
+        parts_of_step = (supervised, self.batches, self.hard, self.world, self.device)
+        self.gradients = Gradients(*parts_of_step, self.guidance)
 
     def result(self) -> TrainResult:
         """Return the best model, in evaluation mode on the CPU."""
@@ -234,6 +252,9 @@ class _Loop:
         }
         if self.config.hard_negatives:
             record["train/hard_positions"] = self.hard.num_positions()
+        if self.gate_loss:
+            loads = load_figures(self.gate_loss.take_counts().cpu().numpy())
+            record |= {f"train/{name}": value for name, value in loads.items()}
         return record
 
     def _keep_best(self, record: dict[str, float], validate: Validate) -> None:
@@ -289,16 +310,11 @@ class _Loop:
         return total
 
 
-def _sizes(config: Settings, dim: int) -> dict[str, Any]:
-    own = size_names(config.model) & set(as_dict(config))
-    return {name: getattr(config, name) for name in sorted(own)} | {
-        "model": config.model,
-        "dim": dim,
-    }
-
-
-def _identity(windows: Windows, config: dict[str, Any], num_processes: int) -> str:
-    """Hash of all that decides the result: data, split, configuration, torch, threads."""
-    parts: list[Any] = [windows.bank_sha256, windows.sha256, config, torch.__version__]
+def _identity(
+    windows: Windows, config: Settings, num_processes: int, initial: nn.Module | None
+) -> str:
+    """Hash of all that decides the result: data, split, configuration, weights, torch, threads."""
+    parts: list[Any] = [windows.bank_sha256, windows.sha256, as_dict(config), torch.__version__]
     parts += [torch.get_num_threads(), num_processes]
+    parts += [None if initial is None else model_digest(initial)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -26,7 +26,7 @@ def make_optimizer(
     groups: list[dict[str, Any]] = []
     for share, in_encoder in ((1.0, False), (encoder_share, True)):
         parameters = [*model.parameters(), *objective.parameters()]
-        chosen = [p for p in parameters if (id(p) in slow) == in_encoder]
+        chosen = [p for p in parameters if p.requires_grad and (id(p) in slow) == in_encoder]
         matrices = [p for p in chosen if p.ndim >= 2]
         others = [p for p in chosen if p.ndim < 2]
         groups += [

@@ -13,6 +13,8 @@ from lvm.training.averaging import AVERAGES
 RECIPES = ("dense", "seed")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+TRUNKS = ("frozen", "trained")
+EXPERTS_CONTROLS = ("none", "dense", "permuted")
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 
 
@@ -23,10 +25,12 @@ class TrainConfig:
     lr is the peak learning rate of AdamW, patience counts epochs without a better val Hit@5,
     accumulation counts batches an optimiser step, batch_size counts windows. max_steps ends
     training, with its schedule, before `epochs` are over (None: epochs decide). hard_negatives are
-    those a position, from the share `hard_from` of all steps on.
+    those a position, from the share `hard_from` of all steps on. init names the predictor whose
+    weights training starts from; trunk None freezes what an expert head takes from it.
     """
 
     model: str = "memory_gru"
+    init: str | None = None
     recipe: str = "dense"
     epochs: int | None = None
     max_steps: int | None = None
@@ -48,6 +52,13 @@ class TrainConfig:
     hidden: int = 512
     layers: int = 4
     dropout: float = 0.2
+    trunk: str | None = None
+    experts: int = 16
+    expert_rank: int = 64
+    experts_control: str = "none"
+    gate_balance: float = 0.01
+    gate_z: float = 1e-3
+    gate_lanes: float = 0.1
     device: str = "auto"
     precision: str = "auto"
     gradient_checkpointing: bool = False
@@ -63,11 +74,13 @@ class TrainConfig:
         _one_of("averaging", self.averaging, AVERAGES)
         for name in ("epochs", "max_steps", "batch_size", "accumulation", "patience"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("hidden", "layers", "chunk", "slots"):
+        for name in ("hidden", "layers", "chunk", "slots", "experts", "expert_rank"):
             _at_least(name, getattr(self, name), 1)
         for name in ("lr", "temperature"):
             _above_zero(name, getattr(self, name))
         for name in ("weight_decay", "alpha", "negatives", "hard_negatives", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("gate_balance", "gate_z", "gate_lanes"):
             _at_least(name, getattr(self, name), 0)
         if self.layers % 2:
             raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
@@ -85,6 +98,20 @@ class TrainConfig:
             raise ValueError("focus: recipe=seed has another loss; use recipe=dense")
         if self.hard_negatives and self.recipe != "dense":
             raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        _one_of("experts_control", self.experts_control, EXPERTS_CONTROLS)
+        _one_of("trunk", self.trunk or TRUNKS[0], TRUNKS)
+        has_experts = self.model == "tmd_experts"
+        if self.experts_control != "none" and not has_experts:
+            raise ValueError(f"experts_control: {self.model} has no experts; use model=tmd_experts")
+        if self.experts_control == "permuted" and self.experts < 2:
+            raise ValueError(f"experts_control: permuted lanes need 2 experts, not {self.experts}")
+        if self.trunk == "frozen" and not has_experts:
+            raise ValueError(f"trunk: {self.model} is all trunk, nothing would train; use auto")
+        if self.trunk == "frozen" and self.init is None:
+            raise ValueError("trunk: frozen needs the weights of a trained one; give init, or auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +128,7 @@ class Settings(TrainConfig):
     focus: float
     negatives: int
     patience: int
+    trunk: str
 
 
 def resolve(config: TrainConfig, ctx: int) -> Settings:
@@ -111,6 +139,8 @@ def resolve(config: TrainConfig, ctx: int) -> Settings:
     if precision == "auto":
         # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
         precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
+    grows = config.model == "tmd_experts" and config.init is not None
+    recipe["trunk"] = "frozen" if grows else "trained"
     return Settings(**(recipe | chosen | {"device": device, "precision": precision}))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lvm.bank.row_table import TMD_LANES
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus import python_docs
 from lvm.corpus.files import read_files, sections
 from lvm.corpus.ingest import ingest
@@ -355,6 +355,14 @@ def test_bank_is_copied_through_the_checks(tiny_bank: Bank, tmp_path: Path) -> N
     np.testing.assert_array_equal(copy.texts(), tiny_bank.texts())
     short = ingest(str(tiny_bank.path), "wordllama", tmp_path / "short", max_rows=50)
     assert short.rows == 40  # two documents of twenty rows
+
+
+def test_a_copy_keeps_the_splits(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"sequence": ["a", "b"], "split": ["train", None]})
+    write_bank(tmp_path / "bank", np.eye(2, 4), rows, "none", "test")
+    ingest(str(tmp_path / "bank"), "wordllama", tmp_path / "copy")
+    copied = pd.read_parquet(tmp_path / "copy" / "rows.parquet")["split"]
+    assert copied[0] == "train" and pd.isna(copied[1])
 
 
 def test_damaged_bank_is_not_copied(tiny_bank: Bank, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def workplace(tmp_path_factory, empty_store):
     texts = np.array(["a", None] * 10, dtype=object)
     np.savez(folder / "pickled.npz", vectors=np.ones((20, 4), np.float32), concept_texts=texts)
     (folder / "empty.txt").write_text("")
+    (folder / "cycle.csv").write_text("parent,child\na,b\nb,a\n")
+    (folder / "tree.csv").write_text("parent,child\na,b\na,c\n")
+    (folder / "weights.csv").write_text("source,target,weight\na,b,1\nb,c,-1\n")
+    (folder / "broken.obo").write_text("[Term]\nid: X:1\nno tag\n")
     (folder / "good.txt").write_text("This is a sentence of seven words.")
     np.save(folder / "nan.npy", np.full((3, 16), np.nan, np.float32))
     np.save(folder / "narrow.npy", np.ones((3, 15), np.float32))
@@ -65,6 +69,39 @@ CASES = {
         ingest,
         "--source good.txt --encoder banana --bank made",
         "encoder 'banana'",
+    ),
+    "a cyclic ontology": (ingest, "--source ontology:cycle.csv --bank made", "cycle a > b > a"),
+    "an unknown root": (
+        ingest,
+        "--source ontology:tree.csv --root z --bank made",
+        "root 'z': is no concept of tree.csv",
+    ),
+    "negative weights": (ingest, "--source graph:weights.csv --bank made", "weight '-1' in edge 1"),
+    "missing columns of edges": (ingest, "--source graph:tree.csv --bank made", "no column source"),
+    "an unreadable OBO file": (
+        ingest,
+        "--source ontology:broken.obo --bank made",
+        "not a readable OBO file",
+    ),
+    "no chain after the gates": (
+        ingest,
+        "--source ontology:tree.csv --bank made",
+        "none of 2 of tree is left (dropped: length 2)",
+    ),
+    "a lane that the bank does not have": (
+        ingest,
+        "--source graph:good --lanes Art --bank made",
+        "lanes: Art is no lane of the source",
+    ),
+    "chain options for text": (
+        ingest,
+        "--source good.txt --walk bfs --bank made",
+        "walk: is read for chains alone",
+    ),
+    "rows asked for of chains": (
+        ingest,
+        "--source graph:good --max-rows 9 --bank made",
+        "max_rows: is for text or vectors",
     ),
     "ctx beyond every sequence": (export, "--bank good --ctx 5000", "ctx: 5000 is too long"),
     "overlap of a whole window": (export, "--bank good --ctx 20 --overlap 20", "overlap"),

@@ -167,8 +167,12 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     passages = [line for line in lines if "Sentence number" in line]
-    assert len(passages) == 3 and len({line.split("[")[1] for line in passages}) == 3
     assert "search: exhaustive search of 4,760 passages" in lines  # of 40 twins one each
+    assert predict.main(["--context", "context.npy", "--k", "3", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len({one["row"] for one in found["passages"]}) == 3 == len(passages)
+    for line, one in zip(passages, found["passages"], strict=True):
+        assert f"{one['row']:,}" in line and one["lane"] in line and one["text"] in line
 
 
 def test_a_promotion_by_hand_is_logged(promoted):

@@ -11,7 +11,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from entrypoints import promote, rollback, shadow_eval
-from entrypoints._candidates import choose_queries, gather
+from entrypoints._candidates import Wanted, choose_queries, gather
 from lvm import tracking
 from lvm.checkpoint import fits
 from lvm.checkpoint.facts import facts_of
@@ -60,7 +60,7 @@ def promoted(rehearsed) -> dict:
 
 def field(candidates: str = "all", ctx: int | None = None, register: bool = False):
     with tracking.run("look", {}):
-        return gather(candidates, None, ctx, register)
+        return gather(Wanted(candidates, None, ctx), register)
 
 
 def test_a_dry_run_changes_nothing(rehearsed):

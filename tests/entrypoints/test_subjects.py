@@ -9,7 +9,7 @@ import pytest
 
 from entrypoints._inputs import Inputs
 from entrypoints._subjects import Subject
-from entrypoints.predict import passages
+from entrypoints.predict import passages, passages_table, shorten
 from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import CopyLast
 from lvm.models.table import FREE_MODELS
@@ -33,6 +33,15 @@ def test_all_that_was_fitted_on_another_bank_is_marked(name, tiny_bank):
 def test_rows_that_no_list_held_are_not_shown_as_passages(tiny_bank):
     row_1K, score_1K = np.array([[7, -1]]), np.array([[0.5, -np.inf]])
     index = SimpleNamespace(search=lambda prediction_1D, k: (row_1K, score_1K))
-    head, passage, note = passages(index, tiny_bank, np.zeros((1, 16)), 2, "cosine")
-    assert "[sequence-0] " in passage and "  7 " in passage
-    assert note == "1 of 2 found: the lists that were read hold no more"
+    (found,) = passages(index, tiny_bank, np.zeros((1, 16)), 2)
+    texts = tiny_bank.texts()
+    assert found["row"] == 7 and found["text"] == texts[7] and found["score"] == 0.5
+    assert found["lane"] == tiny_bank.lanes[tiny_bank.lane_N[7]]
+    report = {"model": "ema", "context_rows": 3, "score": "cosine", "search": "exhaustive"}
+    shown = passages_table(report | {"passages": [found]}, 2)
+    assert "sequence-0" in shown and found["lane"] in shown
+    assert shown.splitlines()[-1] == "1 of 2 found: the lists that were read hold no more"
+
+
+def test_long_cells_are_cut_with_a_mark():
+    assert shorten("abc", 3) == "abc" and shorten("abcd", 3) == "ab…"

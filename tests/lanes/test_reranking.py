@@ -18,7 +18,7 @@ from lvm.models.baselines import MovingAverage
 from lvm.report.reranking import reranking_table
 from lvm.retrieval.shortlist import Shortlist
 from lvm.windows.context_rows import context_queries
-from lvm.windows.export import plan_windows
+from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import make_bank
 
@@ -109,10 +109,34 @@ def test_rows_without_a_lane_are_never_the_first_lane(telling, tmp_path: Path):
     lane_N = np.where(np.arange(bank.num_rows) % 3 == 0, -1, bank.lane_N).astype(np.int16)
     partly = dataclasses.replace(bank, lane_N=lane_N)
     assert (reranking.all_codes(partly)[::3] == len(bank.lanes)).all()
-    found = fit_lane_classifier(partly, plan_windows(partly, CTX))
-    assert found.code_C.tolist() == [0, 1], "targets without a lane teach nothing"
-    log_p_QL = found.log_probability(np.zeros((1, 2 * DIM), np.float32))
-    assert log_p_QL[0, 2] < np.log(0.01)
+    windows = plan_windows(partly, CTX)
+    found = fit_lane_classifier(partly, windows)
+    assert found.code_C.tolist() == [0, 1, 2]
+    queries = windows.queries["test"]
+    log_p_QL = found.log_probability(context_features(queries, partly))
+    assert np.exp(log_p_QL[:, 2]).mean() == pytest.approx(1 / 3, abs=0.05)
+    known = calibration(log_p_QL, classifier.target_codes(queries, partly))
+    assert known["calibration_error"] < 0.1
+
+
+def test_a_lane_that_no_position_shows_leaves_a_model_without_a_reranker(tmp_path: Path):
+    bank = make_bank(tmp_path / "bank", num_lanes=1)
+    lane_N = np.zeros(bank.num_rows, np.int16)
+    lane_N[bank.sequence_start_N()] = 1  # first rows are no targets
+    two = dataclasses.replace(bank, lane_N=lane_N, lanes=("a", "b"))
+    windows, correction = plan_windows(two, 30), np.tile(np.float32([1, 0]), (two.num_rows, 1))
+    assert (two.lane_N[windows.train_rows()] == 1).any()
+    assert reranking.reranker_if_lanes(MovingAverage(16), two, windows, correction) is None
+
+
+def test_a_kept_reranker_is_that_of_its_correction(telling, tmp_path: Path):
+    bank, windows = telling
+    written = write_windows(windows, tmp_path / "windows")
+    flat = np.tile(np.float32([1, 0]), (bank.num_rows, 1))
+    steep = np.tile(np.float32([30, 0]), (bank.num_rows, 1))
+    model = MovingAverage(bank.dim, 0.1)
+    found = [fit_reranker(model, bank, written, pair_N2).corrected for pair_N2 in (flat, steep)]
+    assert found[0].tau < 0.2 < found[1].tau
 
 
 def test_a_telling_lane_lifts_and_its_ceiling_lies_above(telling):
@@ -135,9 +159,9 @@ def test_lanes_that_mean_nothing_get_no_weight(tmp_path: Path):
     windows = plan_windows(bank, CTX)
     correction = np.tile(np.float32([1, 0]), (bank.num_rows, 1))
     found = fit_reranker(MovingAverage(bank.dim, 0.5), bank, windows, correction)
-    assert found.plain.beta <= 0.5
-    moved = found.plain.tau * found.plain.beta
-    assert moved < 0.2
+    log_p_QL = found.classifier.log_probability(np.eye(2 * DIM, dtype=np.float32))
+    moved = found.plain.tau * found.plain.beta * np.ptp(log_p_QL[:, :2], axis=1)
+    assert moved.max() < 0.05, "a few hundredths of a cosine at most"
 
 
 def test_old_rule_filters_by_the_likeliest_lane():

@@ -17,6 +17,10 @@ TOY_SIZES = {
     "memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4},
     "transformer": {"hidden": 16, "layers": 2, "chunk": 7},
     "res_mlp": {"hidden": 16, "layers": 1, "last": 5},
+    "tmd_experts": {
+        **{"hidden": 16, "layers": 2, "chunk": 7, "slots": 4},
+        **{"experts": 4, "expert_rank": 3},
+    },
     "nn-successor": {"rows": 40},
 }
 VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]

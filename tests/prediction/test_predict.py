@@ -11,6 +11,7 @@ from lvm.prediction.predict import (
     plan_readings,
     predict_contexts,
     predict_queries,
+    predict_routed,
     predict_shuffled,
 )
 from lvm.windows.export import plan_windows
@@ -117,3 +118,16 @@ def test_a_shuffle_belongs_to_its_query_and_seed(tiny_bank: Bank) -> None:
     np.testing.assert_allclose(part_QD, whole_QD[8:3:-1], atol=1e-6)
     other_QD = predict_shuffled(model, tiny_bank, queries, seed=1)
     assert (np.abs(other_QD - whole_QD).max(axis=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gates_come_with_the_predictions_of_the_same_pass(tiny_bank: Bank, training: bool) -> None:
+    queries = plan_windows(tiny_bank, 20).queries["test"]
+    sizes = {"model": "tmd_experts", "dim": tiny_bank.dim} | TOY_SIZES["tmd_experts"]
+    model = build_model(sizes).train(training)
+    prediction_QD, gate_QX = predict_routed(model, tiny_bank, queries)
+    assert np.array_equal(prediction_QD, predict_queries(model, tiny_bank, queries))
+    assert model.training == model.head.training == training
+    assert gate_QX.shape == (len(queries), 4)
+    np.testing.assert_allclose(gate_QX.sum(axis=1), 1, rtol=1e-6)
+    assert ((gate_QX > 0).sum(axis=1) == 2).all()

@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from lvm.bank.store import Bank
 from lvm.lanes.diagnosis import diagnose
 from lvm.lanes.figures import lane_figures
+from lvm.report.expert_figures import experts_figure
 from lvm.report.figures import confusion_figure, context_figure, lane_figure, training_figure
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.rules import read_lane_rules
@@ -75,6 +77,16 @@ def test_training(num_epochs: int) -> None:
     ]
     figure = training_figure(history, num_epochs, {"ema": 0.05})
     assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"kept: epoch {num_epochs}")
+
+
+def test_experts() -> None:
+    table_LX = np.full((3, 16), 0.1)
+    table_LX[0, 5], table_LX[2] = 90.0, 0.0
+    figure = experts_figure(table_LX, ("Art", "Law", "Software"), leaky=True)
+    assert_drawn(figure, "Art", "Law", "LEAKY", "share", "98", "load, %")
+    shown = {artist.get_text() for artist in figure.findobj(matplotlib.text.Text)}
+    assert "Software" not in shown, "a lane without queries has no line"
+    assert_drawn(experts_figure(np.zeros((2, 4)), ("Art", "Law")), "no val query has a lane")
 
 
 @pytest.mark.parametrize("lengths", [(1, 2), (1, 5, 20, 100, 500, 1000, 2000)])

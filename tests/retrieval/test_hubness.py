@@ -37,7 +37,7 @@ class Constant(nn.Module):
 
 
 def test_positions_are_targets_of_train_windows(tiny_bank: Bank, windows: Windows):
-    positions = train_positions(windows, seed=0)
+    positions = train_positions(tiny_bank, windows, seed=0)
     assert len(positions) > 500
     assert (windows.split_N[positions.target_row_Q] == 0).all()
     assert (windows.split_N[positions.first_row_Q] == 0).all()
@@ -45,14 +45,26 @@ def test_positions_are_targets_of_train_windows(tiny_bank: Bank, windows: Window
     cuts = dict(zip(start_W.tolist(), rows_W.tolist(), strict=True))
     for first, target in zip(positions.first_row_Q, positions.target_row_Q, strict=True):
         assert cuts[int(first)] // 2 < target - first <= cuts[int(first)]
-    again = train_positions(windows, seed=0)
+    again = train_positions(tiny_bank, windows, seed=0)
     assert np.array_equal(again.target_row_Q, positions.target_row_Q)
+
+
+def test_pinned_rows_are_no_positions_where_there_are_others(tiny_bank: Bank, windows: Windows):
+    pinned_N = windows.split_N == 0
+    pinned_N &= tiny_bank.sequence_N != 2
+    chained = dataclasses.replace(tiny_bank, pinned_N=pinned_N)
+    positions = train_positions(chained, windows, seed=0)
+    assert set(tiny_bank.sequence_N[positions.target_row_Q]) == {2}
+    everything = dataclasses.replace(tiny_bank, pinned_N=windows.split_N == 0)
+    same = train_positions(tiny_bank, windows, seed=0)
+    found = train_positions(everything, windows, seed=0)
+    assert np.array_equal(found.target_row_Q, same.target_row_Q)
 
 
 def test_positions_are_bounded(tiny_bank: Bank, windows: Windows, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hubness, "MAX_POSITIONS", 50)
     monkeypatch.setattr(hubness, "MAX_ROWS_READ", 95)
-    positions = train_positions(windows, seed=0)
+    positions = train_positions(tiny_bank, windows, seed=0)
     assert len(positions) <= 50
     assert len(np.unique(positions.first_row_Q)) == 3
 
@@ -62,7 +74,7 @@ def test_beta_is_the_best_on_val(tiny_bank: Bank, windows: Windows):
     found = fit_hubness(model, tiny_bank, windows)
     queries = windows.queries["val"]
     prediction_QD = predict_queries(model, tiny_bank, queries)
-    train_PD = predict_queries(model, tiny_bank, train_positions(windows, 0))
+    train_PD = predict_queries(model, tiny_bank, train_positions(tiny_bank, windows, 0))
     scores = {}
     for beta in BETAS:
         pair_N2 = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), beta)
@@ -93,7 +105,7 @@ def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, win
     monkeypatch.setattr(hubness, "BETAS", (1.0,))
     model = fit_nearest_successor(tiny_bank, windows)
     found = fit_hubness(model, tiny_bank, windows).row_correction
-    positions = train_positions(windows, 0)
+    positions = train_positions(tiny_bank, windows, 0)
     honest, leaked = (
         neighbour_penalty(
             mean_neighbour_score(predict_queries(one, tiny_bank, positions), tiny_bank), 1.0

@@ -10,7 +10,7 @@ from lvm.models.baselines import CopyLast
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
-from lvm.shadow.measuring import measure, predict, timed_queries
+from lvm.shadow.measuring import Questions, measure, predict, timed_queries
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows, make_queries
@@ -99,8 +99,8 @@ def test_a_recorded_run_of_rows_is_the_frozen_query(tiny_bank, windows):
     ]
     recorded = context_queries(frozen.target_row_Q, frozen.sequence_start_Q, contexts)
     model, groups = CopyLast(tiny_bank.dim), windows.representative_N
-    expected = measure(model, tiny_bank, groups, frozen, frozen).ranks
-    found = measure(model, tiny_bank, groups, recorded, recorded).ranks
+    expected = measure(model, tiny_bank, groups, Questions(frozen, frozen)).ranks
+    found = measure(model, tiny_bank, groups, Questions(recorded, recorded)).ranks
     for column in ("rank", "rank_raw", "top_row", "target_row"):
         assert found[column].tolist() == expected[column].tolist()
 
@@ -116,7 +116,7 @@ def test_the_clock_runs_over_contexts_of_the_recorded_lengths(tiny_bank, queries
             return context_BTD
 
     model, groups = Counted(), np.arange(tiny_bank.num_rows)
-    found = measure(model, tiny_bank, groups, queries, queries)
+    found = measure(model, tiny_bank, groups, Questions(queries, queries))
     assert lengths[-len(queries) :] == queries.num_rows().tolist()
     assert set(found.latency_ms) == {"p50", "p95"} and found.seconds > 0
 
@@ -127,6 +127,6 @@ def test_predictions_that_are_not_finite_are_counted(tiny_bank, windows, queries
             is_long = context_BTD.shape[1] > 9
             return context_BTD * (float("nan") if is_long else 1.0)
 
-    found = measure(Broken(), tiny_bank, windows.representative_N, queries, queries)
+    found = measure(Broken(), tiny_bank, windows.representative_N, Questions(queries, queries))
     assert found.ranks is None and found.num_non_finite == 4
     assert found.answers() == {}

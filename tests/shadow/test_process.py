@@ -1,6 +1,7 @@
 """Candidates measured in processes of their own: the same ranks, no harm to one another."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -94,9 +95,9 @@ def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, t
 
 
 def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
-    foretold = foretell(tiny_bank, windows, queries)
+    by_lane = functools.partial(foretell, tiny_bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)
-    lanes = Replayer(tmp_path / "store", lambda note: None, foretold=foretold, host=host)
+    lanes = Replayer(tmp_path / "store", lambda note: None, foretell=by_lane, host=host)
     without = plain(ema, tiny_bank, windows, queries)
     found = lanes(ema, tiny_bank, windows, queries)
     assert without.ranks["rank_reranked"].isna().all() and found.origin == MEASURED_NOW
@@ -108,6 +109,14 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     assert found.ranks["rank_reranked"].tolist() == expected["rank_reranked"].tolist()
     same = ["rank", "rank_raw", "rank_corrected", "top_row"]
     pd.testing.assert_frame_equal(found.ranks[same], without.ranks[same])
+    shorter = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=3))
+    own = lanes(shorter, tiny_bank, windows, queries).ranks
+    short_windows = dataclasses.replace(windows, ctx=3)
+    there = foretell(tiny_bank, short_windows, queries.with_ctx(3))
+    here = by_lane(queries.with_ctx(3))
+    assert here.val.ctx == 3 and here.val_removed.ctx == 20
+    assert np.array_equal(here.log_p_QL, there.log_p_QL)
+    assert own["rank_reranked"].tolist() != found.ranks["rank_reranked"].tolist()
     result = replay([ema], tiny_bank, windows, queries, measure=lanes)
     (one,) = reranked_outcomes(result, tiny_bank)
     hits = (expected["rank_reranked"] <= 5).mean()

@@ -20,7 +20,7 @@ from lvm.training.supervision import Supervised
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
 
-SKIP = ("average.", "skip_change.")  # what a model has beside its encoder
+SKIP = ("average.", "skip_change.", "head.")  # what a model has beside its encoder
 
 
 def settings(model: str = "memory_gru", recipe: str = "dense", **options: object) -> Settings:

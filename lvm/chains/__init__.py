@@ -1,0 +1,1 @@
+"""Chains: short ordered runs of concepts that widen a bank where it is weak."""

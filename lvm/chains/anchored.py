@@ -1,0 +1,147 @@
+"""Anchored pages: runs of a pool's rows around what lies near the answers that were missed.
+
+Shapes: N pool rows, Q failing queries, k neighbours, D vector dim.
+"""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvm.bank.row_table import IntArray
+from lvm.bank.store import Bank
+from lvm.chains.concepts import Candidates, Chain, bank_pool, lane_names
+from lvm.chains.graphs import known_lanes, row_heads
+from lvm.rules import ChainRules
+from lvm.seeding import generator
+
+COLUMNS = ("target_row", "rank")
+SAMPLE_ROWS = 2048
+SEARCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    """Where pages are looked for: near failing `queries` (a parquet) of `lanes`, none for all.
+
+    `anchor` is the least cosine of an anchor row to the missed answer; None for the percentile of
+    the pool's own nearest-neighbour cosines.
+    """
+
+    queries: str
+    lanes: tuple[str, ...] = ()
+    anchor: float | None = None
+    neighbours: int = 10
+    max_chains: int | None = None
+    seed: int = 0
+
+
+def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRules) -> Candidates:
+    """Return the pages of `pool` around the neighbours of missed answers, the nearest first.
+
+    A page is up to `max_length` consecutive rows of one document with the anchor in the middle. In
+    a pool without lanes a page takes the lane of its query.
+    """
+    target_Q, failing_Q = read_queries(plan.queries, base, rules)
+    lane_N = lane_names(base)
+    known_lanes(plan.lanes, list(base.lanes), f"base {base.path}")
+    if plan.lanes:
+        failing_Q = failing_Q[np.isin(lane_N[failing_Q], plan.lanes)]
+    if not len(failing_Q):
+        named = f" of lanes {', '.join(plan.lanes)}" if plan.lanes else ""
+        raise ValueError(
+            f"queries {plan.queries}: none{named} has a rank above {rules.failing_rank}; there is "
+            "nothing to anchor pages to"
+        )
+    concepts = bank_pool(pool)
+    index = faiss.IndexFlatIP(pool.dim)
+    for _, block in pool.unit_blocks():
+        index.add(block)
+    least = plan.anchor
+    if least is None:
+        least = nearest_percentile(pool, index, rules, plan.seed)
+    score_Qk, row_Qk = index.search(base.unit(failing_Q), min(plan.neighbours, pool.num_rows))
+    near_Qk = (score_Qk >= least) & (row_Qk >= 0)
+    query_A, at_A = np.nonzero(near_Qk)
+    order = np.argsort(-score_Qk[query_A, at_A], kind="stable")
+    query_A, row_A = query_A[order], row_Qk[query_A, at_A][order]
+    if plan.max_chains is not None:
+        cut = rules.candidates_per_chain * plan.max_chains
+        query_A, row_A = query_A[:cut], row_A[:cut]
+    heads = row_heads(pool)
+    lanes = lane_N[failing_Q]
+    pages = _pages(pool, row_A, rules)
+    chains = [
+        Chain(str(heads[row]), page, str(lanes[query]))
+        for query, row, page in zip(query_A.tolist(), row_A.tolist(), pages, strict=True)
+    ]
+    found = int(near_Qk.any(axis=1).sum())
+    origin = "given" if plan.anchor is not None else f"percentile {rules.anchor_percentile:g}"
+    notes = [
+        f"{len(failing_Q):,} missed answers, {found:,} with a neighbour of cosine {least:.3f} "
+        f"({origin}) or more"
+    ]
+    if pool.lane_N is None:
+        notes.append(f"pool {pool.path} has no lanes: a page takes the lane of its query")
+    return Candidates(pool.path.name, chains, concepts, tuple(notes), answer_rows=target_Q)
+
+
+def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, IntArray]:
+    """Return the target rows of all queries, with those ranked worse than `failing_rank`."""
+    table = _table(path, base)
+    target_Q = table["target_row"].to_numpy(dtype=np.int64)
+    failed_Q = table["rank"].to_numpy(dtype=np.float64) > rules.failing_rank
+    return np.unique(target_Q), np.unique(target_Q[failed_Q])
+
+
+def nearest_percentile(pool: Bank, index: faiss.Index, rules: ChainRules, seed: int) -> float:
+    """Percentile of the cosines of rows to their nearest other rows, twins left aside."""
+    random = generator(seed, "anchor sample")
+    sample = np.sort(random.permutation(pool.num_rows)[:SAMPLE_ROWS])
+    score_Qk, _ = index.search(pool.unit(sample), min(16, pool.num_rows))
+    other_Qk = np.where(score_Qk < rules.twin, score_Qk, -1.0)
+    nearest_Q = other_Qk.max(axis=1)
+    nearest_Q = nearest_Q[nearest_Q > -1]
+    if not len(nearest_Q):
+        raise ValueError(f"source {pool.path}: its rows are all twins; give anchor a number")
+    return float(np.percentile(nearest_Q, rules.anchor_percentile))
+
+
+def _table(path: str, base: Bank) -> pd.DataFrame:
+    try:
+        there = pq.read_schema(path).names
+        missing = [name for name in COLUMNS if name not in there]
+        if missing:
+            raise ValueError(
+                f"queries {path}: no column {', '.join(missing)}; give the per_query.parquet of an "
+                f"eval run, with {', '.join(COLUMNS)}"
+            )
+        table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"queries {path}: missing or not parquet") from error
+    for name in COLUMNS:
+        if not pd.api.types.is_numeric_dtype(table[name]) or table[name].isna().any():
+            raise ValueError(f"queries {path}: {name} must be a number in every line")
+    outside = ~table["target_row"].between(0, base.num_rows - 1)
+    if outside.any():
+        raise ValueError(
+            f"queries {path}: target_row {table['target_row'][outside].iloc[0]} is no row of base "
+            f"{base.path} ({base.num_rows} rows); give the bank that these queries were asked of"
+        )
+    return table
+
+
+def _pages(pool: Bank, anchor_A: IntArray, rules: ChainRules) -> list[tuple[int, ...]]:
+    """Rows around each anchor, inside its document, moved where they would cross its border."""
+    table = pool.document_table()
+    first = table["first_row"].to_numpy()
+    end = first + table["num_rows"].to_numpy()
+    at_A = np.searchsorted(first, anchor_A, side="right") - 1
+    pages = []
+    for anchor, low, high in zip(anchor_A, first[at_A], end[at_A], strict=True):
+        start = max(low, min(anchor - rules.max_length // 2, high - rules.max_length))
+        pages.append(tuple(range(int(start), int(min(start + rules.max_length, high)))))
+    return pages

@@ -1,0 +1,235 @@
+"""Gates: what a chain must be, with the count of those that are not.
+
+Shapes: N concepts of the pool, C chains, E entries of all chains one after the other, D vector dim.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from lvm.bank.row_table import IntArray
+from lvm.bank.store import Bank, FloatArray
+from lvm.chains.concepts import Chain, Pool, flat_rows
+from lvm.rules import ChainRules
+
+BLOCK_ROWS = 16384
+BLOCK_CHAINS = 1024
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate with the chains that it dropped, for the stated reason."""
+
+    name: str
+    dropped: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CoherenceRule:
+    """Least coherence: an absolute one, a percentile of the source's own, or both."""
+
+    absolute: float | None
+    percentile: float | None
+
+    def threshold(self, coherence_C: FloatArray) -> float:
+        """Return the least coherence that these chains must reach."""
+        parts = [] if self.absolute is None else [self.absolute]
+        if self.percentile is not None and len(coherence_C):
+            parts.append(float(np.percentile(coherence_C, self.percentile)))
+        return max(parts, default=-1.0)
+
+
+def coherence_rule(text: str, rules: ChainRules) -> CoherenceRule:
+    """Read `auto`, a cosine such as 0.7, a percentile such as p40, or two of them: 0.5,p40."""
+    if text == "auto":
+        return CoherenceRule(None, rules.coherence_percentile)
+    absolute = percentile = None
+    for part in text.split(","):
+        is_percentile = part.startswith("p")
+        try:
+            number = float(part[is_percentile:])
+        except ValueError:
+            number = float("nan")
+        if not 0 <= number <= (100 if is_percentile else 1):
+            raise ValueError(
+                f"coherence {text!r}: must be auto, a cosine from 0 to 1, a percentile such as "
+                "p40, or both: 0.5,p40"
+            )
+        if is_percentile:
+            percentile = number
+        else:
+            absolute = number
+    return CoherenceRule(absolute, percentile)
+
+
+def kept(chains: Sequence[Chain], keep_C: BoolArray) -> list[Chain]:
+    """Return the chains that a gate keeps."""
+    return [chain for chain, keep in zip(chains, keep_C, strict=True) if keep]
+
+
+def length_gate(chains: Sequence[Chain], rules: ChainRules) -> tuple[list[Chain], Gate]:
+    """Keep chains of 8 to 14 concepts."""
+    low, high = rules.min_length, rules.max_length
+    keep_C = np.array([low <= len(chain.rows) <= high for chain in chains], dtype=bool)
+    reason = f"fewer than {low} or more than {high} concepts"
+    return kept(chains, keep_C), Gate("length", int((~keep_C).sum()), reason)
+
+
+def lane_gate(chains: Sequence[Chain], lane_N: npt.NDArray[np.object_]) -> tuple[list[Chain], Gate]:
+    """Keep chains whose rows have one lane, "" counting as one; each chain gets that lane.
+
+    Where the chain names a lane, its rows must have that lane, or the whole pool has none.
+    """
+    one_lane = []
+    any_lane = bool((lane_N != "").any())
+    for chain in chains:
+        lanes = {lane_N[row] for row in chain.rows}
+        if chain.lane is not None and not any_lane:
+            lanes = {chain.lane}
+        if len(lanes) == 1 and chain.lane in (None, *lanes):
+            one_lane.append(chain._replace(lane=lanes.pop()))
+    reason = "rows of more than one lane, or of another than asked for"
+    return one_lane, Gate("lane", len(chains) - len(one_lane), reason)
+
+
+def check_lanes(chains: Sequence[Chain], base: Bank) -> None:
+    """Raise ValueError where a chain has a lane that the base does not know."""
+    if base.lane_N is None:
+        return
+    unknown = sorted({str(chain.lane) for chain in chains} - {*base.lanes, ""})
+    if unknown:
+        shown = ", ".join(unknown[:4]) + (f" with {len(unknown) - 4} more" if unknown[4:] else "")
+        raise ValueError(
+            f"lanes: {shown} of the source is no lane of base {base.path} "
+            f"({', '.join(base.lanes)}); map subtrees to them, lanes=<root>=<lane>,..., or take a "
+            "base with these lanes"
+        )
+
+
+def twin_gate(chains: Sequence[Chain], pool: Pool, rules: ChainRules) -> tuple[list[Chain], Gate]:
+    """Keep chains whose rows all differ."""
+    keep_C = np.ones(len(chains), dtype=bool)
+    for start in range(0, len(chains), BLOCK_CHAINS):
+        block = chains[start : start + BLOCK_CHAINS]
+        length_C = np.array([len(chain.rows) for chain in block])
+        row_CL = np.zeros((len(block), length_C.max()), dtype=np.int64)
+        there_CL = np.arange(length_C.max()) < length_C[:, None]
+        row_CL[there_CL] = flat_rows(block)[0]
+        unit_CLD = pool.unit(row_CL)
+        score_CLL = np.triu(unit_CLD @ unit_CLD.transpose(0, 2, 1), k=1)
+        twin_CLL = (score_CLL >= rules.twin) & there_CL[:, None, :]
+        keep_C[start : start + len(block)] = ~twin_CLL.any(axis=(1, 2))
+    reason = f"two rows of a cosine of {rules.twin:g} or more"
+    return kept(chains, keep_C), Gate("twins", int((~keep_C).sum()), reason)
+
+
+def answer_gate(
+    chains: Sequence[Chain], pool: Pool, answer_QD: FloatArray, rules: ChainRules
+) -> tuple[list[Chain], Gate]:
+    """Keep chains without a twin of any query's answer, which training would give away."""
+    rows, start_C = flat_rows(chains)
+    unique_U, at_E = np.unique(rows, return_inverse=True)
+    leaks_U = np.zeros(len(unique_U), dtype=bool)
+    for start in range(0, len(unique_U), BLOCK_CHAINS):
+        block = slice(start, start + BLOCK_CHAINS)
+        leaks_U[block] = (pool.unit(unique_U[block]) @ answer_QD.T).max(axis=1) >= rules.twin
+    keep_C = ~np.logical_or.reduceat(leaks_U[at_E], start_C) if len(chains) else np.ones(0, bool)
+    return kept(chains, keep_C), Gate("answers", int((~keep_C).sum()), "a twin of a query's answer")
+
+
+def base_gate(
+    chains: Sequence[Chain], code_N: IntArray, base_code_N: IntArray
+) -> tuple[list[Chain], Gate]:
+    """Keep chains that are no run of rows of the base, in this order (codes: see `row_codes`)."""
+    places: dict[int, list[int]] = defaultdict(list)
+    wanted = {int(code_N[chain.rows[0]]) for chain in chains}
+    for row in np.flatnonzero(np.isin(base_code_N, list(wanted))).tolist():
+        places[int(base_code_N[row])].append(row)
+    keep_C = np.ones(len(chains), dtype=bool)
+    for number, chain in enumerate(chains):
+        codes = code_N[list(chain.rows)]
+        runs = (base_code_N[row : row + len(codes)] for row in places[int(codes[0])])
+        keep_C[number] = not any(np.array_equal(codes, run) for run in runs)
+    return kept(chains, keep_C), Gate("base", int((~keep_C).sum()), "a run of rows of the base")
+
+
+def coherence(chains: Sequence[Chain], pool: Pool) -> tuple[FloatArray, FloatArray]:
+    """Return the mean cosine of adjacent rows of each chain (C,), with all adjacent cosines."""
+    rows, start_C = flat_rows(chains)
+    if not len(chains):
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    score_E = np.empty(len(rows) - 1, dtype=np.float32)
+    for start in range(0, len(score_E), BLOCK_ROWS):
+        unit_ED = pool.unit(rows[start : start + BLOCK_ROWS + 1])
+        score_E[start : start + BLOCK_ROWS] = np.einsum("ed,ed->e", unit_ED[:-1], unit_ED[1:])
+    inside_E = np.ones(len(score_E), dtype=bool)
+    inside_E[start_C[1:] - 1] = False  # from the end of one chain to the start of the next
+    summed_C = np.add.reduceat(np.append(np.where(inside_E, score_E, 0), 0.0), start_C)
+    length_C = np.diff(start_C, append=len(rows))
+    return (summed_C / (length_C - 1)).astype(np.float32), score_E[inside_E]
+
+
+def coherence_gate(
+    chains: Sequence[Chain], coherence_C: FloatArray, least: float
+) -> tuple[list[Chain], Gate]:
+    """Keep chains of at least this coherence."""
+    keep_C = coherence_C >= least
+    reason = f"a mean cosine of adjacent rows below {least:.3f}"
+    return kept(chains, keep_C), Gate("coherence", int((~keep_C).sum()), reason)
+
+
+def repeat_gate(
+    chains: Sequence[Chain], code_N: IntArray, rules: ChainRules
+) -> tuple[list[Chain], Gate]:
+    """Keep chains that share fewer than `repeated_share` of their rows with any earlier chain."""
+    holders: dict[int, list[int]] = defaultdict(list)
+    fresh: list[Chain] = []
+    for chain in chains:
+        codes = set(code_N[list(chain.rows)].tolist())
+        shared = Counter(holder for code in codes for holder in holders[code])
+        most = max(shared.values(), default=0)
+        if most >= rules.repeated_share * len(codes):
+            continue
+        for code in codes:
+            holders[code].append(len(fresh))
+        fresh.append(chain)
+    reason = f"{rules.repeated_share:.0%} or more of the rows in one earlier chain"
+    return fresh, Gate("repeats", len(chains) - len(fresh), reason)
+
+
+def number_gate(chains: Sequence[Chain], most: int) -> tuple[list[Chain], Gate]:
+    """Keep the first `most` chains."""
+    dropped = max(0, len(chains) - most)
+    return list(chains[:most]), Gate("max_chains", dropped, f"more than the {most:,} asked for")
+
+
+def row_codes(pool: Pool, base: Pool | None) -> tuple[IntArray, IntArray]:
+    """Code the rows of a pool and of a base so that those that say the same have one code.
+
+    That is the same text, or where one of the two has no texts, the same float16 vector.
+    """
+    pools = [pool] if base is None else [pool, base]
+    if all(one.text_N is not None for one in pools):
+        # A row without a text equals no other.
+        keys = np.concatenate([np.asarray(one.text_N, dtype=object) for one in pools])
+        blank = np.flatnonzero(keys == "")
+        keys[blank] = blank
+    else:
+        keys = np.concatenate([_vector_keys(one) for one in pools])
+    code_N, _ = pd.factorize(keys)
+    size = len(pool.lane_N)
+    return code_N[:size], code_N[size:]
+
+
+def _vector_keys(pool: Pool) -> npt.NDArray[np.object_]:
+    keys: list[bytes] = []
+    for start in range(0, len(pool.lane_N), BLOCK_ROWS):
+        block = pool.unit(slice(start, start + BLOCK_ROWS)).astype(np.float16)
+        keys += [vector.tobytes() for vector in block]
+    return np.array(keys, dtype=object)

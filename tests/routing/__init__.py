@@ -1,0 +1,1 @@
+"""Gates: lanes, losses, figures."""
