@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,21 @@ TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
 
 @dataclass(frozen=True)
 class Job:
-    """One phase under one recipe: the parameters of `train`, what they amount to."""
+    """One phase under one recipe: the parameters of `train`, what they amount to.
+
+    A grown one has the name of the job whose weights it starts from, and no final sha256 before
+    that is done (`grow`).
+    """
 
     name: str
+    label: str
     phase: Phase
     recipe: str
     parameters: dict[str, Any]
     windows: Windows
     plan: TrainingPlan
     sha256: str
+    grows_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,25 @@ class Done:
     report: dict[str, Any]
 
 
-def plan_job(name: str, phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank) -> Job:
-    """Plan a training as `train` would do it; raises ValueError where it cannot."""
+def plan_jobs(
+    phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank, suffix: str = ""
+) -> list[Job]:
+    """Plan the trainings of a phase as `train` would do them; raises ValueError where it cannot.
+
+    `suffix` goes behind the names.
+    """
+    own = plan_job(phase.name, phase, recipe, parameters, bank, suffix)
+    if phase.grown is None:
+        return [own]
+    grown = {**parameters, "model": phase.grown}
+    label = f"{phase.name} {phase.grown}"
+    return [own, replace(plan_job(label, phase, recipe, grown, bank, suffix), grows_from=own.name)]
+
+
+def plan_job(
+    label: str, phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank, suffix: str = ""
+) -> Job:
+    """Plan one training from its own first weights."""
     parameters = {**parameters, "phase": phase.name, "recipe": recipe}
     options = TrainOptions(**parameters).with_phase()
     windows = ensure_windows(bank, options.ctx)
@@ -61,7 +84,26 @@ def plan_job(name: str, phase: Phase, recipe: str, parameters: dict[str, Any], b
     is_dense = config.recipe == "dense"
     batches = Batches(bank, windows, config.batch_size, config.seed, is_dense)
     plan = plan_training(batches, config)
-    return Job(name, phase, recipe, parameters, windows, plan, training_sha256(config, windows))
+    sha256 = training_sha256(config, windows)
+    return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
+
+
+def grow(job: Job, base: Done) -> Job:
+    """Return the job that starts from the weights of `base`."""
+    parameters = {**job.parameters, "init": reference(base.run_id)}
+    config = resolve(TrainOptions(**parameters).with_phase().config(), job.windows.ctx)
+    initial = registered.load(parameters["init"]).model
+    sha256 = training_sha256(config, job.windows, initial)
+    return replace(job, parameters=parameters, sha256=sha256)
+
+
+def train_all(jobs: Sequence[Job]) -> list[Done]:
+    """Return what each training left, in their order; what is finished already is not repeated."""
+    done: dict[str, Done] = {}
+    for job in jobs:
+        begun = job if job.grows_from is None else grow(job, done[job.grows_from])
+        done[job.name] = train_or_find(begun)
+    return list(done.values())
 
 
 def train_or_find(job: Job) -> Done:
@@ -140,6 +182,7 @@ def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
         raise ValueError(f"shadow: version {done.version} of phase {job.name} took no part")
     return Trained(
         job.name,
+        job.label,
         job.phase,
         job.recipe,
         done.run_id,

@@ -10,9 +10,9 @@ from entrypoints._options import EntryPoint, option
 from entrypoints._phases import (
     Job,
     as_trained,
-    plan_job,
+    plan_jobs,
     shadow_or_find,
-    train_or_find,
+    train_all,
 )
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import tracking
@@ -72,13 +72,13 @@ def body(options: PhasesOptions) -> None:
     """Train the phases, each once, replay all on the same queries, report them beside the old."""
     bank = read_bank(options.bank)
     tracking.log_bank(bank, "phases")
-    jobs = plan_jobs(options, bank)
+    jobs = plan_all(options, bank)
     told = [one for job in jobs for one in planned_warnings(job.plan)]
     tracking.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
-    planned = {job.name: {**job.parameters, "sha256": job.sha256} for job in jobs}
+    planned = {job.name: job.parameters for job in jobs}
     tracking.log_config(asdict(options) | {"planned": planned})
     print(plan_text(jobs), flush=True)
-    done = [train_or_find(job) for job in jobs]
+    done = train_all(jobs)
     shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
     replay = tracking.read_json(shadow, "report.json")
     trained = [as_trained(job, one, replay) for job, one in zip(jobs, done, strict=True)]
@@ -87,7 +87,7 @@ def body(options: PhasesOptions) -> None:
     tell(options, measured, replay["decision"], shadow)
 
 
-def plan_jobs(options: PhasesOptions, bank: Bank) -> list[Job]:
+def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     """Plan all trainings before the first begins, so that an impossible one is refused at once."""
     recipes = RECIPES if options.recipe == "both" else (options.recipe,)
     given = {"bank": options.bank, "seed": options.seed}
@@ -96,9 +96,9 @@ def plan_jobs(options: PhasesOptions, bank: Bank) -> list[Job]:
     jobs = []
     for phase in chosen_phases(options.phases, read_phases()):
         for recipe in recipes:
-            name = phase.name if len(recipes) == 1 else f"{phase.name} {recipe}"
+            suffix = "" if len(recipes) == 1 else f" {recipe}"
             parameters = SIZES[options.size][recipe] | given
-            jobs.append(plan_job(name, phase, recipe, parameters, bank))
+            jobs += plan_jobs(phase, recipe, parameters, bank, suffix)
     return jobs
 
 
@@ -109,6 +109,7 @@ def plan_text(jobs: Sequence[Job]) -> str:
     for job in jobs:
         plan = job.plan
         same = "" if first[job.sha256] is job else f"same training as {first[job.sha256].name}"
+        same = same if job.grows_from is None else f"grown from {job.grows_from}"
         counts = [plan.examples_per_epoch, plan.steps_per_epoch, plan.steps]
         ctx = f"{job.phase.ctx:,}"
         lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])

@@ -64,7 +64,7 @@ def trained(name: str, candidate: str, **changes: Any) -> Trained:
     """Return phase `name` of recipe dense, trained as `candidate`."""
     version = {"short": "1", "long": "2"}.get(candidate, "9")
     report = training(30, **changes)
-    return Trained(name, read_phases()[name], "dense", "run", version, candidate, report)
+    return Trained(name, name, read_phases()[name], "dense", "run", version, candidate, report)
 
 
 def per_query(bank: Bank) -> pd.DataFrame:

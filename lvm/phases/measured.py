@@ -32,10 +32,13 @@ POOL_HITS = (1, 5, 10)
 class Trained:
     """One phase under one recipe, trained: by which run, as which candidate of the replay.
 
+    `label` is the phase's name, of a grown model with the model's behind it; `name` has the recipe,
+    too, where the table has several.
     `report` is that of the training (history, plan, warnings, ...).
     """
 
     name: str
+    label: str
     phase: Phase
     recipe: str
     run_id: str
@@ -246,6 +249,7 @@ def _row_report(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "phase": one.phase.name,
+        "label": one.label,
         "recipe": one.recipe,
         "ctx": one.phase.ctx,
         "order": row.order,

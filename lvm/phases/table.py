@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from lvm.lanes.reranking import NONE, RERANKS
+from lvm.models.table import TRAINED_MODELS
 
 PHASES_FILE = Path(__file__).parents[1] / "phases.yaml"
-PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "published")
-OPTIONAL_KEYS = ("rerank", "published")
+PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "published")
+OPTIONAL_KEYS = ("rerank", "grown", "published")
 SEED_KEYS = ("batch_size", "accumulation", "alpha")
 
 
@@ -33,13 +34,17 @@ class Published:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase: what it trains, which order it is shown in, what was published of it."""
+    """One phase: what it trains, which order it is shown in, what was published of it.
+
+    `grown` names the model that is trained from the weights of its own, if any.
+    """
 
     name: str
     ctx: int
     chunk: int
     seed: Mapping[str, float]
     rerank: str = NONE
+    grown: str | None = None
     published: Published | None = None
 
     def settings(self, recipe: str) -> dict[str, Any]:
@@ -99,6 +104,10 @@ def _phase(name: str, values: Any, where: str) -> Phase:
     rerank = values.get("rerank", NONE)
     if rerank not in RERANKS:
         raise ValueError(f"{where}: rerank is {rerank!r}; it must be {' or '.join(RERANKS)}")
+    grown = values.get("grown")
+    if grown is not None and grown not in TRAINED_MODELS:
+        known = ", ".join(TRAINED_MODELS)
+        raise ValueError(f"{where}: grown is {grown!r}; it must be one of {known}")
     published = values.get("published")
     if published is not None:
         published = Published(**_numbers(published, Published, f"{where}: published"))
@@ -109,7 +118,7 @@ def _phase(name: str, values: Any, where: str) -> Phase:
         _check(values["seed"][key], kind, f"{where}: seed.{key}")
     for key in ("ctx", "chunk"):
         _check(values[key], int, f"{where}: {key}")
-    return Phase(name, values["ctx"], values["chunk"], values["seed"], rerank, published)
+    return Phase(name, values["ctx"], values["chunk"], values["seed"], rerank, grown, published)
 
 
 def _check_shares(published: Published, where: str) -> None:

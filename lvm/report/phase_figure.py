@@ -34,15 +34,15 @@ def phase_figure(found: PhaseComparison, phases: Mapping[str, Phase]) -> Figure:
         height_ratios=(1, 1),
     )
     shown = [row for row in found.rows if row.same_as is None]
-    names = list(dict.fromkeys(row.trained.phase.name for row in shown))
-    places = {name: float(place) for place, name in enumerate(names)}
+    contexts = {row.trained.label: row.trained.phase.ctx for row in shown}
+    places = {name: float(place) for place, name in enumerate(contexts)}
     _published(above, phases, places)
     _in_pools(above, found, shown, places)
     _whole_bank(below, found, shown, places)
-    ticks = [f"{name}\nctx {phases[name].ctx:,}" for name in names]
+    ticks = [f"{name}\nctx {ctx:,}" for name, ctx in contexts.items()]
     for axes in (above, below):
         axes.set_xticks(list(places.values()), ticks)
-        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_xlim(-0.5, len(places) - 0.5)
         axes.set_ylabel("Hit@5, %")
         axes.grid(axis="y", color=LIGHT)
         axes.set_axisbelow(True)
@@ -55,7 +55,7 @@ def phase_figure(found: PhaseComparison, phases: Mapping[str, Phase]) -> Figure:
 
 
 def _published(axes: Axes, phases: Mapping[str, Phase], places: Mapping[str, float]) -> None:
-    known = [(places[name], phases[name].published) for name in places]
+    known = [(places[name], phases[name].published) for name in places if name in phases]
     for number, (x, published) in enumerate((x, one) for x, one in known if one is not None):
         told = published_report(published)
         low, high = (100 * value for value in told["ci95"]["hit_at_5"])
@@ -72,12 +72,12 @@ def _in_pools(
 ) -> None:
     """Draw the phases here, then one unchanged model, each in the pool of that phase."""
     pools = {
-        row.trained.phase.name: row.trained.phase.published.pool
+        row.trained.label: row.trained.phase.published.pool
         for row in shown
         if row.trained.phase.published is not None
     }
     for row in shown:
-        pool = row.measured.pools.get(pools.get(row.trained.phase.name, 0))
+        pool = row.measured.pools.get(pools.get(row.trained.label, 0))
         if pool is not None:
             _point(axes, row, places, 100 * pool["hit_at_5"], "{:.0f}")
     first = shown[0].measured.pools
@@ -91,7 +91,7 @@ def _in_pools(
 def _point(axes: Axes, row: Row, places: Mapping[str, float], value: float, form: str) -> float:
     """Draw a phase, dense ones on the left of its place with their number, others on the right."""
     side = SIDES[row.trained.recipe]
-    x, color = places[row.trained.phase.name] + 0.1 * side, COLORS[row.trained.recipe]
+    x, color = places[row.trained.label] + 0.1 * side, COLORS[row.trained.recipe]
     axes.plot([x], [value], "o", color=color, markersize=10)
     ha = "left" if side > 0 else "right"
     label(axes, form.format(value), (x, value), (9 * side, 0), color=color, ha=ha, va="center")
@@ -115,7 +115,7 @@ def _whole_bank(
     axes.axhline(free, color=GREY, linestyle="--", linewidth=1.8, label=name)
     if found.free_by_lane is not None:
         value = 100 * found.free_by_lane.figures["hit_at_5"]
-        ends = [places[row.trained.phase.name] for row in shown if row.order != NONE]
+        ends = [places[row.trained.label] for row in shown if row.order != NONE]
         named = f"{found.free}, by lane"
         span = [min(ends) - 0.4, max(ends) + 0.4]
         axes.plot(span, [value] * 2, "--", color=ORANGE, linewidth=1.8, label=named)

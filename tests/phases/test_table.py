@@ -33,6 +33,7 @@ def test_the_shipped_phases_are_the_old_ones() -> None:
     assert {one.seed["batch_size"] * one.seed["accumulation"] for one in phases.values()} == {256}
     assert (phases["3.5"].ctx, phases["3.5"].chunk) == (10 * 200, 200)
     assert [name for name, one in phases.items() if one.rerank == "lane"] == ["4"]
+    assert {name: one.grown for name, one in phases.items() if one.grown} == {"4": "tmd_experts"}
 
 
 def test_the_published_figures_are_those_of_the_lab_book() -> None:
@@ -90,6 +91,7 @@ def test_old_gates_are_read() -> None:
         ("hit_at_1: 0.4007", "hit_at_1: 40.07", "hit_at_1 is 40.07; it must be a share from 0"),
         ("hit_at_1: 0.4007, ", "", "phase 1: published misses hit_at_1"),
         ("rerank: lane", "rerank: experts", "phase 4: rerank is 'experts'; it must be none or"),
+        ("grown: tmd_experts", "grown: lstm", "phase 4: grown is 'lstm'; it must be one of memory"),
         ("phases:\n", "phase:\n", "no section 'phases'"),
         ("    ctx: 100\n", "    ctx: !!python/name:os.system\n", "YAML file without tags"),
         ("    ctx: 100\n", "    ctx: [100\n", "not a readable YAML file"),
