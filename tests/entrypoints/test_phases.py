@@ -2,20 +2,31 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
+from entrypoints import _phases as runs
 from entrypoints import phases, shadow_eval, train
-from entrypoints._phases import plan_job, replay_stands
+from entrypoints._inputs import Inputs
+from entrypoints._phases import Done, plan_job, plan_jobs, replay_stands
+from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm import tracking
 from lvm.bank.store import Bank
+from lvm.metrics import hit_at
+from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.phases.table import read_phases
+from lvm.prediction.predict import predict_queries
 from lvm.registry import alias, registered
+from lvm.statistics import smallest_detectable
+from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -167,6 +178,59 @@ def test_a_training_is_told_by_its_inputs(planned_bank):
     assert sha(planned_bank, "2", "seed") != sha(planned_bank, "2B", "seed")
     other = make_bank(Path("other"), num_sequences=4, document_rows=75, seed=1)
     assert sha(other, "1") != first
+
+
+def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypatch):
+    short = replace(read_phases()["4"], ctx=100)
+    monkeypatch.setattr(train, "read_phases", lambda: {"4": short})
+    own, grown = plan_jobs(short, "dense", {"bank": "bank"}, planned_bank, " dense")
+    assert (own.name, grown.name, grown.label) == (
+        "4 dense",
+        "4 tmd_experts dense",
+        "4 tmd_experts",
+    )
+    weights = {
+        "runs:/first/model": torch.nn.Linear(2, 2),
+        "runs:/other/model": torch.nn.Linear(2, 2),
+    }
+    monkeypatch.setattr(registered, "load", lambda uri: SimpleNamespace(model=weights[uri]))
+    begun = []
+
+    def train_or_find(job):
+        begun.append(job)
+        return Done("first", "m-1", "1", {})
+
+    monkeypatch.setattr(runs, "train_or_find", train_or_find)
+    assert len(runs.train_all([own, grown])) == 2
+    first, second = begun
+    assert first == own and "init" not in first.parameters
+    assert second.parameters["init"] == "runs:/first/model"
+    assert second.parameters["model"] == "tmd_experts"
+    other = runs.grow(grown, Done("other", "m-2", "2", {}))
+    assert len({grown.sha256, second.sha256, other.sha256}) == 3, "other weights, other training"
+    weights["runs:/other/model"] = weights["runs:/first/model"]
+    again = runs.grow(grown, Done("other", "m-2", "2", {}))
+    assert again.sha256 == second.sha256, "weights count, not their name"
+
+
+def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
+    windows = plan_windows(tiny_bank, 20)
+    validation = Validation(Inputs(tiny_bank, windows, tmp_path, None))
+    models = [
+        CopyLast(tiny_bank.dim),
+        ContextMean(tiny_bank.dim),
+        MovingAverage(tiny_bank.dim, 0.5),
+    ]
+    best = sorted(validation.measure(model)["hit_at_5"] for model in models)[-2:]
+    (sentence,) = validation.doubts()
+    assert sentence.startswith("validation is too small") and best[0] > 0
+    asked = [predict_queries(models[place], tiny_bank, validation.queries) for place in (0, 2)]
+    hit_Q, other_Q = (hit_at(validation._ranks(prediction_QD), 5) for prediction_QD in asked)
+    document_Q = tiny_bank.document_N[validation.queries.target_row_Q]
+    seen = 100 * smallest_detectable(hit_Q - other_Q, document_Q)
+    assert (
+        f"{len(validation.queries):,} queries see a difference of Hit@5 from {seen:.1f}" in sentence
+    )
 
 
 def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
