@@ -58,34 +58,42 @@ class Done:
     report: dict[str, Any]
 
 
-def plan_jobs(
-    phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank, suffix: str = ""
-) -> list[Job]:
-    """Plan the trainings of a phase as `train` would do them; raises ValueError where it cannot.
+class Planner:
+    """Plans trainings on one bank as `train` would do them, reading the windows of a ctx once."""
 
-    `suffix` goes behind the names.
-    """
-    own = plan_job(phase.name, phase, recipe, parameters, bank, suffix)
-    if phase.grown is None:
-        return [own]
-    grown = {**parameters, "model": phase.grown}
-    label = f"{phase.name} {phase.grown}"
-    return [own, replace(plan_job(label, phase, recipe, grown, bank, suffix), grows_from=own.name)]
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self._windows: dict[int, Windows] = {}
 
+    def jobs(
+        self, phase: Phase, recipe: str, parameters: dict[str, Any], suffix: str = ""
+    ) -> list[Job]:
+        """Plan the trainings of a phase; `suffix` goes behind their names.
 
-def plan_job(
-    label: str, phase: Phase, recipe: str, parameters: dict[str, Any], bank: Bank, suffix: str = ""
-) -> Job:
-    """Plan one training from its own first weights."""
-    parameters = {**parameters, "phase": phase.name, "recipe": recipe}
-    options = TrainOptions(**parameters).with_phase()
-    windows = ensure_windows(bank, options.ctx)
-    config = resolve(options.config(), windows.ctx)
-    is_dense = config.recipe == "dense"
-    batches = Batches(bank, windows, config.batch_size, config.seed, is_dense)
-    plan = plan_training(batches, config)
-    sha256 = training_sha256(config, windows)
-    return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
+        Raises ValueError where one is impossible on this bank.
+        """
+        own = self.job(phase.name, phase, recipe, parameters, suffix)
+        if phase.grown is None:
+            return [own]
+        label = f"{phase.name} {phase.grown}"
+        grown = self.job(label, phase, recipe, {**parameters, "model": phase.grown}, suffix)
+        return [own, replace(grown, grows_from=own.name)]
+
+    def job(
+        self, label: str, phase: Phase, recipe: str, parameters: dict[str, Any], suffix: str = ""
+    ) -> Job:
+        """Plan one training that starts from its own first weights."""
+        parameters = {**parameters, "phase": phase.name, "recipe": recipe}
+        options = TrainOptions(**parameters).with_phase()
+        if options.ctx not in self._windows:
+            self._windows[options.ctx] = ensure_windows(self.bank, options.ctx)
+        windows = self._windows[options.ctx]
+        config = resolve(options.config(), windows.ctx)
+        is_dense = config.recipe == "dense"
+        batches = Batches(self.bank, windows, config.batch_size, config.seed, is_dense)
+        plan = plan_training(batches, config)
+        sha256 = training_sha256(config, windows)
+        return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
 
 
 def grow(job: Job, base: Done) -> Job:

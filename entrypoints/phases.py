@@ -9,8 +9,8 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._phases import (
     Job,
+    Planner,
     as_trained,
-    plan_jobs,
     shadow_or_find,
     train_all,
 )
@@ -93,12 +93,13 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     given = {"bank": options.bank, "seed": options.seed}
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
     given |= {name: value for name, value in limits.items() if value is not None}
+    planner = Planner(bank)
     jobs = []
     for phase in chosen_phases(options.phases, read_phases()):
         for recipe in recipes:
             suffix = "" if len(recipes) == 1 else f" {recipe}"
             parameters = SIZES[options.size][recipe] | given
-            jobs += plan_jobs(phase, recipe, parameters, bank, suffix)
+            jobs += planner.jobs(phase, recipe, parameters, suffix)
     return jobs
 
 

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints import _phases as runs
 from entrypoints import phases, shadow_eval, train
 from entrypoints._inputs import Inputs
-from entrypoints._phases import Done, plan_job, plan_jobs, replay_stands
+from entrypoints._phases import Done, Planner, replay_stands
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm import tracking
@@ -160,7 +160,8 @@ def planned_bank(tmp_path_factory):
 
 
 def sha(bank: Bank, name: str, recipe: str = "dense", **given: Any) -> str:
-    return plan_job(name, read_phases()[name], recipe, {"bank": "bank"} | given, bank).sha256
+    parameters = {"bank": "bank"} | given
+    return Planner(bank).job(name, read_phases()[name], recipe, parameters).sha256
 
 
 def test_a_training_is_told_by_its_inputs(planned_bank):
@@ -183,7 +184,7 @@ def test_a_training_is_told_by_its_inputs(planned_bank):
 def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypatch):
     short = replace(read_phases()["4"], ctx=100)
     monkeypatch.setattr(train, "read_phases", lambda: {"4": short})
-    own, grown = plan_jobs(short, "dense", {"bank": "bank"}, planned_bank, " dense")
+    own, grown = Planner(planned_bank).jobs(short, "dense", {"bank": "bank"}, " dense")
     assert (own.name, grown.name, grown.label) == (
         "4 dense",
         "4 tmd_experts dense",
