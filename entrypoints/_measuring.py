@@ -1,6 +1,6 @@
 """What eval shares with lane-diagnostics: their options, one measurement of a predictor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -47,7 +47,10 @@ class Measurement:
 
 
 def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
-    """Evaluate the predictor beside the free ones; log the figures with it."""
+    """Evaluate the predictor beside the free ones; log the figures with it.
+
+    The per-query tables say in `split` which queries they hold.
+    """
     bank, windows = subject.inputs.bank, subject.inputs.windows
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}
@@ -56,6 +59,9 @@ def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
     report, evaluations = evaluate(
         subject.name, subject.predictor.model, bank, windows, options.split, options.max_queries
     )
+    evaluations = [
+        replace(one, per_query=one.per_query.assign(split=options.split)) for one in evaluations
+    ]
     report["leaky"] = subject.is_leaky()
     figures = {f"{options.split}/{key}": report[key] for key in HITS}
     figures[f"{options.split}/corrected_hit_at_5"] = report["corrected"]["hit_at_5"]

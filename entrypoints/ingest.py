@@ -43,7 +43,9 @@ class IngestOptions:
     root: str | None = option(None, "ontology: roots to walk from, a,b (auto: all).")
     walk: str = option("both", "ontology: breadth or depth first.", choices=tuple(WALKS))
     queries: str | None = option(
-        None, "anchored: per_query.parquet of an eval run over `base`.", unset="none"
+        None,
+        "anchored: per_query.parquet of an eval over `base` with split=val; of others: refused.",
+        unset="none",
     )
     anchor: float | None = option(
         None, "anchored: least cosine to a missed answer (auto: percentile).", low=0, high=1

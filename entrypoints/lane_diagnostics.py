@@ -86,7 +86,7 @@ def body(options: LaneOptions) -> None:
         answers.report["model"], answers.tables, bank, windows, rules, windows.seed
     )
     ceilings = searched(answers, rules)
-    failing = failing_queries(answers.own, bank, diagnosis.weak)
+    failing = failing_queries(answers.own, bank, diagnosis.weak).assign(split=answers.split)
     tracking.log_file("failing_queries.parquet", lambda path: failing.to_parquet(path, index=False))
     draw(answers, diagnosis, ceilings)
     log_decision(diagnosis)

@@ -4,7 +4,8 @@ Shapes: n texts of one call, D vector dim.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 WORDLLAMA = "wordllama"
 WORDLLAMA_BATCH = 256  # 32,000 sentences a second on two cores; 1,024 at a time is half as fast
+TALKATIVE = ("huggingface_hub", "transformers", "sentence_transformers")  # each retry is a warning
 
 
 class Encoder(Protocol):
@@ -57,7 +59,8 @@ class SentenceTransformerEncoder:
                 f"`pip install -e .[encoders]`, or use encoder={WORDLLAMA}"
             ) from error
         try:
-            self._model = SentenceTransformer(name, local_files_only=not download)
+            with _quiet(TALKATIVE):
+                self._model = SentenceTransformer(name, local_files_only=not download)
         except (OSError, ValueError) as error:
             reason = "cannot be loaded" if download else "is not on this machine"
             wanted = "hub name or its local folder" if download else "local folder"
@@ -77,10 +80,25 @@ class SentenceTransformerEncoder:
 def load_encoder(name: str, download: bool = True) -> Encoder:
     """Load `wordllama`, or the sentence-transformers model called `name` (hub name or folder).
 
-    Without `download` a hub name is looked for in the local cache alone. Raises ValueError where
+    Without `download`, or where HF_HUB_OFFLINE=1 is set, a hub name is looked for in the local
+    cache alone. Raises ValueError where
     the extra lvm[encoders] is missing or the model cannot be loaded.
     """
     return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name, download)
+
+
+@contextmanager
+def _quiet(names: Sequence[str]) -> Iterator[None]:
+    """Let these loggers report errors alone: what fails in the end is told in one line."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _unit_or_zero(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

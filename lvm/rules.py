@@ -52,6 +52,7 @@ class ChainRules:
     max_length: int
     coherence_percentile: float
     twin: float
+    answer_twin: float
     repeated_share: float
     candidates_per_chain: int
     subtree_pieces: int

@@ -13,6 +13,7 @@ from lvm.bank.store import Bank
 from tests.synthetic import make_bank
 
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow reports its use otherwise; tests need no network
+os.environ["HF_HUB_OFFLINE"] = "1"  # an unknown encoder is looked for on the hub otherwise
 gc.disable()  # until all test files are imported: what they import stays
 
 

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_loading_leaves_the_root_logger_alone() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_what_a_hub_logs_on_the_way_to_a_refusal_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(name: str, **options: bool) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no network")
+
+    found = types.SimpleNamespace(SentenceTransformer=unreachable)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", found)
+    before = logging.getLogger("huggingface_hub").level
+    with pytest.raises(ValueError, match="encoder 'banana': cannot be loaded"):
+        load_encoder("banana")
+    assert caplog.records == [] and logging.getLogger("huggingface_hub").level == before
 
 
 def test_unknown_encoder_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -12,20 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Candidates, Chain, bank_pool, lane_names
 from lvm.chains.graphs import known_lanes, row_heads
 from lvm.rules import ChainRules
 from lvm.seeding import generator
 
-COLUMNS = ("target_row", "rank")
+NUMBERS = ("target_row", "rank")
+COLUMNS = (*NUMBERS, "split")
+VAL = "val"
+RUN_OVER_VAL = "give the per_query.parquet of a run over val: mlflow run . -e eval -P split=val"
 SAMPLE_ROWS = 2048
 SEARCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """Where pages are looked for: near failing `queries` (a parquet) of `lanes`, none for all.
+    """Where pages are looked for: near failing `queries` of `lanes`, none for all.
+
+    `queries` is a parquet of val queries: pages near test answers would choose what is tested.
 
     `anchor` is the least cosine of an anchor row to the missed answer; None for the percentile of
     the pool's own nearest-neighbour cosines.
@@ -43,7 +48,8 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
     """Return the pages of `pool` around the neighbours of missed answers, the nearest first.
 
     A page is up to `max_length` consecutive rows of one document with the anchor in the middle. In
-    a pool without lanes a page takes the lane of its query.
+    a pool without lanes a page takes the lane of its query; over a base without lanes it keeps its
+    own.
     """
     target_Q, failing_Q = read_queries(plan.queries, base, rules)
     lane_N = lane_names(base)
@@ -63,7 +69,7 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
     least = plan.anchor
     if least is None:
         least = nearest_percentile(pool, index, rules, plan.seed)
-    score_Qk, row_Qk = index.search(base.unit(failing_Q), min(plan.neighbours, pool.num_rows))
+    score_Qk, row_Qk = _nearest(index, base, failing_Q, plan.neighbours)
     near_Qk = (score_Qk >= least) & (row_Qk >= 0)
     query_A, at_A = np.nonzero(near_Qk)
     order = np.argsort(-score_Qk[query_A, at_A], kind="stable")
@@ -72,10 +78,10 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
         cut = rules.candidates_per_chain * plan.max_chains
         query_A, row_A = query_A[:cut], row_A[:cut]
     heads = row_heads(pool)
-    lanes = lane_N[failing_Q]
+    lanes = lane_N[failing_Q].tolist() if base.lane_N is not None else [None] * len(failing_Q)
     pages = _pages(pool, row_A, rules)
     chains = [
-        Chain(str(heads[row]), page, str(lanes[query]))
+        Chain(str(heads[row]), page, lanes[query])
         for query, row, page in zip(query_A.tolist(), row_A.tolist(), pages, strict=True)
     ]
     found = int(near_Qk.any(axis=1).sum())
@@ -84,9 +90,22 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
         f"{len(failing_Q):,} missed answers, {found:,} with a neighbour of cosine {least:.3f} "
         f"({origin}) or more"
     ]
-    if pool.lane_N is None:
+    if base.lane_N is None and pool.lane_N is not None:
+        notes.append(f"base {base.path} has no lanes: a page keeps the lane of its rows")
+    if base.lane_N is not None and pool.lane_N is None:
         notes.append(f"pool {pool.path} has no lanes: a page takes the lane of its query")
     return Candidates(pool.path.name, chains, concepts, tuple(notes), answer_rows=target_Q)
+
+
+def _nearest(
+    index: faiss.Index, base: Bank, row_Q: IntArray, k: int
+) -> tuple[FloatArray, IntArray]:
+    """Cosines with rows of the index's k nearest of each of these rows of the base, (Q, k) each."""
+    parts = [
+        index.search(base.unit(row_Q[start : start + SEARCH_ROWS]), min(k, index.ntotal))
+        for start in range(0, len(row_Q), SEARCH_ROWS)
+    ]
+    return np.concatenate([score for score, _ in parts]), np.concatenate([row for _, row in parts])
 
 
 def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, IntArray]:
@@ -115,14 +134,17 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
         there = pq.read_schema(path).names
         missing = [name for name in COLUMNS if name not in there]
         if missing:
-            raise ValueError(
-                f"queries {path}: no column {', '.join(missing)}; give the per_query.parquet of an "
-                f"eval run, with {', '.join(COLUMNS)}"
-            )
+            raise ValueError(f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}")
         table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error
-    for name in COLUMNS:
+    other = table["split"][table["split"] != VAL]
+    if len(other):
+        raise ValueError(
+            f"queries {path}: {len(other):,} of {len(table):,} queries are of split "
+            f"{other.iloc[0]}, by which a model is judged; {RUN_OVER_VAL}"
+        )
+    for name in NUMBERS:
         if not pd.api.types.is_numeric_dtype(table[name]) or table[name].isna().any():
             raise ValueError(f"queries {path}: {name} must be a number in every line")
     outside = ~table["target_row"].between(0, base.num_rows - 1)

@@ -3,7 +3,9 @@
 Shapes: N concepts of the pool, C chains, E entries of all chains one after the other, D vector dim.
 """
 
-from collections import Counter, defaultdict
+import hashlib
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,9 +140,10 @@ def answer_gate(
     leaks_U = np.zeros(len(unique_U), dtype=bool)
     for start in range(0, len(unique_U), BLOCK_CHAINS):
         block = slice(start, start + BLOCK_CHAINS)
-        leaks_U[block] = (pool.unit(unique_U[block]) @ answer_QD.T).max(axis=1) >= rules.twin
+        leaks_U[block] = (pool.unit(unique_U[block]) @ answer_QD.T).max(axis=1) >= rules.answer_twin
     keep_C = ~np.logical_or.reduceat(leaks_U[at_E], start_C) if len(chains) else np.ones(0, bool)
-    return kept(chains, keep_C), Gate("answers", int((~keep_C).sum()), "a twin of a query's answer")
+    reason = f"a row of a cosine of {rules.answer_twin:g} or more to a query's answer"
+    return kept(chains, keep_C), Gate("answers", int((~keep_C).sum()), reason)
 
 
 def base_gate(
@@ -187,18 +190,27 @@ def coherence_gate(
 def repeat_gate(
     chains: Sequence[Chain], code_N: IntArray, rules: ChainRules
 ) -> tuple[list[Chain], Gate]:
-    """Keep chains that share fewer than `repeated_share` of their rows with any earlier chain."""
+    """Keep chains that share fewer than `repeated_share` of their rows with any earlier chain.
+
+    Of n rows, `repeated` are too many: an earlier chain with so many of them holds one of any
+    n - repeated + 1. The rarest are looked up, so that no row that most chains hold is walked over.
+    """
     holders: dict[int, list[int]] = defaultdict(list)
     fresh: list[Chain] = []
+    fresh_codes: list[set[int]] = []
     for chain in chains:
         codes = set(code_N[list(chain.rows)].tolist())
-        shared = Counter(holder for code in codes for holder in holders[code])
-        most = max(shared.values(), default=0)
-        if most >= rules.repeated_share * len(codes):
+        repeated = math.ceil(rules.repeated_share * len(codes))
+        rarest = sorted(codes, key=lambda code: len(holders[code]))
+        rarest = rarest[: max(0, len(codes) - repeated + 1)]
+        near = {holder for code in rarest for holder in holders[code]}
+        most = max((len(codes & fresh_codes[holder]) for holder in near), default=0)
+        if most >= repeated:
             continue
         for code in codes:
             holders[code].append(len(fresh))
         fresh.append(chain)
+        fresh_codes.append(codes)
     reason = f"{rules.repeated_share:.0%} or more of the rows in one earlier chain"
     return fresh, Gate("repeats", len(chains) - len(fresh), reason)
 
@@ -214,22 +226,27 @@ def row_codes(pool: Pool, base: Pool | None) -> tuple[IntArray, IntArray]:
 
     That is the same text, or where one of the two has no texts, the same float16 vector.
     """
+    code_N: IntArray
     pools = [pool] if base is None else [pool, base]
     if all(one.text_N is not None for one in pools):
         # A row without a text equals no other.
         keys = np.concatenate([np.asarray(one.text_N, dtype=object) for one in pools])
         blank = np.flatnonzero(keys == "")
         keys[blank] = blank
+        code_N, _ = pd.factorize(keys)
     else:
-        keys = np.concatenate([_vector_keys(one) for one in pools])
-    code_N, _ = pd.factorize(keys)
+        digests = pd.DataFrame(np.concatenate([_vector_digests(one) for one in pools]))
+        code_N = digests.groupby([0, 1], sort=False).ngroup().to_numpy()
     size = len(pool.lane_N)
     return code_N[:size], code_N[size:]
 
 
-def _vector_keys(pool: Pool) -> npt.NDArray[np.object_]:
-    keys: list[bytes] = []
-    for start in range(0, len(pool.lane_N), BLOCK_ROWS):
+def _vector_digests(pool: Pool) -> npt.NDArray[np.uint64]:
+    """Hash each row's float16 vector to 128 bits, as two numbers (N, 2)."""
+    digest_N2 = np.empty((len(pool.lane_N), 2), dtype=np.uint64)
+    for start in range(0, len(digest_N2), BLOCK_ROWS):
         block = pool.unit(slice(start, start + BLOCK_ROWS)).astype(np.float16)
-        keys += [vector.tobytes() for vector in block]
-    return np.array(keys, dtype=object)
+        digests = [hashlib.blake2b(vector, digest_size=16).digest() for vector in block]
+        numbers = np.frombuffer(b"".join(digests), dtype=np.uint64)
+        digest_N2[start : start + len(block)] = numbers.reshape(-1, 2)
+    return digest_N2

@@ -23,6 +23,7 @@ from lvm.seeding import generator
 
 FLAT_ROWS = 50_000  # a larger lane is searched through inverted lists
 LISTS_PROBED = 16
+ROWS_PER_LIST = 64  # that place the lists; FAISS asks for 39 or more, takes 256 at most
 SEARCH_ROWS = 4096
 
 
@@ -76,7 +77,7 @@ def neighbour_candidates(pool: Bank, plan: GraphWalk, rules: ChainRules) -> Cand
     lanes = sorted(set(lane_N.tolist()) - {-1})
     for lane in tqdm(lanes, desc="nearest neighbours", unit=" lanes", disable=None):
         row_n = np.flatnonzero(lane_N == lane)
-        score_nk, found_nk = _neighbours(concepts.unit(row_n), plan.neighbours)
+        score_nk, found_nk = _neighbours(concepts, row_n, plan.neighbours, plan.seed)
         from_E = np.repeat(row_n, found_nk.shape[1])
         kept_E = (found_nk.ravel() >= 0) & (row_n[found_nk.ravel()] != from_E)
         kept_E &= score_nk.ravel() > 0
@@ -152,21 +153,21 @@ def _lane_codes(name_N: npt.NDArray[np.object_], wanted: tuple[str, ...]) -> npt
     return np.where(chosen[code_N], code_N, -1).astype(np.int64)
 
 
-def _neighbours(unit_nD: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """Cosines with positions of the k nearest of each vector, itself among the k + 1 found."""
-    num_rows, dim = unit_nD.shape
+def _neighbours(pool: Pool, row_n: IntArray, k: int, seed: int) -> tuple[FloatArray, IntArray]:
+    """Cosines with positions in `row_n` of the k nearest of each row, itself among the k + 1."""
+    num_rows, dim = len(row_n), pool.stored.shape[1]
+    blocks = [row_n[start : start + SEARCH_ROWS] for start in range(0, num_rows, SEARCH_ROWS)]
     if num_rows <= FLAT_ROWS:
         index = faiss.IndexFlatIP(dim)
     else:
         lists = int(4 * num_rows**0.5)
         index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        index.train(unit_nD)
+        sample = generator(seed, "inverted lists").permutation(num_rows)[: ROWS_PER_LIST * lists]
+        index.train(pool.unit(row_n[np.sort(sample)]))
         index.nprobe = LISTS_PROBED
-    index.add(unit_nD)
-    parts = [
-        index.search(unit_nD[start : start + SEARCH_ROWS], min(k + 1, num_rows))
-        for start in range(0, num_rows, SEARCH_ROWS)
-    ]
+    for block in blocks:
+        index.add(pool.unit(block))
+    parts = [index.search(pool.unit(block), min(k + 1, num_rows)) for block in blocks]
     return np.concatenate([score for score, _ in parts]), np.concatenate([at for _, at in parts])
 
 

@@ -14,7 +14,7 @@ from lvm.chains.gates import CoherenceRule, coherence_rule
 from lvm.chains.gating import Gated, pass_gates
 from lvm.chains.plan import ChainPlan, check_plan, created_by
 from lvm.chains.sources import find_candidates
-from lvm.chains.writing import ChainBank, read_report, write_chains
+from lvm.chains.writing import ChainBank, check_records, read_report, write_chains
 from lvm.corpus.ingest import existing_bank
 from lvm.rules import ChainRules, read_chain_rules
 
@@ -61,6 +61,7 @@ def ingest_chains(plan: ChainPlan, rules: ChainRules | None = None) -> ChainRepo
     if reused:
         bank = existing_bank(path, made_by)
         found = read_report(path)
+        check_records(path, found)
     else:
         candidates, model = find_candidates(plan, base, rules)
         gated = pass_gates(candidates, model, base, rule, rules, plan.max_chains)

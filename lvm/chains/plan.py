@@ -66,8 +66,8 @@ def check_plan(plan: ChainPlan) -> None:
         raise ValueError(f"source {plan.source!r}: must be {kind}:<path>")
     if kind == "anchored" and (plan.queries is None or plan.base is None):
         raise ValueError(
-            f"source {plan.source}: needs queries, the per_query.parquet of an eval run, with "
-            "base, the bank that these queries were asked of"
+            f"source {plan.source}: needs queries, the per_query.parquet of an eval run with "
+            "split=val, beside base, the bank that these queries were asked of"
         )
     for option, read_by in (("queries", "anchored"), ("anchor", "anchored"), ("root", "ontology")):
         if getattr(plan, option) is not None and kind != read_by:

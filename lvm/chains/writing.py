@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.store import Bank, open_bank, write_bank
@@ -21,6 +23,19 @@ from lvm.corpus.ingest import BATCH_ROWS, row_names
 
 CPESH, REPORT = "cpesh.parquet", "chains.json"
 TRAIN = "train"
+REPORT_KEYS = {
+    "candidates": int,
+    "chains": int,
+    "gates": list,
+    "coherence": dict,
+    "cpesh": dict,
+    "lanes": dict,
+    "notes": list,
+}
+COHERENCE_KEYS = {"least", "absolute", "percentile", "candidates", "kept"}
+CPESH_KEYS = {"rule", "soft_low", "soft_high", "hard_high", "records", "rate", "absolute_rate"}
+GATE_KEYS = {"name", "dropped", "reason"}
+AGAIN = "delete the bank, ingest it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +82,35 @@ def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read what the ingestion of this bank found; raises ValueError where it is missing."""
+    """Read what the ingestion of this bank found; raises ValueError where it is not all there."""
+    where = path / REPORT
     try:
-        return dict(json.loads((path / REPORT).read_text("utf-8")))
+        found = json.loads(where.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path / REPORT}: missing or not JSON; delete the bank, ingest it again"
-        ) from error
+        raise ValueError(f"{where}: missing or not JSON; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: must be an object; {AGAIN}")
+    wrong = set(found) ^ set(REPORT_KEYS)
+    wrong |= {key for key, kind in REPORT_KEYS.items() if not isinstance(found.get(key), kind)}
+    if not wrong:
+        parts = [("coherence", found["coherence"], COHERENCE_KEYS)]
+        parts += [("cpesh", found["cpesh"], CPESH_KEYS)]
+        parts += [("gates", gate, GATE_KEYS) for gate in found["gates"]]
+        wrong = {name for name, part, keys in parts if set(part) != keys}
+    if wrong:
+        raise ValueError(f"{where}: {', '.join(sorted(wrong))} missing or not as written; {AGAIN}")
+    return dict(found)
+
+
+def check_records(path: Path, report: dict[str, Any]) -> None:
+    """Raise ValueError unless the bank's folder has as many CPESH records as its report counts."""
+    where, counted = path / CPESH, report["cpesh"]["records"]
+    try:
+        found = pq.read_metadata(where).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{where}: missing or not parquet; {AGAIN}") from error
+    if found != counted:
+        raise ValueError(f"{where}: has {found} records, {REPORT} counts {counted}; {AGAIN}")
 
 
 def chain_rows(contents: ChainBank) -> pd.DataFrame:

@@ -159,7 +159,10 @@ def encode_texts(
 def _copy_bank(
     source: Bank, encoder: str, path: Path, max_rows: int | None, created_by: str
 ) -> Bank:
-    """Write a checked copy of `source`, cut at the last document border within `max_rows`."""
+    """Write a checked copy of `source`, cut at the last document border within `max_rows`.
+
+    A whole copy extends the banks that `source` extends; a cut one may lack rows of theirs.
+    """
     end_N = source.document_table()[["first_row", "num_rows"]].sum(axis=1).to_numpy()
     num_rows = source.num_rows
     if max_rows is not None and max_rows < num_rows:
@@ -173,7 +176,10 @@ def _copy_bank(
     if name == UNKNOWN_ENCODER and encoder != WORDLLAMA:  # an .npz; the default names nothing
         name = encoder
     rows, dtype = row_names(source)[:num_rows], source.vectors.dtype.name
-    return write_bank(path, blocks, rows, name, created_by, dtype=dtype, overwrite=True)
+    bases = source.bases if num_rows == source.num_rows else ()
+    return write_bank(
+        path, blocks, rows, name, created_by, dtype=dtype, overwrite=True, bases=bases
+    )
 
 
 def row_names(bank: Bank) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lvm.bank.row_table import TMD_LANES, UNASSIGNED, run_starts
+from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
 from lvm.bank.store import Bank, FloatArray
 from lvm.encoders import Encoder, load_encoder
 from lvm.rules import LaneRules
@@ -63,7 +63,8 @@ def assign_lanes(
             )
         return Assignment(BANK, bank)
     if method == PROTOTYPES:
-        return prototype_lanes(bank, bank_encoder(bank, encoder), read_domains(), rules)
+        found = prototype_lanes(bank, bank_encoder(bank, encoder), read_domains(), rules)
+        return replace(found, facts=found.facts | {"checked_rows": len(checked_texts(bank)[1])})
     if method == KMEANS:
         return cluster_lanes(bank, windows, len(bank.lanes) or CLUSTERS, seed)
     raise ValueError(f"lanes: {method!r} is unknown; use one of {', '.join(METHODS)}")
@@ -88,7 +89,7 @@ def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
     """Load the encoder of the bank, nothing downloaded; `name` None is the one the bank records.
 
     Raises ValueError where it is not known or not at hand, has another dim, or does not give the
-    vectors of the bank's own texts again.
+    vectors of the bank's own texts again (see `checked_texts`).
     """
     name = name or bank.encoder
     if name in UNNAMED_ENCODERS:
@@ -102,17 +103,27 @@ def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
             f"encoder {name!r}: gives {encoder.dim} dims, bank {bank.path} has {bank.dim}; give "
             f"the encoder that made the bank ({bank.encoder})"
         )
-    text_N = bank.texts()
-    row = np.linspace(0, bank.num_rows - 1, CHECKED_ROWS).astype(int)
-    if text_N is not None and all(text_N[row]):
-        unit_RD = encoder.encode(list(text_N[row]))
-        same = float(np.median(np.einsum("rd,rd->r", unit_RD, bank.unit(row))))
+    row_R, texts = checked_texts(bank)
+    if texts:
+        unit_RD = encoder.encode(texts)
+        same = float(np.median(np.einsum("rd,rd->r", unit_RD, bank.unit(row_R))))
         if same < SAME_ENCODER:
             raise ValueError(
                 f"encoder {name!r}: gives texts of bank {bank.path} other vectors (median cosine "
                 f"{same:.2f}); give the encoder that made the bank ({bank.encoder})"
             )
     return encoder
+
+
+def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
+    """Return up to eight rows with their texts, spread over the rows that have one."""
+    text_N = bank.texts()
+    told = [] if text_N is None else [row for row, text in enumerate(text_N) if text.strip()]
+    if text_N is None or not told:
+        return np.empty(0, np.int64), []
+    place = np.unique(np.linspace(0, len(told) - 1, CHECKED_ROWS).astype(np.int64))
+    row_R = np.array(told)[place]
+    return row_R, text_N[row_R].tolist()
 
 
 def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:

@@ -86,6 +86,8 @@ def assignment_table(assignment: Assignment, agreement: Agreement | None, style:
     num_assigned = sum(facts["rows"].values())
     total = num_assigned + facts["unassigned_rows"]
     caption = [f"Lanes by {assignment.method}: {num_assigned:,} of {total:,} rows assigned"]
+    if facts.get("checked_rows") == 0:
+        caption.append("No row has a text: nothing shows that this encoder made the bank.")
     if agreement is None:
         lines = [[lane, f"{num:,}"] for lane, num in facts["rows"].items()]
         lines.append([UNASSIGNED_LANE, f"{facts['unassigned_rows']:,}"])

@@ -1,6 +1,7 @@
 """Every gate fires on what it must stop, on nothing else."""
 
 import dataclasses
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from lvm.bank.store import Bank
 from lvm.chains import gates
 from lvm.chains.concepts import Chain, Pool
 from lvm.chains.cpesh import mine
+from lvm.objectives import TWIN_COSINE
 from lvm.rules import read_chain_rules
 from lvm.seeding import generator
 
@@ -72,6 +74,15 @@ def test_the_answer_gate():
     assert kept == [chain(10)] and gate.dropped == 1
 
 
+@pytest.mark.parametrize(("score", "is_left"), [(0.9952, False), (0.9948, True)])
+def test_what_training_takes_for_a_twin_of_an_answer_is_dropped(score, is_left):
+    assert RULES.answer_twin == TWIN_COSINE < RULES.twin
+    pool = make_pool(np.eye(16))
+    answer_D = score * np.eye(16)[4] + np.sqrt(1 - score**2) * np.eye(16)[15]
+    kept, _ = gates.answer_gate([chain(0)], pool, answer_D[None].astype(np.float32), RULES)
+    assert bool(kept) == is_left
+
+
 @pytest.mark.parametrize("texts", [True, False])
 def test_the_base_gate_finds_runs_in_their_order_alone(texts):
     pool = random_pool(texts=texts)
@@ -121,6 +132,57 @@ def test_the_repeat_gate_takes_sets_of_rows():
     same_N = np.arange(60) % 30  # row 30 says what row 0 says
     kept, gate = gates.repeat_gate([chain(0), chain(30)], same_N, RULES)
     assert kept == [chain(0)] and gate.dropped == 1
+
+
+def plain_repeat_gate(chains: list[Chain], code_N: np.ndarray, share: float) -> list[Chain]:
+    kept: list[Chain] = []
+    for one in chains:
+        codes = set(code_N[list(one.rows)].tolist())
+        shared = [len(codes & set(code_N[list(other.rows)].tolist())) for other in kept]
+        if max(shared, default=0) < share * len(codes):
+            kept.append(one)
+    return kept
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 1.0])
+def test_repeats_are_those_of_the_comparison_with_every_earlier_chain(share):
+    random = generator(1, "repeats")
+    code_N = np.concatenate([np.zeros(5, int), random.integers(0, 60, size=55)])  # row 0 is a hub
+    chains = [chain(0)]
+    for number in range(600):
+        rows = random.permutation(60)[: random.integers(8, 15)]
+        if number % 2:
+            earlier = chains[random.integers(len(chains))].rows
+            rows = [*earlier[random.integers(0, 5) :], *rows][: len(rows)]
+        chains.append(Chain("", tuple(int(row) for row in rows)))
+    rules = dataclasses.replace(RULES, repeated_share=share)
+    kept, gate = gates.repeat_gate(chains, code_N, rules)
+    assert kept == plain_repeat_gate(chains, code_N, share)
+    assert gate.dropped == len(chains) - len(kept) > 0
+
+
+def test_a_row_in_every_chain_is_not_walked_over(monkeypatch):
+    """Chains share one row alone: the earlier ones that hold it are never looked at."""
+    looked_at = []
+
+    class Holders(list):
+        def __iter__(self):
+            looked_at.extend(range(len(self)))
+            return super().__iter__()
+
+    monkeypatch.setattr(gates, "defaultdict", lambda kind: defaultdict(Holders))
+    chains = [Chain("", (0, *range(1 + 9 * number, 10 + 9 * number))) for number in range(300)]
+    kept, _ = gates.repeat_gate(chains, np.arange(3000), RULES)
+    assert len(kept) == 300 and looked_at == []
+
+
+def test_vectors_are_coded_by_digests_of_sixteen_bytes():
+    pool = random_pool(texts=False)
+    again = dataclasses.replace(pool, stored=np.roll(2 * pool.stored, 3, axis=0))
+    code_N, again_N = gates.row_codes(pool, again)
+    assert len(set(code_N.tolist())) == 60
+    np.testing.assert_array_equal(again_N, np.roll(code_N, 3))
+    assert gates._vector_digests(pool).nbytes == 60 * 16
 
 
 def test_the_gate_of_the_number_asked_for():

@@ -1,6 +1,9 @@
 """Ingestion of chains from the source to the bank: what is written, reused, refused."""
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,45 @@ def test_the_same_inputs_reuse_the_bank_with_its_counts(walked):
         ingest_chains(plan, dataclasses.replace(RULES, min_length=9))
 
 
+def without(key: str) -> Callable[[Path], None]:
+    """Leave a key out of chains.json; `cpesh.rule` is the key rule inside cpesh."""
+
+    def spoil(folder: Path) -> None:
+        report = json.loads((folder / "chains.json").read_text())
+        *outer, name = key.split(".")
+        del (report[outer[0]] if outer else report)[name]
+        (folder / "chains.json").write_text(json.dumps(report))
+
+    return spoil
+
+
+def shorten_records(folder: Path) -> None:
+    pd.read_parquet(folder / "cpesh.parquet")[:-1].to_parquet(folder / "cpesh.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (without("lanes"), "chains.json: lanes missing or not as written"),
+        (without("cpesh.rule"), "chains.json: cpesh missing or not as written"),
+        (lambda folder: (folder / "chains.json").unlink(), "chains.json: missing or not JSON"),
+        (lambda folder: (folder / "chains.json").write_text("[]"), "chains.json: must be an obj"),
+        (lambda folder: (folder / "cpesh.parquet").unlink(), "cpesh.parquet: missing or not parq"),
+        (lambda folder: (folder / "cpesh.parquet").write_text("x"), "cpesh.parquet: missing or no"),
+        (shorten_records, r"cpesh.parquet: has \d+ records, chains.json counts \d+"),
+    ],
+)
+def test_a_bank_with_spoilt_side_files_is_not_reused(walked, tmp_path, spoil, reason):
+    plan, bank = walked
+    shutil.copytree(bank.path, tmp_path / "bank")
+    spoil(tmp_path / "bank")
+    with pytest.raises(ValueError, match=reason) as refused:
+        ingest_chains(dataclasses.replace(plan, bank=str(tmp_path / "bank")))
+    assert "\n" not in str(refused.value) and "delete the bank, ingest it again" in str(
+        refused.value
+    )
+
+
 def test_two_ingestions_are_equal_to_the_byte(walked, tmp_path):
     plan, bank = walked
     ingest_chains(dataclasses.replace(plan, bank=str(tmp_path / "again")))
@@ -159,7 +201,8 @@ def test_a_base_of_other_vectors_or_lanes_is_refused(obo, encoded_base, tiny_ban
 
 
 def anchored_plan(tmp_path: Path, pool: Bank, base: Bank, targets: list[int]) -> ChainPlan:
-    pd.DataFrame({"target_row": targets, "rank": 9.0}).to_parquet(tmp_path / "q.parquet")
+    table = pd.DataFrame({"target_row": targets, "rank": 9.0, "split": "val"})
+    table.to_parquet(tmp_path / "q.parquet")
     return ChainPlan(
         f"anchored:{pool.path}",
         "wordllama",

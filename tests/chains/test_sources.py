@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.chains import anchored, graphs
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
+from lvm.chains.concepts import bank_pool
+from lvm.chains.gates import lane_gate
 from lvm.chains.graphs import GraphWalk, edge_candidates, neighbour_candidates
 from lvm.chains.ontologies import read_ontology
 from lvm.chains.walks import HierarchyWalk, ontology_candidates
@@ -228,7 +231,7 @@ def base(tmp_path, tiny_bank: Bank) -> Bank:
 
 
 def queries_file(path: Path, targets: list[int], ranks: list[float]) -> str:
-    pd.DataFrame({"target_row": targets, "rank": ranks}).to_parquet(path)
+    pd.DataFrame({"target_row": targets, "rank": ranks, "split": "val"}).to_parquet(path)
     return str(path)
 
 
@@ -258,7 +261,17 @@ def test_the_anchor_is_a_percentile_of_the_pool_unless_given(tmp_path, tiny_bank
 @pytest.mark.parametrize(
     ("columns", "lanes", "reason"),
     [
-        ({"target_row": [1]}, (), "no column rank"),
+        ({"target_row": [1], "split": ["val"]}, (), "no column rank"),
+        (
+            {"target_row": [1], "rank": [9.0], "split": None},
+            (),
+            "no column split; .*eval -P split=",
+        ),
+        (
+            {"target_row": [1, 2], "rank": [9.0, 9.0], "split": ["val", "test"]},
+            (),
+            "1 of 2 queries are of split test, by which .*; give .* -e eval -P split=val",
+        ),
         ({"target_row": [100], "rank": [9.0]}, (), "target_row 100 is no row of base"),
         ({"target_row": ["x"], "rank": [9.0]}, (), "target_row must be a number"),
         ({"target_row": [1], "rank": [1.0]}, (), "none has a rank above 5"),
@@ -269,7 +282,51 @@ def test_the_anchor_is_a_percentile_of_the_pool_unless_given(tmp_path, tiny_bank
 )
 def test_wrong_queries_are_refused(tmp_path, tiny_bank, base, columns, lanes, reason):
     if columns is not None:
-        pd.DataFrame(columns).to_parquet(tmp_path / "q.parquet")
+        table = pd.DataFrame({"split": "val"} | columns, index=range(len(columns["target_row"])))
+        table.dropna(axis=1).to_parquet(tmp_path / "q.parquet")
     plan = AnchorPlan(str(tmp_path / "q.parquet"), lanes)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match=reason) as refused:
         anchored_candidates(tiny_bank, open_bank(base.path), plan, RULES)
+    assert "\n" not in str(refused.value)
+
+
+def test_over_a_base_without_lanes_a_page_keeps_the_lane_of_its_rows(tmp_path, tiny_bank: Bank):
+    rows = pd.DataFrame({"sequence": ["base"] * 2})
+    vectors = tiny_bank.unit(slice(3, 5)) + 0.02 * np.cos(np.arange(16))
+    plain = write_bank(tmp_path / "base", vectors, rows, "synthetic", "test")
+    plan = AnchorPlan(queries_file(tmp_path / "q.parquet", [0, 1], [9.0, 9.0]), anchor=0.9)
+    found = anchored_candidates(tiny_bank, plain, plan, RULES)
+    kept, gate = lane_gate(found.chains, found.pool.lane_N)
+    assert len(kept) and gate.dropped < len(found.chains)
+    assert {one.lane for one in kept} <= set(tiny_bank.lanes)
+    assert "has no lanes: a page keeps the lane of its rows" in found.notes[1]
+
+
+@pytest.mark.parametrize("flat_rows", [10_000, 50])
+def test_neighbours_are_searched_in_blocks(tiny_bank: Bank, monkeypatch, flat_rows):
+    """Inverted lists are all probed here, so that they must find what an exhaustive search does."""
+    monkeypatch.setattr(graphs, "FLAT_ROWS", flat_rows)
+    monkeypatch.setattr(graphs, "LISTS_PROBED", 1000)
+    monkeypatch.setattr(graphs, "SEARCH_ROWS", 37)
+    row_n = np.arange(0, tiny_bank.num_rows, 3)
+    score_nk, found_nk = graphs._neighbours(bank_pool(tiny_bank), row_n, 5, seed=0)
+    unit_nD = tiny_bank.unit(row_n)
+    expected_nk = -np.sort(-(unit_nD @ unit_nD.T), axis=1)[:, :6]
+    np.testing.assert_allclose(score_nk, expected_nk, atol=1e-5)
+    assert found_nk.shape == (len(row_n), 6)
+
+
+def test_missed_answers_are_searched_in_blocks(tmp_path, tiny_bank, base, monkeypatch):
+    queries = queries_file(tmp_path / "q.parquet", list(range(50)), [9.0] * 50)
+    plan = AnchorPlan(queries, anchor=0.8)
+    whole = anchored_candidates(tiny_bank, base, plan, RULES)
+    read, unit = [], Bank.unit
+
+    def counted(bank: Bank, rows):
+        read.append(rows if isinstance(rows, slice) else len(rows))
+        return unit(bank, rows)
+
+    monkeypatch.setattr(Bank, "unit", counted)
+    monkeypatch.setattr(anchored, "SEARCH_ROWS", 7)
+    assert anchored_candidates(tiny_bank, base, plan, RULES).chains == whole.chains
+    assert len(whole.chains) and read[1:] == [7] * 7 + [1]

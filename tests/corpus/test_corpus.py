@@ -365,6 +365,16 @@ def test_a_copy_keeps_the_splits(tmp_path: Path) -> None:
     assert copied[0] == "train" and pd.isna(copied[1])
 
 
+def test_a_whole_copy_extends_what_its_source_extends(tmp_path: Path) -> None:
+    vectors = np.eye(4, 3) + 1
+    rows = pd.DataFrame({"sequence": list("aabb")})
+    bases = ("cafe", "beef")
+    write_bank(tmp_path / "bank", vectors, rows, "wordllama", "test", bases=bases)
+    for name, max_rows, kept in (("copy", None, bases), ("all", 4, bases), ("cut", 3, ())):
+        ingest(str(tmp_path / "bank"), "wordllama", tmp_path / name, max_rows=max_rows)
+        assert open_bank(tmp_path / name).bases == kept
+
+
 def test_damaged_bank_is_not_copied(tiny_bank: Bank, tmp_path: Path) -> None:
     shutil.copytree(tiny_bank.path, tmp_path / "source")
     rows = pd.read_parquet(tmp_path / "source" / "rows.parquet")

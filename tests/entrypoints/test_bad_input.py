@@ -33,6 +33,9 @@ def workplace(tmp_path_factory, empty_store):
     (folder / "weights.csv").write_text("source,target,weight\na,b,1\nb,c,-1\n")
     (folder / "broken.obo").write_text("[Term]\nid: X:1\nno tag\n")
     (folder / "good.txt").write_text("This is a sentence of seven words.")
+    asked = pd.DataFrame({"target_row": [3, 4], "rank": [9.0, 9.0]})
+    asked.to_parquet(folder / "old.parquet")
+    asked.assign(split="test").to_parquet(folder / "test.parquet")
     np.save(folder / "nan.npy", np.full((3, 16), np.nan, np.float32))
     np.save(folder / "narrow.npy", np.ones((3, 15), np.float32))
     (folder / "folder").mkdir()
@@ -92,6 +95,16 @@ CASES = {
         ingest,
         "--source graph:good --lanes Art --bank made",
         "lanes: Art is no lane of the source",
+    ),
+    "pages near test answers": (
+        ingest,
+        "--source anchored:good --base good --queries test.parquet --bank made",
+        "test.parquet: 2 of 2 queries are of split test",
+    ),
+    "queries of no known split": (
+        ingest,
+        "--source anchored:good --base good --queries old.parquet --bank made",
+        "no column split; give the per_query.parquet of a run over val",
     ),
     "chain options for text": (
         ingest,

@@ -109,7 +109,7 @@ def test_eval_reports_what_the_contract_names(trained):
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
     predictions = np.load(Path(folder) / "predictions.npy")
     columns = ["query", "target_row", "sequence", "document", "lane", "rank", "rank_raw"]
-    assert set(columns) <= set(table.columns)
+    assert set(columns) <= set(table.columns) and set(table["split"]) == {"test"}
     assert predictions.shape == (len(table), 16) and predictions.dtype == np.float32
     assert report["hit_at_5"] == pytest.approx((table["rank"] <= 5).mean())
 
@@ -151,6 +151,7 @@ def test_lane_diagnostics_of_an_eval_by_clusters_equals_one_measured_here(promot
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("lane-diagnostics").info.run_id)
     failing = pd.read_parquet(Path(folder) / "failing_queries.parquet")
     assert len(failing) == here["failing_queries"] and (failing["rank"] > 5).all()
+    assert set(failing["split"]) == {"test"}
 
 
 def test_lane_diagnostics_refuses_an_encoder_that_is_not_the_banks(trained, capsys):

@@ -14,6 +14,7 @@ import pytest
 
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED
 from lvm.bank.store import Bank, write_bank
+from lvm.corpus.ingest import row_names
 from lvm.encoders import Encoder, load_encoder
 from lvm.lanes.agreement import lane_agreement
 from lvm.lanes.assignment import (
@@ -28,6 +29,7 @@ from lvm.lanes.assignment import (
     read_domains,
     with_lanes,
 )
+from lvm.report.lanes import assignment_table
 from lvm.rules import read_lane_rules
 from lvm.seeding import generator
 from lvm.windows.export import plan_windows
@@ -228,6 +230,36 @@ def test_the_encoder_is_the_banks_own(told: Bank, planted: Bank, tiny_bank: Bank
     with pytest.raises(ValueError, match="gives texts of bank .* other vectors"):
         bank_encoder(turned)
     assert planted.texts() is None and bank_encoder(planted).dim == 256
+
+
+def with_texts(bank: Bank, texts: list[str | None], path: Path, turn: int) -> Bank:
+    """Write the bank with other texts, its vectors turned by so many dims."""
+    rows = row_names(bank).assign(text=texts)
+    return write_bank(path, np.roll(bank.vectors, turn, axis=1), rows, "wordllama", "test")
+
+
+def test_rows_without_a_text_do_not_stop_the_check_of_the_encoder(
+    told: Bank, tmp_path: Path
+) -> None:
+    texts = told.texts()
+    assert texts is not None
+    some = [None if row % 7 == 0 else text for row, text in enumerate(texts)]
+    assert bank_encoder(with_texts(told, some, tmp_path / "same", 0)).name == "wordllama"
+    with pytest.raises(ValueError, match="gives texts of bank .* other vectors"):
+        bank_encoder(with_texts(told, some, tmp_path / "other", 1))
+
+
+@pytest.mark.parametrize(("blank", "checked"), [(0, 8), (45, 3), (48, 0)])
+def test_the_assignment_says_how_many_texts_the_encoder_gave_again(
+    told: Bank, tmp_path: Path, blank: int, checked: int
+) -> None:
+    texts = told.texts()
+    assert texts is not None
+    bank = with_texts(told, [" "] * blank + texts[blank:].tolist(), tmp_path / "bank", 0)
+    found = assign_lanes(bank, plan_windows(bank, 4), RULES, PROTOTYPES)
+    assert found.facts["checked_rows"] == checked
+    unchecked = "No row has a text: nothing shows that this encoder made the bank."
+    assert (unchecked in assignment_table(found, None)) == (checked == 0)
 
 
 def test_an_encoder_that_is_not_there_is_refused_in_one_line(
