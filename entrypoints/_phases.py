@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from entrypoints.train import TrainOptions
 from lvm import tracking
 from lvm.bank.store import Bank
-from lvm.lanes.figures import lane_codes
+from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import LANE, NONE
 from lvm.phases.measured import Trained
 from lvm.phases.table import Phase
@@ -150,8 +148,8 @@ def shadow_or_find(
 
     One of before stands while its models, data, rules are these, and the alias is where it left it.
     """
-    by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, jobs[0].windows)
     longest = max((job.windows for job in jobs), key=lambda windows: windows.ctx)
+    by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, longest)
     asked = {"promote": promote, "rerank": LANE if by_lane else NONE}
     asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
     parts = [MEASUREMENT, bank.sha256, longest.sha256, sorted({one.model_id for one in done})]
@@ -177,10 +175,13 @@ def replay_stands(replay: dict[str, Any], promote: str) -> bool:
 
 
 def has_lanes(bank: Bank, windows: Windows) -> bool:
-    """Tell whether train rows are of two lanes at least, so that a lane can be foretold."""
-    if bank.lane_N is None:
+    """Tell whether a lane can be foretold on this bank; print why not."""
+    try:
+        check_lanes(bank, windows, windows.seed)
+    except ValueError as error:
+        print(f"phases are shown as ranked: {error}", flush=True)
         return False
-    return len(np.unique(lane_codes(bank, windows.train_rows()))) > 1
+    return True
 
 
 def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:

@@ -28,13 +28,18 @@ from lvm.training.recipes import RECIPES
 from lvm.training.symptoms import planned_warnings
 
 FIGURE = "phases.png"
-# Options of `train` beside those of a phase; the recipe has the rest.
+# Options of `train` beside those of a phase; the recipe has the rest. The old trainings knew no
+# average of the weights.
+OLD = {"averaging": "none"}
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {"dense": {}, "seed": {}},
-    "quick": {"dense": {"hidden": 256, "negatives": 2048, "epochs": 5}, "seed": {"hidden": 256}},
+    "full": {"dense": {}, "seed": OLD},
+    "quick": {
+        "dense": {"hidden": 256, "negatives": 2048, "epochs": 5},
+        "seed": OLD | {"hidden": 256, "epochs": 10},
+    },
     "tiny": {
         "dense": {"hidden": 16, "layers": 2, "slots": 2, "negatives": 64, "epochs": 1},
-        "seed": {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
+        "seed": OLD | {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
     },
 }
 
@@ -49,7 +54,7 @@ class PhasesOptions:
     )
     size: str = option(
         "quick",
-        "full: train's own; quick: 256 wide, 5 epochs; tiny: does it run.",
+        "full: train's own; quick: 256 wide, 5 epochs (seed: 10); tiny: does it run.",
         choices=[*SIZES],
     )
     bank: str = option(DEFAULT_BANK, BANK_HELP)

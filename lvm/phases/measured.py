@@ -223,9 +223,13 @@ class _Comparing:
         )
 
     def _pair(self, row: Row, name: str, reference: tuple[str, str]) -> Pair:
-        document_Q = self._documents(row.trained.candidate)
-        if not np.array_equal(document_Q, self._documents(reference[0])):
+        asked_Q, other_asked_Q = (
+            self.tables[one]["target_row"].to_numpy()
+            for one in (row.trained.candidate, reference[0])
+        )
+        if not np.array_equal(asked_Q, other_asked_Q):
             raise ValueError(f"shadow: {row.name} was replayed on other queries than {name}")
+        document_Q = self._documents(row.trained.candidate)
         rank_Q, other_Q = self._ranks(*_answers(row)), self._ranks(*reference)
         hits = {k: (hit_at(rank_Q, k), hit_at(other_Q, k)) for k in (5, 10)}
         by_5, by_10 = (paired_difference(*hits[k], document_Q, self.seed) for k in (5, 10))

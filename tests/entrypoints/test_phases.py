@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints import _phases as runs
 from entrypoints import phases, shadow_eval, train
 from entrypoints._inputs import Inputs
-from entrypoints._phases import Done, Planner, replay_stands
+from entrypoints._phases import Done, Planner, has_lanes, replay_stands
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm import tracking
@@ -212,6 +212,13 @@ def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypa
     weights["runs:/other/model"] = weights["runs:/first/model"]
     again = runs.grow(grown, Done("other", "m-2", "2", {}))
     assert again.sha256 == second.sha256, "weights count, not their name"
+
+
+def test_a_bank_of_one_lane_is_shown_as_ranked(planned_bank, tmp_path, capsys):
+    assert has_lanes(planned_bank, plan_windows(planned_bank, 20))
+    single = make_bank(tmp_path / "single", num_lanes=1)
+    assert not has_lanes(single, plan_windows(single, 20))
+    assert "phases are shown as ranked: rerank: bank" in capsys.readouterr().out
 
 
 def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):

@@ -82,6 +82,14 @@ def test_a_phase_that_was_not_scored_is_an_error(tiny_bank: Bank) -> None:
         measure_phases([trained("1", "lost")], replay(), per_query(tiny_bank), tiny_bank)
 
 
+def test_phases_asked_different_queries_are_not_compared(tiny_bank: Bank) -> None:
+    table = per_query(tiny_bank)
+    table.loc[(table["candidate"] == "long") & (table["target_row"] == 3), "target_row"] = 4
+    runs = [trained("1", "short"), trained("2", "long")]
+    with pytest.raises(ValueError, match="shadow: 2 was replayed on other queries than 1"):
+        measure_phases(runs, replay(), table, tiny_bank)
+
+
 def test_the_report_holds_old_and_new_figures(tiny_bank: Bank) -> None:
     report = json.loads(json.dumps(compared(tiny_bank).report()))
     first = report["phases"][0]
