@@ -80,7 +80,8 @@ class Pair:
     """Paired Hit@5, Hit@10 of `later` - `earlier` on the same queries.
 
     `p_holm` is the p-value of Hit@5 after Holm over the pairs of one family, `detectable` the
-    smallest true difference that these queries find in four of five cases.
+    smallest true difference that these queries find in four of five cases; NaN where the two answer
+    alike throughout.
     """
 
     later: str
@@ -233,7 +234,8 @@ class _Comparing:
         rank_Q, other_Q = self._ranks(*_answers(row)), self._ranks(*reference)
         hits = {k: (hit_at(rank_Q, k), hit_at(other_Q, k)) for k in (5, 10)}
         by_5, by_10 = (paired_difference(*hits[k], document_Q, self.seed) for k in (5, 10))
-        detectable = smallest_detectable(hits[5][0] - hits[5][1], document_Q)
+        change_Q = hits[5][0] - hits[5][1]
+        detectable = smallest_detectable(change_Q, document_Q) if change_Q.any() else math.nan
         return Pair(row.name, name, by_5, by_10, detectable, math.nan)
 
     def _ranks(self, candidate: str, order: str) -> FloatArray:

@@ -174,14 +174,14 @@ def checks_table(checks: Sequence[OldCheck], style: str = TEXT) -> str:
 
 
 def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:
-    """Return what each training was warned of, equal lists once."""
-    lists: dict[tuple[str, ...], list[str]] = {}
+    """Return what the trainings were warned of, each sentence once, with their names."""
+    warned: dict[str, list[str]] = {}
     for row in (row for row in found.rows if row.same_as is None):
-        lists.setdefault(tuple(row.trained.report["warnings"]), []).append(row.name)
+        for sentence in row.trained.report["warnings"]:
+            warned.setdefault(sentence, []).append(row.name)
     lines = [
         _wrapped(f"{bullet(style)}{', '.join(names)}: {sentence}", style)
-        for sentences, names in lists.items()
-        for sentence in sentences
+        for sentence, names in warned.items()
     ]
     return "\n".join(lines) if lines else "No training was warned."
 

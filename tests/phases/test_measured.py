@@ -82,6 +82,15 @@ def test_a_phase_that_was_not_scored_is_an_error(tiny_bank: Bank) -> None:
         measure_phases([trained("1", "lost")], replay(), per_query(tiny_bank), tiny_bank)
 
 
+def test_nothing_is_detectable_between_equal_answers(tiny_bank: Bank) -> None:
+    table = per_query(tiny_bank)
+    ranks = table.loc[table["candidate"] == "short", "rank"].to_numpy()
+    table.loc[table["candidate"] == "long", "rank"] = ranks
+    runs = [trained("1", "short"), trained("2", "long")]
+    (pair,) = measure_phases(runs, replay(), table, tiny_bank).successive
+    assert math.isnan(pair.detectable) and pair.hit_at_5.p_value == 1
+
+
 def test_phases_asked_different_queries_are_not_compared(tiny_bank: Bank) -> None:
     table = per_query(tiny_bank)
     table.loc[(table["candidate"] == "long") & (table["target_row"] == 3), "target_row"] = 4
