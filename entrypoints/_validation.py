@@ -9,13 +9,14 @@ from torch import nn
 
 from entrypoints._inputs import Inputs
 from lvm.evaluation.evaluate import MAX_QUERIES
-from lvm.metrics import figures
+from lvm.metrics import figures, hit_at
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.expert_figures import experts_figure
 from lvm.retrieval.exact import exact_ranks
 from lvm.routing.figures import lane_table, mutual_information
-from lvm.statistics import document_interval
+from lvm.statistics import document_interval, smallest_detectable
+from lvm.training.symptoms import validation_warnings
 
 
 class Validation:
@@ -25,6 +26,7 @@ class Validation:
         self.bank, self.windows = inputs.bank, inputs.windows
         self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
         self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
+        self._measured: list[NDArray[np.float64]] = []
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Return the plain filtered figures, with the mean cosine to the truth."""
@@ -50,7 +52,15 @@ class Validation:
         rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
         document_Q = self.bank.document_N[self.queries.target_row_Q]
         interval = document_interval(rank_Q, document_Q, self.windows.seed)
+        self._measured.append(hit_at(rank_Q, 5))
         return {**figures(rank_Q), "ci95": interval}
+
+    def doubts(self) -> list[str]:
+        """Return what these queries cannot see, by the two best predictors measured so far."""
+        second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        detectable = smallest_detectable(first_Q - second_Q, document_Q)
+        return validation_warnings(len(self.queries), detectable)
 
     def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
         groups = self.windows.representative_N

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entrypoints._doubts import Doubts
 from entrypoints._initial import read_initial
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
@@ -27,12 +28,14 @@ from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
+from lvm.phases.table import read_phases
 from lvm.registry import alias, registered
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
 from lvm.stopping import SIGNALS
 from lvm.training.averaging import AVERAGES
 from lvm.training.distributed import joined, launched_rank, launched_size
+from lvm.training.identity import training_sha256
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import (
     DEVICES,
@@ -57,7 +60,11 @@ class TrainOptions:
     bank: str = option(DEFAULT_BANK, BANK_HELP)
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
-    phase: str | None = option(None, "Phase that this run belongs to; a label.", unset="none")
+    phase: str | None = option(
+        None,
+        "Phase of lvm/phases.yaml, which decides what is not given; else a label.",
+        unset="none",
+    )
     model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
     init: str | None = option(
         TrainConfig.init,
@@ -128,6 +135,18 @@ class TrainOptions:
         check_report(self.report)
         self.config()
 
+    def with_phase(self) -> "TrainOptions":
+        """Return the options with what the table decides for their phase.
+
+        What differs from its default was given, and stands; a phase that the table does not have is
+        a label.
+        """
+        phase = read_phases().get(self.phase or "")
+        decided = {} if phase is None else phase.settings(self.recipe)
+        defaults = {field.name: field.default for field in fields(self)}
+        taken = {k: v for k, v in decided.items() if getattr(self, k) == defaults[k]}
+        return replace(self, **taken)
+
     def config(self) -> TrainConfig:
         """Return the part that training reads."""
         shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
@@ -151,6 +170,10 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
+    given, options = options, options.with_phase()
+    decided = {k: v for k, v in vars(options).items() if v != getattr(given, k)}
+    if decided:
+        print(f"phase {options.phase} decides: {', '.join(f'{k} {v}' for k, v in decided.items())}")
     with joined(chosen_device(options.device)) as world:
         inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
         validation = Validation(inputs)
@@ -158,15 +181,18 @@ def body(options: TrainOptions) -> None:
         initial = read_initial(options.init, inputs)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
-        tracking.log_config(vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap})
+        shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
+        tracking.log_config(shown, decided)
         tags = {"model": config.model, "phase": options.phase or "none"}
         tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+        tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
         tracking.set_tags(tags)
         state = state_path(config, inputs, initial)
         prepare_state(state, options.resume, inputs)
         rivals = {name: validation.measure(model) for name, model in free.items()}
-        shown = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
-        print(f"val Hit@5 of the free predictors: {', '.join(shown)}", flush=True)
+        told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
+        print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
+        doubts = Doubts(validation.doubts())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -174,11 +200,12 @@ def body(options: TrainOptions) -> None:
             config,
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
+            on_warnings=doubts.tell,
             state_path=state,
             world=world,
             initial=initial,
         )
-    finish(options, inputs, result, rivals)
+    finish(options, inputs, replace(result, warnings=doubts.tell(result.warnings)), rivals)
     if has_gate(result.model):
         tracking.log_figure(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
@@ -189,6 +216,7 @@ def follow(options: TrainOptions) -> None:
 
     Raises ValueError where this process finds other data.
     """
+    options = options.with_phase()
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
@@ -246,6 +274,7 @@ def finish(
     bank, windows = inputs.bank, inputs.windows
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
     report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
+    report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, phase, bank, windows)
     step = result.best_epoch
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,16 +134,16 @@ def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def log_config(config: Mapping[str, Any]) -> None:
+def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = ()) -> None:
     """Log the resolved configuration as the artifact `config.json`.
 
-    What stood as `auto` among the parameters is also logged as `resolved/<name>`.
+    What stood as `auto` among the parameters is also logged as `resolved/<name>`, as is what was
+    `decided_otherwise` than typed.
     """
     mlflow.log_dict(dict(config), "config.json")
     typed = mlflow.get_run(active_run_id()).data.params
-    decided = {
-        k: v for k, v in config.items() if typed.get(k) == "auto" and v not in (None, "auto")
-    }
+    left_open = {k for k in config if typed.get(k) == "auto"} | set(decided_otherwise)
+    decided = {k: v for k, v in config.items() if k in left_open and v not in (None, "auto")}
     mlflow.log_params({f"resolved/{k}": v for k, v in decided.items()})
 
 
@@ -182,6 +182,21 @@ def log_metrics(
 def set_tags(tags: Mapping[str, str]) -> None:
     """Set tags on the active run."""
     mlflow.set_tags(dict(tags))
+
+
+def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags on a run that has ended."""
+    for key, value in tags.items():
+        MlflowClient().set_tag(run_id, key, value)
+
+
+def find_finished(tag: str, value: str) -> str | None:
+    """Return the latest finished run, beside the open one, whose `tag` has this value."""
+    experiment = mlflow.get_run(active_run_id()).info.experiment_id
+    query = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    order = ["start_time DESC"]
+    found = MlflowClient().search_runs([experiment], query, order_by=order, max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:

@@ -33,7 +33,7 @@ ORDER = {
     "prediction": "contexts predict streaming",
     "training": (
         "averaging recipes distributed batches hard_negatives guidance initial optimisation "
-        "supervision gradients symptoms state loop"
+        "supervision gradients plan symptoms identity state loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
@@ -43,9 +43,10 @@ ORDER = {
     "scaling": "fractions store cells optimised fit verdict grid",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
+    "phases": "table published measured old_gates",
     "report": (
-        "canvas tables figures expert_figures lane_figures shadow_figures scaling_figures "
-        "evaluation lanes controls reranking decision shadow scaling"
+        "canvas tables figures expert_figures lane_figures shadow_figures phase_figure "
+        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling"
     ),
     "tracking": "",
     "registry": "alias registered settling",

@@ -173,3 +173,28 @@ def test_processes_that_create_the_store_together_all_succeed(tmp_path):
     ]
     messages = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages
+
+
+def test_the_latest_finished_run_with_a_tag_is_found(store):
+    """Neither one that failed, nor one of another value, nor the open one itself."""
+    made = {}
+    for name, value in (("older", "x"), ("newer", "x"), ("other", "y")):
+        with tracking.run("train", {}) as made[name]:
+            tracking.set_tags({"key": value})
+    with pytest.raises(ValueError), tracking.run("train", {}):
+        tracking.set_tags({"key": "x"})
+        raise ValueError("failed")
+    with tracking.run("phases", {}):
+        tracking.set_tags({"key": "x"})
+        assert tracking.find_finished("key", "x") == made["newer"]
+        assert tracking.find_finished("key", "z") is None
+        tracking.tag_run(made["other"], {"key": "z"})
+        assert tracking.find_finished("key", "z") == made["other"]
+
+
+def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
+    with tracking.run("train", {"ctx": "1000", "lr": "auto", "chunk": "200"}) as run_id:
+        tracking.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided_otherwise={"ctx"})
+    params = finished(run_id).data.params
+    assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
+    assert "resolved/chunk" not in params

@@ -28,19 +28,20 @@ from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
 from lvm.training.initial import starting_model
 from lvm.training.optimisation import lr_share, make_optimizer
+from lvm.training.plan import TrainingPlan, plan_training
 from lvm.training.recipes import Settings, TrainConfig, as_dict, resolve
 from lvm.training.state import Progress, StateFile
 from lvm.training.supervision import Supervised
-from lvm.training.symptoms import training_warnings
+from lvm.training.symptoms import training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]
 OnEpoch = Callable[[dict[str, float]], None]
+OnWarnings = Callable[[list[str]], object]
 
 ALONE = World()
 CLIP_NORM = 1.0
 MAX_SKIPPED_IN_A_ROW = 20
-WARMUP_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrainResult:
     history: list[dict[str, float]]
     warnings: list[str]
     optimiser_steps: int
-    examples_per_epoch: int
+    plan: TrainingPlan
 
 
 def train(
@@ -63,6 +64,7 @@ def train(
     *,
     validate: Validate,
     on_epoch: OnEpoch = lambda record: None,
+    on_warnings: OnWarnings = lambda sentences: None,
     state_path: Path | None = None,
     checkpoint_steps: int | None = None,
     world: World = ALONE,
@@ -71,10 +73,11 @@ def train(
     """Train `config.model` on the train rows of `windows`, best epoch by `validate`'s `hit_at_5`.
 
     validate maps a model to its val figures; on_epoch is called once an epoch, from epoch 1, with
-    that epoch's record. With a `state_path`, the state is written there after each epoch, and
-    inside epochs every `checkpoint_steps` optimiser steps (None: every two minutes); a run that
-    finds the state of the same data and configuration goes on from it, to the same result.
-    `initial` is the predictor that `config.init` names, whose weights training starts from.
+    that epoch's record; on_warnings before each epoch with all that is to be doubted by then. With
+    a `state_path`, the state is written there after each epoch, and inside epochs every
+    `checkpoint_steps` optimiser steps (None: every two minutes); a run that finds the state of the
+    same data and configuration goes on from it, to the same result. `initial` is the predictor
+    that `config.init` names, whose weights training starts from.
 
     Every process of `world` calls this and gets the result; each takes its share of the windows of
     every batch. Rank 0 alone validates, calls on_epoch, writes the state.
@@ -86,6 +89,8 @@ def train(
     loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
     loop.restore(state_path, checkpoint_steps)
     while not loop.finished():
+        if world.is_main:
+            on_warnings(loop.warnings())
         record = loop.close_epoch(loop.run_epoch(), validate)
         if world.is_main:
             loop.save()
@@ -106,7 +111,6 @@ class _Loop:
     ) -> None:
         self.config, self.world = config, world
         self.device = world.device(config.device)
-        self.is_dense = config.recipe == "dense"
         if config.batch_size < world.size:
             raise ValueError(
                 f"batch_size: {config.batch_size} windows cannot be shared among {world.size} "
@@ -114,27 +118,21 @@ class _Loop:
             )
         place = {"rank": world.rank, "size": world.size}
         self.batches = Batches(
-            bank, windows, config.batch_size, config.seed, self.is_dense, **place
+            bank, windows, config.batch_size, config.seed, config.recipe == "dense", **place
         )
         self.model = starting_model(config, bank.dim, initial).to(self.device)
         half = config.precision == "bf16"
         objective = SampledSoftmax(config.temperature, config.alpha, config.focus, half)
         self.objective = objective.to(self.device)
         self.optimizer = make_optimizer(self.model, self.objective, config)
-        steps = [
-            math.ceil(self.batches.num_batches(epoch) / config.accumulation)
-            for epoch in range(1, config.epochs + 1)
-        ]
-        self.total_steps = min(sum(steps), config.max_steps or sum(steps))
-        self.warmup = math.ceil(WARMUP_SHARE * self.total_steps) if self.is_dense else steps[0]
-        self.averaged = WeightAverage(self.model, config.averaging, self.total_steps)
-        self.hard = HardNegatives(
-            bank, windows.representative_N, self.batches, config.hard_negatives
-        )
+        self.plan = plan_training(self.batches, config)
+        self.averaged = WeightAverage(self.model, config.averaging, self.plan.steps)
+        groups_N = windows.representative_N
+        self.hard = HardNegatives(bank, groups_N, self.batches, config.hard_negatives)
         self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.guidance, self.gate_loss = None, None
         if has_gate(self.model):
-            self.guidance = Guidance(bank, windows, self.batches, config, self.total_steps)
+            self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
             self.gate_loss = self.guidance.loss().to(self.device)
         self.progress = Progress()
         self.identity = _identity(windows, config, world.size, initial)
@@ -143,7 +141,11 @@ class _Loop:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
         epoch, progress = len(self.progress.history), self.progress
         waited = epoch - progress.best_epoch >= self.config.patience
-        return epoch >= self.config.epochs or progress.step >= self.total_steps or waited
+        return epoch >= self.config.epochs or progress.step >= self.plan.steps or waited
+
+    def warnings(self) -> list[str]:
+        """Return what can be doubted by now; before the first epoch it is the plan."""
+        return warnings_by_now(self.plan, self.progress.history, self.progress.best_epoch)
 
     def run_epoch(self) -> dict[str, float]:
         """Run the optimiser steps that are left of the epoch begun; return its record."""
@@ -171,7 +173,7 @@ class _Loop:
                 progress.losses.append(self._step(pending))
                 bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
                 pending = []
-                if progress.step >= self.total_steps:
+                if progress.step >= self.plan.steps:
                     break
                 if self.world.is_main and self.state.due(progress.step):
                     now = time.monotonic()
@@ -232,11 +234,9 @@ class _Loop:
             config=self.config,
             best_epoch=best_epoch,
             history=history,
-            warnings=training_warnings(history, best_epoch, self.progress.step),
+            warnings=training_warnings(self.plan, history, best_epoch, self.progress.step),
             optimiser_steps=self.progress.step,
-            examples_per_epoch=(
-                self.batches.num_positions() if self.is_dense else self.batches.num_windows()
-            ),
+            plan=self.plan,
         )
 
     def _record(self, epoch: int, seconds: float) -> dict[str, float]:
@@ -277,7 +277,7 @@ class _Loop:
     def _mine(self, epoch: int, next_batch: int) -> None:
         """Search the epoch's hard negatives, at its first step that should have them."""
         config, progress = self.config, self.progress
-        is_late = progress.step >= config.hard_from * self.total_steps
+        is_late = progress.step >= config.hard_from * self.plan.steps
         if config.hard_negatives and is_late and progress.mined_epoch != epoch:
             draw = generator(config.seed, f"hard negatives of epoch {epoch}")
             self.hard.mine(self.model, self.batches.upcoming(epoch, next_batch), draw, self.world)
@@ -289,7 +289,7 @@ class _Loop:
         A loss or gradient that is not finite skips the step; 20 skips in a row stop the training.
         """
         progress = self.progress
-        rate = self.config.lr * lr_share(progress.step, self.total_steps, self.warmup)
+        rate = self.config.lr * lr_share(progress.step, self.plan.steps, self.plan.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_share"]
         total = self.gradients.backward(progress.step, pending)

@@ -1,18 +1,87 @@
-"""Warnings drawn from a training history."""
+"""Warnings drawn from the plan of a training, then from its history."""
+
+import math
+from collections.abc import Sequence
+
+from lvm.training.plan import TrainingPlan
+
+# The replaced system read its figures after 24 steps over 514 examples with 3 negatives each.
+MIN_STEPS = 300
+MIN_EXAMPLES = 5000
+MIN_NEGATIVES = 63
+VISIBLE_DIFFERENCE = 0.02  # of Hit@5: what a validation should be able to see
 
 
-def training_warnings(
-    history: list[dict[str, float]], best_epoch: int, optimiser_steps: int
+def planned_warnings(plan: TrainingPlan) -> list[str]:
+    """Return what can be doubted before the first step, one sentence each."""
+    warnings = []
+    if plan.steps < MIN_STEPS:
+        warnings.append(
+            f"only {plan.steps} optimiser steps are planned ({plan.steps_per_epoch} an epoch, "
+            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
+        )
+    if plan.examples_per_epoch < MIN_EXAMPLES:
+        warnings.append(
+            f"only {plan.examples_per_epoch:,} training examples an epoch: below {MIN_EXAMPLES:,} "
+            "a lack of data cannot be told from a lack of targets; recipe=dense makes every "
+            "position one"
+        )
+    if plan.own_negatives is not None and plan.own_negatives < MIN_NEGATIVES:
+        warnings.append(
+            f"only {plan.own_negatives} negatives an example: those of its own batch, accumulation "
+            "adds none; recipe=dense draws them from the bank"
+        )
+    return warnings
+
+
+def validation_warnings(
+    num_queries: int, detectable: float, wanted: float = VISIBLE_DIFFERENCE
 ) -> list[str]:
-    """Return what a reader of these figures should doubt, one sentence each."""
+    """Return what the val queries cannot see, with the number of queries that would do.
+
+    `detectable` is `statistics.smallest_detectable` of two predictors on them; it falls with the
+    square root of the number of queries. NaN: all are from one document.
+    """
+    if math.isnan(detectable):
+        return [
+            f"the {num_queries:,} val queries are from fewer than 2 documents: no difference can "
+            "be judged by them"
+        ]
+    if detectable <= wanted:
+        return []
+    needed = math.ceil(num_queries * (detectable / wanted) ** 2)
+    return [
+        f"validation is too small: {num_queries:,} queries see a difference of Hit@5 from "
+        f"{100 * detectable:.1f} points on; about {needed:,} queries would see "
+        f"{100 * wanted:.0f} points"
+    ]
+
+
+def epoch_warnings(history: Sequence[dict[str, float]], best_epoch: int) -> list[str]:
+    """Return what can be doubted after the epochs so far, one sentence each."""
     warnings = []
     if best_epoch == 1 and len(history) > 1:
         warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
-    if optimiser_steps < 300:
-        warnings.append(f"only {optimiser_steps} optimiser steps: too few to judge the model by")
     last = history[-1] if history else {}
     best = next((record for record in history if record["epoch"] == best_epoch), last)
     if last.get("val/cosine", 0) > best.get("val/cosine", 0) and best is not last:
         if last["val/hit_at_5"] < best["val/hit_at_5"]:
             warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
+    return warnings
+
+
+def warnings_by_now(
+    plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int
+) -> list[str]:
+    """Return what can be doubted while training."""
+    return planned_warnings(plan) + epoch_warnings(history, best_epoch)
+
+
+def training_warnings(
+    plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int, optimiser_steps: int
+) -> list[str]:
+    """Return what a reader of the finished training should doubt, one sentence each."""
+    warnings = warnings_by_now(plan, history, best_epoch)
+    if optimiser_steps < MIN_STEPS <= plan.steps:
+        warnings.append(f"only {optimiser_steps} optimiser steps: too few to judge the model by")
     return warnings

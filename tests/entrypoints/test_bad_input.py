@@ -9,7 +9,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
-from entrypoints import export, ingest, predict, promote, rollback, scaling, shadow_eval, train
+from entrypoints import (
+    export,
+    ingest,
+    phases,
+    predict,
+    promote,
+    rollback,
+    scaling,
+    shadow_eval,
+    train,
+)
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -143,6 +153,18 @@ CASES = {
         shadow_eval,
         "--bank good --ctx 20 --queries banana",
         "queries: banana is neither",
+    ),
+    "unknown phase": (
+        phases,
+        "--phases 1,7",
+        "phases: unknown '7'; the table has 1, 2, 2B, 3, 3.5",
+    ),
+    "no phase": (phases, "--phases ,", "phases: none was given"),
+    "unknown recipe of phases": (phases, "--recipe old", "'--recipe': 'old' is not"),
+    "a phase longer than every sequence": (
+        phases,
+        "--bank good --size tiny --phases 1,3.5",
+        "ctx: 2000 is too long",
     ),
     "promotion of nothing": (promote, "--reason x", "version: none was given"),
     "promotion without a reason": (promote, "--version 1", "reason: none was given"),

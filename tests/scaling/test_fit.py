@@ -28,8 +28,8 @@ def test_a_gain_is_no_larger_than_what_is_missing_to_one():
     grid = exact_grid(lambda x, z: 0.6 + 0.2 * np.log(z / 3.2) / np.log(3.2 / 0.3))
     near = replace(grid, parameters_W=np.array([0.9, 0.95, 1.0]))
     fitted = fit_grid(near, resamples=20)
-    assert fitted.parameters.mean == pytest.approx(0.4, abs=1e-3)
-    assert fitted.parameters.high == pytest.approx(0.4, abs=1e-3)
+    assert fitted.parameters.mean == pytest.approx(0.4, abs=0.01)
+    assert fitted.parameters.high == pytest.approx(0.4, abs=0.01)
 
 
 def test_data_may_pay_at_large_widths_only():

@@ -17,7 +17,6 @@ from lvm.training.batches import Batches
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import TrainConfig, resolve
-from lvm.training.symptoms import training_warnings
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank
@@ -248,16 +247,6 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
     negative_KD = Batches(tiny_bank, plan_windows(tiny_bank, 20), 4, 0).negatives(0, 10_000)
     cosine_KK = negative_KD @ negative_KD.T - torch.eye(len(negative_KD))
     assert float(cosine_KK.max()) < 0.999
-
-
-def test_warnings_name_what_to_doubt() -> None:
-    def record(epoch: int, hit: float, cosine: float) -> dict[str, float]:
-        return {"epoch": epoch, "val/hit_at_5": hit, "val/cosine": cosine}
-
-    history = [record(1, 0.3, 0.1), record(2, 0.2, 0.2)]
-    warnings = training_warnings(history, best_epoch=1, optimiser_steps=24)
-    assert len(warnings) == 3
-    assert training_warnings([record(1, 0.1, 0.1), record(2, 0.2, 0.2)], 2, 5000) == []
 
 
 @pytest.mark.parametrize(

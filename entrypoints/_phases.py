@@ -1,0 +1,201 @@
+"""The trainings of the phase table: planned, found finished, or launched."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from entrypoints.train import TrainOptions
+from lvm import tracking
+from lvm.bank.store import Bank
+from lvm.lanes.classifier import check_lanes
+from lvm.lanes.reranking import LANE, NONE
+from lvm.phases.measured import Trained
+from lvm.phases.table import Phase
+from lvm.registry import alias, registered
+from lvm.registry.alias import BASELINE
+from lvm.rules import read_gate_rules
+from lvm.shadow.measuring import MEASUREMENT
+from lvm.training.batches import Batches
+from lvm.training.identity import training_sha256
+from lvm.training.plan import TrainingPlan, plan_training
+from lvm.training.recipes import resolve
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
+
+TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One phase under one recipe: the parameters of `train`, what they amount to.
+
+    A grown one has the name of the job whose weights it starts from, and no final sha256 before
+    that is done (`grow`).
+    """
+
+    name: str
+    label: str
+    phase: Phase
+    recipe: str
+    parameters: dict[str, Any]
+    windows: Windows
+    plan: TrainingPlan
+    sha256: str
+    grows_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished training with its model, registered as a version."""
+
+    run_id: str
+    model_id: str
+    version: str
+    report: dict[str, Any]
+
+
+class Planner:
+    """Plans trainings on one bank as `train` would do them, reading the windows of a ctx once."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self._windows: dict[int, Windows] = {}
+
+    def jobs(
+        self, phase: Phase, recipe: str, parameters: dict[str, Any], suffix: str = ""
+    ) -> list[Job]:
+        """Plan the trainings of a phase; `suffix` goes behind their names.
+
+        Raises ValueError where one is impossible on this bank.
+        """
+        own = self.job(phase.name, phase, recipe, parameters, suffix)
+        if phase.grown is None:
+            return [own]
+        label = f"{phase.name} {phase.grown}"
+        grown = self.job(label, phase, recipe, {**parameters, "model": phase.grown}, suffix)
+        return [own, replace(grown, grows_from=own.name)]
+
+    def job(
+        self, label: str, phase: Phase, recipe: str, parameters: dict[str, Any], suffix: str = ""
+    ) -> Job:
+        """Plan one training that starts from its own first weights."""
+        parameters = {**parameters, "phase": phase.name, "recipe": recipe}
+        options = TrainOptions(**parameters).with_phase()
+        if options.ctx not in self._windows:
+            self._windows[options.ctx] = ensure_windows(self.bank, options.ctx)
+        windows = self._windows[options.ctx]
+        config = resolve(options.config(), windows.ctx)
+        is_dense = config.recipe == "dense"
+        batches = Batches(self.bank, windows, config.batch_size, config.seed, is_dense)
+        plan = plan_training(batches, config)
+        sha256 = training_sha256(config, windows)
+        return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
+
+
+def grow(job: Job, base: Done) -> Job:
+    """Return the job that starts from the weights of `base`."""
+    parameters = {**job.parameters, "init": reference(base.run_id)}
+    config = resolve(TrainOptions(**parameters).with_phase().config(), job.windows.ctx)
+    initial = registered.load(parameters["init"]).model
+    sha256 = training_sha256(config, job.windows, initial)
+    return replace(job, parameters=parameters, sha256=sha256)
+
+
+def train_all(jobs: Sequence[Job]) -> list[Done]:
+    """Return what each training left, in their order; what is finished already is not repeated."""
+    done: dict[str, Done] = {}
+    for job in jobs:
+        begun = job if job.grows_from is None else grow(job, done[job.grows_from])
+        done[job.name] = train_or_find(begun)
+    return list(done.values())
+
+
+def train_or_find(job: Job) -> Done:
+    """Return the finished training of these inputs; launch it where there is none."""
+    run_id = tracking.find_finished(TRAINING_TAG, job.sha256)
+    if run_id is not None:
+        try:
+            done = read_done(run_id)
+        except ValueError as error:
+            print(f"phase {job.name} is trained anew: {error}", flush=True)
+        else:
+            print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
+            return done
+    return read_done(tracking.launch("train", job.parameters))
+
+
+def read_done(run_id: str) -> Done:
+    """Read what a training left; register its model where that was left out."""
+    card = registered.read_card(reference(run_id))
+    assert card.model_id is not None
+    report = tracking.read_json(run_id, "report.json")
+    version = registered.version_of(card.model_id)
+    version = version or registered.register(card.model_id, card.facts)
+    return Done(run_id, card.model_id, version, report)
+
+
+def reference(run_id: str) -> str:
+    """Return the URI of the model that a training run logged."""
+    return f"runs:/{run_id}/{alias.ARTIFACT}"
+
+
+def shadow_or_find(
+    jobs: Sequence[Job], done: Sequence[Done], bank: Bank, promote: str, max_queries: int | None
+) -> str:
+    """Return the run of one shadow evaluation over all models, launched unless it stands already.
+
+    One of before stands while its models, data, rules are these, and the alias is where it left it.
+    """
+    longest = max((job.windows for job in jobs), key=lambda windows: windows.ctx)
+    by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, longest)
+    asked = {"promote": promote, "rerank": LANE if by_lane else NONE}
+    asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
+    parts = [MEASUREMENT, bank.sha256, longest.sha256, sorted({one.model_id for one in done})]
+    parts += [asked, asdict(read_gate_rules())]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    found = tracking.find_finished(SHADOW_TAG, key)
+    if found is not None and replay_stands(tracking.read_json(found, "report.json"), promote):
+        print(f"shadow-eval: run {found} replayed these models, nothing to replay", flush=True)
+        return found
+    runs = dict.fromkeys(reference(one.run_id) for one in done)
+    candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
+    run_id = tracking.launch("shadow-eval", candidates | asked)
+    tracking.tag_run(run_id, {SHADOW_TAG: key})
+    return run_id
+
+
+def replay_stands(replay: dict[str, Any], promote: str) -> bool:
+    """Tell whether the alias is at the version where that replay left it."""
+    decision = replay["decision"]
+    name = decision["winner"] if promote == "enabled" else decision["baseline"]
+    versions = {one["name"]: one["version"] for one in replay["outcomes"]}
+    return versions.get(name) == alias.aliases().get(BASELINE)
+
+
+def has_lanes(bank: Bank, windows: Windows) -> bool:
+    """Tell whether a lane can be foretold on this bank; print why not."""
+    try:
+        check_lanes(bank, windows, windows.seed)
+    except ValueError as error:
+        print(f"phases are shown as ranked: {error}", flush=True)
+        return False
+    return True
+
+
+def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
+    """Return what the report needs; raises ValueError where the replay has not this version."""
+    names = {str(one["version"]): str(one["name"]) for one in replay["outcomes"]}
+    if done.version not in names:
+        raise ValueError(f"shadow: version {done.version} of phase {job.name} took no part")
+    return Trained(
+        job.name,
+        job.label,
+        job.phase,
+        job.recipe,
+        done.run_id,
+        done.version,
+        names[done.version],
+        done.report,
+    )

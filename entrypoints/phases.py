@@ -1,0 +1,155 @@
+"""Command: the phase table trained, replayed, reported."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
+from entrypoints._options import EntryPoint, option
+from entrypoints._phases import (
+    Job,
+    Planner,
+    as_trained,
+    shadow_or_find,
+    train_all,
+)
+from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from lvm import tracking
+from lvm.bank.store import Bank
+from lvm.phases.measured import PhaseComparison, measure_phases
+from lvm.phases.old_gates import old_checks
+from lvm.phases.published import OLD_DECISION, old_difference
+from lvm.phases.table import chosen_phases, read_old_gates, read_phases
+from lvm.report.phase_figure import phase_figure
+from lvm.report.phases import PhaseStory, phases_markdown, phases_text
+from lvm.report.tables import TEXT, captioned, table
+from lvm.training.recipes import RECIPES
+from lvm.training.symptoms import planned_warnings
+
+FIGURE = "phases.png"
+# Options of `train` beside those of a phase; the recipe has the rest. The old trainings knew no
+# average of the weights.
+OLD = {"averaging": "none"}
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {"dense": {}, "seed": OLD},
+    "quick": {
+        "dense": {"hidden": 256, "negatives": 2048, "epochs": 5},
+        "seed": OLD | {"hidden": 256, "epochs": 10},
+    },
+    "tiny": {
+        "dense": {"hidden": 16, "layers": 2, "slots": 2, "negatives": 64, "epochs": 1},
+        "seed": OLD | {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
+    },
+}
+
+
+@dataclass(frozen=True)
+class PhasesOptions:
+    """Options of `phases`."""
+
+    phases: str = option("1,2,2B,3,3.5,4", "Phases of lvm/phases.yaml, by commas, in order.")
+    recipe: str = option(
+        "dense", "seed: as the old phases were trained.", choices=(*RECIPES, "both")
+    )
+    size: str = option(
+        "quick",
+        "full: train's own; quick: 256 wide, 5 epochs (seed: 10); tiny: does it run.",
+        choices=[*SIZES],
+    )
+    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    seed: int = option(0, "Seed of every training.", low=0)
+    epochs: int | None = option(None, "Epochs at most; auto: size, recipe.", low=1)
+    max_steps: int | None = option(None, "Optimiser steps of a phase at most.", low=1)
+    max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
+    gates: str = option("none", "Show the old criteria of success.", choices=("none", "old"))
+    promote: str = option(
+        "enabled", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
+    )
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+    def __post_init__(self) -> None:
+        check_report(self.report)
+        chosen_phases(self.phases, read_phases())
+
+
+def body(options: PhasesOptions) -> None:
+    """Train the phases, each once, replay all on the same queries, report them beside the old."""
+    bank = read_bank(options.bank)
+    tracking.log_bank(bank, "phases")
+    jobs = plan_all(options, bank)
+    told = [one for job in jobs for one in planned_warnings(job.plan)]
+    tracking.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
+    planned = {job.name: job.parameters for job in jobs}
+    tracking.log_config(asdict(options) | {"planned": planned})
+    print(plan_text(jobs), flush=True)
+    done = train_all(jobs)
+    shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
+    replay = tracking.read_json(shadow, "report.json")
+    trained = [as_trained(job, one, replay) for job, one in zip(jobs, done, strict=True)]
+    per_query = tracking.read_frame(shadow, "per_query.parquet")
+    measured = measure_phases(trained, replay, per_query, bank)
+    tell(options, measured, replay["decision"], shadow)
+
+
+def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
+    """Plan all trainings before the first begins, so that an impossible one is refused at once."""
+    recipes = RECIPES if options.recipe == "both" else (options.recipe,)
+    given = {"bank": options.bank, "seed": options.seed}
+    limits = {"epochs": options.epochs, "max_steps": options.max_steps}
+    given |= {name: value for name, value in limits.items() if value is not None}
+    planner = Planner(bank)
+    jobs = []
+    for phase in chosen_phases(options.phases, read_phases()):
+        for recipe in recipes:
+            suffix = "" if len(recipes) == 1 else f" {recipe}"
+            parameters = SIZES[options.size][recipe] | given
+            jobs += planner.jobs(phase, recipe, parameters, suffix)
+    return jobs
+
+
+def plan_text(jobs: Sequence[Job]) -> str:
+    """Return what is going to be trained, with what can be doubted by now."""
+    first = {job.sha256: job for job in reversed(jobs)}
+    lines = []
+    for job in jobs:
+        plan = job.plan
+        same = "" if first[job.sha256] is job else f"same training as {first[job.sha256].name}"
+        same = same if job.grows_from is None else f"grown from {job.grows_from}"
+        counts = [plan.examples_per_epoch, plan.steps_per_epoch, plan.steps]
+        ctx = f"{job.phase.ctx:,}"
+        lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])
+    headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
+    body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT))
+    shown = (job for job in jobs if first[job.sha256] is job)
+    told = [f"warning: {job.name}: {one}" for job in shown for one in planned_warnings(job.plan)]
+    return "\n".join([body, "", *told])
+
+
+def tell(
+    options: PhasesOptions, measured: PhaseComparison, decision: dict[str, Any], shadow: str
+) -> None:
+    """Log the page with its figure, the figures of every phase, the JSON report."""
+    known = read_phases()
+    old = old_difference(*(known[name] for name in OLD_DECISION))
+    checks = old_checks(measured, read_old_gates()) if options.gates == "old" else []
+    is_enabled = options.promote == "enabled"
+    reasons = decision["reasons"]
+    story = PhaseStory(known, old, decision["winner"], reasons, is_enabled, checks)
+    for row in measured.rows:
+        hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
+        tracking.log_metrics(hits, step=1)
+    tracking.log_text(phases_markdown(measured, story, FIGURE), "report.md")
+    tracking.log_figure(phase_figure(measured, known), FIGURE)
+    text = phases_text(measured, story)
+    tracking.log_text(text + "\n", "phases.txt")
+    print(f"\n{text}", flush=True)
+    told = measured.report() | {"old_decision": old.report(), "decision": decision}
+    told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow}
+    publish(told, options.report)
+
+
+main = EntryPoint("phases", PhasesOptions, body)
+
+if __name__ == "__main__":
+    sys.exit(main())

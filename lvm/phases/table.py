@@ -1,0 +1,154 @@
+"""The phase table, read from phases.yaml."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lvm.lanes.reranking import NONE, RERANKS
+from lvm.models.table import TRAINED_MODELS
+
+PHASES_FILE = Path(__file__).parents[1] / "phases.yaml"
+PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "published")
+OPTIONAL_KEYS = ("rerank", "grown", "published")
+SEED_KEYS = ("batch_size", "accumulation", "alpha")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the replaced system published of a phase: shares of queries, ranked in `pool`."""
+
+    hit_at_1: float
+    hit_at_5: float
+    hit_at_10: float
+    pool: int
+    windows: int
+    best_epoch: int
+    last_epoch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: what it trains, which order it is shown in, what was published of it.
+
+    `grown` names the model that is trained from the weights of its own, if any.
+    """
+
+    name: str
+    ctx: int
+    chunk: int
+    seed: Mapping[str, float]
+    rerank: str = NONE
+    grown: str | None = None
+    published: Published | None = None
+
+    def settings(self, recipe: str) -> dict[str, Any]:
+        """Return the training options that the phase decides under a recipe."""
+        shared = {"ctx": self.ctx, "chunk": self.chunk}
+        return shared | (dict(self.seed) if recipe == "seed" else {})
+
+
+@dataclass(frozen=True)
+class OldGates:
+    """The old criteria of success; phases.yaml explains each."""
+
+    gain_above: float
+    best_epoch_above: int
+    loss_rise: float
+    latency_p95_ms: float
+
+
+def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
+    """Read the phases in their order; raises ValueError on a missing, unknown or wrong value."""
+    named = _section(Path(path), "phases")
+    return {str(name): _phase(str(name), named[name], f"phases {path}") for name in named}
+
+
+def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
+    """Read the section `old_gates`; raises ValueError as `read_phases` does."""
+    values = _section(Path(path), "old_gates")
+    return OldGates(**_numbers(values, OldGates, f"phases {path}: old_gates"))
+
+
+def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
+    """Return the phases named by commas, each once; raises ValueError on an unknown one or none."""
+    names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        wrong = f"unknown '{unknown[0]}'" if unknown else "none was given"
+        raise ValueError(f"phases: {wrong}; the table has {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def _section(path: Path, section: str) -> dict[str, Any]:
+    try:
+        contents = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"phases {path}: not a readable YAML file without tags: {why}") from None
+    values = contents.get(section) if isinstance(contents, dict) else None
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"phases {path}: no section '{section}'; see lvm/phases.yaml")
+    return values
+
+
+def _phase(name: str, values: Any, where: str) -> Phase:
+    where = f"{where}: phase {name}"
+    needed = [key for key in PHASE_KEYS if key not in OPTIONAL_KEYS]
+    _check_keys(values, PHASE_KEYS, needed, where)
+    rerank = values.get("rerank", NONE)
+    if rerank not in RERANKS:
+        raise ValueError(f"{where}: rerank is {rerank!r}; it must be {' or '.join(RERANKS)}")
+    grown = values.get("grown")
+    if grown is not None and grown not in TRAINED_MODELS:
+        known = ", ".join(TRAINED_MODELS)
+        raise ValueError(f"{where}: grown is {grown!r}; it must be one of {known}")
+    published = values.get("published")
+    if published is not None:
+        published = Published(**_numbers(published, Published, f"{where}: published"))
+        _check_shares(published, f"{where}: published")
+    _check_keys(values["seed"], SEED_KEYS, SEED_KEYS, f"{where}: seed")
+    kinds = {"batch_size": int, "accumulation": int, "alpha": float}
+    for key, kind in kinds.items():
+        _check(values["seed"][key], kind, f"{where}: seed.{key}")
+    for key in ("ctx", "chunk"):
+        _check(values[key], int, f"{where}: {key}")
+    return Phase(name, values["ctx"], values["chunk"], values["seed"], rerank, grown, published)
+
+
+def _check_shares(published: Published, where: str) -> None:
+    for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
+        share = getattr(published, key)
+        if share > 1:
+            raise ValueError(f"{where}.{key} is {share}; it must be a share from 0 to 1")
+
+
+def _numbers(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    _check_keys(values, fields, fields, where)
+    for name, number in fields.items():
+        _check(values[name], number, f"{where}.{name}")
+    return dict(values)
+
+
+def _check_keys(values: Any, known: Any, needed: Any, where: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}; it must have the keys {', '.join(known)}")
+    wrong = [f"does not know {key}" for key in values if key not in known]
+    wrong += [f"misses {key}" for key in needed if key not in values]
+    if wrong:
+        raise ValueError(f"{where} {'; '.join(wrong)}; its keys are {', '.join(known)}")
+
+
+def _check(value: Any, kind: Any, where: str) -> None:
+    """A whole number must be 1 or more, another 0 or more; true is no number."""
+    accepted, least = (int, 1) if kind is int else ((int, float), 0)
+    is_number = isinstance(value, accepted) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < least:
+        kind_name = "a whole number of 1" if kind is int else "a number of 0"
+        raise ValueError(f"{where} is {value!r}; it must be {kind_name} or more")

@@ -1,0 +1,109 @@
+"""The page of the phases: every number is that of the comparison."""
+
+import dataclasses
+
+import pytest
+
+from lvm.bank.store import Bank
+from lvm.phases.measured import PhaseComparison
+from lvm.phases.old_gates import old_checks
+from lvm.phases.published import OLD_DECISION, old_difference
+from lvm.phases.table import read_old_gates, read_phases
+from lvm.report.phase_figure import phase_figure
+from lvm.report.phases import PhaseStory, phases_markdown, phases_text
+from tests.phase_cases import compared
+
+PHASES = read_phases()
+STORY = PhaseStory(
+    phases=PHASES,
+    old=old_difference(*(PHASES[name] for name in OLD_DECISION)),
+    winner="long",
+    reasons=["long becomes the baseline"],
+    is_enabled=True,
+)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_bank: Bank) -> PhaseComparison:
+    return compared(tiny_bank)
+
+
+def line_of(text: str, start: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def test_old_figures_stand_with_the_intervals_of_their_pools(found: PhaseComparison) -> None:
+    text = phases_text(found, STORY)
+    assert "62.07 [49.2, 73.4]" in text and "75.65 [67.1, 82.6]" in text
+    assert "240 queries from 12 documents, ranked over 1,440 bank rows" in text
+
+
+def test_phases_stand_with_examples_steps_and_version(found: PhaseComparison) -> None:
+    table = phases_text(found, STORY).partition("One evaluation:")[2]
+    first, twin = line_of(table, "1 "), line_of(table, "2B ")
+    assert "25.0 [" in first and "4,000" in first and "30" in first and first.endswith("v1")
+    assert "33.3 [" in twin and twin.endswith("same as 2")
+    assert line_of(table, "4, by lane").endswith("v2")
+    assert line_of(table, "ema ").endswith("free") and "ema, by lane" in table
+
+
+def test_the_pools_and_what_they_do_to_one_model_are_told(found: PhaseComparison) -> None:
+    text = phases_text(found, STORY)
+    pools = found.rows[0].measured.pools
+    few, many = (f"{100 * pools[pool]['hit_at_5']:.1f} %" for pool in (58, 1149))
+    joined = " ".join(text.split())
+    assert (
+        f"The model of phase 1, unchanged, answers {many} among 1,149 candidates, {few} " in joined
+    )
+    assert "59.32 (of 1,149)" in text
+
+
+def test_the_old_decision_is_tested(found: PhaseComparison) -> None:
+    joined = " ".join(phases_text(found, STORY).split())
+    for words in ("36 of 58", "87 of 115", "-13.6 points [-28.2, +0.7]", "p = 0.0762"):
+        assert words in joined
+    assert "The interval holds zero: nothing was decided. About 179 queries a phase" in joined
+
+
+def test_the_winner_is_named_with_its_phases(found: PhaseComparison) -> None:
+    end = " ".join(phases_text(found, STORY).split()).partition("Best phase: 4")[2]
+    assert "both ordered by lane" in end
+    assert end.endswith("Baseline: long (phase 2 = 2B = 4).")
+    dry = dataclasses.replace(STORY, winner=None, is_enabled=False)
+    assert "Baseline: none yet (no phase); a dry run: no alias was changed" in " ".join(
+        phases_text(found, dry).split()
+    )
+
+
+def test_warnings_are_told_for_each_phase(found: PhaseComparison) -> None:
+    assert "1, 2, 4: only 30 optimiser steps are planned" in phases_text(found, STORY)
+
+
+def test_old_gates_are_shown_only_when_asked_for(found: PhaseComparison) -> None:
+    assert "old criteria" not in phases_text(found, STORY)
+    checks = old_checks(found, read_old_gates())
+    page = phases_markdown(found, dataclasses.replace(STORY, checks=checks), "phases.png")
+    assert "## The old gates" in page and "FAIL: Hit@5 +8.3, Hit@10 +0.0 points over 1" in page
+
+
+def test_the_page_links_its_figure(found: PhaseComparison) -> None:
+    page = phases_markdown(found, STORY, "phases.png")
+    assert page.startswith("# Phases\n") and "![phases](phases.png)" in page
+    assert page.endswith("* long becomes the baseline\n")
+
+
+def test_a_leaky_replay_is_marked(found: PhaseComparison) -> None:
+    assert "LEAKY" not in phases_text(found, STORY)
+    assert "LEAKY" in phases_text(dataclasses.replace(found, leaky=True), STORY)
+
+
+def test_the_figure_shows_old_and_new_points(found: PhaseComparison) -> None:
+    above, below = phase_figure(found, PHASES).axes
+    texts = [text.get_text() for text in above.texts]
+    assert {"59 % of 1,149", "67 % of 230"} <= set(texts)
+    assert {"25.0", "33.3", "100.0"} <= {text.get_text() for text in below.texts}
+    assert [tick.get_text() for tick in below.get_xticklabels()] == [
+        "1\nctx 100",
+        "2\nctx 500",
+        "4\nctx 2,000",
+    ]
