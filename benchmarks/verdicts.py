@@ -59,7 +59,7 @@ WHOLE, HALF = (0.125, 0.25, 0.5, 1.0), (0.0625, 0.125, 0.25, 0.5)
 TRUTHS = {
     "data": Truth(DATA, 64, 12_000, 1.3, 0, (0.01, 0.02, 0.04, 0.08), (8, 32, 128), 5e-2, 500),
     "capacity": Truth(CAPACITY, 12, 12_000, 0.3, 4, WHOLE, (2, 4, 8), 1e-1, 1000),
-    "saturated": Truth(SATURATED, 16, 12_000, 0.4, 0, HALF, (4, 16, 64), 4e-2, 300),
+    "saturated": Truth(SATURATED, 16, 12_000, 0.4, 0, HALF, (4, 16, 64), 8e-2, 300),
 }
 TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=5e-4)
 
