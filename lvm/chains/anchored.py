@@ -135,7 +135,8 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
         missing = [name for name in COLUMNS if name not in there]
         if missing:
             raise ValueError(f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}")
-        table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
+        names = [name for name in (*COLUMNS, "sequence") if name in there]
+        table = pq.read_table(path, columns=names).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error
     other = table["split"][table["split"] != VAL]
@@ -153,6 +154,15 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
             f"queries {path}: target_row {table['target_row'][outside].iloc[0]} is no row of base "
             f"{base.path} ({base.num_rows} rows); give the bank that these queries were asked of"
         )
+    if "sequence" in table:
+        names = np.array(base.sequences, dtype=object)[base.sequence_N[table["target_row"]]]
+        foreign = table["sequence"].to_numpy() != names
+        if foreign.any():
+            row = int(table["target_row"].to_numpy()[foreign][0])
+            raise ValueError(
+                f"queries {path}: row {row} is of sequence {table['sequence'][foreign].iloc[0]!r}, "
+                f"in base {base.path} of {names[foreign][0]!r}; give the bank they were asked of"
+            )
     return table
 
 

@@ -274,6 +274,11 @@ def test_the_anchor_is_a_percentile_of_the_pool_unless_given(tmp_path, tiny_bank
         ),
         ({"target_row": [100], "rank": [9.0]}, (), "target_row 100 is no row of base"),
         ({"target_row": ["x"], "rank": [9.0]}, (), "target_row must be a number"),
+        (
+            {"target_row": [1], "rank": [9.0], "sequence": ["other"]},
+            (),
+            "row 1 is of sequence 'other', in base .* of 'base'; give the bank",
+        ),
         ({"target_row": [1], "rank": [1.0]}, (), "none has a rank above 5"),
         ({"target_row": [1], "rank": [9.0]}, ("good",), "none of lanes good has a rank above 5"),
         ({"target_row": [1], "rank": [9.0]}, ("Art",), "Art is no lane of base"),
