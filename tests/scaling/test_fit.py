@@ -53,6 +53,7 @@ def test_growth_is_the_logarithm_for_small_exponents():
     assert growth(1.0, 3.0) == 0
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_gain():
     """Nineteen of twenty intervals should; sixteen of them are required."""
     slopes = DATA_F, lambda x: 0.2 - 0.03 * x**-0.4

@@ -55,6 +55,7 @@ def trainer(bank, windows, folder: Path, **changes) -> Trainer:
     return Trainer(bank, windows, questions, config, CellStore(folder))
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_says_the_same(bank, windows, tmp_path, trainings):
     told = []
     first = run_grid(

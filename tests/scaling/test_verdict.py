@@ -25,6 +25,7 @@ def verdict_of(curve, seed: int, **sizes: int) -> str:
     return judge(fitted, optimised(), sizes.get("num_queries", 6000), 2, RULES).name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
 def test_the_limit_is_found_in_nine_of_ten_grids_and_never_another(truth):
     """With two seeds a saturated grid is called so in five to eight of ten, else inconclusive."""
@@ -33,6 +34,7 @@ def test_the_limit_is_found_in_nine_of_ten_grids_and_never_another(truth):
     assert set(found) <= {truth, INCONCLUSIVE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
 def test_few_queries_give_no_wrong_verdict(truth):
     found = [verdict_of(CURVES[truth], seed, num_queries=400, num_documents=20) for seed in SEEDS]

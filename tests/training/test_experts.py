@@ -145,6 +145,7 @@ def test_a_bank_without_lanes_leaves_the_gate_to_equal_shares(tiny_bank: Bank) -
         train_toy(bank, config(experts_control="permuted"), initial=dense())
 
 
+@pytest.mark.slow
 def test_lanes_that_need_other_maps_are_won_by_experts(tmp_path: Path) -> None:
     """Eight rotations of 12 dims: two experts of rank 6 turn one, one of rank 12 not all."""
     bank = lane_rotation_bank(tmp_path / "bank", num_lanes=8)
