@@ -69,6 +69,7 @@ def test_what_may_have_seen_val_rows_is_refused(asked, monkeypatch, changed):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_experts_grow_from_a_registered_model(store, tiny_bank, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = f"--bank {tiny_bank.path} --ctx 20 --hidden 8 --layers 2 --chunk 5 --slots 2 --epochs 1"

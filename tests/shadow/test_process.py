@@ -94,6 +94,7 @@ def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, t
     return job
 
 
+@pytest.mark.slow
 def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
     by_lane = functools.partial(foretell, tiny_bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)

@@ -66,6 +66,7 @@ def test_the_trunk_is_frozen_where_there_is_an_init_only() -> None:
     assert resolve(resolve(config(), 20), 20) == resolve(config(), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "permuted", "dense"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_bank: Bank, tmp_path: Path, control: str
