@@ -1,6 +1,5 @@
 """Table of the controls of an evaluation."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,9 @@ from lvm.report.tables import (
     interval_cell,
     p_cell,
     percent,
+    read_difference,
     table,
 )
-from lvm.statistics import Difference
 
 
 def controls_table(controls: Mapping[str, Any], leaky: bool = False, style: str = TEXT) -> str:
@@ -71,11 +70,7 @@ def _order_lines(controls: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
-    known: dict[str, Any] = {
-        key: math.nan if value is None else value
-        for key, value in entry["hit_at_5_difference"].items()
-    }
-    return difference_cell(Difference(**known))
+    return difference_cell(read_difference(entry["hit_at_5_difference"]))
 
 
 def _p_value(entry: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Tables of an evaluation, as plain text for the terminal or as Markdown."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from lvm.report.tables import (
     p_cell,
     percent,
     predictors_table,
+    read_difference,
     table,
 )
-from lvm.statistics import Difference
 
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
@@ -40,11 +39,7 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
     ]
     best = report["best_baseline"]
     if best is not None:
-        change: dict[str, Any] = {
-            key: math.nan if value is None else value
-            for key, value in best["hit_at_5_difference"].items()
-        }
-        difference = Difference(**change)
+        difference = read_difference(best["hit_at_5_difference"])
         blocks[1] += (
             f"\nAgainst {best['name']}, the best free predictor, in points of Hit@5: "
             f"{difference_cell(difference)}, p = {p_cell(difference.p_value)}."

@@ -1,6 +1,5 @@
 """Table of what re-ranking by lane does."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from lvm.report.tables import (
     interval_cell,
     p_cell,
     percent,
+    read_difference,
     table,
 )
 from lvm.shadow.reranked import Reranked
-from lvm.statistics import Difference
 
 ORDERS = {
     "lane": "cos / tau + beta log p",
@@ -90,8 +89,5 @@ def _hits(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _change(entry: Mapping[str, Any]) -> list[str]:
-    known: dict[str, Any] = {
-        key: math.nan if value is None else value for key, value in entry.items()
-    }
-    difference = Difference(**known)
+    difference = read_difference(entry)
     return [difference_cell(difference), p_cell(difference.p_value)]

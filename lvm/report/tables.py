@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tabulate import tabulate
 
@@ -58,6 +59,14 @@ def interval_cell(value: float, interval: Sequence[float | None]) -> str:
     if low is None or high is None or math.isnan(low):
         return f"{percent(value)} [unknown]"
     return f"{percent(value)} [{percent(low):>4}, {percent(high):>4}]"
+
+
+def read_difference(entry: Mapping[str, Any]) -> Difference:
+    """Return the difference that a JSON report holds; None there stands for NaN."""
+    values: dict[str, Any] = {
+        key: math.nan if value is None else value for key, value in entry.items()
+    }
+    return Difference(**values)
 
 
 def difference_cell(difference: Difference) -> str:

@@ -41,6 +41,7 @@ class ServedPredictor(PythonModel):
         self.reranker = None if reranker is None else Reranker.load(Path(reranker))
         self._stepping = self.model
         self._index: ServingIndex | None = None
+        self._code_N: NDArray[np.int64] | None = None
 
     def predict(
         self,
@@ -91,8 +92,9 @@ class ServedPredictor(PythonModel):
         log_p_BL = self.reranker.classifier.log_probability(feature_BF)
         listed = Shortlist(row_BC, score_BC, np.zeros(row_BC.shape, bool))
         weights = self.reranker.plain if self.row_correction is None else self.reranker.corrected
-        code_N = all_codes(index.bank)
-        new_BC = lane_scores(listed, log_p_BL, code_N, weights.tau * weights.beta)
+        if self._code_N is None:
+            self._code_N = all_codes(index.bank)
+        new_BC = lane_scores(listed, log_p_BL, self._code_N, weights.tau * weights.beta)
         best_BK = np.argsort(-new_BC, axis=1, kind="stable")[:, :k]
         return (
             np.take_along_axis(row_BC, best_BK, axis=1),
