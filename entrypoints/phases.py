@@ -34,8 +34,8 @@ OLD = {"averaging": "none"}
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {"dense": {}, "seed": OLD},
     "quick": {
-        "dense": {"hidden": 256, "negatives": 2048, "epochs": 5},
-        "seed": OLD | {"hidden": 256, "epochs": 10},
+        "dense": {"hidden": 256, "negatives": 2048, "epochs": 8},
+        "seed": OLD | {"hidden": 256, "epochs": 30},
     },
     "tiny": {
         "dense": {"hidden": 16, "layers": 2, "slots": 2, "negatives": 64, "epochs": 1},
@@ -54,7 +54,7 @@ class PhasesOptions:
     )
     size: str = option(
         "quick",
-        "full: train's own; quick: 256 wide, 5 epochs (seed: 10); tiny: does it run.",
+        "full: train's own; quick: 256 wide, 8 epochs (seed: 30); tiny: does it run.",
         choices=[*SIZES],
     )
     bank: str = option(DEFAULT_BANK, BANK_HELP)
