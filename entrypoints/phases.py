@@ -28,18 +28,16 @@ from lvm.training.recipes import RECIPES
 from lvm.training.symptoms import planned_warnings
 
 FIGURE = "phases.png"
-# Options of `train` beside those of a phase; the recipe has the rest. The old trainings knew no
-# average of the weights.
-OLD = {"averaging": "none"}
+# Options of `train` beside those of a phase; the recipe has the rest.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {"dense": {}, "seed": OLD},
+    "full": {"dense": {}, "seed": {}},
     "quick": {
         "dense": {"hidden": 256, "negatives": 2048, "epochs": 8},
-        "seed": OLD | {"hidden": 256, "epochs": 30},
+        "seed": {"hidden": 256, "epochs": 30},
     },
     "tiny": {
         "dense": {"hidden": 16, "layers": 2, "slots": 2, "negatives": 64, "epochs": 1},
-        "seed": OLD | {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
+        "seed": {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
     },
 }
 

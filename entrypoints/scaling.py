@@ -48,7 +48,6 @@ class ScalingOptions:
     batch_size: int | None = option(TrainConfig.batch_size, "Windows a batch.", low=1)
     lr: float | None = option(TrainConfig.lr, "Peak learning rate.", low=0)
     negatives: int | None = option(TrainConfig.negatives, "Bank negatives a step.", low=0)
-    patience: int | None = option(TrainConfig.patience, "Rounds without a better Hit@5.", low=1)
     chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
     slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
     cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=("gru", "mingru"))

@@ -93,7 +93,9 @@ class TrainOptions:
         TrainConfig.hard_from, "Share of the steps before hard negatives.", low=0
     )
     patience: int | None = option(TrainConfig.patience, "Epochs without a better Hit@5.", low=1)
-    averaging: str = option(TrainConfig.averaging, "Average of the weights.", choices=AVERAGES)
+    averaging: str | None = option(
+        TrainConfig.averaging, "Average of the weights.", choices=AVERAGES
+    )
     chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
     slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
     cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=CELLS)

@@ -122,7 +122,9 @@ class Trainer:
         """Train `cell`, unless an earlier run did, going on from where one was stopped."""
         part, epochs = self._part(cell)
         sizes: dict[str, Any] = {"hidden": cell.width, "seed": cell.seed, "lr": cell.lr}
-        config = replace(self.config, **sizes, max_steps=cell.steps, epochs=epochs)
+        # Ended by patience, a cell would be judged before its learning rate has come down.
+        rounds: dict[str, Any] = {"epochs": epochs, "patience": epochs}
+        config = replace(self.config, **sizes, **rounds, max_steps=cell.steps)
         key = self.store.key(
             {
                 "bank": self.bank.sha256,
@@ -178,8 +180,7 @@ class Trainer:
     def _part(self, cell: Cell) -> tuple[Windows, int]:
         """Return the windows of a cell, repeated so that rounds are as long in all cells.
 
-        A small part would be validated after every few steps otherwise, and `patience` would end
-        its training before it began.
+        A small part would be validated after every few steps otherwise.
         """
         whole = self.steps_per_epoch()
         round_steps = whole * max(1, math.ceil(cell.steps / ROUNDS / whole))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lvm.checkpoint import fits
 from lvm.checkpoint.weights import load_state, save_state
-
-VERSION = 1  # raised whenever a cell gives other ranks from the same data and configuration
+from lvm.training import identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class CellStore:
         self.folder = folder
 
     def key(self, parts: Mapping[str, Any]) -> str:
-        """Return the hash of `parts` (JSON values), this VERSION, torch's version and threads."""
-        every = [VERSION, torch.__version__, torch.get_num_threads(), dict(parts)]
+        """Return the hash of `parts` (JSON values) with the versions of what computes a cell."""
+        every = [identity.VERSION, fits.VERSION, torch.__version__, dict(parts)]
         return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
 
     def state_path(self, key: str) -> Path:

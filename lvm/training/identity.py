@@ -10,7 +10,7 @@ from lvm.checkpoint import fits
 from lvm.training.recipes import Settings, as_dict
 from lvm.windows.planning import Windows
 
-VERSION = 1  # raised whenever equal settings train another model from the same rows
+VERSION = 2  # raised whenever equal settings train another model from the same rows
 
 
 def training_sha256(config: Settings, windows: Windows, initial: nn.Module | None = None) -> str:
@@ -25,3 +25,13 @@ def training_sha256(config: Settings, windows: Windows, initial: nn.Module | Non
     settings["initial"] = None if initial is None else fits.model_digest(initial)
     parts = [VERSION, fits.VERSION, torch.__version__, windows.bank_sha256, windows.sha256]
     return hashlib.sha256(json.dumps([*parts, settings], sort_keys=True).encode()).hexdigest()
+
+
+def state_sha256(
+    config: Settings, windows: Windows, num_processes: int, initial: nn.Module | None = None
+) -> str:
+    """Return the identity of an unfinished training, to the last bit: threads, processes count."""
+    parts = [VERSION, windows.bank_sha256, windows.sha256, as_dict(config), torch.__version__]
+    parts += [torch.get_num_threads(), num_processes]
+    parts += [None if initial is None else fits.model_digest(initial)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,20 +1,16 @@
 """The training loop, which knows nothing of logging or of how validation scores a model."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import optimizer_tensors, restore_optimizer
 from lvm.models.tmd_experts import has_gate
 from lvm.objectives import SampledSoftmax
@@ -26,10 +22,11 @@ from lvm.training.distributed import World
 from lvm.training.gradients import Gradients
 from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
+from lvm.training.identity import state_sha256
 from lvm.training.initial import starting_model
 from lvm.training.optimisation import lr_share, make_optimizer
 from lvm.training.plan import TrainingPlan, plan_training
-from lvm.training.recipes import Settings, TrainConfig, as_dict, resolve
+from lvm.training.recipes import Settings, TrainConfig, resolve
 from lvm.training.state import Progress, StateFile
 from lvm.training.supervision import Supervised
 from lvm.training.symptoms import training_warnings, warnings_by_now
@@ -135,7 +132,7 @@ class _Loop:
             self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
             self.gate_loss = self.guidance.loss().to(self.device)
         self.progress = Progress()
-        self.identity = _identity(windows, config, world.size, initial)
+        self.identity = state_sha256(config, windows, world.size, initial)
 
     def finished(self) -> bool:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
@@ -308,13 +305,3 @@ class _Loop:
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ValueError(f"lr: {self.config.lr} diverged, loss not finite; use a smaller lr")
         return total
-
-
-def _identity(
-    windows: Windows, config: Settings, num_processes: int, initial: nn.Module | None
-) -> str:
-    """Hash of all that decides the result: data, split, configuration, weights, torch, threads."""
-    parts: list[Any] = [windows.bank_sha256, windows.sha256, as_dict(config), torch.__version__]
-    parts += [torch.get_num_threads(), num_processes]
-    parts += [None if initial is None else model_digest(initial)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -45,7 +45,7 @@ class TrainConfig:
     hard_negatives: int = 0
     hard_from: float = 0.25
     patience: int | None = None
-    averaging: str = "ema"
+    averaging: str | None = None
     chunk: int = 200
     slots: int = 16
     cell: str = "gru"
@@ -71,7 +71,7 @@ class TrainConfig:
         _one_of("cell", self.cell, CELLS)
         _one_of("device", self.device, DEVICES)
         _one_of("precision", self.precision, PRECISIONS)
-        _one_of("averaging", self.averaging, AVERAGES)
+        _one_of("averaging", self.averaging or AVERAGES[0], AVERAGES)
         for name in ("epochs", "max_steps", "batch_size", "accumulation", "patience"):
             _at_least(name, getattr(self, name), 1)
         for name in ("hidden", "layers", "chunk", "slots", "experts", "expert_rank"):
@@ -128,6 +128,7 @@ class Settings(TrainConfig):
     focus: float
     negatives: int
     patience: int
+    averaging: str
     trunk: str
 
 
@@ -175,6 +176,7 @@ def _dense(ctx: int) -> dict[str, Any]:
         "focus": 0.3,
         "negatives": 4096,
         "patience": 3,
+        "averaging": "ema",
     }
 
 
@@ -192,6 +194,7 @@ def _seed(ctx: int, batch_size: int | None) -> dict[str, Any]:
         "focus": 0.0,
         "negatives": 0,
         "patience": 3,
+        "averaging": "none",
     }
 
 
