@@ -1,7 +1,5 @@
 """Command: train a predictor, log it, register it."""
 
-import hashlib
-import json
 import os
 import signal
 import sys
@@ -9,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from entrypoints._doubts import Doubts
@@ -20,7 +17,6 @@ from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from entrypoints._validation import Validation
 from lvm import tracking
 from lvm.checkpoint.facts import facts_of
-from lvm.checkpoint.fits import model_digest
 from lvm.checkpoint.weights import load_state
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
@@ -35,7 +31,7 @@ from lvm.report.figures import training_figure
 from lvm.stopping import SIGNALS
 from lvm.training.averaging import AVERAGES
 from lvm.training.distributed import joined, launched_rank, launched_size
-from lvm.training.identity import training_sha256
+from lvm.training.identity import state_sha256, training_sha256
 from lvm.training.loop import TrainResult, train
 from lvm.training.recipes import (
     DEVICES,
@@ -189,7 +185,8 @@ def body(options: TrainOptions) -> None:
         tags |= {"init": config.init or "none", "experts_control": config.experts_control}
         tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
         tracking.set_tags(tags)
-        state = state_path(config, inputs, initial)
+        key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
+        state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
         rivals = {name: validation.measure(model) for name, model in free.items()}
         told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
@@ -241,16 +238,6 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     print(
         f"epoch {epoch}: loss {record['train/loss']:.4f}  val {hits}  ({seconds:.0f} s)", flush=True
     )
-
-
-def state_path(config: TrainConfig, inputs: Inputs, initial: nn.Module | None) -> Path:
-    """Return where the interrupted state of this very configuration over this data lies."""
-    parts: list[Any] = [inputs.bank.sha256, inputs.windows.sha256, as_dict(config)]
-    # They change the last bits.
-    parts += [torch.__version__, torch.get_num_threads(), launched_size()]
-    parts += [None if initial is None else model_digest(initial)]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    return STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
 
 
 def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
