@@ -15,6 +15,7 @@ Shapes: N bank rows, D vector dim, H features.
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,11 +33,12 @@ from lvm.scaling.cells import Trainer, divide_queries
 from lvm.scaling.grid import Plan, check_data, run_grid
 from lvm.scaling.optimised import K
 from lvm.scaling.store import CellStore
-from lvm.scaling.verdict import CAPACITY, DATA, NOT_OPTIMISED, SATURATED
+from lvm.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED
 from lvm.seeding import generator
 from lvm.training.recipes import TrainConfig
 from lvm.windows.export import plan_windows
 
+OUTCOMES = ("right", "open", "WRONG")
 CTX, DOCUMENT_ROWS, SEQUENCES = 20, 10, 10
 
 
@@ -96,7 +98,7 @@ def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
     )
     questions = divide_queries(bank, windows, rules.choice_share, None)
     trainer = Trainer(bank, windows, questions, config, CellStore(folder / "cells"))
-    plan = Plan(truth.fractions, truth.widths, (0, 1), truth.steps, truth.lr)
+    plan = Plan(truth.fractions, truth.widths, (0, 1, 2), truth.steps, truth.lr)
     check_data(bank, windows, questions, plan, rules)
     scaling = run_grid(trainer, plan, rules)
     print(scaling.verdict.sentence, flush=True)
@@ -135,20 +137,21 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 def main(seeds: int, truths: str, steps: int | None, scratch: Path | None) -> None:
     """Print truth against verdict."""
     torch.set_num_threads(1)
-    lines = []
+    lines, tally = [], Counter[tuple[str, str]]()
     for seed in range(seeds):
         for name in truths.split(","):
             truth = TRUTHS[name] if steps is None else replace(TRUTHS[name], steps=steps)
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 verdict, cells, seconds = run(truth, seed, Path(folder))
-            right = {truth.verdict: "right", "inconclusive": "open"}.get(verdict, "WRONG")
-            if verdict == NOT_OPTIMISED != truth.verdict:
-                right = "stopped"
+            right = {truth.verdict: "right", INCONCLUSIVE: "open"}.get(verdict, "WRONG")
+            tally[name, right] += 1
             lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])
             print(tabulate(lines[-1:], tablefmt="plain", disable_numparse=True), flush=True)
     headers = ["truth", "seed", "verdict", "", "twice the data", "really"]
     headers += ["twice the parameters", "twice the width, really", "seconds"]
     print(tabulate(lines, headers, disable_numparse=True))
+    counts = [[name, *(tally[name, one] for one in OUTCOMES)] for name in truths.split(",")]
+    print(f"\n{tabulate(counts, ['truth', *OUTCOMES])}")
 
 
 if __name__ == "__main__":

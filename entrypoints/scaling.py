@@ -41,7 +41,7 @@ class ScalingOptions:
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     fractions: str = option("0.125,0.25,0.5,1", "Fractions of the train documents, ascending.")
     widths: str = option("128,256,512", "Widths of the model, ascending.")
-    seeds: str = option("0,1", "Seeds of each cell: documents, weights, batches.")
+    seeds: str = option("0,1,2", "Seeds of each cell: documents, weights, batches.")
     model: str = option(TrainConfig.model, "Predictor.", choices=DENSE_MODELS)
     max_steps: int = option(600, "Optimiser steps of each cell.", low=1)
     max_queries: int | None = option(None, "Measured val queries at most (auto: 10,000).", low=1)

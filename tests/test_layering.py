@@ -40,7 +40,7 @@ ORDER = {
     "statistics": "",
     "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
     "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
-    "scaling": "fractions store cells optimised fit verdict grid",
+    "scaling": "fractions store cells optimised noise fit verdict grid",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "phases": "table published measured old_gates",

@@ -16,7 +16,7 @@ from lvm.report.tables import (
     percent,
     table,
 )
-from lvm.scaling.fit import Fitted, Gain
+from lvm.scaling.fit import Backtest, Fitted, Gain
 from lvm.scaling.grid import BreakEven, Plan, Scaling
 from lvm.scaling.verdict import points
 from lvm.statistics import Difference
@@ -92,9 +92,9 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
 def _optimised_lines(scaling: Scaling, style: str) -> str:
     found = scaling.optimised
     lines = [
-        f"{found.ended_at} of {found.num_steps} optimiser steps; {found.passes:.1f} passes over "
-        f"the data; best round {found.best_round} of {found.rounds}; train loss "
-        f"{100 * found.loss_change:+.1f} % over the last quarter",
+        f"{found.num_steps} optimiser steps; {found.passes:.1f} passes over the data; best round "
+        f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % over "
+        "the last quarter",
         f"second half of the steps: soft Hit@5 {difference_cell(found.steps)} points",
         *(f"lr {lr:g} instead: {difference_cell(d)} points" for lr, d in found.rates),
     ]
@@ -135,16 +135,20 @@ def _gain_table(soft: Fitted, hit: Fitted, style: str) -> str:
 def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int) -> list[str]:
     data, width = soft.exponents
     lines = [
-        f"documents to ingest for {100 * even.gain:g} point of Hit@5: {_count(even.documents)} "
+        f"train documents to add for {100 * even.gain:g} point of Hit@5: {_count(even.documents)} "
         f"[{_count(even.low)}, {_count(even.high)}]",
         f"fit: exponents {data:.2f} of the data, {width:.2f} of the parameters; a cell's mean over "
         f"seeds varies by {100 * soft.seed_sd:.2f} points",
         f"{num_queries:,} queries; soft Hit@5 = mean of 1 / (1 + (rank / 5)^2) decides",
     ]
-    if not math.isnan(soft.backtest):
-        error = f"{100 * soft.backtest:+.2f} ({100 * hit.backtest:+.2f} of Hit@5)"
+    if soft.backtest is not None and hit.backtest is not None:
+        error = f"{_error(soft.backtest)} ({_error(hit.backtest)} of Hit@5)"
         lines.append(f"the largest data foretold from the smaller ones: off by {error} points")
     return lines
+
+
+def _error(found: Backtest) -> str:
+    return f"{100 * found.error:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _span_warning(parameters: list[int]) -> list[str]:
@@ -173,7 +177,7 @@ def _lead_line(name: str, lead: Difference) -> str:
 
 
 def _count(documents: float) -> str:
-    return f"{documents:,.0f}" if math.isfinite(documents) else "no number is enough"
+    return f"{documents:,.0f}" if math.isfinite(documents) else "none within reach"
 
 
 def _cell(result: Any) -> dict[str, Any]:
@@ -192,5 +196,5 @@ def _gains(fitted: Fitted) -> dict[str, Any]:
         "mean": fitted.mean_FW,
         "ci95": fitted.interval_FW2,
         "seed_sd": fitted.seed_sd,
-        "backtest": fitted.backtest,
+        "backtest": None if fitted.backtest is None else asdict(fitted.backtest),
     }

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
+from lvm.scaling.noise import log_misses, measure_noise, resampled_means, score_of
 from lvm.seeding import generator
-
-FloatArray = NDArray[np.float64]
+from lvm.statistics import LEVEL, FloatArray
 
 RESAMPLES = 2000
-LEVEL = 0.05
 LOWEST, HIGHEST = 0.01, 4.0  # exponents: from growth with the logarithm to a curve that has ended
 EXPONENTS = np.concatenate([[LOWEST], np.geomspace(0.1, HIGHEST, 17)])
 STARTS = 8
@@ -26,7 +25,7 @@ MIN_SIZES = 3  # a power law has three unknowns along each axis
 
 @dataclass(frozen=True, eq=False)
 class GridValues:
-    """What a grid measured: `value_FWSQ`, one value a query, the same queries in every cell.
+    """What a grid measured: `value_FWSQ`, a score from 0 to 1 a query, the same queries a cell.
 
     `data_F` are amounts of training data, `parameters_W` numbers of parameters, both ascending, in
     any unit. `document_Q` names the document of each query.
@@ -40,13 +39,23 @@ class GridValues:
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain with its 95 % interval; variances by cause: the queries' documents, the seeds."""
+    """A gain with its 95 % interval; variances by cause: documents asked, seeds, the surface."""
 
     mean: float
     low: float
     high: float
-    query_variance: float
+    document_variance: float
     seed_variance: float
+    misfit_variance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """The score at the largest data and width - what smaller data foretell, with its interval."""
+
+    error: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +65,9 @@ class Fitted:
     `data` is the gain from twice the data, `parameters` that from twice the parameters, `lead` the
     first minus the second, on the same resamples. `mean_FW` are the measured means over seeds with
     `interval_FW2`; `next_interval_W2` is that of the surface at twice the data. `seed_sd` is the
-    standard deviation of a cell's mean over its seeds, `backtest` the surface's error, measured -
-    foretold, at the largest data when fitted without it (NaN with fewer than four fractions).
-    `slope_B` and `exponent_B` are the resampled a and alpha.
+    standard deviation of a cell's mean over its seeds, `backtest` None with fewer than four
+    fractions.
+    `level_B`, `slope_B` and `exponent_B` are the resampled c, a and alpha.
     """
 
     data: Gain
@@ -70,7 +79,8 @@ class Fitted:
     interval_FW2: FloatArray
     next_interval_W2: FloatArray
     seed_sd: float
-    backtest: float
+    backtest: Backtest | None
+    level_B: FloatArray
     slope_B: FloatArray
     exponent_B: FloatArray
 
@@ -78,16 +88,17 @@ class Fitted:
         """Return the surface at x times the largest data, z times the largest parameters."""
         data, width = growth(x, self.exponents[0]), growth(z, self.exponents[1])
         c, a, b, e = self.coefficient_P
-        return c + a * data + b * width + e * data * width
+        return score_of(c + a * data + b * width + e * data * width)
 
 
 def fit_grid(grid: GridValues, seed: int = 0, resamples: int = RESAMPLES) -> Fitted:
-    """Fit y = c + a u(x, alpha) + b u(z, beta) + e u(x, alpha) u(z, beta) by least squares.
+    """Fit -ln(1 - y) = c + a u(x, alpha) + b u(z, beta) + e u(x, alpha) u(z, beta).
 
-    x and z are data and parameters over their largest, u(x, k) = (1 - x^-k) / k, so that a u(2) is
-    the gain from twice the data at the largest width, b u(2) that from twice the parameters at the
-    largest data. Intervals: bootstrap over documents (the same queries in every cell) plus the
-    noise of the means over seeds, drawn from Student's distribution.
+    y is the mean score of a cell, so that the share of misses falls by powers, which a score that
+    nears 1 can follow; least squares. x and z are data and parameters over their largest, u(x, k) =
+    (1 - x^-k) / k: twice the data add a u(2) at the largest width, twice the parameters b u(2) at
+    the largest data. Intervals: bootstrap over documents (the same queries in every cell) plus the
+    noise of the means over seeds and of what the surface misses, drawn from Student's distribution.
 
     Raises ValueError with fewer than three fractions or widths, or queries of one document.
     """
@@ -97,28 +108,31 @@ def fit_grid(grid: GridValues, seed: int = 0, resamples: int = RESAMPLES) -> Fit
     surface = Surface(x_F, z_W)
     mean_FWS = grid.value_FWSQ.mean(axis=3)
     mean_FW = mean_FWS.mean(axis=2)
-    pair, coefficient_P = surface.point(mean_FW.ravel())
-    residual_C = mean_FW.ravel() - surface.design(*pair) @ coefficient_P
-    variance, freedom = seed_variance(mean_FWS, residual_C)
-    query_BC = _resampled_means(grid, random, resamples)
-    draw_BC = random.standard_t(freedom, size=query_BC.shape) * np.sqrt(variance)
-    both = surface.fit(query_BC + draw_BC)
-    by_cause = [surface.fit(query_BC), surface.fit(mean_FW.ravel() + draw_BC)]
-    gains = [
-        _gain(point, *(one[name] for one in (both, *by_cause)))
+    point_C = log_misses(mean_FW.ravel())
+    pair, coefficient_P = surface.point(point_C)
+    residual_C = point_C - surface.design(*pair) @ coefficient_P
+    noise = measure_noise(log_misses(mean_FWS), residual_C.reshape(mean_FW.shape), NUM_FITTED)
+    value_CQ = grid.value_FWSQ.mean(axis=2).reshape(mean_FW.size, -1)
+    asked_BC = log_misses(resampled_means(value_CQ, grid.document_Q, random, resamples))
+    seed_BC, misfit_BC = noise.draw(random, resamples, (len(x_F), len(z_W)))
+    drawn_BC = asked_BC + seed_BC + misfit_BC
+    both, asked, seeds = (
+        surface.fit(value_BC) for value_BC in (drawn_BC, asked_BC, point_C + seed_BC)
+    )
+    gains = {
+        name: _gain(float(point), both[name], asked[name], seeds[name])
         for name, point in _gains(pair, coefficient_P).items()
-    ]
+    }
     return Fitted(
-        data=gains[0],
-        parameters=gains[1],
-        lead=gains[2],
+        **gains,
         exponents=pair,
         coefficient_P=coefficient_P,
         mean_FW=mean_FW,
-        interval_FW2=_interval(query_BC + draw_BC).reshape(*mean_FW.shape, 2),
+        interval_FW2=_interval(score_of(asked_BC + seed_BC)).reshape(*mean_FW.shape, 2),
         next_interval_W2=_interval(both["next"]),
-        seed_sd=float(np.sqrt(variance)),
-        backtest=_backtest(x_F, z_W, mean_FW),
+        seed_sd=float(np.sqrt(noise.seeds) * (1 - mean_FW[-1, -1])),
+        backtest=_backtest(x_F, z_W, point_C, drawn_BC),
+        level_B=both["level"],
         slope_B=both["slope"],
         exponent_B=both["exponent"],
     )
@@ -163,7 +177,7 @@ class Surface:
         return pair, self._solve(pair, mean_C)[0]
 
     def fit(self, mean_BC: FloatArray) -> dict[str, FloatArray]:
-        """Return, for each resample, gains, slope, exponent and the surface at twice the data."""
+        """Return, for each resample, gains, level, slope, exponent, the score at twice the data."""
         best_B = self._errors(mean_BC).argmin(axis=0)
         coefficient_BP = np.einsum("bpc,bc->bp", self._inverse_GPC[best_B], mean_BC)
         pair_B2 = np.array(self._pairs)[best_B]
@@ -172,7 +186,8 @@ class Surface:
         data_B, width_BW = growth(2.0, pair_B2[:, 0]), growth(z_W, pair_B2[:, 1:])
         c_B, a_B, b_B, e_B = coefficient_BP.T
         next_BW = (c_B + a_B * data_B)[:, None] + (b_B + e_B * data_B)[:, None] * width_BW
-        return found | {"next": next_BW, "slope": a_B, "exponent": pair_B2[:, 0]}
+        fit = {"level": c_B, "slope": a_B, "exponent": pair_B2[:, 0]}
+        return found | fit | {"next": score_of(next_BW)}
 
     def _errors(self, mean_BC: FloatArray) -> FloatArray:
         """Return the squared error of each pair of exponents, (G, B)."""
@@ -193,28 +208,19 @@ def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
     return (1 - np.asarray(x) ** -np.asarray(exponent)) / exponent
 
 
-def seed_variance(mean_FWS: FloatArray, residual_C: FloatArray) -> tuple[float, float]:
-    """Return the variance of a cell's mean over seeds with its degrees of freedom.
+def data_for(
+    gain: float,
+    level: FloatArray | float,
+    slope: FloatArray | float,
+    exponent: FloatArray | float,
+) -> FloatArray:
+    """Return how many times the data add `gain` to the score at c = `level`, a = `slope`.
 
-    Two estimates, the spread of the seeds and what the surface leaves over, are pooled; where the
-    second is larger than chance has it (F test of the lack of fit), it stands alone.
+    Infinite where the curve ends below.
     """
-    num_seeds = mean_FWS.shape[2]
-    over = max(1, len(residual_C) - NUM_FITTED)
-    misfit = float((residual_C**2).sum()) / over
-    if num_seeds == 1:
-        return misfit, over
-    within = len(residual_C) * (num_seeds - 1)
-    spread = float(mean_FWS.var(axis=2, ddof=1).mean()) / num_seeds
-    if misfit > spread * stats.f.ppf(1 - LEVEL, over, within):
-        return misfit, over
-    return (misfit * over + spread * within) / (over + within), over + within
-
-
-def data_for(gain: float, slope: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
-    """Return how many times the data are needed for `gain`; infinite where the curve ends below."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        left = 1 - gain * np.asarray(exponent) / slope
+        needed = -np.log(np.maximum(0.0, 1 - gain * np.exp(level)))
+        left = 1 - needed * np.asarray(exponent) / slope
         times = np.where(left > 0, left, 0.0) ** (-1 / np.asarray(exponent))
     return np.where(np.asarray(slope) > 0, times, np.inf)
 
@@ -222,16 +228,17 @@ def data_for(gain: float, slope: FloatArray | float, exponent: FloatArray | floa
 def _gains(
     pair: tuple[FloatArray | float, FloatArray | float], coefficient_P: FloatArray
 ) -> dict[str, FloatArray]:
-    """Return gains that a score from 0 to 1 has room for: a narrow grid foretells any number."""
-    top = coefficient_P[0]
-    data = np.clip(coefficient_P[1] * growth(2.0, pair[0]), -top, 1 - top)
-    parameters = np.clip(coefficient_P[2] * growth(2.0, pair[1]), -top, 1 - top)
+    level, top = coefficient_P[0], score_of(coefficient_P[0])
+    data = score_of(level + coefficient_P[1] * growth(2.0, pair[0])) - top
+    parameters = score_of(level + coefficient_P[2] * growth(2.0, pair[1])) - top
     return {"data": data, "parameters": parameters, "lead": data - parameters}
 
 
-def _gain(point: FloatArray, both_B: FloatArray, query_B: FloatArray, seed_B: FloatArray) -> Gain:
+def _gain(point: float, both_B: FloatArray, asked_B: FloatArray, seed_B: FloatArray) -> Gain:
     low, high = _interval(both_B)
-    return Gain(float(point), float(low), float(high), float(query_B.var()), float(seed_B.var()))
+    asked, seeds = float(asked_B.var()), float(seed_B.var())
+    rest = max(0.0, float(both_B.var()) - asked - seeds)
+    return Gain(point, float(low), float(high), asked, seeds, rest)
 
 
 def _interval(value_BX: FloatArray) -> FloatArray:
@@ -244,25 +251,19 @@ def _scaled(design_CP: FloatArray) -> tuple[FloatArray, FloatArray]:
     return design_CP / scale_P, scale_P
 
 
-def _resampled_means(grid: GridValues, random: np.random.Generator, resamples: int) -> FloatArray:
-    """Return the mean of each cell over resampled documents, (B, C); documents are whole."""
-    _, code_Q = np.unique(grid.document_Q, return_inverse=True)
-    size_M = np.bincount(code_Q).astype(np.float64)
-    value_CQ = grid.value_FWSQ.mean(axis=2).reshape(-1, len(code_Q))
-    sum_MC = np.stack([np.bincount(code_Q, value_Q) for value_Q in value_CQ], axis=1)
-    num = len(size_M)
-    weight_BM = random.multinomial(num, np.full(num, 1 / num), size=resamples).astype(np.float64)
-    return (weight_BM @ sum_MC) / (weight_BM @ size_M)[:, None]
-
-
-def _backtest(x_F: FloatArray, z_W: FloatArray, mean_FW: FloatArray) -> float:
-    """Return the measured minus the foretold mean of the largest data and width."""
+def _backtest(
+    x_F: FloatArray, z_W: FloatArray, point_C: FloatArray, drawn_BC: FloatArray
+) -> Backtest | None:
     if len(x_F) <= MIN_SIZES:
-        return float("nan")
-    known = Surface(x_F[:-1] / x_F[-2], z_W)
-    pair, coefficient_P = known.point(mean_FW[:-1].ravel())
-    foretold = coefficient_P[0] + coefficient_P[1] * growth(x_F[-1] / x_F[-2], pair[0])
-    return float(mean_FW[-1, -1] - foretold)
+        return None
+    known, times = Surface(x_F[:-1] / x_F[-2], z_W), x_F[-1] / x_F[-2]
+    smaller = len(point_C) - len(z_W)
+    pair, coefficient_P = known.point(point_C[:smaller])
+    foretold = score_of(coefficient_P[0] + coefficient_P[1] * growth(times, pair[0]))
+    fit = known.fit(drawn_BC[:, :smaller])
+    foretold_B = score_of(fit["level"] + fit["slope"] * growth(times, fit["exponent"]))
+    low, high = _interval(score_of(drawn_BC[:, -1]) - foretold_B)
+    return Backtest(float(score_of(point_C[-1]) - foretold), float(low), float(high))
 
 
 def _check(grid: GridValues) -> None:

@@ -3,8 +3,9 @@
 Shapes: F fractions, W widths, S seeds, Q queries.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from lvm.rules import ScalingRules
 from lvm.scaling.cells import Cell, CellResult, Questions, Trainer
 from lvm.scaling.fit import MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.scaling.fractions import num_documents, part_of
-from lvm.scaling.optimised import K, Optimised, judge_optimisation
-from lvm.scaling.verdict import Verdict, judge, not_optimised
+from lvm.scaling.optimised import K, Optimised, judge_optimisation, steps_over_seeds
+from lvm.scaling.verdict import MOST_TIMES, Asked, Verdict, judge, not_optimised
 from lvm.statistics import Difference, paired_difference
 from lvm.windows.planning import Windows
 
+HALF = "half the steps"
 OnCell = Callable[[str, CellResult], None]
 
 
@@ -54,7 +56,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Documents to add for `gain` of Hit@5 at the largest width; infinite where none are enough."""
+    """Train documents to add for `gain` of Hit@5 at the largest width.
+
+    Infinite where none are enough, or more than a hundred times what was trained on.
+    """
 
     gain: float
     documents: float
@@ -137,10 +142,14 @@ def run_grid(
     document_Q = trainer.questions.document_Q
     soft = fit_grid(grid_values(plan, grid, document_Q, soft=True))
     hit = fit_grid(grid_values(plan, grid, document_Q, soft=False))
-    num_queries = len(trainer.questions.measured)
-    verdict = judge(soft, optimised, num_queries, len(plan.seeds), rules)
-    trained_on = np.mean([r.documents for r in grid if r.cell.fraction == plan.fractions[-1]])
-    even = break_even(hit, float(trained_on), rules.break_even_gain)
+    largest = [one for one in grid if one.cell == replace(plan.largest(), seed=one.cell.seed)]
+    halves = [trained(HALF, half_of(one.cell)) for one in largest]
+    steps = steps_over_seeds(largest, halves, document_Q, soft.seed_sd)
+    optimised = replace(optimised, steps=steps)
+    asked = Asked(len(document_Q), len(np.unique(document_Q)), len(plan.seeds))
+    verdict = judge(soft, optimised, asked, rules)
+    trained_on = float(np.mean([one.documents for one in largest]))
+    even = break_even(hit, trained_on, documents, rules)
     return Scaling(verdict, optimised, tuple(results), documents, soft, hit, even)
 
 
@@ -170,13 +179,25 @@ def lead_over_free(
     return best, paired_difference(own_Q, scores[best], document_Q, seed=0)
 
 
-def break_even(hit: Fitted, documents: float, gain: float) -> BreakEven:
-    """Return how many documents to add for `gain`, with the interval over the resamples."""
-    times = float(data_for(gain, hit.coefficient_P[1], hit.exponents[0]))
-    times_B = data_for(gain, hit.slope_B, hit.exponent_B)
+def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) -> BreakEven:
+    """Return how many train documents to add for the gain, with the interval over the resamples.
+
+    The largest fraction is `trained_on` so many of the documents that are `there`.
+    """
+    gain, (level, slope) = rules.break_even_gain, hit.coefficient_P[:2]
+    times = float(data_for(gain, level, slope, hit.exponents[0]))
+    times_B = data_for(gain, hit.level_B, hit.slope_B, hit.exponent_B)
     low, high = np.quantile(times_B, [0.025, 0.975], method="nearest")
-    more = [documents * (float(one) - 1) for one in (times, low, high)]
+    more = [
+        max(0.0, trained_on * float(one) - there) if one <= MOST_TIMES else math.inf
+        for one in (times, low, high)
+    ]
     return BreakEven(gain, *more)
+
+
+def half_of(cell: Cell) -> Cell:
+    """Return the cell with half of its optimiser steps."""
+    return replace(cell, steps=max(1, cell.steps // 2))
 
 
 def _optimised(
@@ -188,10 +209,9 @@ def _optimised(
     """Train the largest cell, half of its steps, then half of them at other learning rates."""
     cell = plan.largest()
     full = trained("grid", cell)
-    steps = max(1, plan.steps // 2)
-    half = trained("half the steps", Cell(cell.fraction, cell.width, cell.seed, steps, cell.lr))
+    half = trained(HALF, half_of(cell))
     rates = [
-        trained("other lr", Cell(cell.fraction, cell.width, cell.seed, steps, lr))
+        trained("other lr", replace(half.cell, lr=lr))
         for lr in (cell.lr / rules.lr_factor, cell.lr * rules.lr_factor)
     ]
     passes = plan.steps / trainer.steps_per_epoch() / plan.fractions[-1]

@@ -4,17 +4,19 @@ Shapes: Q queries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from lvm.metrics import soft_hit_at
 from lvm.rules import ScalingRules
 from lvm.scaling.cells import CellResult
-from lvm.statistics import Difference, paired_difference
+from lvm.statistics import LEVEL, Difference, paired_difference
 
 K = 5
+NORMAL = float(stats.norm.ppf(1 - LEVEL / 2))
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,11 @@ class Optimised:
     """What the trials at the largest data and width showed; `reasons` are empty where all is well.
 
     `steps` is the gain of all optimiser steps over half of them, `rates` that of each other
-    learning rate, both in soft Hit@5; `advice` says what to do. Patience may have ended the
-    training at an earlier step, `ended_at`. `loss_change` is that of the train loss over the last
-    quarter of the rounds, as a share.
+    learning rate, both in soft Hit@5; `advice` says what to do. `loss_change` is that of the train
+    loss over the last quarter of the rounds, as a share.
     """
 
     num_steps: int
-    ended_at: int
     passes: float
     best_round: int
     rounds: int
@@ -54,16 +54,19 @@ def judge_optimisation(
     """
     steps = _difference(full.rank_Q, half.rank_Q, document_Q)
     by_rate = tuple((r.cell.lr, _difference(r.rank_Q, half.rank_Q, document_Q)) for r in rates)
+    num_steps, more_steps = full.cell.steps, []
     reasons, advice = [], []
-    if full.cell.steps < rules.min_steps:
-        reasons.append(f"{full.cell.steps} optimiser steps are fewer than {rules.min_steps}")
-        advice.append(f"max_steps={rules.min_steps} or more")
+    if num_steps < rules.min_steps:
+        reasons.append(f"{num_steps} optimiser steps are fewer than {rules.min_steps}")
+        more_steps.append(rules.min_steps)
     if passes < rules.min_passes:
         reasons.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
-        advice.append(f"max_steps={int(np.ceil(full.cell.steps * rules.min_passes / passes))}")
+        more_steps.append(int(np.ceil(num_steps * rules.min_passes / passes)))
     if _pays(steps, rules):
         reasons.append(f"the second half of the steps gained {_points(steps)} points")
-        advice.append(f"max_steps={2 * full.cell.steps}")
+        more_steps.append(2 * num_steps)
+    if more_steps:
+        advice.append(f"max_steps={max(more_steps)}")
     better = max(by_rate, key=lambda one: one[1].mean, default=None)
     if better is not None and _pays(better[1], rules):
         reasons.append(
@@ -71,8 +74,7 @@ def judge_optimisation(
         )
         advice.append(f"lr={better[0]:g}")
     return Optimised(
-        num_steps=full.cell.steps,
-        ended_at=full.steps,
+        num_steps=num_steps,
         passes=passes,
         best_round=full.best_round,
         rounds=full.rounds,
@@ -82,6 +84,27 @@ def judge_optimisation(
         reasons=tuple(reasons),
         advice=", ".join(advice),
     )
+
+
+def steps_over_seeds(
+    fulls: Sequence[CellResult],
+    halves: Sequence[CellResult],
+    document_Q: ArrayLike,
+    seed_sd: float,
+) -> Difference:
+    """Return the gain of all steps over half of them as the mean over seeds.
+
+    `seed_sd` is the standard deviation of such a mean of one cell, by which the interval over
+    documents is widened.
+    """
+    mean_Q, half_Q = (
+        np.mean([soft_hit_at(one.rank_Q, K) for one in cells], axis=0) for cells in (fulls, halves)
+    )
+    found = paired_difference(mean_Q, half_Q, document_Q, seed=0)
+    noise = NORMAL * np.sqrt(2) * seed_sd
+    low = found.mean - np.hypot(found.mean - found.low, noise)
+    high = found.mean + np.hypot(found.high - found.mean, noise)
+    return replace(found, low=float(low), high=float(high))
 
 
 def _difference(

@@ -15,14 +15,24 @@ MOST_TIMES = 100.0  # beyond, more of the same is no advice
 
 @dataclass(frozen=True)
 class Needed:
-    """What would decide if the gains stay as they are: more queries, or more seeds, or both.
+    """What would decide if the gains stay: more documents asked, or more seeds, or both.
 
-    Each is None where it cannot be enough alone, or takes more than a hundred times what was used.
+    Documents are those of the measured queries, at as many queries a document as now. Each is None
+    where it cannot be enough alone, or takes more than a hundred times what was used.
     """
 
-    queries: int | None
+    documents: int | None
     seeds: int | None
-    queries_with_seeds: tuple[int, int] | None
+    documents_with_seeds: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a grid was measured with: queries, their documents, seeds a cell."""
+
+    queries: int
+    documents: int
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -40,15 +50,13 @@ def not_optimised(found: Optimised) -> Verdict:
     return Verdict(NOT_OPTIMISED, f"Not optimised: {why}. Do first: {found.advice}.")
 
 
-def judge(
-    fitted: Fitted, optimised: Optimised, num_queries: int, num_seeds: int, rules: ScalingRules
-) -> Verdict:
-    """Return what limits, by the intervals of the two gains.
+def judge(fitted: Fitted, optimised: Optimised, asked: Asked, rules: ScalingRules) -> Verdict:
+    """Return what limits, by the intervals of the gains.
 
-    Saturated: both intervals within +- `saturated_gain`, and no gain from the steps beyond it.
-    Both: both intervals above zero, both gains above `both_gain`. Data: the interval of the data's
-    gain lies above zero and above that of the parameters' gain; capacity likewise. Where more
-    steps certainly gain more than either, the grid was not optimised. Else: inconclusive.
+    Saturated: the intervals of both gains within +- `saturated_gain`, and no gain from the steps
+    beyond it. Both: both intervals above `both_gain`. Data: the interval of the data's gain lies
+    above zero and above that of the parameters' gain; capacity likewise. Where more steps certainly
+    gain more than either, the grid was not optimised. Else: inconclusive.
     """
     data, parameters, steps = fitted.data, fitted.parameters, optimised.steps
     gains = f"twice the data: {points(data)}; twice the parameters: {points(parameters)}"
@@ -65,7 +73,7 @@ def judge(
         why = f"the second half of the optimiser steps gained {100 * steps.mean:+.1f} points"
         more = f"max_steps={2 * optimised.num_steps} would tell"
         return Verdict(INCONCLUSIVE, f"Inconclusive ({gains}): neither pays, but {why}; {more}.")
-    if _pays(data, rules) and _pays(parameters, rules):
+    if min(data.low, parameters.low) > rules.both_gain:
         return Verdict(BOTH, f"Both data and capacity limit ({gains}).")
     if data.low > max(0.0, parameters.high):
         return Verdict(DATA, f"Data-limited: more data pay more than a wider model ({gains}).")
@@ -73,27 +81,32 @@ def judge(
         return Verdict(
             CAPACITY, f"Capacity-limited: a wider model pays more than more data ({gains})."
         )
-    needed = needed_to_decide(data, parameters, num_queries, num_seeds, rules)
-    return Verdict(INCONCLUSIVE, f"Inconclusive ({gains}): {_advice(needed)}.", needed)
+    needed = needed_to_decide(fitted, asked, rules)
+    advice = _advice(needed, asked)
+    return Verdict(INCONCLUSIVE, f"Inconclusive ({gains}): {advice}.", needed)
 
 
-def needed_to_decide(
-    data: Gain, parameters: Gain, num_queries: int, num_seeds: int, rules: ScalingRules
-) -> Needed:
+def needed_to_decide(fitted: Fitted, asked: Asked, rules: ScalingRules) -> Needed:
     """Return what would shrink the intervals enough for a verdict, were the gains as estimated.
 
-    The variance of a gain is V_q / q + V_s / r with q times the queries, r times the seeds.
+    The variance of a gain is V_d / d + V_s / s + V_m with d times the documents asked, s times the
+    seeds; V_m is what the surface misses, which neither lowers.
     """
-    share = _needed_shrinking(data, parameters, rules)
+    share = _needed_shrinking(fitted, rules)
     if share <= 0:
         return Needed(None, None, None)
     square = min(LEAST_SHRINKING, share) ** 2
-    queries = max(_times(g.query_variance, g.seed_variance, square) for g in (data, parameters))
-    seeds = max(_times(g.seed_variance, g.query_variance, square) for g in (data, parameters))
-    together = None
-    if 1 / square <= MOST_TIMES:
-        together = math.ceil(num_queries / square), math.ceil(num_seeds / square)
-    return Needed(_count(queries, num_queries), _count(seeds, num_seeds), together)
+    gains = (fitted.data, fitted.parameters)
+    documents, seeds, together = (
+        max(_times(gain, square, causes) for gain in gains)
+        for causes in (("document",), ("seed",), ("document", "seed"))
+    )
+    count, seed_count = _count(together, asked.documents), _count(together, asked.seeds)
+    return Needed(
+        _count(documents, asked.documents),
+        _count(seeds, asked.seeds),
+        None if count is None or seed_count is None else (count, seed_count),
+    )
 
 
 def points(gain: Gain) -> str:
@@ -105,27 +118,29 @@ def _flat(gain: Gain, rules: ScalingRules) -> bool:
     return -rules.saturated_gain <= gain.low and gain.high <= rules.saturated_gain
 
 
-def _pays(gain: Gain, rules: ScalingRules) -> bool:
-    return gain.low > 0 and gain.mean > rules.both_gain
-
-
-def _needed_shrinking(data: Gain, parameters: Gain, rules: ScalingRules) -> float:
+def _needed_shrinking(fitted: Fitted, rules: ScalingRules) -> float:
     """Return the largest share of the intervals' widths at which some verdict would hold."""
-    d, p = data.mean, parameters.mean
-    wide_d, wide_p = (max(g.high - g.mean, g.mean - g.low, 1e-9) for g in (data, parameters))
-    band = rules.saturated_gain
-    shares = [
-        min((band - abs(d)) / wide_d, (band - abs(p)) / wide_p),
-        min(d / wide_d, (d - p) / (wide_d + wide_p)),
-        min(p / wide_p, (p - d) / (wide_d + wide_p)),
-    ]
-    if min(d, p) > rules.both_gain:
-        shares.append(min(d / wide_d, p / wide_p))
-    return max(shares)
+    d, p = fitted.data.mean, fitted.parameters.mean
+    (below_d, above_d), (below_p, above_p) = map(_reach, (fitted.data, fitted.parameters))
+    band, least = rules.saturated_gain, rules.both_gain
+    return max(
+        min((band - abs(d)) / max(below_d, above_d), (band - abs(p)) / max(below_p, above_p)),
+        min(d / below_d, (d - p) / (below_d + above_p)),
+        min(p / below_p, (p - d) / (below_p + above_d)),
+        min((d - least) / below_d, (p - least) / below_p),
+    )
 
 
-def _times(shrinks: float, stays: float, square: float) -> float:
-    """Return how many times as much of one cause is needed while the other stays."""
+def _reach(gain: Gain) -> tuple[float, float]:
+    """Return how far the interval reaches below and above the estimate."""
+    return max(gain.mean - gain.low, 1e-9), max(gain.high - gain.mean, 1e-9)
+
+
+def _times(gain: Gain, square: float, causes: tuple[str, ...]) -> float:
+    """Return how many times as much of `causes` brings the variance down to `square` of it."""
+    by_cause = {"document": gain.document_variance, "seed": gain.seed_variance}
+    shrinks = sum(by_cause[cause] for cause in causes)
+    stays = sum(by_cause.values()) + gain.misfit_variance - shrinks
     left = square * (shrinks + stays) - stays
     return max(1.0, shrinks / left) if left > 0 else math.inf
 
@@ -134,15 +149,20 @@ def _count(times: float, now: int) -> int | None:
     return math.ceil(times * now) if times <= MOST_TIMES else None
 
 
-def _advice(needed: Needed) -> str:
+def _advice(needed: Needed, asked: Asked) -> str:
+    rate = asked.queries / asked.documents
     options = []
-    if needed.queries is not None:
-        options.append(f"about {needed.queries:,} queries")
+    if needed.documents is not None:
+        number = math.ceil(rate * needed.documents)
+        options.append(f"about {number:,} queries from {needed.documents:,} documents")
     if needed.seeds is not None:
         options.append(f"about {needed.seeds:,} seeds")
-    if not options and needed.queries_with_seeds is not None:
-        queries, seeds = needed.queries_with_seeds
-        options.append(f"about {queries:,} queries together with {seeds:,} seeds")
+    if not options and needed.documents_with_seeds is not None:
+        documents, seeds = needed.documents_with_seeds
+        number = math.ceil(rate * documents)
+        options.append(
+            f"about {number:,} queries from {documents:,} documents together with {seeds:,} seeds"
+        )
     if not options:
-        return "the gains are too alike for any number of queries within reach to part them"
+        return "the gains are too alike, or the surface fits too badly, for more to part them"
     return f"{' or '.join(options)} would decide, were the gains as estimated"

@@ -33,7 +33,7 @@ LEAD = Difference(0.001, -0.002, 0.004, 0.5, 80)
 def scaling() -> Scaling:
     fitted = fit_grid(draw_grid(CURVES["data-limited"], 0, num_queries=800), resamples=100)
     steps = Difference(0.002, -0.001, 0.005, 0.2, 80)
-    optimised = Optimised(600, 400, 8.0, 5, 8, -0.01, steps, ((5e-4, steps),), (), "")
+    optimised = Optimised(600, 8.0, 5, 8, -0.01, steps, ((5e-4, steps),), (), "")
     results = tuple(
         CellResult(PLAN.cell(f, w, s), np.ones(3), 1000 * w, 10, int(800 * f), 600, 5, 8, [], False)
         for f in PLAN.fractions
@@ -50,8 +50,8 @@ def test_the_verdict_comes_first_everywhere(scaling):
     page = scaling_page(scaling, PLAN, FREE, 800, "0123")
     assert page.startswith(f"**{scaling.verdict.sentence}**")
     for part in (text, page):
-        assert "120 [80, no number is enough]" in part
-        assert "width 128 (0.13 M)" in part and "400 of 600 optimiser steps" in part
+        assert "120 [80, none within reach]" in part
+        assert "width 128 (0.13 M)" in part and "600 optimiser steps; 8.0 passes" in part
         assert "second half of the steps" in part
         assert "ema" in part and "not shown to be better" in part
 

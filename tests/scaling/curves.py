@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from lvm.metrics import soft_hit_at
+from lvm.scaling.cells import Cell, CellResult
 from lvm.scaling.fit import GridValues
+from lvm.scaling.noise import score_of
 from lvm.seeding import generator
 
 DATA_F = np.array([0.125, 0.25, 0.5, 1.0])
@@ -30,7 +32,8 @@ def draw_grid(
     """Draw soft Hit@5 of every query in every cell.
 
     Log ranks differ by query (sd 2), by document (0.8), by cell and query (0.7: models disagree),
-    by seed (0.02, a fifth of a point); the effect of the curve differs by document (sd a half).
+    by seed (0.02, a fifth of a point), by the part of the data that a seed chose (0.01 for all
+    widths, none for all data); the effect of the curve differs by document (sd a half).
     """
     random = generator(seed, "curves")
     document_Q = random.integers(num_documents, size=num_queries)
@@ -38,16 +41,34 @@ def draw_grid(
     base_Q = random.normal(4, 2, num_queries) + easy_M[document_Q]
     shape = (len(DATA_F), len(PARAMETERS_W), num_seeds, num_queries)
     value_FWSQ = np.empty(shape)
+    part_FS = random.normal(0, 0.01, (len(DATA_F), num_seeds)) * (DATA_F < 1)[:, None]
     for f, w, s in np.ndindex(shape[:3]):
-        shift = curve(DATA_F[f], PARAMETERS_W[w]) * effect_M[document_Q]
-        noise_Q = random.normal(0, 0.7, num_queries) + random.normal(0, 0.02)
-        rank_Q = np.maximum(1, np.exp(base_Q - shift + noise_Q))
-        value_FWSQ[f, w, s] = soft_hit_at(rank_Q, 5)
+        shift = curve(DATA_F[f], PARAMETERS_W[w]) * effect_M[document_Q] + part_FS[f, s]
+        value_FWSQ[f, w, s] = soft_hit_at(_ranks(random, base_Q - shift), 5)
     return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, document_Q)
 
 
+def draw_cells(seed: int, num_seeds: int, document_Q: np.ndarray) -> list[CellResult]:
+    """Draw the largest cell of every seed, with the noise of `draw_grid` alone."""
+    base_Q = generator(0, "cells").normal(4, 2, len(document_Q))
+    random = generator(seed, "steps")
+    return [cell_of(_ranks(random, base_Q)) for _ in range(num_seeds)]
+
+
+def cell_of(rank_Q: np.ndarray, steps: int = 600, lr: float = 1e-3) -> CellResult:
+    """Return a training of known ranks."""
+    cell = Cell(1.0, 64, 0, steps, lr)
+    history = [{"train/loss": 5.0 - 0.1 * epoch} for epoch in range(8)]
+    return CellResult(cell, rank_Q, 1000, 900, 40, steps, 5, 8, history, was_kept=False)
+
+
+def _ranks(random: np.random.Generator, log_rank_Q: np.ndarray) -> np.ndarray:
+    noise_Q = random.normal(0, 0.7, len(log_rank_Q)) + random.normal(0, 0.02)
+    return np.maximum(1, np.exp(log_rank_Q + noise_Q))
+
+
 def exact_grid(curve: Curve, num_documents: int = 5) -> GridValues:
-    """Every query of every document has exactly the curve's value."""
-    mean_FW = np.array([[curve(x, z) for z in PARAMETERS_W] for x in DATA_F])
+    """Every query of every document has exactly the value 1 - exp(-curve)."""
+    mean_FW = score_of(np.array([[curve(x, z) for z in PARAMETERS_W] for x in DATA_F]))
     value_FWSQ = np.broadcast_to(mean_FW[:, :, None, None], (4, 3, 2, 20)).copy()
     return GridValues(DATA_F, PARAMETERS_W, value_FWSQ, np.arange(20) % num_documents)

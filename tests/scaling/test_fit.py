@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvm.scaling.fit import GridValues, Surface, data_for, fit_grid, growth, seed_variance
+from lvm.scaling.fit import GridValues, Surface, data_for, fit_grid, growth
+from lvm.scaling.noise import measure_noise, score_of
 from tests.scaling.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid, exact_grid
 
 
@@ -13,28 +14,50 @@ def power_laws(x: float, z: float) -> float:
     return 0.5 - 0.05 * x**-0.5 - 0.02 * (z / 3.2) ** -0.3
 
 
-def test_exact_power_laws_give_their_own_gains():
+def test_exact_power_laws_of_the_misses_give_their_own_gains():
     fitted = fit_grid(exact_grid(power_laws), resamples=20)
     assert fitted.exponents == pytest.approx((0.5, 0.3), abs=0.02)
-    assert fitted.data.mean == pytest.approx(0.05 * (1 - 2**-0.5), abs=1e-4)
-    assert fitted.parameters.mean == pytest.approx(0.02 * (1 - 2**-0.3), abs=1e-4)
+    now = score_of(power_laws(1, 3.2))
+    assert fitted.data.mean == pytest.approx(score_of(power_laws(2, 3.2)) - now, abs=1e-4)
+    assert fitted.parameters.mean == pytest.approx(score_of(power_laws(1, 6.4)) - now, abs=1e-4)
     assert fitted.lead.mean == pytest.approx(fitted.data.mean - fitted.parameters.mean)
-    assert fitted.at(2.0, 1.0) == pytest.approx(power_laws(2, 3.2), abs=1e-4)
-    assert fitted.at(0.25, 1 / 3.2) == pytest.approx(power_laws(0.25, 1), abs=1e-4)
-    assert fitted.backtest == pytest.approx(0, abs=1e-3)
+    assert fitted.at(0.25, 1 / 3.2) == pytest.approx(score_of(power_laws(0.25, 1)), abs=1e-4)
+    assert fitted.backtest.error == pytest.approx(0, abs=1e-3)
 
 
-def test_a_gain_is_no_larger_than_what_is_missing_to_one():
-    grid = exact_grid(lambda x, z: 0.6 + 0.2 * np.log(z / 3.2) / np.log(3.2 / 0.3))
-    near = replace(grid, parameters_W=np.array([0.9, 0.95, 1.0]))
-    fitted = fit_grid(near, resamples=20)
-    assert fitted.parameters.mean == pytest.approx(0.4, abs=0.01)
-    assert fitted.parameters.high == pytest.approx(0.4, abs=0.01)
+def test_a_score_near_its_ceiling_gains_what_is_left_of_it():
+    """Misses that halve with every doubling of the data: 90 % become 95 %, and no more."""
+    fitted = fit_grid(exact_grid(lambda x, z: np.log(10 * x)), resamples=20)
+    assert fitted.data.mean == pytest.approx(0.05, abs=1e-3)
+    far = replace(exact_grid(lambda x, z: 1 + 0.5 * np.log(z / 3.2)))
+    near = replace(far, parameters_W=np.array([0.9, 0.95, 1.0]))
+    narrow = fit_grid(near, resamples=20)
+    assert narrow.at(1.0, 1.0) + narrow.parameters.mean <= 1
 
 
 def test_data_may_pay_at_large_widths_only():
     fitted = fit_grid(exact_grid(lambda x, z: 0.3 + 0.02 * np.log(x) * np.log(z + 1)), resamples=20)
-    assert fitted.data.mean == pytest.approx(0.02 * np.log(2) * np.log(4.2), rel=0.1)
+    more = 0.3 + 0.02 * np.log(2) * np.log(4.2)
+    assert fitted.data.mean == pytest.approx(score_of(more) - score_of(0.3), rel=0.1)
+
+
+def test_a_jump_that_no_smooth_curve_foretells_is_in_the_intervals():
+    """The score stands still until the last fraction."""
+    fitted = fit_grid(exact_grid(lambda x, z: 0.3 + 0.05 * (x >= 1)), resamples=200)
+    assert fitted.backtest.error == pytest.approx(score_of(0.35) - score_of(0.3), abs=2e-3)
+    assert fitted.data.misfit_variance > 10 * fitted.data.seed_variance
+    assert fitted.data.low < 0.0 < fitted.data.high
+
+
+def test_four_times_the_documents_quarter_their_variance():
+    few, many = (
+        np.mean([fit_grid(draw_grid(CURVES["both"], s, **size), s, 300).data.document_variance
+                 for s in range(3)])
+        for size in (
+            {"num_queries": 1500, "num_documents": 40}, {"num_queries": 6000, "num_documents": 160}
+        )
+    )  # fmt: skip
+    assert 0.15 < many / few < 0.4
 
 
 def test_resampled_fits_agree_with_the_searched_exponents():
@@ -44,7 +67,8 @@ def test_resampled_fits_agree_with_the_searched_exponents():
     _, coefficient_P = surface.point(mean_C)
     found = surface.fit(mean_C[None])
     # The grid of exponents is coarse; the gain that it gives is not.
-    assert found["data"][0] == pytest.approx(0.05 * (1 - 2**-0.5), rel=0.03)
+    now, more = score_of(power_laws(1, 3.2)), score_of(power_laws(2, 3.2))
+    assert found["data"][0] == pytest.approx(more - now, rel=0.03)
     assert coefficient_P[0] == pytest.approx(power_laws(1, 3.2), abs=1e-4)
 
 
@@ -54,20 +78,24 @@ def test_growth_is_the_logarithm_for_small_exponents():
 
 
 @pytest.mark.slow
-def test_the_interval_holds_the_true_gain():
-    """Nineteen of twenty intervals should; sixteen of them are required."""
-    slopes = DATA_F, lambda x: 0.2 - 0.03 * x**-0.4
+@pytest.mark.parametrize("part_sd", [0.0, 0.004])
+def test_the_interval_holds_the_true_gain(part_sd):
+    """Nineteen of twenty intervals should; thirty-six of forty are required.
+
+    `part_sd`: how far a score varies by the part of the data, which all widths of a seed share.
+    """
+    mean_F = 0.2 - 0.03 * DATA_F**-0.4
     truth = 0.03 * (1 - 2**-0.4)
     held = 0
-    for seed in range(20):
+    for seed in range(40):
         random = np.random.default_rng(seed)
         effect_M = random.normal(0, 0.01, 40)
-        mean_F = slopes[1](slopes[0])
         value = mean_F[:, None, None, None] + effect_M[np.arange(400) % 40]
-        value = value + random.normal(0, 0.002, (4, 3, 2, 1)) + np.zeros((4, 3, 2, 400))
+        value = value + random.normal(0, 0.002, (4, 3, 3, 1)) + np.zeros((4, 3, 3, 400))
+        value += random.normal(0, part_sd, (4, 1, 3, 1)) * (DATA_F < 1)[:, None, None, None]
         fitted = fit_grid(GridValues(DATA_F, PARAMETERS_W, value, np.arange(400) % 40), seed, 400)
         held += fitted.data.low <= truth <= fitted.data.high
-    assert held >= 16
+    assert held >= 36
 
 
 def test_the_same_seed_gives_the_same_intervals_whatever_the_order_of_queries():
@@ -79,19 +107,39 @@ def test_the_same_seed_gives_the_same_intervals_whatever_the_order_of_queries():
     assert other.data.low == pytest.approx(first.data.low, abs=1e-6)
 
 
-def test_noise_of_seeds_pools_spread_and_misfit_unless_the_surface_does_not_fit():
-    mean_FWS = np.zeros((4, 3, 2))
-    mean_FWS[..., 1] = 0.2
-    assert seed_variance(mean_FWS, np.zeros(12)) == (pytest.approx(0.01 * 12 / 18), 18)
-    assert seed_variance(mean_FWS, np.ones(12)) == (pytest.approx(2.0), 6)
-    assert seed_variance(mean_FWS[..., :1], np.ones(12)) == (pytest.approx(2.0), 6)
+def test_the_noise_of_seeds_is_parted_into_cells_and_fractions():
+    random = np.random.default_rng(0)
+    cell_FWS = random.normal(0, 0.3, (400, 4, 3))
+    common_FWS = random.normal(0, 0.4, (400, 1, 3))
+    noise = measure_noise(cell_FWS + common_FWS, np.zeros((400, 4)), 6)
+    assert noise.cell == pytest.approx(0.3**2 / 3, rel=0.1)
+    assert noise.fraction == pytest.approx(0.4**2 / 3, rel=0.1)
+    assert noise.seeds == pytest.approx(noise.cell + noise.fraction)
+    assert noise.misfit == 0
+    seed_BC, misfit_BC = noise.draw(random, 4000, (2, 3))
+    assert not misfit_BC.any()
+    covariance_CC = np.cov(seed_BC.T)
+    assert covariance_CC[0, 0] == pytest.approx(noise.seeds, rel=0.2)
+    assert covariance_CC[0, 1] == pytest.approx(noise.fraction, rel=0.2)
+    assert covariance_CC[0, 3] == pytest.approx(0, abs=0.1 * noise.seeds)
+
+
+def test_what_the_surface_misses_is_no_noise_of_seeds():
+    mean_FWS = np.random.default_rng(0).normal(0, 0.01, (4, 3, 3))
+    misfit = measure_noise(mean_FWS, np.full((4, 3), 0.1), 6)
+    assert misfit.misfit == pytest.approx(0.1**2 * 12 / 6, rel=0.05)
+    assert measure_noise(mean_FWS, np.full((4, 3), 0.004), 6).misfit == 0
+    alone = measure_noise(mean_FWS[..., :1], np.full((4, 3), 0.1), 6)
+    assert (alone.seeds, alone.misfit) == (0, pytest.approx(0.02))
 
 
 def test_data_for_a_gain_inverts_the_curve():
-    times = data_for(0.01, 0.02, 0.5)
-    assert 0.02 * growth(times, 0.5) == pytest.approx(0.01)
-    assert data_for(0.05, 0.02, 0.5) == np.inf, "the curve ends 4 points higher"
-    assert data_for(0.01, -0.02, 0.5) == np.inf
+    times = data_for(0.01, 0.3, 0.02, 0.5)
+    now = score_of(0.3)
+    assert score_of(0.3 + 0.02 * growth(times, 0.5)) - now == pytest.approx(0.01)
+    assert data_for(0.05, 0.3, 0.02, 0.5) == np.inf, "the curve ends lower"
+    assert data_for(0.8, 0.3, 0.02, 0.01) == np.inf, "no score has room for it"
+    assert data_for(0.01, 0.3, -0.02, 0.5) == np.inf
 
 
 @pytest.mark.parametrize(

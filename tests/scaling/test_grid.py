@@ -68,7 +68,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(bank, windows, tmp_path, 
     assert all(result.was_kept for result in again.results)
     assert again.verdict == first.verdict and again.soft.data == first.soft.data
     run_grid(trainer(bank, windows, tmp_path), replace(PLAN, seeds=(0, 1)), LENIENT)
-    assert len(trainings) == 12 + 9, "a larger grid trains what is new"
+    assert len(trainings) == 12 + 9 + 1, "a larger grid trains what is new"
 
 
 class Killed(Exception):
@@ -184,9 +184,14 @@ def test_grid_values_stand_in_the_order_of_the_plan():
 
 def test_break_even_counts_documents_to_add():
     fitted = fit_grid(exact_grid(lambda x, z: 0.3 - 0.05 * x**-0.5), resamples=50)
-    even = break_even(fitted, 1000, 0.01)
-    assert even.documents == pytest.approx(1000 * ((1 - 0.01 / 0.05) ** -2 - 1), rel=0.02)
+    even = break_even(fitted, 1000, 1000, LENIENT)
+    gain = 0.01 / np.exp(-0.25)  # on the scale of -ln(1 - score), where the score is 1 - e^-0.25
+    assert even.documents == pytest.approx(1000 * ((1 - gain / 0.05) ** -2 - 1), rel=0.05)
     assert even.low <= even.documents * 1.1 and even.high >= even.documents * 0.9
+    half = break_even(fitted, 1000, 2000, LENIENT)
+    assert half.documents == pytest.approx(max(0.0, even.documents - 1000))
+    far = break_even(fitted, 1000, 1000, replace(LENIENT, break_even_gain=0.037))
+    assert far.documents == np.inf
 
 
 @pytest.mark.parametrize(

@@ -1,97 +1,137 @@
 """Verdicts on curves whose limit is known; what more is asked for where none is possible."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lvm.rules import read_scaling_rules
-from lvm.scaling.cells import Cell, CellResult
+from lvm.scaling.cells import CellResult
 from lvm.scaling.fit import Gain, fit_grid
-from lvm.scaling.optimised import Optimised, judge_optimisation
-from lvm.scaling.verdict import INCONCLUSIVE, NOT_OPTIMISED, judge, needed_to_decide, not_optimised
+from lvm.scaling.optimised import Optimised, judge_optimisation, steps_over_seeds
+from lvm.scaling.verdict import (
+    DATA,
+    INCONCLUSIVE,
+    NOT_OPTIMISED,
+    Asked,
+    Needed,
+    judge,
+    needed_to_decide,
+    not_optimised,
+)
 from lvm.statistics import Difference
-from tests.scaling.curves import CURVES, WEAK, draw_grid
+from tests.scaling.curves import CURVES, WEAK, cell_of, draw_cells, draw_grid, exact_grid
 
 RULES = read_scaling_rules()
 SEEDS = range(10)
+FITTED = fit_grid(exact_grid(lambda x, z: 0.3), resamples=20)
 
 
 def optimised(step_gain: float = 0.0, half_width: float = 0.003) -> Optimised:
     steps = Difference(step_gain, step_gain - half_width, step_gain + half_width, 1.0, 80)
-    return Optimised(600, 600, 8.0, 5, 8, 0.0, steps, (), (), "")
+    return Optimised(600, 8.0, 5, 8, 0.0, steps, (), (), "")
 
 
-def verdict_of(curve, seed: int, **sizes: int) -> str:
-    fitted = fit_grid(draw_grid(curve, seed, **sizes), resamples=500)
-    return judge(fitted, optimised(), sizes.get("num_queries", 6000), 2, RULES).name
+def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
+    """Return the verdict on a grid whose steps gain nothing, as far as noise lets it be seen."""
+    grid = draw_grid(curve, seed, num_seeds=num_seeds, **sizes)
+    fitted = fit_grid(grid, resamples=500)
+    fulls, halves = (draw_cells(2 * seed + i, num_seeds, grid.document_Q) for i in (0, 1))
+    steps = steps_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd)
+    asked = Asked(len(grid.document_Q), len(np.unique(grid.document_Q)), num_seeds)
+    return judge(fitted, replace(optimised(), steps=steps), asked, RULES).name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
 def test_the_limit_is_found_in_nine_of_ten_grids_and_never_another(truth):
-    """With two seeds a saturated grid is called so in five to eight of ten, else inconclusive."""
-    found = [verdict_of(CURVES[truth], seed, num_seeds=3) for seed in SEEDS]
+    found = [verdict_of(CURVES[truth], seed, num_queries=10_000) for seed in SEEDS]
     assert found.count(truth) >= 9, found
     assert set(found) <= {truth, INCONCLUSIVE}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
-def test_few_queries_give_no_wrong_verdict(truth):
-    found = [verdict_of(CURVES[truth], seed, num_queries=400, num_documents=20) for seed in SEEDS]
+@pytest.mark.parametrize("sizes", [{"num_queries": 400, "num_documents": 20}, {"num_seeds": 2}])
+def test_less_evidence_gives_no_wrong_verdict(truth, sizes):
+    found = [verdict_of(CURVES[truth], seed, **sizes) for seed in SEEDS]
     assert set(found) <= {truth, INCONCLUSIVE}
 
 
 def test_a_weak_effect_is_inconclusive():
-    found = [verdict_of(WEAK, seed, num_queries=1000) for seed in SEEDS]
+    found = [verdict_of(WEAK, seed, num_queries=300) for seed in SEEDS]
     assert found.count(INCONCLUSIVE) >= 9
 
 
-def gain(mean: float, half_width: float, query_share: float = 0.5) -> Gain:
+def gain(mean: float, half_width: float, shares: tuple[float, float] = (0.5, 0.5)) -> Gain:
+    """Return a gain whose variance comes by `shares` from documents and seeds, else from misfit."""
     variance = (half_width / 1.96) ** 2
-    low, high = mean - half_width, mean + half_width
-    return Gain(mean, low, high, query_share * variance, (1 - query_share) * variance)
+    by_cause = [share * variance for share in (*shares, 1 - sum(shares))]
+    return Gain(mean, mean - half_width, mean + half_width, *by_cause)
+
+
+def needed(data: Gain, parameters: Gain) -> Needed:
+    fitted = replace(FITTED, data=data, parameters=parameters)
+    return needed_to_decide(fitted, Asked(1000, 50, 2), RULES)
 
 
 def test_more_of_one_cause_is_asked_for_where_it_is_enough():
     # Both intervals must shrink to 0.8 of their width: to 0.64 of their variance.
-    data, parameters = gain(0.016, 0.01), gain(0.0, 0.01)
-    needed = needed_to_decide(data, parameters, 1000, 2, RULES)
-    assert needed.queries == pytest.approx(1000 * 0.5 / (0.64 - 0.5), abs=2)
-    assert needed.seeds == pytest.approx(2 * 0.5 / (0.64 - 0.5), abs=1)
-    assert needed.queries_with_seeds == (1563, 4)
+    found = needed(gain(0.016, 0.01), gain(0.0, 0.01))
+    assert found.documents == pytest.approx(50 * 0.5 / (0.64 - 0.5), abs=1)
+    assert found.seeds == pytest.approx(2 * 0.5 / (0.64 - 0.5), abs=1)
+    assert found.documents_with_seeds == (79, 4)
 
 
 def test_both_are_asked_for_where_one_is_not_enough():
-    needed = needed_to_decide(gain(0.01, 0.01), gain(0.0, 0.01), 1000, 2, RULES)
-    assert (needed.queries, needed.seeds) == (None, None)
-    assert needed.queries_with_seeds == (4000, 8)
+    found = needed(gain(0.01, 0.01), gain(0.0, 0.01))
+    assert (found.documents, found.seeds) == (None, None)
+    assert found.documents_with_seeds == (200, 8)
+
+
+def test_seeds_are_not_asked_for_where_the_surface_misses():
+    found = needed(gain(0.016, 0.01, (0.0, 0.2)), gain(0.0, 0.01, (0.0, 0.2)))
+    assert (found.documents, found.seeds, found.documents_with_seeds) == (None, None, None)
 
 
 def test_nothing_is_asked_for_where_nothing_would_do():
-    needed = needed_to_decide(gain(0.004, 0.01), gain(0.004, 0.01), 1000, 2, RULES)
-    assert needed.queries_with_seeds is None
+    found = needed(gain(0.004, 0.01), gain(0.004, 0.01))
+    assert found.documents_with_seeds is None
+
+
+ASKED = Asked(6000, 80, 3)
 
 
 def test_steps_that_gain_more_than_either_mean_not_optimised():
     fitted = fit_grid(draw_grid(CURVES["saturated"], 0), resamples=200)
-    verdict = judge(fitted, optimised(0.008), 6000, 2, RULES)
+    verdict = judge(fitted, optimised(0.008), ASKED, RULES)
     assert verdict.name == NOT_OPTIMISED and "max_steps=1200" in verdict.sentence
 
 
 def test_saturation_is_not_claimed_while_steps_may_still_pay():
-    fitted = fit_grid(draw_grid(CURVES["saturated"], 1, num_seeds=3), resamples=200)
-    verdict = judge(fitted, optimised(0.004, 0.006), 6000, 2, RULES)
+    fitted = replace(FITTED, data=gain(0.0, 0.002), parameters=gain(0.0, 0.002))
+    verdict = judge(fitted, optimised(0.004, 0.006), ASKED, RULES)
     assert verdict.name == INCONCLUSIVE and "max_steps=1200 would tell" in verdict.sentence
+
+
+def test_a_small_certain_gain_of_the_other_does_not_make_both():
+    sure = replace(FITTED, data=gain(0.1, 0.01), parameters=gain(0.006, 0.005))
+    assert judge(sure, optimised(), ASKED, RULES).name == DATA
+
+
+def test_the_noise_of_seeds_widens_the_gain_of_the_steps():
+    document_Q = np.arange(6000) % 80
+    cells = [draw_cells(seed, 3, document_Q) for seed in (0, 1)]
+    exact, wide = (steps_over_seeds(*cells, document_Q, sd) for sd in (0.0, 0.01))
+    assert wide.mean == exact.mean
+    expected = np.hypot(exact.mean - exact.low, 1.96 * np.sqrt(2) * 0.01)
+    assert wide.mean - wide.low == pytest.approx(expected, rel=1e-3)
 
 
 def result(shift: float, steps: int = 600, lr: float = 1e-3) -> CellResult:
     """Ranks whose logarithm is `shift` lower than those of shift 0."""
     base_Q = np.random.default_rng(0).normal(3, 2, 2000)
-    history = [{"train/loss": 5.0 - 0.1 * epoch} for epoch in range(8)]
-    rank_Q = np.maximum(1, np.exp(base_Q - shift))
-    return CellResult(
-        Cell(1.0, 64, 0, steps, lr), rank_Q, 1000, 900, 40, steps, 5, 8, history, False
-    )
+    return cell_of(np.maximum(1, np.exp(base_Q - shift)), steps, lr)
 
 
 def judged(full: CellResult, rates: list[CellResult], passes: float = 9.0) -> Optimised:
@@ -110,7 +150,7 @@ def test_an_optimised_training_has_no_reasons_against_it():
     [
         (result(0.5), [], 9.0, "the second half of the steps gained", "max_steps=1200"),
         (result(0.0), [result(0.5, 300, 2e-3)], 9.0, "lr 0.002 is", "lr=0.002"),
-        (result(0.0, 100), [], 9.0, "100 optimiser steps are fewer", "max_steps=200 or more"),
+        (result(0.0, 100), [], 9.0, "100 optimiser steps are fewer", "max_steps=300"),
         (result(0.0), [], 0.5, "0.5 passes over the data", "max_steps=2400"),
     ],
 )
