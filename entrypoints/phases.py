@@ -11,6 +11,7 @@ from entrypoints._phases import (
     Job,
     Planner,
     as_trained,
+    replay_seed,
     shadow_or_find,
     train_all,
 )
@@ -83,11 +84,9 @@ def body(options: PhasesOptions) -> None:
     print(plan_text(jobs), flush=True)
     done = train_all(jobs)
     shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
-    replay = tracking.read_json(shadow, "report.json")
-    trained = [as_trained(job, one, replay) for job, one in zip(jobs, done, strict=True)]
-    per_query = tracking.read_frame(shadow, "per_query.parquet")
-    measured = measure_phases(trained, replay, per_query, bank)
-    tell(options, measured, replay["decision"], shadow)
+    trained = [as_trained(job, one, shadow.report) for job, one in zip(jobs, done, strict=True)]
+    measured = measure_phases(trained, shadow.report, shadow.per_query, bank)
+    tell(options, measured, shadow.report["decision"], shadow.run_id)
 
 
 def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
@@ -96,7 +95,7 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     given = {"bank": options.bank, "seed": options.seed}
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
     given |= {name: value for name, value in limits.items() if value is not None}
-    planner = Planner(bank)
+    planner = Planner(bank, replay_seed(bank))
     jobs = []
     for phase in chosen_phases(options.phases, read_phases()):
         for recipe in recipes:
