@@ -25,6 +25,7 @@ from lvm.phases.table import chosen_phases, read_old_gates, read_phases
 from lvm.report.phase_figure import phase_figure
 from lvm.report.phases import PhaseStory, phases_markdown, phases_text
 from lvm.report.tables import TEXT, captioned, table
+from lvm.report.warnings import merged_warnings
 from lvm.training.recipes import RECIPES
 from lvm.training.symptoms import planned_warnings
 
@@ -119,8 +120,8 @@ def plan_text(jobs: Sequence[Job]) -> str:
     headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
     body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT))
     shown = (job for job in jobs if first[job.sha256] is job)
-    told = [f"warning: {job.name}: {one}" for job in shown for one in planned_warnings(job.plan)]
-    return "\n".join([body, "", *told])
+    told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
+    return "\n".join([body, "", *(f"warning: {one}" for one in told)])
 
 
 def tell(
