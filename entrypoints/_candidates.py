@@ -107,7 +107,7 @@ def gather(wanted: Wanted, register: bool, log: QueryLog | None = None) -> Field
         cards.append(known[baseline])
     trained = [card.facts for card in cards if _is_trained_on(card, bank)]
     length = wanted.ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
-    seed = _seed(known.get(baseline or ""), trained, bank)
+    seed = split_seed(known.get(baseline or ""), trained, bank)
     inputs = make_inputs(bank, length, None, "shadow", split="document", seed=seed)
     if wanted.by_lane:
         check_lanes(bank, inputs.windows, seed)
@@ -117,6 +117,18 @@ def gather(wanted: Wanted, register: bool, log: QueryLog | None = None) -> Field
     entrants = [_entrant(card, inputs) for card in cards] + _free_ones(missing, inputs, register)
     by_name = dict(zip(_names([one.card for one in entrants]), entrants, strict=True))
     return Field(inputs, by_name, baseline)
+
+
+def split_seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> int:
+    """Return the split's seed: the baseline's, else that of most trained candidates, else 0.
+
+    Candidates of another seed were trained on other rows: some of the answers were among them.
+    """
+    if baseline is not None and baseline.facts.bank_sha256 in (bank.sha256, *bank.bases):
+        if not baseline.facts.leaky:
+            return baseline.facts.seed
+    counts = Counter(facts.seed for facts in trained if not facts.leaky)
+    return min(counts, key=lambda seed: (-counts[seed], seed), default=0)
 
 
 def choose_queries(
@@ -174,18 +186,6 @@ def _trained_ones(known: dict[str, Card], bank: Bank) -> list[Card]:
 
 def _is_trained_on(card: Card, bank: Bank) -> bool:
     return card.facts.kind == TRAINED and card.facts.bank_sha256 in (bank.sha256, *bank.bases)
-
-
-def _seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> int:
-    """Return the split's seed: the baseline's, else that of most trained candidates, else 0.
-
-    Candidates of another seed were trained on other rows: some of the answers were among them.
-    """
-    if baseline is not None and baseline.facts.bank_sha256 in (bank.sha256, *bank.bases):
-        if not baseline.facts.leaky:
-            return baseline.facts.seed
-    counts = Counter(facts.seed for facts in trained if not facts.leaky)
-    return min(counts, key=lambda seed: (-counts[seed], seed), default=0)
 
 
 def _with_version(card: Card) -> Card:

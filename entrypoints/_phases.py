@@ -2,10 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from entrypoints._candidates import split_seed
 from entrypoints.train import TrainOptions
 from lvm import tracking
 from lvm.bank.store import Bank
@@ -25,6 +31,8 @@ from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 
 TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
+REPLAY = "shadow-eval"
+LOCKS = Path("data/phases")
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,24 @@ class Done:
     report: dict[str, Any]
 
 
-class Planner:
-    """Plans trainings on one bank as `train` would do them, reading the windows of a ctx once."""
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """A finished replay: its report, its table of ranks by query."""
 
-    def __init__(self, bank: Bank) -> None:
-        self.bank = bank
+    run_id: str
+    report: dict[str, Any]
+    per_query: pd.DataFrame
+
+
+class Planner:
+    """Plans trainings on one bank as `train` would do them, reading the windows of a ctx once.
+
+    The windows are split by document under the one `seed` that the replay will take, so that it
+    neither replaces them nor finds its answers among the rows trained on.
+    """
+
+    def __init__(self, bank: Bank, seed: int = 0) -> None:
+        self.bank, self.seed = bank, seed
         self._windows: dict[int, Windows] = {}
 
     def jobs(
@@ -84,7 +105,8 @@ class Planner:
         parameters = {**parameters, "phase": phase.name, "recipe": recipe}
         options = TrainOptions(**parameters).with_phase()
         if options.ctx not in self._windows:
-            self._windows[options.ctx] = ensure_windows(self.bank, options.ctx)
+            plan = {"split": "document", "seed": self.seed}
+            self._windows[options.ctx] = ensure_windows(self.bank, options.ctx, **plan)
         windows = self._windows[options.ctx]
         config = resolve(options.config(), windows.ctx)
         is_dense = config.recipe == "dense"
@@ -92,6 +114,13 @@ class Planner:
         plan = plan_training(batches, config)
         sha256 = training_sha256(config, windows)
         return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
+
+
+def replay_seed(bank: Bank) -> int:
+    """Return the seed by which a replay of new models will split the bank."""
+    baseline = alias.aliases().get(BASELINE)
+    card = next((one for one in registered.cards() if one.version == baseline), None)
+    return split_seed(card, (), bank)
 
 
 def grow(job: Job, base: Done) -> Job:
@@ -113,17 +142,31 @@ def train_all(jobs: Sequence[Job]) -> list[Done]:
 
 
 def train_or_find(job: Job) -> Done:
-    """Return the finished training of these inputs; launch it where there is none."""
-    run_id = tracking.find_finished(TRAINING_TAG, job.sha256)
-    if run_id is not None:
-        try:
-            done = read_done(run_id)
-        except ValueError as error:
-            print(f"phase {job.name} is trained anew: {error}", flush=True)
-        else:
+    """Return the latest whole training of these inputs; launch it where there is none."""
+    with one_at_a_time(job.sha256, f"phase {job.name}"):
+        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
+            try:
+                done = read_done(run_id)
+            except ValueError as error:
+                print(f"phase {job.name}: run {run_id} is of no use: {error}", flush=True)
+                continue
             print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
             return done
-    return read_done(tracking.launch("train", job.parameters))
+        return read_done(tracking.launch("train", job.parameters))
+
+
+@contextmanager
+def one_at_a_time(sha256: str, what: str) -> Iterator[None]:
+    """Let one process on this machine look for the work of this sha256, or do it, at a time."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LOCKS / f".{sha256[:16]}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{what}: another process is at it, waiting", flush=True)
+        held = lock.acquire()
+    with held:
+        yield
 
 
 def read_done(run_id: str) -> Done:
@@ -143,27 +186,48 @@ def reference(run_id: str) -> str:
 
 def shadow_or_find(
     jobs: Sequence[Job], done: Sequence[Done], bank: Bank, promote: str, max_queries: int | None
-) -> str:
-    """Return the run of one shadow evaluation over all models, launched unless it stands already.
+) -> Shadow:
+    """Return one shadow evaluation over all models, launched unless it stands already.
 
-    One of before stands while its models, data, rules are these, and the alias is where it left it.
+    One of before stands while its models, data, rules are these, the alias is where it left it, and
+    it can be read. This run is tagged with what it wants replayed before the replay is launched, so
+    that the replay is found however this run ends.
     """
     longest = max((job.windows for job in jobs), key=lambda windows: windows.ctx)
     by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, longest)
     asked = {"promote": promote, "rerank": LANE if by_lane else NONE}
     asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
-    parts = [MEASUREMENT, bank.sha256, longest.sha256, sorted({one.model_id for one in done})]
-    parts += [asked, asdict(read_gate_rules())]
+    models = sorted({(one.model_id, one.version) for one in done})
+    parts = [MEASUREMENT, bank.sha256, longest.sha256, models, asked, asdict(read_gate_rules())]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    found = tracking.find_finished(SHADOW_TAG, key)
-    if found is not None and replay_stands(tracking.read_json(found, "report.json"), promote):
-        print(f"shadow-eval: run {found} replayed these models, nothing to replay", flush=True)
-        return found
-    runs = dict.fromkeys(reference(one.run_id) for one in done)
-    candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
-    run_id = tracking.launch("shadow-eval", candidates | asked)
-    tracking.tag_run(run_id, {SHADOW_TAG: key})
-    return run_id
+    with one_at_a_time(key, REPLAY):
+        found = standing_replay(key, promote)
+        if found is not None:
+            print(f"{REPLAY}: run {found.run_id} replayed these models, nothing to do", flush=True)
+            return found
+        tracking.set_tags({SHADOW_TAG: key})
+        runs = dict.fromkeys(reference(one.run_id) for one in done)
+        candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
+        return read_shadow(tracking.launch(REPLAY, candidates | asked))
+
+
+def standing_replay(key: str, promote: str) -> Shadow | None:
+    """Return the latest replay of this key that can be read and stands."""
+    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY):
+        try:
+            found = read_shadow(run_id)
+        except ValueError as error:
+            print(f"{REPLAY}: run {run_id} is of no use: {error}", flush=True)
+            continue
+        if replay_stands(found.report, promote):
+            return found
+    return None
+
+
+def read_shadow(run_id: str) -> Shadow:
+    """Read what a replay left; raises ValueError where a part of it cannot be read."""
+    report = tracking.read_json(run_id, "report.json")
+    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
 
 
 def replay_stands(replay: dict[str, Any], promote: str) -> bool:
@@ -185,10 +249,20 @@ def has_lanes(bank: Bank, windows: Windows) -> bool:
 
 
 def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
-    """Return what the report needs; raises ValueError where the replay has not this version."""
-    names = {str(one["version"]): str(one["name"]) for one in replay["outcomes"]}
-    if done.version not in names:
+    """Return what the report needs.
+
+    Raises ValueError where the replay has not this version, or where it may have seen the answers:
+    somebody replaced the planned windows meanwhile, or moved the alias to another seed's model.
+    """
+    known = {str(one["version"]): one for one in replay["outcomes"]}
+    if done.version not in known:
         raise ValueError(f"shadow: version {done.version} of phase {job.name} took no part")
+    outcome = known[done.version]
+    if outcome["leak"] is not None:
+        raise ValueError(
+            f"shadow: phase {job.name} cannot be compared: {outcome['leak']}; data/windows or the "
+            "baseline changed while it was trained: run phases again"
+        )
     return Trained(
         job.name,
         job.label,
@@ -196,6 +270,6 @@ def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
         job.recipe,
         done.run_id,
         done.version,
-        names[done.version],
+        str(outcome["name"]),
         done.report,
     )

@@ -11,6 +11,7 @@ from entrypoints._phases import (
     Job,
     Planner,
     as_trained,
+    replay_seed,
     shadow_or_find,
     train_all,
 )
@@ -24,6 +25,7 @@ from lvm.phases.table import chosen_phases, read_old_gates, read_phases
 from lvm.report.phase_figure import phase_figure
 from lvm.report.phases import PhaseStory, phases_markdown, phases_text
 from lvm.report.tables import TEXT, captioned, table
+from lvm.report.warnings import merged_warnings
 from lvm.training.recipes import RECIPES
 from lvm.training.symptoms import planned_warnings
 
@@ -83,11 +85,9 @@ def body(options: PhasesOptions) -> None:
     print(plan_text(jobs), flush=True)
     done = train_all(jobs)
     shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
-    replay = tracking.read_json(shadow, "report.json")
-    trained = [as_trained(job, one, replay) for job, one in zip(jobs, done, strict=True)]
-    per_query = tracking.read_frame(shadow, "per_query.parquet")
-    measured = measure_phases(trained, replay, per_query, bank)
-    tell(options, measured, replay["decision"], shadow)
+    trained = [as_trained(job, one, shadow.report) for job, one in zip(jobs, done, strict=True)]
+    measured = measure_phases(trained, shadow.report, shadow.per_query, bank)
+    tell(options, measured, shadow.report["decision"], shadow.run_id)
 
 
 def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
@@ -96,7 +96,7 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     given = {"bank": options.bank, "seed": options.seed}
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
     given |= {name: value for name, value in limits.items() if value is not None}
-    planner = Planner(bank)
+    planner = Planner(bank, replay_seed(bank))
     jobs = []
     for phase in chosen_phases(options.phases, read_phases()):
         for recipe in recipes:
@@ -120,8 +120,8 @@ def plan_text(jobs: Sequence[Job]) -> str:
     headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
     body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT))
     shown = (job for job in jobs if first[job.sha256] is job)
-    told = [f"warning: {job.name}: {one}" for job in shown for one in planned_warnings(job.plan)]
-    return "\n".join([body, "", *told])
+    told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
+    return "\n".join([body, "", *(f"warning: {one}" for one in told)])
 
 
 def tell(

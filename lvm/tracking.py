@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # most runs draw nothing
 StoreError = MlflowException
 SQLITE = "sqlite:///"
 DIGEST_LENGTH = 36
+FINISHED = RunStatus.to_string(RunStatus.FINISHED)
 NOISY_LOGGERS = ("mlflow", "alembic")
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -184,19 +185,19 @@ def set_tags(tags: Mapping[str, str]) -> None:
     mlflow.set_tags(dict(tags))
 
 
-def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a run that has ended."""
-    for key, value in tags.items():
-        MlflowClient().set_tag(run_id, key, value)
+def find_finished(tag: str, value: str) -> list[str]:
+    """Return the finished runs, beside the open one, whose `tag` has this value, latest first."""
+    return [run.info.run_id for run in _tagged(tag, value) if run.info.status == FINISHED]
 
 
-def find_finished(tag: str, value: str) -> str | None:
-    """Return the latest finished run, beside the open one, whose `tag` has this value."""
-    experiment = mlflow.get_run(active_run_id()).info.experiment_id
-    query = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
-    order = ["start_time DESC"]
-    found = MlflowClient().search_runs([experiment], query, order_by=order, max_results=1)
-    return str(found[0].info.run_id) if found else None
+def find_finished_children(tag: str, value: str, entry: str) -> list[str]:
+    """Return the finished runs of `entry` launched by runs whose `tag` has this value.
+
+    The latest launching run comes first; how it ended itself does not matter.
+    """
+    children = [child for run in _tagged(tag, value) for child in _child_runs(run.info.run_id)]
+    found = (child.info for child in children if child.info.status == FINISHED)
+    return [info.run_id for info in found if info.run_name == entry]
 
 
 def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:
@@ -297,10 +298,18 @@ def _log_dataset(
     return dataset
 
 
+def _tagged(tag: str, value: str) -> list[Any]:
+    """Return the runs of the open one's experiment whose `tag` has this value, latest first."""
+    return _matching(active_run_id(), f"tags.`{tag}` = '{value}'")
+
+
 def _child_runs(run_id: str) -> list[Any]:
     """Return the runs nested under `run_id`, the latest first."""
+    return _matching(run_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
+
+
+def _matching(run_id: str, query: str) -> list[Any]:
     experiment = mlflow.get_run(run_id).info.experiment_id
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
     return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
 
 

@@ -47,7 +47,7 @@ def training(steps: int, **changes: Any) -> dict[str, Any]:
 
 def replay() -> dict[str, Any]:
     """Return what is read of the replay's report."""
-    names = ("short", "long", "ema")
+    names = ("short", "long", "ema", "ridge")
     return {
         "best_free": "ema",
         "seed": 0,
@@ -55,8 +55,15 @@ def replay() -> dict[str, Any]:
         "num_queries": NUM_QUERIES,
         "num_documents": 12,
         "num_rows": 1440,
-        "leaky": False,
-        "outcomes": [{"name": name, "latency_ms": {"p50": 2.0, "p95": 5.0}} for name in names],
+        "outcomes": [
+            {
+                "name": name,
+                "kind": "trained" if name in ("short", "long") else "free",
+                "leak": None,
+                "latency_ms": {"p50": 2.0, "p95": 5.0},
+            }
+            for name in names
+        ],
     }
 
 
@@ -68,11 +75,15 @@ def trained(name: str, candidate: str, **changes: Any) -> Trained:
 
 
 def per_query(bank: Bank) -> pd.DataFrame:
-    """Return the ranks: short has 1 each 4th and else 7, long each 3rd and else 7, ema else 20."""
+    """Return the ranks: 1 each third of long, each fourth of the others, each fifth of ridge.
+
+    The rest is 7 for short, long, ridge, 20 for ema; by lane ridge answers all, ema no more.
+    """
     tables = [
         ranks_table("short", bank, 7, 4, 3),
         ranks_table("long", bank, 7, 3, 3),
         ranks_table("ema", bank, 20, 4, 3),
+        ranks_table("ridge", bank, 7, 5, 2),
     ]
     return pd.concat(tables, ignore_index=True)
 

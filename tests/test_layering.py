@@ -45,7 +45,7 @@ ORDER = {
     "promotion": "gates decision",
     "phases": "table published measured old_gates",
     "report": (
-        "canvas tables figures expert_figures lane_figures shadow_figures phase_figure "
+        "canvas tables warnings figures expert_figures lane_figures shadow_figures phase_figure "
         "scaling_figures evaluation lanes controls reranking decision shadow phases scaling"
     ),
     "tracking": "",

@@ -175,7 +175,7 @@ def test_processes_that_create_the_store_together_all_succeed(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], messages
 
 
-def test_the_latest_finished_run_with_a_tag_is_found(store):
+def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
     """Neither one that failed, nor one of another value, nor the open one itself."""
     made = {}
     for name, value in (("older", "x"), ("newer", "x"), ("other", "y")):
@@ -186,10 +186,23 @@ def test_the_latest_finished_run_with_a_tag_is_found(store):
         raise ValueError("failed")
     with tracking.run("phases", {}):
         tracking.set_tags({"key": "x"})
-        assert tracking.find_finished("key", "x") == made["newer"]
-        assert tracking.find_finished("key", "z") is None
-        tracking.tag_run(made["other"], {"key": "z"})
-        assert tracking.find_finished("key", "z") == made["other"]
+        assert tracking.find_finished("key", "x") == [made["newer"], made["older"]]
+        assert tracking.find_finished("key", "z") == []
+
+
+def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
+    """Neither another entry point below it, nor what failed, nor what another run launched."""
+    with pytest.raises(ValueError), tracking.run("phases", {}):
+        tracking.set_tags({"key": "x"})
+        for entry in ("train", "shadow-eval"):
+            with tracking.child_run(entry, {}):
+                found = tracking.active_run_id()
+        with tracking.child_run("shadow-eval", {}):
+            raise ValueError("failed")
+    with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
+        pass
+    with tracking.run("phases", {}):
+        assert tracking.find_finished_children("key", "x", "shadow-eval") == [found]
 
 
 def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
+from lvm.checkpoint.facts import FREE
 from lvm.lanes.reranking import LANE, NONE
 from lvm.metrics import POOLS, figures, hit_at, pool_hit_at
 from lvm.phases.published import published_report
@@ -62,17 +63,30 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One phase of the table; `same_as` names an earlier row with the very same answers."""
+    """One phase of the table; `same_as` names an earlier row with the very same answers.
+
+    `before` names the row that it is compared with: the phase that the table calls `after`, where
+    that is shown above it, else the row above of its recipe.
+    """
 
     trained: Trained
     measured: Measured
     order: str
     same_as: str | None
+    before: str | None
     latency_ms: dict[str, float]
 
     @property
     def name(self) -> str:
         return self.trained.name
+
+
+@dataclass(frozen=True)
+class Free:
+    """The free predictor of the best Hit@5 in one order of the answers."""
+
+    name: str
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -94,31 +108,46 @@ class Pair:
 
 @dataclass(frozen=True)
 class PhaseComparison:
-    """The table: its rows, each phase against the one before, each against the free predictor."""
+    """The table: its rows, each against the one before, each against the best free predictor.
+
+    Rows ordered by lane meet the free predictor that is best when ordered so, `free_by_lane`.
+    """
 
     rows: tuple[Row, ...]
-    free: str
-    free_measured: Measured
-    free_by_lane: Measured | None
+    free: Free
+    free_by_lane: Free | None
     successive: tuple[Pair, ...]
     leads: tuple[Pair, ...]
     num_queries: int
     num_documents: int
     num_answers: int
     num_rows: int
-    leaky: bool
+
+    @property
+    def distinct(self) -> list[Row]:
+        """Return the rows whose answers no earlier row has."""
+        return [row for row in self.rows if row.same_as is None]
 
     @property
     def best(self) -> Row:
         """Return the row of the best Hit@5, the first of equals."""
         return max(self.rows, key=lambda row: row.measured.figures["hit_at_5"])
 
+    @property
+    def as_ranked(self) -> Row | None:
+        """Return the first row that is not ordered anew, so that it has equivalents in pools."""
+        return next((row for row in self.rows if row.order == NONE), None)
+
+    def row(self, name: str) -> Row:
+        """Return a row by its name."""
+        return next(row for row in self.rows if row.name == name)
+
     def report(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
         return {
             "phases": [_row_report(row) for row in self.rows],
-            "free": {"name": self.free, **asdict(self.free_measured)},
-            "free_by_lane": None if self.free_by_lane is None else asdict(self.free_by_lane),
+            "free": _free_report(self.free),
+            "free_by_lane": None if self.free_by_lane is None else _free_report(self.free_by_lane),
             "successive": [asdict(pair) for pair in self.successive],
             "against_free": [asdict(pair) for pair in self.leads],
             "best": self.best.name,
@@ -126,7 +155,6 @@ class PhaseComparison:
             "documents": self.num_documents,
             "answers": self.num_answers,
             "bank_rows": self.num_rows,
-            "leaky": self.leaky,
         }
 
 
@@ -143,25 +171,29 @@ def measure_phases(
         if name not in tables:
             raise ValueError(f"shadow: {name} has no figures; see the report of the replay")
     compare = _Comparing(tables, bank, int(replay["seed"]), int(replay["num_answers"]))
+    outcomes = {str(one["name"]): one for one in replay["outcomes"]}
     rows: list[Row] = []
     for one in trained:
         order = _order(one, tables)
         twin = next((row for row in rows if _answers(row) == (one.candidate, order)), None)
         measured = compare.measure(one.candidate, order) if twin is None else twin.measured
-        latency = next(o["latency_ms"] for o in replay["outcomes"] if o["name"] == one.candidate)
-        rows.append(Row(one, measured, order, twin.name if twin else None, dict(latency)))
+        same_as, before = twin.name if twin else None, _before(one, rows)
+        latency_ms = dict(outcomes[one.candidate]["latency_ms"])
+        rows.append(Row(one, measured, order, same_as, before, latency_ms))
+    best_free = {NONE: Free(free, compare.measure(free, NONE))}
+    if LANE in {row.order for row in rows}:
+        best_free[LANE] = _best_by_lane(compare, outcomes)
+    met = [(row, best_free[row.order].name) for row in rows if row.same_as is None]
     return PhaseComparison(
         rows=tuple(rows),
-        free=free,
-        free_measured=compare.measure(free, NONE),
-        free_by_lane=compare.measure(free, LANE) if LANE in {row.order for row in rows} else None,
+        free=best_free[NONE],
+        free_by_lane=best_free.get(LANE),
         successive=compare.pairs(_successive(rows)),
-        leads=compare.pairs([(row, None, free) for row in rows if row.same_as is None]),
+        leads=compare.pairs([(row, name, (name, row.order)) for row, name in met]),
         num_queries=int(replay["num_queries"]),
         num_documents=int(replay["num_documents"]),
         num_answers=int(replay["num_answers"]),
         num_rows=int(replay["num_rows"]),
-        leaky=bool(replay["leaky"]),
     )
 
 
@@ -176,19 +208,24 @@ def _answers(row: Row) -> tuple[str, str]:
     return row.trained.candidate, row.order
 
 
-Couple = tuple[Row, Row | None, str]
+def _before(one: Trained, rows: Sequence[Row]) -> str | None:
+    """Return the name of the row above that a phase is compared with; see Row."""
+    own = [row for row in rows if row.trained.recipe == one.recipe]
+    is_phase = one.label == one.phase.name  # a grown model follows the one it grew from
+    named = [row for row in own if is_phase and row.trained.label == one.phase.after]
+    return (named or own)[-1].name if own else None
+
+
+Answers = tuple[str, str]
+Couple = tuple[Row, str, Answers]
 
 
 def _successive(rows: Sequence[Row]) -> list[Couple]:
-    """Return each row with the one before it of its recipe; rows of the same answers are one."""
-    found: list[Couple] = []
-    before: dict[str, Row] = {}
-    for row in (row for row in rows if row.same_as is None):
-        earlier = before.get(row.trained.recipe)
-        if earlier is not None:
-            found.append((row, earlier, earlier.name))
-        before[row.trained.recipe] = row
-    return found
+    """Return each row with the one before it; rows of the same answers are one, the first."""
+    by_name = {row.name: row for row in rows}
+    first = {row.name: by_name[row.same_as or row.name] for row in rows}
+    found = [(row, first[row.before]) for row in rows if row.same_as is None and row.before]
+    return [(row, earlier.name, _answers(earlier)) for row, earlier in found]
 
 
 @dataclass(frozen=True)
@@ -213,17 +250,14 @@ class _Comparing:
         )
 
     def pairs(self, couples: Sequence[Couple]) -> tuple[Pair, ...]:
-        found = []
-        for row, earlier, name in couples:
-            reference = (name, row.order) if earlier is None else _answers(earlier)
-            found.append(self._pair(row, name, reference))
+        found = [self._pair(*couple) for couple in couples]
         adjusted = holm([one.hit_at_5.p_value for one in found])
         return tuple(
             Pair(**(vars(one) | {"p_holm": float(p)}))
             for one, p in zip(found, adjusted, strict=True)
         )
 
-    def _pair(self, row: Row, name: str, reference: tuple[str, str]) -> Pair:
+    def _pair(self, row: Row, name: str, reference: Answers) -> Pair:
         asked_Q, other_asked_Q = (
             self.tables[one]["target_row"].to_numpy()
             for one in (row.trained.candidate, reference[0])
@@ -249,6 +283,18 @@ class _Comparing:
         return {f"hit_at_{k}": pool_hit_at(raw_Q, pool, self.num_answers, k) for k in POOL_HITS}
 
 
+def _best_by_lane(compare: _Comparing, outcomes: Mapping[str, Mapping[str, Any]]) -> Free:
+    """Return the free predictor of the best Hit@5 when each is ordered by lane."""
+    known = (outcomes[name] for name in compare.tables)
+    names = [str(one["name"]) for one in known if one["kind"] == FREE and one["leak"] is None]
+    measured = (Free(name, compare.measure(name, LANE)) for name in names)
+    return max(measured, key=lambda one: one.measured.figures["hit_at_5"])
+
+
+def _free_report(one: Free) -> dict[str, Any]:
+    return {"name": one.name, **asdict(one.measured)}
+
+
 def _row_report(row: Row) -> dict[str, Any]:
     one, told = row.trained, row.trained.report
     published = one.phase.published
@@ -260,6 +306,7 @@ def _row_report(row: Row) -> dict[str, Any]:
         "ctx": one.phase.ctx,
         "order": row.order,
         "same_as": row.same_as,
+        "before": row.before,
         "run": one.run_id,
         "version": one.version,
         "published": None if published is None else published_report(published),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lvm.phases.measured import Pair, PhaseComparison, Row
+from lvm.phases.measured import PhaseComparison, Row
 from lvm.phases.table import OldGates
 
 GATES = ("gain", "converged", "latency")
@@ -22,11 +22,10 @@ class OldCheck:
 
 def old_checks(table: PhaseComparison, rules: OldGates) -> list[OldCheck]:
     """Judge every phase by the old criteria."""
-    gains = {pair.later: pair for pair in table.successive}
     found = []
     for row in table.rows:
         verdicts = (
-            _gain(gains.get(row.same_as or row.name), rules),
+            _gain(row, None if row.before is None else table.row(row.before), rules),
             _converged(row.trained.report, rules),
             _fast(row, rules),
         )
@@ -40,13 +39,16 @@ def old_checks(table: PhaseComparison, rules: OldGates) -> list[OldCheck]:
 Verdict = tuple[bool | None, str]
 
 
-def _gain(pair: Pair | None, rules: OldGates) -> Verdict:
-    if pair is None:
+def _gain(row: Row, before: Row | None, rules: OldGates) -> Verdict:
+    """Judge a phase by the one before it, be they one training under two names."""
+    if before is None:
         return None, "no phase before it"
-    changes = {"Hit@5": pair.hit_at_5.mean, "Hit@10": pair.hit_at_10.mean}
-    told = ", ".join(f"{name} {100 * value:+.1f}" for name, value in changes.items())
-    passed = all(value > rules.gain_above for value in changes.values())
-    return passed, f"{told} points over {pair.earlier}"
+    old, new = before.measured.figures, row.measured.figures
+    changes = {"Hit@5": "hit_at_5", "Hit@10": "hit_at_10"}
+    gains = {name: new[key] - old[key] for name, key in changes.items()}
+    told = ", ".join(f"{name} {100 * value:+.1f}" for name, value in gains.items())
+    passed = all(value > rules.gain_above for value in gains.values())
+    return passed, f"{told} points over {before.name}"
 
 
 def _converged(report: Mapping[str, Any], rules: OldGates) -> Verdict:

@@ -13,8 +13,8 @@ from lvm.lanes.reranking import NONE, RERANKS
 from lvm.models.table import TRAINED_MODELS
 
 PHASES_FILE = Path(__file__).parents[1] / "phases.yaml"
-PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "published")
-OPTIONAL_KEYS = ("rerank", "grown", "published")
+PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "after", "published")
+OPTIONAL_KEYS = ("rerank", "grown", "after", "published")
 SEED_KEYS = ("batch_size", "accumulation", "alpha")
 
 
@@ -36,7 +36,8 @@ class Published:
 class Phase:
     """One phase: what it trains, which order it is shown in, what was published of it.
 
-    `grown` names the model that is trained from the weights of its own, if any.
+    `grown` names the model that is trained from the weights of its own, if any; `after` the phase
+    that it is compared with, unless that is the one before it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase:
     seed: Mapping[str, float]
     rerank: str = NONE
     grown: str | None = None
+    after: str | None = None
     published: Published | None = None
 
     def settings(self, recipe: str) -> dict[str, Any]:
@@ -66,7 +68,17 @@ class OldGates:
 def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     """Read the phases in their order; raises ValueError on a missing, unknown or wrong value."""
     named = _section(Path(path), "phases")
-    return {str(name): _phase(str(name), named[name], f"phases {path}") for name in named}
+    found: dict[str, Phase] = {}
+    for name, values in named.items():
+        one = _phase(str(name), values, f"phases {path}")
+        if one.after is not None and one.after not in found:
+            known = ", ".join(found) or "none"
+            raise ValueError(
+                f"phases {path}: phase {name}: after is {one.after!r}; it must be a phase above "
+                f"it: {known}"
+            )
+        found[one.name] = one
+    return found
 
 
 def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
@@ -118,7 +130,17 @@ def _phase(name: str, values: Any, where: str) -> Phase:
         _check(values["seed"][key], kind, f"{where}: seed.{key}")
     for key in ("ctx", "chunk"):
         _check(values[key], int, f"{where}: {key}")
-    return Phase(name, values["ctx"], values["chunk"], values["seed"], rerank, grown, published)
+    after = values.get("after")
+    return Phase(
+        name,
+        values["ctx"],
+        values["chunk"],
+        values["seed"],
+        rerank,
+        grown,
+        None if after is None else str(after),
+        published,
+    )
 
 
 def _check_shares(published: Published, where: str) -> None:

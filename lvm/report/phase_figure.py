@@ -30,10 +30,10 @@ def phase_figure(found: PhaseComparison, phases: Mapping[str, Phase]) -> Figure:
     figure, (above, below) = canvas(
         "The old trend, and what one evaluation makes of it",
         "above: each phase among as many candidates as it had then; below: all over the whole bank",
-        found.leaky,
+        leaky=False,
         height_ratios=(1, 1),
     )
-    shown = [row for row in found.rows if row.same_as is None]
+    shown = found.distinct
     contexts = {row.trained.label: row.trained.phase.ctx for row in shown}
     places = {name: float(place) for place, name in enumerate(contexts)}
     _published(above, phases, places)
@@ -80,11 +80,14 @@ def _in_pools(
         pool = row.measured.pools.get(pools.get(row.trained.label, 0))
         if pool is not None:
             _point(axes, row, places, 100 * pool["hit_at_5"], "{:.0f}")
-    first = shown[0].measured.pools
-    one = [(places[name], first[pool]) for name, pool in pools.items() if pool in first]
+    first = found.as_ranked
+    if first is None:
+        return
+    known = first.measured.pools
+    one = [(places[name], known[pool]) for name, pool in pools.items() if pool in known]
     if one:
         heights = [100 * pool["hit_at_5"] for _, pool in one]
-        name = f"phase {shown[0].name} alone, unchanged, in each pool"
+        name = f"phase {first.name} alone, unchanged, in each pool"
         axes.plot([x for x, _ in one], heights, ":", color=BLACK, linewidth=2, label=name)
 
 
@@ -110,13 +113,13 @@ def _whole_bank(
         told.add(recipe)
         axes.plot([x, x], [low, high], color=COLORS[recipe], linewidth=2.5, label=name)
         top = max(top, high)
-    free = 100 * found.free_measured.figures["hit_at_5"]
-    name = f"{found.free}, the best free predictor"
+    free = 100 * found.free.measured.figures["hit_at_5"]
+    name = f"{found.free.name}, the best free predictor"
     axes.axhline(free, color=GREY, linestyle="--", linewidth=1.8, label=name)
     if found.free_by_lane is not None:
-        value = 100 * found.free_by_lane.figures["hit_at_5"]
+        value = 100 * found.free_by_lane.measured.figures["hit_at_5"]
         ends = [places[row.trained.label] for row in shown if row.order != NONE]
-        named = f"{found.free}, by lane"
+        named = f"{found.free_by_lane.name}, the best one by lane"
         span = [min(ends) - 0.4, max(ends) + 0.4]
         axes.plot(span, [value] * 2, "--", color=ORANGE, linewidth=1.8, label=named)
         top = max(top, value)

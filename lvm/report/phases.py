@@ -23,6 +23,7 @@ from lvm.report.tables import (
     percent,
     table,
 )
+from lvm.report.warnings import merged_warnings
 
 NOTHING = "-"
 WIDTH = 100
@@ -76,9 +77,11 @@ def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
         marks = f"v{row.trained.version}" if row.same_as is None else f"same as {row.same_as}"
         ctx = f"{row.trained.phase.ctx:,}"
         lines.append([name, ctx, *_figure_cells(row.measured), *training, marks])
-    free = {found.free: found.free_measured, f"{found.free}, by lane": found.free_by_lane}
-    for name, one in ((name, one) for name, one in free.items() if one is not None):
-        lines.append([name, "", *_figure_cells(one), "", "", "", "free"])
+    free = [(found.free.name, found.free.measured)]
+    if found.free_by_lane is not None:
+        free.append((f"{found.free_by_lane.name}, by lane", found.free_by_lane.measured))
+    for name, measured in free:
+        lines.append([name, "", *_figure_cells(measured), "", "", "", "free"])
     headers = ["phase", "ctx", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median\nrank"]
     headers += ["examples\nan epoch", "steps", "best\nepoch", "version"]
     if style == MARKDOWN:
@@ -88,14 +91,14 @@ def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
         f"ranked over {found.num_rows:,} bank rows",
         f"({found.num_answers:,} distinct), the same for every phase; [95 % interval by document]",
     ]
-    return captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style), found.leaky)
+    return captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style))
 
 
 def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
     """Return Hit@5 of the very same ranks among fewer candidates, beside what was published."""
-    named = [(row.name, row.measured, row) for row in found.rows if row.same_as is None]
+    named = [(row.name, row.measured, row) for row in found.distinct]
     lines = []
-    for name, measured, row in [*named, (found.free, found.free_measured, None)]:
+    for name, measured, row in [*named, (found.free.name, found.free.measured, None)]:
         if not measured.pools:
             continue
         cells = [percent(measured.figures["hit_at_5"]), *_pool_cells(measured)]
@@ -116,7 +119,12 @@ def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
 
 def pool_note(found: PhaseComparison) -> str:
     """Say what the size of the pool alone does to one and the same model."""
-    row = found.rows[0]
+    row = found.as_ranked
+    if row is None:
+        return (
+            "Every phase here is ordered anew by lane, and such ranks have no equivalent in a "
+            "pool: there is nothing to compare."
+        )
     pools = sorted(row.measured.pools)
     if len(pools) < 2:
         return "The bank is smaller than the old pools: there is nothing to compare."
@@ -134,10 +142,12 @@ def pairs_table(found: PhaseComparison, style: str = TEXT) -> str:
     headers = ["phase", "against", "Hit@5, points", "Hit@10, points", "p (Holm)", "detectable"]
     lines = [_pair_cells(pair) for pair in (*found.successive, *found.leads)]
     caption = [
-        "Paired differences on the same queries [95 % interval by document]; by lane, the free",
-        "predictor is ordered by lane as well; detectable: points of Hit@5, 80 % power",
+        "Paired differences on the same queries [95 % interval by document]; detectable: points of",
+        "Hit@5, 80 % power; a phase by lane meets the free predictor that is best by lane",
+        f"p (Holm) of Hit@5, in two families: {len(found.successive)} between phases, "
+        f"{len(found.leads)} against a free predictor",
     ]
-    return captioned(caption, table(lines, headers, "llrrrr", style), found.leaky)
+    return captioned(caption, table(lines, headers, "llrrrr", style))
 
 
 def old_decision_text(old: OldDifference, style: str = TEXT) -> str:
@@ -174,31 +184,27 @@ def checks_table(checks: Sequence[OldCheck], style: str = TEXT) -> str:
 
 
 def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:
-    """Return what the trainings were warned of, each sentence once, with their names."""
-    warned: dict[str, list[str]] = {}
-    for row in (row for row in found.rows if row.same_as is None):
-        for sentence in row.trained.report["warnings"]:
-            warned.setdefault(sentence, []).append(row.name)
-    lines = [
-        _wrapped(f"{bullet(style)}{', '.join(names)}: {sentence}", style)
-        for sentence, names in warned.items()
-    ]
+    """Return what the trainings were warned of, each kind once, with their names."""
+    told = merged_warnings({row.name: row.trained.report["warnings"] for row in found.distinct})
+    lines = [_wrapped(f"{bullet(style)}{one}", style) for one in told]
     return "\n".join(lines) if lines else "No training was warned."
 
 
 def winner_text(found: PhaseComparison, story: PhaseStory, style: str = TEXT) -> str:
     """Return which phase is best here, which predictor is the baseline now."""
-    best, free = found.best, found.free
+    best = found.best
     own = [row.name for row in found.rows if row.trained.candidate == story.winner]
     what = f"phase {' = '.join(own)}" if own else "no phase"
     lead = next(pair for pair in found.leads if pair.later == (best.same_as or best.name))
     value = interval_cell(best.measured.figures["hit_at_5"], best.measured.ci95["hit_at_5"])
     tail = "" if story.is_enabled else "; a dry run: no alias was changed"
     order = "" if best.order == NONE else ", both ordered by lane"
+    number = len(found.distinct)
+    chosen = f", chosen among {number} on these queries" if number > 1 else ""
     return _wrapped(
-        f"Best phase: {best.name}, Hit@5 {value} %, {difference_cell(lead.hit_at_5)} points "
-        f"against {free}, the best free predictor{order}. Baseline: {story.winner or 'none yet'} "
-        f"({what}){tail}.",
+        f"Best phase: {best.name}{chosen}: Hit@5 {value} %, {difference_cell(lead.hit_at_5)} "
+        f"points against {lead.earlier}, the best free predictor{order}, p (Holm) "
+        f"{p_cell(lead.p_holm)}. Baseline: {story.winner or 'none yet'} ({what}){tail}.",
         style,
     )
 

@@ -1,136 +1,39 @@
-"""The phase table as runs: what the table decides, what is not done twice."""
+"""The trainings of the phase table: what the table decides, what one is told by."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
-import mlflow
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 
 from entrypoints import _phases as runs
-from entrypoints import phases, shadow_eval, train
+from entrypoints import train
 from entrypoints._inputs import Inputs
-from entrypoints._phases import Done, Planner, has_lanes, replay_stands
+from entrypoints._phases import (
+    Done,
+    Planner,
+    as_trained,
+    has_lanes,
+    one_at_a_time,
+    replay_seed,
+    replay_stands,
+)
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
-from lvm import tracking
 from lvm.bank.store import Bank
+from lvm.checkpoint.facts import facts_of
 from lvm.metrics import hit_at
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.phases.table import read_phases
 from lvm.prediction.predict import predict_queries
 from lvm.registry import alias, registered
+from lvm.registry.registered import Card
 from lvm.statistics import smallest_detectable
-from lvm.windows.export import plan_windows
-from tests.conftest import copy_store
+from lvm.windows.export import ensure_windows, plan_windows
 from tests.synthetic import make_bank
-
-TINY = ["--bank", "bank", "--size", "tiny", "--max-queries", "300"]
-COMMANDS = {"train": train.main, "shadow-eval": shadow_eval.main}
-
-
-class Killed(Exception):
-    """Stands for a process that dies between two runs."""
-
-
-class Launcher:
-    """Stands for `tracking.launch`, without a process a run; dies when `patience` runs are over."""
-
-    def __init__(self, patience: int = 99) -> None:
-        self.patience = patience
-        self.launched: list[tuple[str, dict[str, Any]]] = []
-
-    def __call__(self, entry: str, parameters: dict[str, Any]) -> str:
-        if len(self.launched) == self.patience:
-            raise Killed
-        self.launched.append((entry, dict(parameters)))
-        stack = mlflow.tracking.fluent._active_run_stack.get()
-        parents = list(stack)
-        stack.clear()
-        run_id = str(MlflowClient().create_run("0").info.run_id)
-        os.environ["MLFLOW_RUN_ID"] = run_id
-        words = [w for k, v in parameters.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-        try:
-            assert COMMANDS[entry](words) == 0
-        finally:
-            os.environ.pop("MLFLOW_RUN_ID", None)
-            stack[:] = parents
-        return run_id
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, empty_store):
-    """A working folder with a bank whose sequences hold a context of 500."""
-    folder = tmp_path_factory.mktemp("workplace")
-    make_bank(folder / "bank", num_sequences=4, num_documents=24, document_rows=38)
-    with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, folder / "store", patch)
-        patch.chdir(folder)
-        yield folder
-
-
-def run_phases(names: str, launcher: Launcher, *arguments: str) -> dict[str, Any]:
-    """Run `phases` in this process; return its report."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "launch", launcher)
-        words = ["--phases", names, *TINY, *arguments, "--report", "report.json"]
-        assert phases.main(words) == 0
-    return json.loads(Path("report.json").read_text())
-
-
-@pytest.mark.slow
-def test_an_interrupted_table_goes_on_where_it_was(workplace, capsys):
-    """Phase 1, then death; phase 2 with the replay; then nothing is left to do."""
-    with pytest.raises(Killed):
-        run_phases("1,2,2B", Launcher(patience=1))
-    second = Launcher()
-    report = run_phases("1,2,2B", second)
-    assert [entry for entry, _ in second.launched] == ["train", "shadow-eval"]
-    assert second.launched[0][1]["phase"] == "2"
-    third = Launcher()
-    assert run_phases("1,2,2B", third) == report
-    assert third.launched == []
-    assert "nothing to train" in capsys.readouterr().out
-    assert [row["name"] for row in report["phases"]] == ["1", "2", "2B"]
-    assert report["phases"][2]["same_as"] == "2"
-    assert report["decision"]["promote"], "so that the rerun meets a baseline of its own"
-    found = MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
-    names = [run.info.run_name for run in found]
-    assert names == ["phases", "train", "phases", "train", "shadow-eval", "phases"]
-    check_training(found[1])
-    check_parent(found[5])
-    a_lost_model_is_trained_anew(report)
-
-
-def check_training(run: mlflow.entities.Run) -> None:
-    assert run.data.params["ctx"] == "1000", "what MLflow was told stays"
-    assert run.data.params["resolved/ctx"] == "100", "what the table decided stands beside it"
-    assert run.data.tags["phase"] == "1" and len(run.data.tags["training_sha256"]) == 64
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
-    config = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.json"))
-    assert (config["ctx"], config["chunk"], config["hidden"]) == (100, 200, 16)
-
-
-def check_parent(run: mlflow.entities.Run) -> None:
-    files = {entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)}
-    assert {"report.md", "phases.png", "phases.txt", "report.json", "config.json"} <= files
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
-    assert 0 <= run.data.metrics["phases/2B/hit_at_5"] <= 1
-
-
-def a_lost_model_is_trained_anew(report: dict[str, Any]) -> None:
-    """A run whose model is gone counts as not done."""
-    lost = report["phases"][0]["run"]
-    model = registered.read_card(f"runs:/{lost}/model").model_id
-    MlflowClient().delete_logged_model(model)
-    again = Launcher(patience=0)
-    with pytest.raises(Killed):
-        run_phases("1", again)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +65,62 @@ def planned_bank(tmp_path_factory):
 def sha(bank: Bank, name: str, recipe: str = "dense", **given: Any) -> str:
     parameters = {"bank": "bank"} | given
     return Planner(bank).job(name, read_phases()[name], recipe, parameters).sha256
+
+
+def test_phases_are_planned_on_the_split_that_the_replay_takes(planned_bank):
+    """Other windows that lie there are replaced, leaky ones above all."""
+    first = sha(planned_bank, "1")
+    for other in ({"split": "random"}, {"seed": 3}):
+        there = ensure_windows(planned_bank, 100, **other)
+        assert there.leaky == ("split" in other)
+        assert sha(planned_bank, "1") == first
+        assert not ensure_windows(planned_bank, 100).leaky
+
+
+def test_the_seed_is_that_of_an_honest_baseline_of_the_bank(planned_bank, tiny_bank, monkeypatch):
+    made = {
+        "1": (planned_bank, plan_windows(planned_bank, 20, seed=5)),
+        "2": (planned_bank, plan_windows(planned_bank, 20, split="random", seed=6)),
+        "3": (tiny_bank, plan_windows(tiny_bank, 20, seed=7)),
+    }
+    cards = [
+        Card(f"models:/lvm/{version}", facts_of("ema", "none", *one), version=version)
+        for version, one in made.items()
+    ]
+    monkeypatch.setattr(registered, "cards", lambda: cards)
+    for holder, seed in (("1", 5), ("2", 0), ("3", 0), (None, 0)):
+        held = {} if holder is None else {"baseline": holder}
+        monkeypatch.setattr(alias, "aliases", lambda held=held: held)
+        assert replay_seed(planned_bank) == seed, holder
+
+
+def test_a_phase_that_may_have_seen_the_answers_is_not_compared(planned_bank):
+    job = Planner(planned_bank).job("1", read_phases()["1"], "dense", {"bank": "bank"})
+    outcome = {"name": "memory_gru", "version": "4", "leak": None}
+    done = Done("run", "m-1", "4", {})
+    assert as_trained(job, done, {"outcomes": [outcome]}).candidate == "memory_gru"
+    leaky = outcome | {"leak": "trained on leaky windows (split=random)"}
+    with pytest.raises(ValueError, match="phase 1 cannot be compared: trained on leaky windows"):
+        as_trained(job, done, {"outcomes": [leaky]})
+    with pytest.raises(ValueError, match="version 4 of phase 1 took no part"):
+        as_trained(job, done, {"outcomes": []})
+
+
+def test_the_same_work_waits_for_who_is_at_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    order = []
+
+    def second() -> None:
+        with one_at_a_time("0" * 64, "phase 1"):
+            order.append("second")
+
+    with one_at_a_time("0" * 64, "phase 1"):
+        other = Thread(target=second)
+        other.start()
+        with one_at_a_time("1" * 64, "phase 2"):
+            order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 def test_a_training_is_told_by_its_inputs(planned_bank):
@@ -251,15 +210,6 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")
             assert sha(planned_bank, "1") != first, name
-
-
-def test_an_impossible_phase_is_refused_before_any_is_trained(planned_bank, empty_store, tmp_path):
-    launcher = Launcher()
-    with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, tmp_path / "store", patch)
-        patch.setattr(tracking, "launch", launcher)
-        assert phases.main(["--phases", "1,3.5", *TINY]) == 2
-    assert launcher.launched == []
 
 
 @pytest.mark.parametrize(

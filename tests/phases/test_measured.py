@@ -48,7 +48,7 @@ def test_phases_are_compared_with_the_one_before_and_with_the_free_one(tiny_bank
     assert [(pair.later, pair.earlier) for pair in found.leads] == [
         ("1", "ema"),
         ("2", "ema"),
-        ("4", "ema"),
+        ("4", "ridge"),
     ]
     longer, by_lane = found.successive
     assert longer.hit_at_5.mean == pytest.approx(1 / 3 - 1 / 4)
@@ -57,7 +57,32 @@ def test_phases_are_compared_with_the_one_before_and_with_the_free_one(tiny_bank
     assert longer.p_holm >= longer.hit_at_5.p_value and longer.detectable > 0
     first, _, last = found.leads
     assert first.hit_at_5.mean == pytest.approx(0)
-    assert last.hit_at_5.mean == pytest.approx(1 - 1 / 4)  # ema by lane: 17, still too far
+    assert last.hit_at_5.mean == pytest.approx(0)  # ridge by lane: 5, among the first five as well
+
+
+def test_by_lane_the_free_predictor_that_is_best_by_lane_is_met(tiny_bank: Bank) -> None:
+    """Not the one that is best as ranked; one that may have seen the answers is none."""
+    found = compared(tiny_bank)
+    assert found.free.name == "ema" and found.free_by_lane is not None
+    assert found.free_by_lane.name == "ridge"
+    assert found.free_by_lane.measured.figures["hit_at_5"] == 1
+    seen = replay()
+    seen["outcomes"][-1]["leak"] = "trained on leaky windows (split=random)"
+    again = measure_phases([trained("4", "long")], seen, per_query(tiny_bank), tiny_bank)
+    assert again.free_by_lane is not None and again.free_by_lane.name == "ema"
+
+
+def test_a_phase_is_compared_with_the_one_that_the_table_names(tiny_bank: Bank) -> None:
+    """3 with 2, where that is above it; a grown model with the one that it grew from."""
+    table = per_query(tiny_bank)
+    grown = dataclasses.replace(trained("3", "ridge"), name="3 grown", label="3 grown")
+    runs = [trained("2", "short"), trained("2B", "long"), trained("3", "ema"), grown]
+    found = measure_phases(runs, replay(), table, tiny_bank)
+    told = [(pair.later, pair.earlier) for pair in found.successive]
+    assert told == [("2B", "2"), ("3", "2"), ("3 grown", "3")]
+    found = measure_phases(runs[1:], replay(), table, tiny_bank)
+    told = [(pair.later, pair.earlier) for pair in found.successive]
+    assert told == [("3", "2B"), ("3 grown", "3")]
 
 
 def test_equal_trainings_are_one(tiny_bank: Bank) -> None:
@@ -114,6 +139,12 @@ def test_old_gates_pass_and_fail(tiny_bank: Bank) -> None:
     assert found["1", "gain"] is None
     assert found["2", "gain"] is False, "Hit@10 stands still"
     assert found["2B", "gain"] is False, "it has the answers of phase 2"
+    (twin,) = (
+        one
+        for one in old_checks(compared(tiny_bank), rules)
+        if (one.phase, one.gate) == ("2B", "gain")
+    )
+    assert twin.detail == "Hit@5 +0.0, Hit@10 +0.0 points over 2"
     assert found["4", "gain"] is False
     assert {found[phase, "converged"] for phase in ("1", "2")} == {True}
     assert {found[phase, "latency"] for phase in ("1", "2")} == {True}

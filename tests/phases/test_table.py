@@ -34,6 +34,7 @@ def test_the_shipped_phases_are_the_old_ones() -> None:
     assert (phases["3.5"].ctx, phases["3.5"].chunk) == (10 * 200, 200)
     assert [name for name, one in phases.items() if one.rerank == "lane"] == ["4"]
     assert {name: one.grown for name, one in phases.items() if one.grown} == {"4": "tmd_experts"}
+    assert {name: one.after for name, one in phases.items() if one.after} == {"3": "2"}
 
 
 def test_the_published_figures_are_those_of_the_lab_book() -> None:
@@ -92,6 +93,11 @@ def test_old_gates_are_read() -> None:
         ("hit_at_1: 0.4007, ", "", "phase 1: published misses hit_at_1"),
         ("rerank: lane", "rerank: experts", "phase 4: rerank is 'experts'; it must be none or"),
         ("grown: tmd_experts", "grown: lstm", "phase 4: grown is 'lstm'; it must be one of memory"),
+        (
+            'after: "2"',
+            'after: "3.5"',
+            "phase 3: after is '3.5'; it must be a phase above it: 1, 2",
+        ),
         ("phases:\n", "phase:\n", "no section 'phases'"),
         ("    ctx: 100\n", "    ctx: !!python/name:os.system\n", "YAML file without tags"),
         ("    ctx: 100\n", "    ctx: [100\n", "not a readable YAML file"),

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.phases.measured import PhaseComparison
+from lvm.phases.measured import PhaseComparison, measure_phases
 from lvm.phases.old_gates import old_checks
 from lvm.phases.published import OLD_DECISION, old_difference
 from lvm.phases.table import read_old_gates, read_phases
 from lvm.report.phase_figure import phase_figure
 from lvm.report.phases import PhaseStory, phases_markdown, phases_text
-from tests.phase_cases import compared
+from tests.phase_cases import compared, per_query, replay, trained
 
 PHASES = read_phases()
 STORY = PhaseStory(
@@ -44,7 +44,8 @@ def test_phases_stand_with_examples_steps_and_version(found: PhaseComparison) ->
     assert "25.0 [" in first and "4,000" in first and "30" in first and first.endswith("v1")
     assert "33.3 [" in twin and twin.endswith("same as 2")
     assert line_of(table, "4, by lane").endswith("v2")
-    assert line_of(table, "ema ").endswith("free") and "ema, by lane" in table
+    assert line_of(table, "ema ").endswith("free")
+    assert line_of(table, "ridge, by lane").endswith("free")
 
 
 def test_the_pools_and_what_they_do_to_one_model_are_told(found: PhaseComparison) -> None:
@@ -58,6 +59,25 @@ def test_the_pools_and_what_they_do_to_one_model_are_told(found: PhaseComparison
     assert "59.32 (of 1,149)" in text
 
 
+def test_a_row_by_lane_in_front_has_no_part_in_the_pools(tiny_bank: Bank) -> None:
+    """The first row that is not ordered anew has; with none, the page says why."""
+    runs = [trained("4", "long"), trained("1", "short")]
+    both, alone = (
+        measure_phases(some, replay(), per_query(tiny_bank), tiny_bank) for some in (runs, runs[:1])
+    )
+    assert "The model of phase 1, unchanged" in phases_text(both, STORY)
+    assert "phase 1 alone, unchanged, in each pool" in legend(both)
+    joined = " ".join(phases_text(alone, STORY).split())
+    assert "Every phase here is ordered anew by lane" in joined
+    assert "smaller than the old pools" not in joined
+    assert not any("unchanged" in name for name in legend(alone))
+
+
+def legend(found: PhaseComparison) -> list[str]:
+    (shown,) = phase_figure(found, PHASES).legends
+    return [text.get_text() for text in shown.get_texts()]
+
+
 def test_the_old_decision_is_tested(found: PhaseComparison) -> None:
     joined = " ".join(phases_text(found, STORY).split())
     for words in ("36 of 58", "87 of 115", "-13.6 points [-28.2, +0.7]", "p = 0.0762"):
@@ -67,12 +87,19 @@ def test_the_old_decision_is_tested(found: PhaseComparison) -> None:
 
 def test_the_winner_is_named_with_its_phases(found: PhaseComparison) -> None:
     end = " ".join(phases_text(found, STORY).split()).partition("Best phase: 4")[2]
-    assert "both ordered by lane" in end
+    assert end.startswith(", chosen among 3 on these queries: Hit@5 100.0 [")
+    assert "+0.0 [ +0.0, +0.0] points against ridge, the best free predictor" in end
+    assert "both ordered by lane, p (Holm) 1.0000." in end
     assert end.endswith("Baseline: long (phase 2 = 2B = 4).")
     dry = dataclasses.replace(STORY, winner=None, is_enabled=False)
     assert "Baseline: none yet (no phase); a dry run: no alias was changed" in " ".join(
         phases_text(found, dry).split()
     )
+
+
+def test_the_families_of_the_differences_are_named(found: PhaseComparison) -> None:
+    text = phases_text(found, STORY)
+    assert "in two families: 2 between phases, 3 against a free predictor" in text
 
 
 def test_warnings_are_told_for_each_phase(found: PhaseComparison) -> None:
@@ -90,11 +117,6 @@ def test_the_page_links_its_figure(found: PhaseComparison) -> None:
     page = phases_markdown(found, STORY, "phases.png")
     assert page.startswith("# Phases\n") and "![phases](phases.png)" in page
     assert page.endswith("* long becomes the baseline\n")
-
-
-def test_a_leaky_replay_is_marked(found: PhaseComparison) -> None:
-    assert "LEAKY" not in phases_text(found, STORY)
-    assert "LEAKY" in phases_text(dataclasses.replace(found, leaky=True), STORY)
 
 
 def test_the_figure_shows_old_and_new_points(found: PhaseComparison) -> None:
