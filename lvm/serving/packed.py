@@ -1,4 +1,4 @@
-"""Contexts as base64 text, a tenth of their size as JSON numbers.
+"""Contexts as base64 text, a quarter of their size as JSON numbers.
 
 Shapes: B batch, T time, D vector dim.
 """
