@@ -19,14 +19,15 @@ from lvm import tracking
 from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
-from lvm.lanes.figures import lane_codes, lane_names
+from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.contexts import check_contexts
+from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import registered
 from lvm.registry.registered import BASELINE_URI, Predictor
 from lvm.report.tables import TEXT, table
-from lvm.retrieval.index import ServingIndex, ensure_index
+from lvm.retrieval.index import ensure_index
+from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
@@ -38,8 +39,10 @@ class PredictOptions:
 
     model: str = option(BASELINE_URI, MODEL_HELP)
     text: str | None = option(None, "Text file that is the context.", unset="none")
-    context: str | None = option(None, "Context as .npy, (T, D) float.", unset="none")
-    k: int = option(5, "Passages to retrieve.", low=1)
+    context: str | None = option(None, "One context as .npy, (T, D) float.", unset="none")
+    k: int = option(5, "Passages to retrieve.", low=1, high=MAX_PASSAGES)
+    rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
+    keep_context: bool = option(False, "Also show passages that the context holds.")
     bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
     ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
     format: str = option(TABLE, "What is printed.", choices=(TABLE, JSON))
@@ -55,20 +58,19 @@ def body(options: PredictOptions) -> None:
     ctx = options.ctx or predictor.facts.ctx
     context_TD = read_context(options, bank)[-ctx:]
     tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
-    facts, correction = predictor.facts, predictor.row_correction
-    if facts.bank_sha256 != bank.sha256:
-        facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
-    index = ensure_index(bank, predictor.model, facts, correction)
-    prediction_BD = predict_contexts(predictor.model, context_TD[None])
-    found = passages(index, bank, prediction_BD, options.k)
+    retriever = open_retriever(options, predictor, bank, ctx)
+    context_1TD = context_TD[None]
+    prediction_1D = predict_contexts(predictor.model, context_1TD)
+    wanted = Wanted(options.k, options.rerank, options.keep_context)
+    row_1K, score_1K = retriever.best(context_1TD, prediction_1D, wanted)
     report = {
-        "model": facts.model,
+        "model": predictor.facts.model,
         "bank": str(bank.path),
         "bank_sha256": bank.sha256,
         "context_rows": len(context_TD),
-        "search": str(index.facts),
-        "score": "cosine" if correction is None else "cosine with row correction",
-        "passages": found,
+        "search": str(retriever.index.facts),
+        "score": score_name(retriever, options.rerank),
+        "passages": retriever.describe(row_1K[0], score_1K[0]),
     }
     shown = passages_table(report, options.k)
     tracking.log_text(shown + "\n", "predictions.txt")
@@ -88,25 +90,30 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     return predictor, bank
 
 
-def passages(
-    index: ServingIndex, bank: Bank, prediction_1D: NDArray[np.float32], k: int
-) -> list[dict[str, Any]]:
-    """Return the best k passages, best first: score, row, lane, sequence, document, text."""
-    row_1K, score_1K = index.search(prediction_1D, k)
-    row_K, score_K = row_1K[0][row_1K[0] >= 0], score_1K[0][row_1K[0] >= 0]
-    texts = bank.texts()
-    lanes = None if bank.lane_N is None else [lane_names(bank)[c] for c in lane_codes(bank, row_K)]
-    return [
-        {
-            "score": float(score),
-            "row": int(row),
-            "lane": None if lanes is None else lanes[place],
-            "sequence": bank.sequences[bank.sequence_N[row]],
-            "document": bank.documents[bank.document_N[row]],
-            "text": None if texts is None else " ".join(str(texts[row]).split()),
-        }
-        for place, (row, score) in enumerate(zip(row_K, score_K, strict=True))
-    ]
+def open_retriever(
+    options: PredictOptions, predictor: Predictor, bank: Bank, ctx: int
+) -> Retriever:
+    """Open the index over the bank; raises ValueError where it cannot be re-ranked as asked."""
+    facts, correction, reranker = predictor.facts, predictor.row_correction, predictor.reranker
+    is_own = facts.bank_sha256 == bank.sha256
+    if not is_own:
+        facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
+    if options.rerank == LANE and not is_own:
+        raise ValueError(
+            f"rerank: {options.model} knows the lanes of {facts.bank}, not {bank.path}"
+        )
+    if options.rerank == LANE and options.model in FREE_MODELS:
+        raise ValueError(
+            f"rerank: {options.model} is fitted here without lanes; name a registered version of it"
+        )
+    index = ensure_index(bank, predictor.model, facts, correction)
+    return Retriever(index, predictor.facts.ctx, reranker)
+
+
+def score_name(retriever: Retriever, rerank: str) -> str:
+    """Return what the scores are."""
+    name = "cosine" if retriever.index.pair_N2 is None else "cosine with row correction"
+    return f"{name}, re-ranked by lane" if rerank == LANE else name
 
 
 def passages_table(report: Mapping[str, Any], k: int) -> str:
@@ -142,8 +149,10 @@ def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
     path = Path(str(options.text))
     try:
         sentences = split_sentences(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"text: {path} cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise ValueError(f"text: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {path} is not UTF-8 text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
     vector_TD = load_encoder(bank.encoder).encode(sentences)
@@ -164,9 +173,7 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
         raise ValueError(f"context: {path} is an archive; a .npy array is needed")
     if context_TD.dtype.kind != "f":
         raise ValueError(f"context: {path} holds {context_TD.dtype}; floats are needed")
-    context_TD = context_TD.astype(np.float32)
-    check_contexts(context_TD[None], dim)
-    return context_TD / np.linalg.norm(context_TD, axis=1, keepdims=True)
+    return unit_contexts(context_TD[None], dim)[0]
 
 
 main = EntryPoint("predict", PredictOptions, body)

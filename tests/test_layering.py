@@ -50,7 +50,7 @@ ORDER = {
     ),
     "tracking": "",
     "registry": "alias registered settling",
-    "serving": "predictor logged",
+    "serving": "refusal packed passages predictor logged",
 }
 PLACES = [
     f"lvm.{name}.{file}" if file else f"lvm.{name}"
@@ -62,6 +62,7 @@ MLFLOW_FILES = {
     "lvm/tracking.py",
     "lvm/registry/alias.py",
     "lvm/registry/registered.py",
+    "lvm/serving/refusal.py",
     "lvm/serving/predictor.py",
     "lvm/serving/logged.py",
 }

@@ -19,11 +19,12 @@ from lvm.seeding import generator
 PROJECTION_DIMS = 8  # fastest of 4 to 32 on 120,000 text vectors: fewer pairs, yet a short search
 SAMPLE_ROWS = 4096
 BLOCK_PAIRS = 65536
+SAME_SCORE = 0.999  # rows with such a cosine say the same thing
 SCORE_SLACK = 1e-6  # rounding of a float32 cosine
 DISTANCE_SLACK = 1e-5  # rounding of a float32 projection
 
 
-def duplicate_groups(bank: Bank, threshold: float = 0.999) -> npt.NDArray[np.int64]:
+def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[np.int64]:
     """Return for each row the smallest row of its duplicate group, itself where it is alone.
 
     Rows with a cosine of at least `threshold` are in one group, as are rows joined by a chain of

@@ -30,6 +30,7 @@ from lvm.registry.alias import (
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"
+OPTIONAL = (ROW_CORRECTION, RERANKER)
 REQUIREMENTS = (
     *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
     *("safetensors", "scipy", "torch", "tqdm"),
@@ -56,6 +57,7 @@ class Predictor(Card):
 
     model: nn.Module = field(kw_only=True)
     row_correction: NDArray[np.float32] | None = None
+    reranker: Reranker | None = None
 
 
 def log_predictor(
@@ -71,7 +73,12 @@ def log_predictor(
         inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
         outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
         params=ParamSchema(
-            [ParamSpec("k", DataType.long, 0), ParamSpec("rerank", DataType.string, NONE)]
+            [
+                ParamSpec("k", DataType.long, 0),
+                ParamSpec("rerank", DataType.string, NONE),
+                ParamSpec("keep_context", DataType.boolean, False),
+                ParamSpec("packed", DataType.string, ""),
+            ]
         ),
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -167,9 +174,11 @@ def load(reference: str) -> Predictor:
             model = load_model(folder)
             correction = folder / ROW_CORRECTION
             row_correction = np.load(correction) if correction.is_file() else None
+            lanes = folder / RERANKER
+            reranker = Reranker.load(lanes) if lanes.is_file() else None
         except UNREADABLE as error:
             raise _unreadable(reference, error) from None
-    return Predictor(**vars(card), model=model, row_correction=row_correction)
+    return Predictor(**vars(card), model=model, row_correction=row_correction, reranker=reranker)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ class LoggedFiles:
 
     def fetch(self, folder: Path) -> None:
         """Fetch all files of the predictor; raises as `describe` does."""
-        self._fetch(folder, (CONFIG, ROW_CORRECTION, WEIGHTS))
+        self._fetch(folder, (CONFIG, WEIGHTS, *OPTIONAL))
 
     def _fetch(self, folder: Path, names: tuple[str, ...]) -> None:
         try:
@@ -195,7 +204,7 @@ class LoggedFiles:
             where = f"{logged.artifact_location}/artifacts"
             there = {Path(one.path).name for one in mlflow.artifacts.list_artifacts(where)}
             for name in names:
-                if name in there or name != ROW_CORRECTION:
+                if name in there or name not in OPTIONAL:
                     mlflow.artifacts.download_artifacts(f"{where}/{name}", dst_path=str(folder))
         except UNREADABLE as error:
             raise _unreadable(self.card.reference, error) from None

@@ -94,7 +94,7 @@ class ServingIndex:
         row_correction: FloatArray | None = None,
     ) -> None:
         self.facts, self._index, self._row_K = facts, index, row_K
-        self.bank, self._pair_N2 = bank, checked_correction(row_correction, bank)
+        self.bank, self.pair_N2 = bank, checked_correction(row_correction, bank)
 
     def search(
         self, prediction_QD: FloatArray, k: int, effort: int | None = None
@@ -132,8 +132,8 @@ class ServingIndex:
         """Score the candidates anew from the bank, since the index rounds; return the k best."""
         row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
         score_QC = np.einsum("qd,qcd->qc", unit_QD, self.bank.unit(row_QC))
-        if self._pair_N2 is not None:
-            score_QC = self._pair_N2[row_QC, 0] * score_QC + self._pair_N2[row_QC, 1]
+        if self.pair_N2 is not None:
+            score_QC = self.pair_N2[row_QC, 0] * score_QC + self.pair_N2[row_QC, 1]
         score_QC[row_QC < 0] = -np.inf
         best_Qk = np.argsort(-score_QC, axis=1, kind="stable")[:, :k]
         return (
@@ -259,7 +259,7 @@ def _tuned(
     """Return the facts with the least effort that agrees well enough."""
     depth = min(DEPTH, whole.facts.num_passages)
     exact_Qk, _ = top_rows(
-        prediction_QD, bank, depth, whole._pair_N2, representative_N=representative_N
+        prediction_QD, bank, depth, whole.pair_N2, representative_N=representative_N
     )
     most = MAX_HNSW_EFFORT if whole.facts.kind == HNSW else whole.facts.num_lists
     num_steps = 2 * round(math.log2(most)) + 1

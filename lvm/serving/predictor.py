@@ -3,6 +3,7 @@
 Shapes: B batch, T time, D vector dim, K passages.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from lvm.bank.store import open_bank
 from lvm.checkpoint.facts import Facts
 from lvm.checkpoint.weights import load_model
-from lvm.lanes.classifier import means_of
-from lvm.lanes.reranking import LANE, NONE, RERANKS, Reranker, all_codes, lane_scores
-from lvm.prediction.contexts import check_contexts
+from lvm.lanes.reranking import NONE, Reranker
+from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
 from lvm.retrieval.index import ServingIndex, ensure_index
-from lvm.retrieval.shortlist import SIZE, Shortlist
+from lvm.serving.packed import unpack
+from lvm.serving.passages import Retriever, Wanted
+from lvm.serving.refusal import Refusal
+
+Answer = NDArray[np.float32] | dict[str, Any]
 
 
 class ServedPredictor(PythonModel):
@@ -40,66 +44,50 @@ class ServedPredictor(PythonModel):
         reranker = context.artifacts.get("reranker")
         self.reranker = None if reranker is None else Reranker.load(Path(reranker))
         self._stepping = self.model
-        self._index: ServingIndex | None = None
-        self._code_N: NDArray[np.int64] | None = None
+        self._retriever: Retriever | None = None
 
     def predict(
         self,
         context: PythonModelContext,
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
-    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
+    ) -> Answer:
         """Return the predicted next vectors (B, D), unit length, for contexts (B, T, D).
 
-        With k in `params`: a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first, and
-        `scores` (B, k), cosines with the model's row correction. With rerank=lane beside k the best
-        200 are ordered anew by score + tau beta log p(lane | context), which the scores then are.
-        Raises ValueError on an empty batch or context, another D, zero or non-finite vectors, an
+        With k in `params`: a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first,
+        `scores` (B, k), and `passages`, a list per context of what `Retriever.describe` tells.
+        Scores are cosines with the model's row correction; rerank=lane changes order and scores as
+        `Retriever.best` says. Passages that say the same as a row of the context are left out, but
+        for keep_context=True; where fewer than k are left, row -1 has the lowest float32 as score.
+        With `packed`, the contexts are read from there, see `lvm.serving.packed`. Raises Refusal, a
+        ValueError, on an empty batch or context, another D, zero or non-finite vectors, an
         impossible k; where k is asked for, also without the model's bank; for rerank=lane, where
         the model was logged without lanes.
         """
-        contexts_BTD = np.asarray(model_input, dtype=np.float32)
-        check_contexts(contexts_BTD, self.facts.dim)
-        unit_BTD = contexts_BTD / np.linalg.norm(contexts_BTD, axis=-1, keepdims=True)
-        k, order = int((params or {}).get("k", 0)), (params or {}).get("rerank", NONE)
-        self._check_order(order, k)
-        if k == 0:
-            return predict_contexts(self.model, unit_BTD)
-        index = self.index()
-        vector_BD = predict_contexts(self.model, unit_BTD)
-        if order == LANE:
-            row_BK, score_BK = self._by_lane(unit_BTD, vector_BD, k)
-        else:
-            row_BK, score_BK = index.search(vector_BD, k)
-        return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK}
+        try:
+            return self._answer(model_input, params or {})
+        except ValueError as error:
+            raise Refusal(str(error)) from error
 
-    def _check_order(self, order: str, k: int) -> None:
-        if order not in RERANKS:
-            raise ValueError(f"rerank: unknown {order!r}; choose one of {', '.join(RERANKS)}")
-        if order == LANE and k == 0:
-            raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
-        if order == LANE and self.reranker is None:
-            raise ValueError("rerank: the model was logged without lanes; ask with rerank=none")
-
-    def _by_lane(
-        self, unit_BTD: NDArray[np.float32], vector_BD: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best k of the best 200 with their new scores, (B, k)."""
-        assert self.reranker is not None
-        index = self.index()
-        row_BC, score_BC = index.search(vector_BD, max(k, min(SIZE, index.facts.num_passages)))
-        feature_BF = means_of(unit_BTD[:, -self.facts.ctx :])
-        log_p_BL = self.reranker.classifier.log_probability(feature_BF)
-        listed = Shortlist(row_BC, score_BC, np.zeros(row_BC.shape, bool))
-        weights = self.reranker.plain if self.row_correction is None else self.reranker.corrected
-        if self._code_N is None:
-            self._code_N = all_codes(index.bank)
-        new_BC = lane_scores(listed, log_p_BL, self._code_N, weights.tau * weights.beta)
-        best_BK = np.argsort(-new_BC, axis=1, kind="stable")[:, :k]
-        return (
-            np.take_along_axis(row_BC, best_BK, axis=1),
-            np.take_along_axis(new_BC, best_BK, axis=1),
+    def _answer(self, model_input: np.ndarray, params: Mapping[str, Any]) -> Answer:
+        wanted = Wanted(
+            int(params.get("k", 0)),
+            params.get("rerank", NONE),
+            bool(params.get("keep_context", False)),
         )
+        contexts_BTD, packed = np.asarray(model_input), params.get("packed", "")
+        if packed:
+            contexts_BTD = unpack(packed, contexts_BTD)
+        unit_BTD = unit_contexts(contexts_BTD, self.facts.dim)
+        retriever = None if wanted.k == 0 else self._opened()
+        vector_BD = predict_contexts(self.model, unit_BTD)
+        if retriever is None:
+            return vector_BD
+        row_BK, score_BK = retriever.best(unit_BTD, vector_BD, wanted)
+        found = [retriever.describe(*one) for one in zip(row_BK, score_BK, strict=True)]
+        lowest = np.finfo(np.float32).min  # JSON has no infinity
+        score_BK = np.maximum(score_BK, lowest)
+        return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK, "passages": found}
 
     def stream(self) -> Stream:
         """Return an empty stream of the model, bounded by the ctx that it was trained with."""
@@ -109,7 +97,10 @@ class ServedPredictor(PythonModel):
     def retrieve(
         self, vector_BD: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best k passages of predicted vectors as bank rows with scores, (B, k)."""
+        """Return the best k passages of predicted vectors as bank rows with scores, (B, k).
+
+        Nothing is left out: their contexts are not known here.
+        """
         return self.index().search(vector_BD, k)
 
     def index(self) -> ServingIndex:
@@ -117,12 +108,16 @@ class ServedPredictor(PythonModel):
 
         Raises ValueError where the bank is no longer at its path, or is another one by now.
         """
-        if self._index is None:
+        return self._opened().index
+
+    def _opened(self) -> Retriever:
+        if self._retriever is None:
             bank = open_bank(self.facts.bank)
             if bank.sha256 != self.facts.bank_sha256:
                 raise ValueError(
                     f"k: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than the "
                     f"model's ({self.facts.bank_sha256[:12]}); ask without k for vectors"
                 )
-            self._index = ensure_index(bank, self.model, self.facts, self.row_correction)
-        return self._index
+            index = ensure_index(bank, self.model, self.facts, self.row_correction)
+            self._retriever = Retriever(index, self.facts.ctx, self.reranker)
+        return self._retriever

@@ -47,6 +47,7 @@ def workplace(tmp_path_factory, empty_store):
     asked.to_parquet(folder / "old.parquet")
     asked.assign(split="test").to_parquet(folder / "test.parquet")
     np.save(folder / "nan.npy", np.full((3, 16), np.nan, np.float32))
+    np.save(folder / "good.npy", np.ones((3, 16), np.float32))
     np.save(folder / "narrow.npy", np.ones((3, 15), np.float32))
     (folder / "folder").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -188,6 +189,16 @@ CASES = {
         "queries: 58 val queries are left",
     ),
     "nothing to predict from": (predict, "--model ema --bank good", "exactly one of the two"),
+    "a text that is not there": (
+        predict,
+        "--model copy-last --bank good --ctx 20 --text missing.txt",
+        "text: missing.txt cannot be read: No such file or directory",
+    ),
+    "a free predictor re-ranked": (
+        predict,
+        "--model copy-last --bank good --ctx 20 --context good.npy --rerank lane",
+        "rerank: copy-last is fitted here without lanes; name a registered version",
+    ),
     "NaN in a context": (
         predict,
         "--model copy-last --bank good --ctx 20 --context nan.npy",

@@ -103,7 +103,13 @@ CONTRACT = {
     },
     "promote": {"version": "none", "reason": "none"},
     "rollback": {},
-    "predict": {"model": "models:/lvm@baseline", "text": "none", "context": "none", "k": "5"},
+    "predict": {
+        "model": "models:/lvm@baseline",
+        "text": "none",
+        "context": "none",
+        "k": "5",
+        "rerank": "none",
+    },
 }
 
 

@@ -2,18 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from entrypoints._inputs import Inputs
 from entrypoints._subjects import Subject
-from entrypoints.predict import passages, passages_table, shorten
+from entrypoints.predict import passages_table, shorten
 from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import CopyLast
 from lvm.models.table import FREE_MODELS
 from lvm.registry.registered import Predictor
+from lvm.retrieval.index import build_index
+from lvm.serving.passages import Retriever
 from lvm.windows.export import plan_windows
 
 
@@ -31,9 +32,8 @@ def test_all_that_was_fitted_on_another_bank_is_marked(name, tiny_bank):
 
 
 def test_rows_that_no_list_held_are_not_shown_as_passages(tiny_bank):
-    row_1K, score_1K = np.array([[7, -1]]), np.array([[0.5, -np.inf]])
-    index = SimpleNamespace(search=lambda prediction_1D, k: (row_1K, score_1K))
-    (found,) = passages(index, tiny_bank, np.zeros((1, 16)), 2)
+    retriever = Retriever(build_index(tiny_bank, lambda: None), 20, None)
+    (found,) = retriever.describe(np.array([7, -1]), np.array([0.5, -np.inf], np.float32))
     texts = tiny_bank.texts()
     assert found["row"] == 7 and found["text"] == texts[7] and found["score"] == 0.5
     assert found["lane"] == tiny_bank.lanes[tiny_bank.lane_N[7]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lvm import tracking
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.store import open_bank
 from lvm.checkpoint.facts import facts_of
 from lvm.lanes.classifier import means_of
@@ -129,6 +130,35 @@ def test_k_asks_for_passages_with_corrected_scores(served, workplace, correction
     row_BK, score_BK = expected_passages(workplace, correction)
     assert np.array_equal(answer["rows"], row_BK)
     np.testing.assert_allclose(answer["scores"], score_BK, rtol=0, atol=1e-6)
+
+
+def test_passages_that_the_context_holds_are_left_out(served, workplace):
+    """Vectors that lie between bank rows are answered by these very rows first."""
+    bank = open_bank(workplace / "bank")
+    context_1TD = bank.unit(slice(200, 300))[None]
+    kept = served.predict(context_1TD, params={"k": 60, "keep_context": True})
+    found = served.predict(context_1TD, params={"k": 60})
+    cosine_KT = bank.unit(kept["rows"][0]) @ context_1TD[0].T
+    is_held_K = (cosine_KT >= SAME_SCORE).any(axis=1)
+    assert is_held_K.any()
+    others = kept["rows"][0][~is_held_K]
+    assert found["rows"][0][: len(others)].tolist() == others.tolist()
+    assert (found["rows"] >= 0).all() and len(set(found["rows"][0])) == 60
+    assert not (bank.unit(found["rows"][0]) @ context_1TD[0].T >= SAME_SCORE).any()
+
+
+def test_where_the_context_holds_all_but_some_the_rest_is_padded(served, workplace):
+    bank = open_bank(workplace / "bank")
+    found = served.predict(bank.unit(slice(0, bank.num_rows - 600))[None], params={"k": 1000})
+    is_found_K = found["rows"][0] >= 0
+    assert 500 < is_found_K.sum() <= 600 and len(found["passages"][0]) == is_found_K.sum()
+    assert (found["scores"][0][~is_found_K] == np.finfo(np.float32).min).all()
+
+
+def test_vectors_of_extreme_length_are_scaled(served):
+    for scale in (1e-30, 1e30):
+        scaled = served.predict(contexts() * np.float32(scale))
+        assert np.allclose(scaled, served.predict(contexts()), atol=1e-5)
 
 
 def test_an_answer_with_passages_is_json(served):

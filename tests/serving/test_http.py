@@ -1,0 +1,158 @@
+"""The baseline behind `mlflow models serve`: what is answered over HTTP, what is refused."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.http import ask, http_server, json_body, packed_body
+from lvm import tracking
+from lvm.checkpoint.facts import facts_of
+from lvm.lanes.reranking import reranker_if_lanes
+from lvm.models.baselines import MovingAverage
+from lvm.prediction.predict import predict_contexts
+from lvm.registry import alias, registered
+from lvm.windows.export import plan_windows
+from tests.conftest import copy_store
+from tests.synthetic import make_bank
+
+pytestmark = pytest.mark.slow
+
+DIM = 16
+CONTEXT_BTD = np.random.default_rng(0).standard_normal((2, 30, DIM)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return make_bank(tmp_path_factory.mktemp("http") / "bank")
+
+
+@pytest.fixture(scope="module")
+def address(empty_store, bank):
+    """A server of the baseline, with pickle switched off."""
+    windows = plan_windows(bank, 50)
+    folder, model = bank.path.parent, MovingAverage(DIM)
+    no_correction = np.tile(np.array([1, 0], np.float32), (bank.num_rows, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder / "store", patch)
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.chdir(folder)
+        facts = facts_of("ema", "none", bank, windows)
+        reranker = reranker_if_lanes(model, bank, windows, no_correction)
+        with tracking.run("train", {}):
+            model_id = registered.log_predictor(model, facts, reranker=reranker)
+            version = registered.register(model_id, facts)
+        alias.promote(version, None, {})
+        with http_server(registered.BASELINE_URI, folder / "server.log") as address:
+            yield address
+
+
+@pytest.mark.parametrize("body_of", [json_body, packed_body])
+@pytest.mark.parametrize("time", [1, 30])
+def test_contexts_of_any_length_are_answered_with_vectors(address, body_of, time):
+    status, answer = ask(address, body_of(CONTEXT_BTD[:, -time:]))
+    assert status == 200
+    unit_BTD = CONTEXT_BTD / np.linalg.norm(CONTEXT_BTD, axis=-1, keepdims=True)
+    expected_BD = predict_contexts(MovingAverage(DIM), unit_BTD[:, -time:])
+    assert np.allclose(json.loads(answer)["predictions"], expected_BD, atol=1e-6)
+
+
+@pytest.mark.parametrize("body_of", [json_body, packed_body])
+@pytest.mark.parametrize("rerank", ["none", "lane"])
+def test_passages_come_with_text_and_origin(address, bank, body_of, rerank):
+    status, answer = ask(address, body_of(CONTEXT_BTD, k=3, rerank=rerank))
+    assert status == 200
+    found = json.loads(answer)["predictions"]
+    assert np.shape(found["vectors"]) == (2, DIM)
+    for row_K, score_K, passages in zip(
+        found["rows"], found["scores"], found["passages"], strict=True
+    ):
+        assert [one["row"] for one in passages] == row_K and score_K == sorted(score_K)[::-1]
+        assert [one["text"] for one in passages] == [f"Sentence number {row}." for row in row_K]
+        lanes = [bank.lanes[code] for code in bank.lane_N[row_K]]
+        assert [one["lane"] for one in passages] == lanes
+        assert {"score", "document", "sequence"} <= passages[0].keys()
+
+
+def test_both_ways_are_the_same_answer(address):
+    answers = [ask(address, body_of(CONTEXT_BTD, k=3)) for body_of in (json_body, packed_body)]
+    assert answers[0] == answers[1]
+
+
+def changed(value: float) -> np.ndarray:
+    context_BTD = CONTEXT_BTD.copy()
+    context_BTD[0, 3] = value
+    return context_BTD
+
+
+def packed_text(text: str) -> bytes:
+    body = json.loads(packed_body(CONTEXT_BTD))
+    body["params"]["packed"] = text
+    return json.dumps(body).encode()
+
+
+OWN = {
+    "NaN": (json_body(changed(np.nan)), "hold NaN or infinite"),
+    "packed NaN": (packed_body(changed(np.nan)), "hold NaN or infinite"),
+    "zero vector": (json_body(changed(0)), "hold a zero vector"),
+    "packed in a model that does not read it": (
+        json_body(np.zeros((2, 1, DIM))),
+        "hold a zero vector",
+    ),
+    "k below 0": (json_body(CONTEXT_BTD, k=-1), "k: -1 is outside 0 ... 1,000"),
+    "huge k": (json_body(CONTEXT_BTD, k=10**9), "k: 1000000000 is outside 0 ... 1,000"),
+    "unknown order": (json_body(CONTEXT_BTD, k=2, rerank="x"), "rerank: unknown 'x'"),
+    "order of nothing": (json_body(CONTEXT_BTD, rerank="lane"), "give k too"),
+    "no base64": (packed_text("a*b"), "packed: is no base64 text"),
+    "half a vector": (
+        packed_text(base64.b64encode(bytes(100)).decode()),
+        "packed: 100 bytes are not float32 values for 2 x time x 16, a multiple of 128 bytes",
+    ),
+    "too long": (packed_text("A" * (90 * 2**20)), "packed: is longer than 64 MiB"),
+    "inputs beside packed": (
+        json_body(CONTEXT_BTD, packed="AAAA"),
+        "as inputs give zeros, (batch, 1, dim)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_what_cannot_be_answered_is_refused_in_one_line(address, case):
+    body, reason = OWN[case]
+    status, answer = ask(address, body)
+    refused = json.loads(answer)
+    assert status == 400 and refused["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert reason in refused["message"] and len(refused["message"].splitlines()) == 1
+    assert "Traceback" not in answer.decode() and len(answer) < 400
+
+
+SCHEMA = {
+    "another D": (json_body(CONTEXT_BTD[..., 1:]), "does not match expected shape"),
+    "no batch": (json_body(CONTEXT_BTD[0]), "does not match expected shape"),
+    "empty batch": (b'{"inputs": []}', "suggests a numpy array input"),
+    "empty context": (json_body(CONTEXT_BTD[:, :0]), "does not match expected shape"),
+    "ragged lists": (
+        json.dumps({"inputs": [CONTEXT_BTD[0].tolist(), CONTEXT_BTD[1, 1:].tolist()]}).encode(),
+        "inhomogeneous shape",
+    ),
+    "strings": (b'{"inputs": [[["a", "b"]]]}', "could not convert string to float"),
+    "k that is a word": (json_body(CONTEXT_BTD, k="three"), "Invalid parameters found"),
+    "no inputs": (b"{}", "exactly one of the input fields"),
+    "no JSON": (b"{", "valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMA)
+def test_what_breaks_the_signature_is_refused_by_mlflow(address, case):
+    body, reason = SCHEMA[case]
+    status, answer = ask(address, body)
+    assert status == 400 and reason in json.loads(answer)["message"]
+    assert "Traceback" not in answer.decode()
+
+
+def test_unknown_parameters_are_left_aside_by_mlflow(address):
+    assert ask(address, json_body(CONTEXT_BTD, K=3)) == ask(address, json_body(CONTEXT_BTD))
