@@ -60,7 +60,7 @@ def judge(fitted: Fitted, optimised: Optimised, asked: Asked, rules: ScalingRule
     """
     data, parameters, steps = fitted.data, fitted.parameters, optimised.steps
     gains = f"twice the data: {points(data)}; twice the parameters: {points(parameters)}"
-    if steps.low > 0 and steps.mean > max(data.mean, parameters.mean, rules.saturated_gain):
+    if steps.low > max(data.mean, parameters.mean, rules.saturated_gain):
         return Verdict(
             NOT_OPTIMISED,
             f"Not optimised: the second half of the optimiser steps gained "

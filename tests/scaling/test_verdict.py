@@ -45,7 +45,8 @@ def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
 def test_the_limit_is_found_in_nine_of_ten_grids_and_never_another(truth):
-    found = [verdict_of(CURVES[truth], seed, num_queries=10_000) for seed in SEEDS]
+    """With three seeds a saturated grid is called so in seven of ten, else inconclusive."""
+    found = [verdict_of(CURVES[truth], seed, 4, num_queries=10_000) for seed in SEEDS]
     assert found.count(truth) >= 9, found
     assert set(found) <= {truth, INCONCLUSIVE}
 
