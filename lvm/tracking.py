@@ -21,7 +21,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_DIRTY, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_DIRTY,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_RUN_NAME,
+)
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
@@ -196,8 +201,10 @@ def find_finished_children(tag: str, value: str, entry: str) -> list[str]:
     The latest launching run comes first; how it ended itself does not matter.
     """
     children = [child for run in _tagged(tag, value) for child in _child_runs(run.info.run_id)]
-    found = (child.info for child in children if child.info.status == FINISHED)
-    return [info.run_id for info in found if info.run_name == entry]
+    found = [
+        child for child in children if child.data.tags.get(MLFLOW_PROJECT_ENTRY_POINT) == entry
+    ]
+    return [child.info.run_id for child in found if child.info.status == FINISHED]
 
 
 def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:

@@ -1,7 +1,7 @@
 """Warnings drawn from the plan of a training, then from its history."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lvm.training.plan import TrainingPlan
 
@@ -9,6 +9,7 @@ from lvm.training.plan import TrainingPlan
 MIN_STEPS = 300
 MIN_EXAMPLES = 5000
 MIN_NEGATIVES = 63
+NOTABLE_FALL = 0.005  # of Hit@5
 VISIBLE_DIFFERENCE = 0.02  # of Hit@5: what a validation should be able to see
 
 
@@ -52,8 +53,8 @@ def validation_warnings(
     needed = math.ceil(num_queries * (detectable / wanted) ** 2)
     return [
         f"validation is too small: {num_queries:,} queries see a difference of Hit@5 from "
-        f"{100 * detectable:.1f} points on; about {needed:,} queries would see "
-        f"{100 * wanted:.0f} points"
+        f"{100 * detectable:.1f} points on; about {needed:,} queries, from as many times the "
+        f"documents, would see {100 * wanted:.0f} points"
     ]
 
 
@@ -62,12 +63,17 @@ def epoch_warnings(history: Sequence[dict[str, float]], best_epoch: int) -> list
     warnings = []
     if best_epoch == 1 and len(history) > 1:
         warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
-    last = history[-1] if history else {}
-    best = next((record for record in history if record["epoch"] == best_epoch), last)
-    if last.get("val/cosine", 0) > best.get("val/cosine", 0) and best is not last:
-        if last["val/hit_at_5"] < best["val/hit_at_5"]:
-            warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
+    best = next((record for record in history if record["epoch"] == best_epoch), {})
+    later = (record for record in history if record["epoch"] > best_epoch)
+    if any(_rose_while_hits_fell(best, record) for record in later):
+        warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
     return warnings
+
+
+def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
+    """Any epoch after the best has fewer hits by definition: only a fall of some size counts."""
+    has_fallen = later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
+    return has_fallen and later.get("val/cosine", 0) > best.get("val/cosine", 0)
 
 
 def warnings_by_now(

@@ -41,7 +41,7 @@ def test_the_old_phase_is_doubted_in_three_ways_before_it_begins() -> None:
 def test_a_small_validation_names_the_queries_that_would_do() -> None:
     (sentence,) = validation_warnings(58, 0.18)
     assert "58 queries see a difference of Hit@5 from 18.0 points on" in sentence
-    assert f"about {math.ceil(58 * 81):,} queries would see 2 points" in sentence
+    assert f"about {math.ceil(58 * 81):,} queries, from as many times the documents" in sentence
     assert validation_warnings(5000, 0.02) == []
     assert validation_warnings(5000, 0.0) == []
 
@@ -63,6 +63,22 @@ def test_cosine_that_rises_while_hits_fall_is_told() -> None:
     (sentence,) = epoch_warnings(history, 2)
     assert sentence.startswith("val cosine rose while Hit@5 fell")
     assert epoch_warnings([record(1, 0.1, 0.1), record(2, 0.2, 0.2)], 2) == []
+
+
+def test_a_fall_within_the_noise_of_epochs_is_not_told() -> None:
+    assert (
+        epoch_warnings([record(1, 0.2, 0.1), record(2, 0.21, 0.1), record(3, 0.208, 0.2)], 2) == []
+    )
+
+
+def test_a_fall_between_two_epochs_is_told_at_the_end() -> None:
+    history = [
+        record(1, 0.2, 0.1),
+        record(2, 0.21, 0.1),
+        record(3, 0.18, 0.2),
+        record(4, 0.209, 0.1),
+    ]
+    assert len(epoch_warnings(history, 2)) == 1
 
 
 def test_few_steps_taken_are_told_where_more_were_planned() -> None:
