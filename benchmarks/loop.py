@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm import tracking
+from lvm import past_runs, tracking
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.ingest import existing_bank, row_names
 from lvm.seeding import generator
@@ -105,7 +105,7 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
     query = f"params.report = '{report}' and params.model = '{model}' and params.split = 'val'"
     for run in client.search_runs(everywhere, query):
         try:
-            if tracking.read_json(run.info.run_id, "report.json") == contents:
+            if past_runs.read_json(run.info.run_id, "report.json") == contents:
                 return str(run.info.run_id)
         except ValueError:  # this run ended before its report
             continue

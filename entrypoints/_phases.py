@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from entrypoints._candidates import split_seed
 from entrypoints.train import TrainOptions
-from lvm import tracking
+from lvm import past_runs, tracking
 from lvm.bank.store import Bank
 from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import LANE, NONE
@@ -144,7 +144,7 @@ def train_all(jobs: Sequence[Job]) -> list[Done]:
 def train_or_find(job: Job) -> Done:
     """Return the latest whole training of these inputs; launch it where there is none."""
     with one_at_a_time(job.sha256, f"phase {job.name}"):
-        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
+        for run_id in past_runs.find_finished(TRAINING_TAG, job.sha256):
             try:
                 done = read_done(run_id)
             except ValueError as error:
@@ -173,7 +173,7 @@ def read_done(run_id: str) -> Done:
     """Read what a training left; register its model where that was left out."""
     card = registered.read_card(reference(run_id))
     assert card.model_id is not None
-    report = tracking.read_json(run_id, "report.json")
+    report = past_runs.read_json(run_id, "report.json")
     version = registered.version_of(card.model_id)
     version = version or registered.register(card.model_id, card.facts)
     return Done(run_id, card.model_id, version, report)
@@ -213,7 +213,7 @@ def shadow_or_find(
 
 def standing_replay(key: str, promote: str) -> Shadow | None:
     """Return the latest replay of this key that can be read and stands."""
-    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY):
+    for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY):
         try:
             found = read_shadow(run_id)
         except ValueError as error:
@@ -226,8 +226,8 @@ def standing_replay(key: str, promote: str) -> Shadow | None:
 
 def read_shadow(run_id: str) -> Shadow:
     """Read what a replay left; raises ValueError where a part of it cannot be read."""
-    report = tracking.read_json(run_id, "report.json")
-    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
+    report = past_runs.read_json(run_id, "report.json")
+    return Shadow(run_id, report, past_runs.read_frame(run_id, "per_query.parquet"))
 
 
 def replay_stands(replay: dict[str, Any], promote: str) -> bool:

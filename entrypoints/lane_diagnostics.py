@@ -12,7 +12,7 @@ from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from entrypoints._subjects import Subject, open_subject
-from lvm import tracking
+from lvm import past_runs, tracking
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
 from lvm.lanes.agreement import Agreement, lane_agreement
@@ -137,13 +137,13 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
 
 def measured_by(run_id: str) -> Answers:
     """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
-    report, config = tracking.read_json(run_id, "report.json"), tracking.read_json(run_id)
+    report, config = past_runs.read_json(run_id, "report.json"), past_runs.read_json(run_id)
     tracking.log_config(config | {"eval_run": run_id})
     bank = read_bank(config["bank"])
     if bank.sha256 != report["bank_sha256"]:
         raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
     subject = open_subject(config["model"], config["bank"], config["ctx"])
-    prediction_QD = tracking.read_array(run_id, "predictions.npy")
+    prediction_QD = past_runs.read_array(run_id, "predictions.npy")
     queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)
     again_QD = predict_queries(subject.predictor.model, bank, queries)
     cosine_Q = np.einsum("qd,qd->q", again_QD, prediction_QD[: len(queries)])
@@ -152,9 +152,9 @@ def measured_by(run_id: str) -> Answers:
             f"eval_run: {run_id} was measured with another model than {config['model']} is now; "
             "run eval again"
         )
-    by_name = dict(iter(tracking.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
+    by_name = dict(iter(past_runs.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
     tables = {str(name): table.reset_index(drop=True) for name, table in by_name.items()}
-    correction = tracking.read_array(run_id, "row_correction.npy")
+    correction = past_runs.read_array(run_id, "row_correction.npy")
     return Answers(subject, report, tables, config["split"], prediction_QD, correction)
 
 

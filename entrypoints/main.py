@@ -7,7 +7,7 @@ from typing import Any
 from entrypoints._inputs import DEFAULT_BANK
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
-from lvm import tracking
+from lvm import past_runs, tracking
 from lvm.registry import alias
 
 
@@ -63,9 +63,9 @@ def body(options: MainOptions) -> None:
     runs["eval"] = tracking.launch("eval", {"model": trained})
     runs["lane-diagnostics"] = tracking.launch("lane-diagnostics", {"eval_run": runs["eval"]})
     runs["shadow-eval"] = tracking.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
-    summary = tracking.read_text(runs["shadow-eval"], "shadow.txt")
+    summary = past_runs.read_text(runs["shadow-eval"], "shadow.txt")
     tracking.log_text(summary, "shadow.txt")
-    shadow = tracking.read_json(runs["shadow-eval"], "report.json")
+    shadow = past_runs.read_json(runs["shadow-eval"], "report.json")
     publish({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
     print(f"\nopen the runs in the MLflow UI:  {tracking.ui_command()}")
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import numpy as np
-import pandas as pd
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.exceptions import MlflowException
@@ -24,7 +22,6 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_DIRTY,
     MLFLOW_PARENT_RUN_ID,
-    MLFLOW_PROJECT_ENTRY_POINT,
     MLFLOW_RUN_NAME,
 )
 
@@ -39,7 +36,6 @@ if TYPE_CHECKING:  # most runs draw nothing
 StoreError = MlflowException
 SQLITE = "sqlite:///"
 DIGEST_LENGTH = 36
-FINISHED = RunStatus.to_string(RunStatus.FINISHED)
 NOISY_LOGGERS = ("mlflow", "alembic")
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -127,7 +123,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
             run_name=entry,
         )
     except mlflow.exceptions.ExecutionException:
-        reasons = [r.data.tags.get("error", "see above") for r in _child_runs(active_run_id())]
+        reasons = [r.data.tags.get("error", "see above") for r in child_runs(active_run_id())]
         raise ValueError(f"{entry} failed: {reasons[0]}") from None
     return str(submitted.run_id)
 
@@ -190,23 +186,6 @@ def set_tags(tags: Mapping[str, str]) -> None:
     mlflow.set_tags(dict(tags))
 
 
-def find_finished(tag: str, value: str) -> list[str]:
-    """Return the finished runs, beside the open one, whose `tag` has this value, latest first."""
-    return [run.info.run_id for run in _tagged(tag, value) if run.info.status == FINISHED]
-
-
-def find_finished_children(tag: str, value: str, entry: str) -> list[str]:
-    """Return the finished runs of `entry` launched by runs whose `tag` has this value.
-
-    The latest launching run comes first; how it ended itself does not matter.
-    """
-    children = [child for run in _tagged(tag, value) for child in _child_runs(run.info.run_id)]
-    found = [
-        child for child in children if child.data.tags.get(MLFLOW_PROJECT_ENTRY_POINT) == entry
-    ]
-    return [child.info.run_id for child in found if child.info.status == FINISHED]
-
-
 def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:
     """Log a report as a JSON artifact."""
     mlflow.log_dict(dict(report), name)
@@ -229,29 +208,6 @@ def log_file(name: str, write: Callable[[Path], object]) -> None:
         mlflow.log_artifact(str(Path(folder) / name))
 
 
-def read_text(run_id: str, name: str) -> str:
-    """Return a text artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _download(run_id, name, folder).read_text()
-
-
-def read_json(run_id: str, name: str = "config.json") -> dict[str, Any]:
-    """Return a JSON artifact of a run; raises ValueError where there is none."""
-    return dict(json.loads(read_text(run_id, name)))
-
-
-def read_frame(run_id: str, name: str) -> pd.DataFrame:
-    """Return a parquet artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return pd.read_parquet(_download(run_id, name, folder))
-
-
-def read_array(run_id: str, name: str) -> np.ndarray:
-    """Return a .npy artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return np.asarray(np.load(_download(run_id, name, folder), allow_pickle=False))
-
-
 def active_run_id() -> str:
     """Return the id of the open run."""
     active = mlflow.active_run()
@@ -259,19 +215,21 @@ def active_run_id() -> str:
     return str(active.info.run_id)
 
 
+def child_runs(run_id: str) -> list[Any]:
+    """Return the runs nested under `run_id`, the latest first."""
+    return matching(run_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
+
+
+def matching(run_id: str, query: str) -> list[Any]:
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
+
+
 def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     known = mlflow.get_run(active_run_id())
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(MLFLOW_RUN_NAME, entry)
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
-
-
-def _download(run_id: str, name: str, folder: str) -> Path:
-    try:
-        found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
-    except (MlflowException, OSError):
-        raise ValueError(f"run {run_id}: there is no such run with an artifact {name}") from None
-    return Path(found)
 
 
 def _source_tags() -> dict[str, str]:
@@ -305,22 +263,7 @@ def _log_dataset(
     return dataset
 
 
-def _tagged(tag: str, value: str) -> list[Any]:
-    """Return the runs of the open one's experiment whose `tag` has this value, latest first."""
-    return _matching(active_run_id(), f"tags.`{tag}` = '{value}'")
-
-
-def _child_runs(run_id: str) -> list[Any]:
-    """Return the runs nested under `run_id`, the latest first."""
-    return _matching(run_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
-
-
-def _matching(run_id: str, query: str) -> list[Any]:
-    experiment = mlflow.get_run(run_id).info.experiment_id
-    return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
-
-
 def _end_child_runs(run_id: str) -> None:
-    for child in _child_runs(run_id):
+    for child in child_runs(run_id):
         if not RunStatus.is_terminated(RunStatus.from_string(child.info.status)):
             MlflowClient().set_terminated(child.info.run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -49,6 +49,7 @@ ORDER = {
         "scaling_figures evaluation lanes controls reranking decision shadow phases scaling"
     ),
     "tracking": "",
+    "past_runs": "",
     "registry": "alias registered settling",
     "serving": "refusal packed passages predictor logged",
 }
@@ -60,6 +61,7 @@ PLACES = [
 PACKAGES = {"lvm", "entrypoints", *(f"lvm.{name}" for name, files in ORDER.items() if files)}
 MLFLOW_FILES = {
     "lvm/tracking.py",
+    "lvm/past_runs.py",
     "lvm/registry/alias.py",
     "lvm/registry/registered.py",
     "lvm/serving/refusal.py",

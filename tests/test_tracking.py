@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm import tracking
+from lvm import past_runs, tracking
 from lvm.bank.store import write_bank
 from lvm.checkout import is_dirty
 from lvm.stopping import SIGNALS, Stopped, remember_signals
@@ -61,7 +61,7 @@ def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store)
     assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
     dirty = {True: "true", False: "false", None: None}[is_dirty()]
     assert run.data.tags.get("mlflow.source.git.dirty") == dirty
-    assert json.loads(tracking.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
+    assert json.loads(past_runs.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
 
 
 def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeypatch):
@@ -86,7 +86,7 @@ def test_an_exception_fails_the_run_with_its_reason(store):
     run = finished(run_id)
     assert run.info.status == "FAILED"
     assert run.data.tags["error"] == "bank: no such bank anywhere"
-    assert "Traceback" in tracking.read_text(run_id, "error.txt")
+    assert "Traceback" in past_runs.read_text(run_id, "error.txt")
 
 
 def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monkeypatch):
@@ -186,8 +186,8 @@ def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
         raise ValueError("failed")
     with tracking.run("phases", {}):
         tracking.set_tags({"key": "x"})
-        assert tracking.find_finished("key", "x") == [made["newer"], made["older"]]
-        assert tracking.find_finished("key", "z") == []
+        assert past_runs.find_finished("key", "x") == [made["newer"], made["older"]]
+        assert past_runs.find_finished("key", "z") == []
 
 
 def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
@@ -202,7 +202,7 @@ def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
     with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
         pass
     with tracking.run("phases", {}):
-        assert tracking.find_finished_children("key", "x", "shadow-eval") == [found]
+        assert past_runs.find_finished_children("key", "x", "shadow-eval") == [found]
 
 
 def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
