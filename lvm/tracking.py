@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_DIRTY, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # most runs draw nothing
 StoreError = MlflowException
 SQLITE = "sqlite:///"
 DIGEST_LENGTH = 36
+ENTRY = "entry"
 NOISY_LOGGERS = ("mlflow", "alembic")
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -48,9 +49,8 @@ def configure(root: Path | None = None) -> str:
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = (
-        os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
-    )
+    own = f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
     if uri.startswith(SQLITE):
         _prepare_sqlite(uri)
     mlflow.set_tracking_uri(uri)
@@ -73,7 +73,9 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     if "MLFLOW_RUN_ID" in os.environ:
         follow_parent()
     configure()
-    run_id = mlflow.start_run(tags=_source_tags()).info.run_id
+    dirty = is_dirty()
+    tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
+    run_id = mlflow.start_run(tags=tags).info.run_id
     status = RunStatus.FAILED
     try:
         with stoppable():
@@ -112,14 +114,9 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     print(f"\n== {entry} {words}", flush=True)
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     os.environ["PATH"] = os.pathsep.join(folders)
+    root, named = str(project_root()), {"parameters": dict(parameters), "run_name": entry}
     try:
-        submitted = mlflow.projects.run(
-            str(project_root()),
-            entry,
-            parameters=dict(parameters),
-            env_manager="local",
-            run_name=entry,
-        )
+        submitted = mlflow.projects.run(root, entry, env_manager="local", **named)
     except mlflow.exceptions.ExecutionException:
         reasons = [r.data.tags.get("error", "see above") for r in _child_runs(active_run_id())]
         raise ValueError(f"{entry} failed: {reasons[0]}") from None
@@ -149,7 +146,7 @@ def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = (
 
 def log_bank(bank: Bank, context: str) -> Dataset:
     """Log the bank as a dataset under its own sha256; return the dataset, to go with metrics."""
-    mlflow.set_tag("bank_sha256", bank.sha256)
+    mlflow.set_tags({"bank": bank.path.name, "bank_sha256": bank.sha256})
     profile = {"rows": bank.num_rows, "dim": bank.dim, "sha256": bank.sha256}
     return _log_dataset(
         "bank", bank.path, bank.sha256, profile | {"encoder": bank.encoder}, context
@@ -158,7 +155,8 @@ def log_bank(bank: Bank, context: str) -> Dataset:
 
 def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
     """Log the windows as a dataset under their own sha256; tag the run leaky where they are."""
-    mlflow.set_tags({"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()})
+    tags = {"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()}
+    mlflow.set_tags(tags | {"ctx": windows.ctx})
     profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
     profile |= {"bank_sha256": windows.bank_sha256}
     return _log_dataset("windows", path, windows.sha256, profile, context)
@@ -177,6 +175,18 @@ def log_metrics(
     """
     named = {NOT_IN_NAMES.sub("_", name): value for name, value in figures.items()}
     mlflow.log_metrics(named, step=step, model_id=model_id, dataset=dataset)
+
+
+def name_run(words: str) -> None:
+    """Put `words` behind the entry point in the run's name, unless its user has named it."""
+    known = mlflow.get_run(active_run_id())
+    if known.info.run_name == known.data.tags[ENTRY]:
+        mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, f"{known.info.run_name} {words}")
+
+
+def describe_run(markdown: str) -> None:
+    """Make `markdown` the description at the top of the run's page."""
+    mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NOTE, markdown)
 
 
 def set_tags(tags: Mapping[str, str]) -> None:
@@ -209,6 +219,11 @@ def log_text(text: str, name: str) -> None:
     mlflow.log_text(text, name)
 
 
+def log_table(table: pd.DataFrame, name: str) -> None:
+    """Log a table as an artifact that the run's page shows as one."""
+    mlflow.log_table(table, name)
+
+
 def log_figure(figure: "Figure", name: str) -> None:
     """Log a matplotlib figure as an artifact."""
     mlflow.log_figure(figure, name)
@@ -223,8 +238,7 @@ def log_file(name: str, write: Callable[[Path], object]) -> None:
 
 def read_text(run_id: str, name: str) -> str:
     """Return a text artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _download(run_id, name, folder).read_text()
+    return str(_read(run_id, name, Path.read_text))
 
 
 def read_json(run_id: str, name: str = "config.json") -> dict[str, Any]:
@@ -234,14 +248,12 @@ def read_json(run_id: str, name: str = "config.json") -> dict[str, Any]:
 
 def read_frame(run_id: str, name: str) -> pd.DataFrame:
     """Return a parquet artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return pd.read_parquet(_download(run_id, name, folder))
+    return pd.DataFrame(_read(run_id, name, pd.read_parquet))
 
 
 def read_array(run_id: str, name: str) -> np.ndarray:
     """Return a .npy artifact of a run; raises ValueError where there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return np.asarray(np.load(_download(run_id, name, folder), allow_pickle=False))
+    return np.asarray(_read(run_id, name, np.load))
 
 
 def active_run_id() -> str:
@@ -254,21 +266,19 @@ def active_run_id() -> str:
 def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     known = mlflow.get_run(active_run_id())
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
-        mlflow.set_tag(MLFLOW_RUN_NAME, entry)
+        mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
+    mlflow.set_tag(ENTRY, entry)
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 
-def _download(run_id: str, name: str, folder: str) -> Path:
-    try:
-        found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
-    except (MlflowException, OSError):
-        raise ValueError(f"run {run_id}: there is no such run with an artifact {name}") from None
-    return Path(found)
-
-
-def _source_tags() -> dict[str, str]:
-    dirty = is_dirty()
-    return {} if dirty is None else {MLFLOW_GIT_DIRTY: str(dirty).lower()}
+def _read(run_id: str, name: str, read: Callable[[Path], Any]) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
+        except (MlflowException, OSError):
+            told = f"run {run_id}: there is no such run with an artifact {name}"
+            raise ValueError(told) from None
+        return read(Path(found))
 
 
 def _prepare_sqlite(uri: str) -> None:
@@ -300,7 +310,7 @@ def _log_dataset(
 def _child_runs(run_id: str) -> list[Any]:
     """Return the runs nested under `run_id`, the latest first."""
     experiment = mlflow.get_run(run_id).info.experiment_id
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+    query = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
     return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
 
 

@@ -39,17 +39,19 @@ ORDER = {
     "retrieval": "search competition exact shortlist hubness structures index",
     "statistics": "",
     "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
-    "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
+    "evaluation": (
+        "answers cold_latency free_predictors evaluate examples reranked controls served_latency"
+    ),
     "scaling": "fractions store cells optimised fit verdict grid",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "phases": "table published measured old_gates",
     "report": (
         "canvas tables figures expert_figures lane_figures shadow_figures phase_figure "
-        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling"
+        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes"
     ),
     "tracking": "",
-    "registry": "alias registered settling",
+    "registry": "page alias registered settling",
     "serving": "predictor logged",
 }
 PLACES = [

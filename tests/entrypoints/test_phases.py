@@ -100,7 +100,7 @@ def test_an_interrupted_table_goes_on_where_it_was(workplace, capsys):
     assert report["phases"][2]["same_as"] == "2"
     assert report["decision"]["promote"], "so that the rerun meets a baseline of its own"
     found = MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
-    names = [run.info.run_name for run in found]
+    names = [run.data.tags["entry"] for run in found]
     assert names == ["phases", "train", "phases", "train", "shadow-eval", "phases"]
     check_training(found[1])
     check_parent(found[5])
