@@ -55,7 +55,8 @@ def measure_subject(subject: Subject, options: MeasureOptions) -> Measurement:
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     shown = vars(options) | {"ctx": windows.ctx, "bank": str(bank.path)}
     tracking.log_config(shown | plan)
-    tracking.set_tags({"model": subject.name, "leaky": str(subject.is_leaky()).lower()})
+    tracking.name_run(f"{subject.name} ctx {windows.ctx} {options.split}")
+    tracking.set_tags(subject.tags())
     report, evaluations = evaluate(
         subject.name, subject.predictor.model, bank, windows, options.split, options.max_queries
     )

@@ -21,6 +21,12 @@ class Subject:
     predictor: Predictor
     inputs: Inputs
 
+    def tags(self) -> dict[str, str]:
+        """Return what the run list tells of the predictor, beside the tags of its inputs."""
+        facts = self.predictor.facts
+        tags = {"model": self.name, "phase": facts.phase, "recipe": facts.recipe}
+        return tags | {"leaky": str(self.is_leaky()).lower()}
+
     def is_leaky(self) -> bool:
         """Tell whether the predictor may have been trained on the answers.
 

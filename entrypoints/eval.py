@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
@@ -13,6 +14,7 @@ from entrypoints._reports import HITS, publish
 from entrypoints._subjects import open_subject
 from lvm import tracking
 from lvm.evaluation.controls import run_controls
+from lvm.evaluation.examples import example_table
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
 from lvm.lanes.classifier import check_lanes
@@ -20,6 +22,7 @@ from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import context_figure
+from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
 from lvm.retrieval.index import DEPTH, agreement, ensure_index
 from lvm.retrieval.search import top_rows
@@ -46,6 +49,7 @@ def body(options: EvalOptions) -> None:
     tracking.log_file(MEASURED, measurement.long_table().to_parquet)
     tracking.log_file("predictions.npy", lambda path: np.save(path, own.predictions))
     tracking.log_file("row_correction.npy", lambda path: np.save(path, own.row_correction))
+    tracking.log_table(examples(measurement, options.split), "examples.json")
     table = evaluation_table(measurement.report)
     print(table, flush=True)
     report = measurement.report
@@ -64,7 +68,15 @@ def body(options: EvalOptions) -> None:
         print(f"\n{shown}")
         table += f"\n\n{shown}"
     tracking.log_text(table + "\n", "eval.txt")
+    tracking.describe_run(evaluation_note(report))
     publish(report, options.report)
+
+
+def examples(measurement: Measurement, split: str) -> pd.DataFrame:
+    """Return some of the hits, some of the misses, with what was read and found."""
+    inputs, own = measurement.subject.inputs, measurement.evaluations[0]
+    queries = inputs.windows.queries[split].head(len(own.per_query))
+    return example_table(own, queries, inputs.bank, inputs.windows)
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, ma
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import tracking
+from lvm.report.notes import counts_note
 from lvm.windows.planning import SPLIT_KINDS
 from lvm.windows.splits import SPLITS
 
@@ -37,6 +38,9 @@ def body(options: ExportOptions) -> None:
     report = export_report(inputs)
     tracking.log_metrics({f"windows/{k}": v for k, v in inputs.windows.counts.items()})
     print_counts(report)
+    tracking.name_run(f"ctx {options.ctx} {options.split}")
+    leaks = "LEAKY (split=random)" if report["leaky"] else "no leak"
+    tracking.describe_run(counts_note(inputs.windows.counts, [f"audit: {leaks}"]))
     publish(report, options.report)
 
 

@@ -13,6 +13,7 @@ from lvm.chains.ingest import ChainReport, ingest_chains
 from lvm.chains.plan import ChainPlan, holds_chains
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
+from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN, TEXT, table
 
 SHOWN = 12
@@ -71,6 +72,7 @@ def body(options: IngestOptions) -> None:
     tracking.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     print(counts_table(report))
+    describe(options, report.sequences, report)
     publish(asdict(report), None)
 
 
@@ -83,7 +85,19 @@ def _ingest_chains(options: IngestOptions) -> None:
     tracking.log_metrics(chain_metrics(report))
     tracking.log_text(chains_text(report, MARKDOWN) + "\n", "chains.md")
     print(chains_text(report))
+    describe(options, report.chains, report)
     publish(asdict(report), None)
+
+
+def describe(
+    options: IngestOptions, sequences: Mapping[str, int] | int, report: IngestReport | ChainReport
+) -> None:
+    """Name the run by its source; describe the bank that it wrote."""
+    tracking.name_run(f"{options.source} {options.encoder}")
+    num_sequences = sequences if isinstance(sequences, int) else len(sequences)
+    counts: dict[str, object] = {"rows": report.rows, "dim": report.dim}
+    counts |= {"sequences": num_sequences, "lanes": len(report.lanes), "bank": report.path}
+    tracking.describe_run(counts_note(counts | {"sha256": report.sha256[:12]}, report.notes))
 
 
 def _refuse_chain_options(options: IngestOptions) -> None:

@@ -24,6 +24,7 @@ from lvm.report.evaluation import lanes_table
 from lvm.report.figures import confusion_figure, lane_figure
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
 from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
+from lvm.report.notes import lanes_note
 from lvm.retrieval.index import ensure_index
 from lvm.rules import LaneRules, read_lane_rules
 
@@ -90,6 +91,7 @@ def body(options: LaneOptions) -> None:
     tracking.log_file("failing_queries.parquet", lambda path: failing.to_parquet(path, index=False))
     draw(answers, diagnosis, ceilings)
     log_decision(diagnosis)
+    tracking.describe_run(lanes_note(diagnosis))
     blocks = [lanes_table(diagnosis), supply_line(diagnosis)]
     blocks += [hits_table(diagnosis), ceilings_table(ceilings)]
     if assignment.method != BANK:
@@ -143,6 +145,8 @@ def measured_by(run_id: str) -> Answers:
     if bank.sha256 != report["bank_sha256"]:
         raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
     subject = open_subject(config["model"], config["bank"], config["ctx"])
+    tracking.name_run(f"{subject.name} ctx {subject.inputs.windows.ctx} {config['split']}")
+    tracking.set_tags(subject.tags())
     prediction_QD = past_runs.read_array(run_id, "predictions.npy")
     queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)
     again_QD = predict_queries(subject.predictor.model, bank, queries)
@@ -194,7 +198,7 @@ def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
 
 def log_decision(diagnosis: Diagnosis) -> None:
     """Log the decision as a tag, the Hit@5 of each lane as a metric."""
-    tracking.set_tags({"model": diagnosis.model, "decision": diagnosis.decision})
+    tracking.set_tags({"decision": diagnosis.decision})
     hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}
     tracking.log_metrics(hits)
 

@@ -55,6 +55,7 @@ def body(options: MainOptions) -> None:
     plan = PLANS[options.size]
     tracking.log_config(asdict(options) | {"plan": asdict(plan)})
     data = {"bank": plan.bank, "ctx": plan.ctx}
+    tracking.name_run(options.size)
     runs = {}
     runs["ingest"] = tracking.launch("ingest", {"bank": plan.bank, **plan.ingest})
     runs["export"] = tracking.launch("export", data)

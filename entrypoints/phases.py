@@ -23,8 +23,8 @@ from lvm.phases.old_gates import old_checks
 from lvm.phases.published import OLD_DECISION, old_difference
 from lvm.phases.table import chosen_phases, read_old_gates, read_phases
 from lvm.report.phase_figure import phase_figure
-from lvm.report.phases import PhaseStory, phases_markdown, phases_text
-from lvm.report.tables import TEXT, captioned, table
+from lvm.report.phases import PhaseStory, phases_markdown, phases_table, phases_text
+from lvm.report.tables import MARKDOWN, TEXT, captioned, table
 from lvm.report.warnings import merged_warnings
 from lvm.training.recipes import RECIPES
 from lvm.training.symptoms import planned_warnings
@@ -82,6 +82,7 @@ def body(options: PhasesOptions) -> None:
     tracking.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
     planned = {job.name: job.parameters for job in jobs}
     tracking.log_config(asdict(options) | {"planned": planned})
+    tracking.name_run(f"{options.phases} {options.recipe} {options.size}")
     print(plan_text(jobs), flush=True)
     done = train_all(jobs)
     shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
@@ -137,6 +138,7 @@ def tell(
     for row in measured.rows:
         hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
         tracking.log_metrics(hits, step=1)
+    tracking.describe_run(phases_table(measured, MARKDOWN))
     tracking.log_text(phases_markdown(measured, story, FIGURE), "report.md")
     tracking.log_figure(phase_figure(measured, known), FIGURE)
     text = phases_text(measured, story)

@@ -15,6 +15,7 @@ from lvm.metrics import figures, soft_hit_at
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
+    scaling_note,
     scaling_page,
     scaling_report,
     scaling_text,
@@ -91,7 +92,8 @@ def body(options: ScalingOptions) -> None:
     decay = float(models["ema"].config["decay"])  # type: ignore[index]
     config = TrainConfig(**(as_dict(options.config()) | {"decay": decay}))
     tracking.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
-    tracking.set_tags({"model": config.model})
+    tracking.set_tags({"model": config.model, "recipe": config.recipe})
+    tracking.name_run(f"{config.model} ctx {windows.ctx}")
     trainer = Trainer(bank, windows, questions, config, CellStore(CELLS), print_round)
     free, free_ranks = {}, {name: trainer.measured(model) for name, model in models.items()}
     for name, rank_Q in free_ranks.items():
@@ -143,6 +145,7 @@ def finish(
     tracking.set_tags({"verdict": name})
     page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
     tracking.log_text(page, "scaling.md")
+    tracking.describe_run(scaling_note(scaling))
     if scaling.soft is not None and scaling.hit is not None:
         best = max(free, key=lambda one: free[one]["hit_at_5"])
         curves = scaling_figure(

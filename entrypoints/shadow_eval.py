@@ -18,6 +18,7 @@ from lvm.registry import alias
 from lvm.registry.alias import BASELINE
 from lvm.registry.settling import settle, tag_measured
 from lvm.report.decision import decision_text
+from lvm.report.notes import shadow_note
 from lvm.report.reranking import reranked_table
 from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
@@ -65,6 +66,7 @@ def body(options: ShadowOptions) -> None:
     queries, source = choose_queries(log, inputs, options.max_queries)
     shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
     tracking.log_config(asdict(options) | shown)
+    tracking.name_run(f"{len(field.entrants)} candidates ctx {inputs.windows.ctx}")
     rules = read_gate_rules()
     by_lane = foretelling(inputs) if options.rerank == LANE else None
     limit_ms = rules.latency_p95_ms
@@ -87,6 +89,8 @@ def body(options: ShadowOptions) -> None:
         log_artifacts(result, decision, failure)
         text = summary(result, decision, is_enabled, failure)
         tracking.log_text(text + "\n", "shadow.txt")
+        note = shadow_note(result, decision, is_enabled)
+        tracking.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
         print(text if failure is None else failure, flush=True)
         told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:

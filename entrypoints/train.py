@@ -26,8 +26,10 @@ from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
 from lvm.phases.table import read_phases
 from lvm.registry import alias, registered
+from lvm.registry.page import figure_tags
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
+from lvm.report.notes import training_note
 from lvm.stopping import SIGNALS
 from lvm.training.averaging import AVERAGES
 from lvm.training.distributed import joined, launched_rank, launched_size
@@ -181,7 +183,9 @@ def body(options: TrainOptions) -> None:
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         tracking.log_config(shown, decided)
-        tags = {"model": config.model, "phase": options.phase or "none"}
+        label = f" phase {options.phase}" if options.phase else ""
+        tracking.name_run(f"{config.model} ctx {inputs.windows.ctx} {config.recipe}{label}")
+        tags = {"model": config.model, "phase": options.phase or "none", "recipe": config.recipe}
         tags |= {"init": config.init or "none", "experts_control": config.experts_control}
         tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
         tracking.set_tags(tags)
@@ -264,21 +268,24 @@ def finish(
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
     report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
-    facts = facts_of(name, phase, bank, windows)
+    facts = facts_of(name, phase, bank, windows, result.config.recipe)
     step = result.best_epoch
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = registered.log_predictor(result.model, facts, own.row_correction, step, reranker)
     log_best(inputs, model_id, result, own)
     hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
+    corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits)
     tracking.log_figure(curve, "training.png")
-    version = registered.register(model_id, facts) if options.register else None
+    reached = figure_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
+    version = registered.register(model_id, facts, reached) if options.register else None
     print(evaluation_table(report))
     for warning in result.warnings:
         print(f"warning: {warning}")
     where = "not registered" if version is None else f"version {version} of {alias.NAME}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
+    tracking.describe_run(training_note(report, version))
     publish(report, options.report)
 
 

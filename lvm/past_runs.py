@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 
 from lvm import tracking
 
@@ -30,9 +29,7 @@ def find_finished_children(tag: str, value: str, entry: str) -> list[str]:
     children = [
         child for run in _tagged(tag, value) for child in tracking.child_runs(run.info.run_id)
     ]
-    found = [
-        child for child in children if child.data.tags.get(MLFLOW_PROJECT_ENTRY_POINT) == entry
-    ]
+    found = [child for child in children if child.data.tags.get(tracking.ENTRY) == entry]
     return [child.info.run_id for child in found if child.info.status == FINISHED]
 
 

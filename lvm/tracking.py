@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_GIT_DIRTY,
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NAME,
-)
+from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
@@ -36,6 +33,7 @@ if TYPE_CHECKING:  # most runs draw nothing
 StoreError = MlflowException
 SQLITE = "sqlite:///"
 DIGEST_LENGTH = 36
+ENTRY = "entry"
 NOISY_LOGGERS = ("mlflow", "alembic")
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -50,9 +48,8 @@ def configure(root: Path | None = None) -> str:
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = (
-        os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
-    )
+    own = f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
     if uri.startswith(SQLITE):
         _prepare_sqlite(uri)
     mlflow.set_tracking_uri(uri)
@@ -75,7 +72,9 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     if "MLFLOW_RUN_ID" in os.environ:
         follow_parent()
     configure()
-    run_id = mlflow.start_run(tags=_source_tags()).info.run_id
+    dirty = is_dirty()
+    tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
+    run_id = mlflow.start_run(tags=tags).info.run_id
     status = RunStatus.FAILED
     try:
         with stoppable():
@@ -151,7 +150,7 @@ def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = (
 
 def log_bank(bank: Bank, context: str) -> Dataset:
     """Log the bank as a dataset under its own sha256; return the dataset, to go with metrics."""
-    mlflow.set_tag("bank_sha256", bank.sha256)
+    mlflow.set_tags({"bank": bank.path.name, "bank_sha256": bank.sha256})
     profile = {"rows": bank.num_rows, "dim": bank.dim, "sha256": bank.sha256}
     return _log_dataset(
         "bank", bank.path, bank.sha256, profile | {"encoder": bank.encoder}, context
@@ -160,7 +159,8 @@ def log_bank(bank: Bank, context: str) -> Dataset:
 
 def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
     """Log the windows as a dataset under their own sha256; tag the run leaky where they are."""
-    mlflow.set_tags({"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()})
+    tags = {"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()}
+    mlflow.set_tags(tags | {"ctx": windows.ctx})
     profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
     profile |= {"bank_sha256": windows.bank_sha256}
     return _log_dataset("windows", path, windows.sha256, profile, context)
@@ -181,6 +181,18 @@ def log_metrics(
     mlflow.log_metrics(named, step=step, model_id=model_id, dataset=dataset)
 
 
+def name_run(words: str) -> None:
+    """Put `words` behind the entry point in the run's name, unless its user has named it."""
+    known = mlflow.get_run(active_run_id())
+    if known.info.run_name == known.data.tags[ENTRY]:
+        mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, f"{known.info.run_name} {words}")
+
+
+def describe_run(markdown: str) -> None:
+    """Make `markdown` the description at the top of the run's page."""
+    mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NOTE, markdown)
+
+
 def set_tags(tags: Mapping[str, str]) -> None:
     """Set tags on the active run."""
     mlflow.set_tags(dict(tags))
@@ -194,6 +206,11 @@ def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:
 def log_text(text: str, name: str) -> None:
     """Log text as an artifact."""
     mlflow.log_text(text, name)
+
+
+def log_table(table: pd.DataFrame, name: str) -> None:
+    """Log a table as an artifact that the run's page shows as one."""
+    mlflow.log_table(table, name)
 
 
 def log_figure(figure: "Figure", name: str) -> None:
@@ -217,7 +234,7 @@ def active_run_id() -> str:
 
 def child_runs(run_id: str) -> list[Any]:
     """Return the runs nested under `run_id`, the latest first."""
-    return matching(run_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
+    return matching(run_id, f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
 
 
 def matching(run_id: str, query: str) -> list[Any]:
@@ -228,13 +245,9 @@ def matching(run_id: str, query: str) -> list[Any]:
 def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     known = mlflow.get_run(active_run_id())
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
-        mlflow.set_tag(MLFLOW_RUN_NAME, entry)
+        mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
+    mlflow.set_tag(ENTRY, entry)
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
-
-
-def _source_tags() -> dict[str, str]:
-    dirty = is_dirty()
-    return {} if dirty is None else {MLFLOW_GIT_DIRTY: str(dirty).lower()}
 
 
 def _prepare_sqlite(uri: str) -> None:

@@ -39,18 +39,20 @@ ORDER = {
     "retrieval": "search competition exact shortlist hubness structures index",
     "statistics": "",
     "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
-    "evaluation": "answers cold_latency free_predictors evaluate reranked controls served_latency",
+    "evaluation": (
+        "answers cold_latency free_predictors evaluate examples reranked controls served_latency"
+    ),
     "scaling": "fractions store cells optimised noise fit verdict grid",
     "shadow": "query_log measuring host store comparison reranked replay child forking process",
     "promotion": "gates decision",
     "phases": "table published measured old_gates",
     "report": (
         "canvas tables warnings figures expert_figures lane_figures shadow_figures phase_figure "
-        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling"
+        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes"
     ),
     "tracking": "",
     "past_runs": "",
-    "registry": "alias registered settling",
+    "registry": "page alias registered settling",
     "serving": "refusal packed passages predictor logged",
 }
 PLACES = [

@@ -76,8 +76,20 @@ def test_a_name_given_by_the_user_stays(store, monkeypatch):
     run_id = launched(monkeypatch, {})
     MlflowClient().set_tag(run_id, "mlflow.runName", "my own name")
     with tracking.run("train", {}):
-        pass
+        tracking.name_run("memory_gru ctx 50")
     assert finished(run_id).info.run_name == "my own name"
+
+
+def test_a_run_without_a_name_gets_a_telling_one_with_a_description(store):
+    with tracking.run("train", {}) as run_id:
+        tracking.name_run("memory_gru ctx 50")
+        tracking.describe_run("**best** epoch 3")
+    run = finished(run_id)
+    assert run.info.run_name == "train memory_gru ctx 50"
+    assert (run.data.tags["entry"], run.data.tags["mlflow.note.content"]) == (
+        "train",
+        "**best** epoch 3",
+    )
 
 
 def test_an_exception_fails_the_run_with_its_reason(store):
@@ -148,7 +160,7 @@ def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
     assert json.loads(logged["bank:bank"].profile)["sha256"] == tiny_bank.sha256
     tags = run.data.tags
     assert (tags["bank_sha256"], tags["windows_sha256"]) == (tiny_bank.sha256, windows.sha256)
-    assert tags["leaky"] == "false"
+    assert (tags["bank"], tags["ctx"], tags["leaky"]) == ("bank", str(windows.ctx), "false")
 
 
 def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
@@ -196,11 +208,13 @@ def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
         tracking.set_tags({"key": "x"})
         for entry in ("train", "shadow-eval"):
             with tracking.child_run(entry, {}):
+                tracking.set_tags({tracking.ENTRY: entry})
                 found = tracking.active_run_id()
         with tracking.child_run("shadow-eval", {}):
+            tracking.set_tags({tracking.ENTRY: "shadow-eval"})
             raise ValueError("failed")
     with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
-        pass
+        tracking.set_tags({tracking.ENTRY: "shadow-eval"})
     with tracking.run("phases", {}):
         assert past_runs.find_finished_children("key", "x", "shadow-eval") == [found]
 

@@ -16,7 +16,8 @@ FREE, TRAINED = "free", "trained"
 class Facts:
     """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
 
-    `fit_version` is the fits.VERSION that a free predictor was fitted by.
+    `fit_version` is the fits.VERSION that a free predictor was fitted by, `recipe` what a trained
+    one was trained by.
     """
 
     model: str
@@ -31,9 +32,10 @@ class Facts:
     seed: int
     leaky: bool
     fit_version: int = 0
+    recipe: str = "none"
 
 
-def facts_of(name: str, phase: str, bank: Bank, windows: Windows) -> Facts:
+def facts_of(name: str, phase: str, bank: Bank, windows: Windows, recipe: str = "none") -> Facts:
     """Return the facts of the predictor `name` made from the train rows of `windows`."""
     return Facts(
         model=name,
@@ -48,6 +50,7 @@ def facts_of(name: str, phase: str, bank: Bank, windows: Windows) -> Facts:
         seed=windows.seed,
         leaky=windows.leaky,
         fit_version=VERSION,
+        recipe=recipe,
     )
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lvm.registry.page import description
 from lvm.stopping import undisturbed
 from lvm.tracking import SQLITE
 
@@ -97,9 +98,12 @@ def check_version(version: str) -> None:
 
 
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a version of `lvm`."""
+    """Set tags on a version of `lvm`; its description, which is made of them, follows."""
+    client = MlflowClient()
     for key, value in tags.items():
-        MlflowClient().set_model_version_tag(NAME, version, key, value)
+        client.set_model_version_tag(NAME, version, key, value)
+    known = client.get_model_version(NAME, version).tags
+    client.update_model_version(NAME, version, description=description(known))
 
 
 def history() -> list[dict[str, str]]:
@@ -177,7 +181,7 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
 
 def _record(planned: Mapping[str, Any]) -> None:
     text = json.dumps(planned["move"])
-    tag_version(planned["move"]["version"], {planned["key"]: text})
+    MlflowClient().set_model_version_tag(NAME, planned["move"]["version"], planned["key"], text)
     MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
 
 

@@ -1,6 +1,7 @@
 """The registered model `lvm`: its versions with their facts, their files."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -26,6 +27,7 @@ from lvm.registry.alias import (
     UNKNOWN_CODES,
     aliases,
 )
+from lvm.registry.page import VAL, description
 
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ROW_CORRECTION = "row_correction.npy"
@@ -105,8 +107,13 @@ def log_predictor(
     return str(logged.model_id)
 
 
-def register(model_id: str, facts: Facts) -> str:
-    """Make a version of `lvm` of the logged model; return its number."""
+def register(model_id: str, facts: Facts, figures: Mapping[str, str] | None = None) -> str:
+    """Make a version of `lvm` of the logged model; return its number.
+
+    `figures` are the tags of what it reached on val; they stand in its description, too.
+    """
+    tags = {key: str(value) for key, value in asdict(facts).items()}
+    tags |= {f"{VAL}{key}": text for key, text in (figures or {}).items()}
     client = MlflowClient()
     try:
         client.create_registered_model(
@@ -120,7 +127,8 @@ def register(model_id: str, facts: Facts) -> str:
         NAME,
         source=f"models:/{model_id}",
         run_id=logged.source_run_id,
-        tags={key: str(value) for key, value in asdict(facts).items()},
+        tags=tags,
+        description=description(tags),
         model_id=model_id,
     )
     return str(made.version)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from lvm.promotion.decision import Decision, decide
 from lvm.registry import alias, registered
 from lvm.registry.alias import BASELINE
+from lvm.registry.page import DECIDED, LOG, SHADOW, figure_tags
 from lvm.rules import GateRules
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.stopping import undisturbed
@@ -66,7 +67,7 @@ def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_i
     Figures on a query log have the prefix `log_`, those on the frozen test split `shadow_`. What
     was not scored keeps the figures it has; its reason is the tag `<prefix>unscored`.
     """
-    prefix = "log_" if result.is_log else "shadow_"
+    prefix = LOG if result.is_log else SHADOW
     for outcome in result.outcomes:
         version = versions[outcome.name]
         if version is None:
@@ -80,9 +81,8 @@ def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_i
 def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
     """Return what one scored candidate showed in a replay as tags, without a prefix."""
     place = [one.name for one in result.outcomes].index(outcome.name) + 1
-    hit = {key: _cell(outcome.figures, outcome.ci95, key) for key in _TAGGED}
-    hit["corrected_hit_at_5"] = _cell(outcome.corrected, outcome.corrected_ci95, "hit_at_5")
-    return hit | {
+    hits = figure_tags(outcome.figures, outcome.ci95, outcome.corrected, outcome.corrected_ci95)
+    return hits | {
         "place": f"{place} of {len(result.outcomes)}",
         "source": result.source,
         "queries": str(result.num_queries),
@@ -99,17 +99,7 @@ def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) 
     assert outcome is not None
     measured = measured_tags(outcome, result) | {"run": run_id}
     reason = decision.reasons[decision.promote.index(name)]
-    return {f"decision_{key}": text for key, text in measured.items()} | {"reason": reason}
-
-
-_TAGGED = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10")
-
-
-def _cell(figures: Mapping[str, float], ci95: Mapping[str, list[float]], key: str) -> str:
-    if key not in figures:
-        return "none"
-    low, high = ci95[key]
-    return f"{figures[key]:.4f} [{low:.4f}, {high:.4f}]"
+    return {f"{DECIDED}{key}": text for key, text in measured.items()} | {"reason": reason}
 
 
 def _name_of(version: str | None, versions: Mapping[str, str | None]) -> str | None:

@@ -53,6 +53,14 @@ def scaling_text(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -> 
     return "\n\n".join(_parts(scaling, plan, free, num_queries, TEXT))
 
 
+def scaling_note(scaling: Scaling) -> str:
+    """Return the verdict with the gains, where the grid was run, as the run's description."""
+    parts = [f"**{scaling.verdict.name}**: {scaling.verdict.sentence}"]
+    if scaling.soft is not None and scaling.hit is not None:
+        parts.append(_gain_table(scaling.soft, scaling.hit, MARKDOWN))
+    return "\n\n".join(parts)
+
+
 def scaling_page(scaling: Scaling, plan: Plan, free: Free, num_queries: int, bank: str) -> str:
     """Return the same as one page of Markdown."""
     first, *others = _parts(scaling, plan, free, num_queries, MARKDOWN)

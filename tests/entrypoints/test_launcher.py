@@ -67,7 +67,7 @@ def test_main_runs_every_step_below_itself(piped, clone):
     tracking.configure()
     found = MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
     parent, *children = found
-    assert [run.info.run_name for run in children] == STEPS
+    assert [run.data.tags["entry"] for run in children] == STEPS
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in found} == {"FINISHED"}
     assert parent.data.params == {"size": "tiny", "report": "none"}

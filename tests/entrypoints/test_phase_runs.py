@@ -124,7 +124,7 @@ def test_an_interrupted_table_goes_on_where_it_was(workplace, uninterrupted, cap
     assert report["phases"][2]["same_as"] == "2"
     assert report["decision"]["promote"] == whole["decision"]["promote"] != []
     found = MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
-    names = [run.info.run_name for run in found]
+    names = [run.data.tags["entry"] for run in found]
     assert names == ["phases", "train", "phases", "train", "shadow-eval", "phases"]
     check_training(found[1])
     check_parent(found[5])

@@ -32,7 +32,7 @@ def runs() -> list[mlflow.entities.Run]:
 
 
 def run_of(entry: str) -> mlflow.entities.Run:
-    return next(run for run in runs() if run.info.run_name == entry)
+    return next(run for run in runs() if run.data.tags["entry"] == entry)
 
 
 def artifacts(run: mlflow.entities.Run) -> set[str]:
