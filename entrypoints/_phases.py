@@ -162,7 +162,7 @@ def shadow_or_find(
     runs = dict.fromkeys(reference(one.run_id) for one in done)
     candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
     run_id = tracking.launch("shadow-eval", candidates | asked)
-    tracking.tag_run(run_id, {SHADOW_TAG: key})
+    tracking.set_tags({SHADOW_TAG: key}, run_id)
     return run_id
 
 

@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
@@ -25,6 +25,7 @@ from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
+from lvm.run_list import saved_view
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
 from lvm.windows.planning import Windows
 
@@ -189,15 +190,10 @@ def describe_run(markdown: str) -> None:
     mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NOTE, markdown)
 
 
-def set_tags(tags: Mapping[str, str]) -> None:
-    """Set tags on the active run."""
-    mlflow.set_tags(dict(tags))
-
-
-def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a run that has ended."""
-    for key, value in tags.items():
-        MlflowClient().set_tag(run_id, key, value)
+def set_tags(tags: Mapping[str, str], run_id: str | None = None) -> None:
+    """Set tags on the active run, or on one that has ended."""
+    entities = [RunTag(key, value) for key, value in tags.items()]
+    MlflowClient().log_batch(run_id or active_run_id(), tags=entities)
 
 
 def find_finished(tag: str, value: str) -> str | None:
@@ -268,6 +264,8 @@ def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
+    there = mlflow.get_experiment(known.info.experiment_id).tags
+    mlflow.set_experiment_tags({k: v for k, v in saved_view().items() if k not in there})
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 

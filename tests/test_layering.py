@@ -50,6 +50,7 @@ ORDER = {
         "canvas tables figures expert_figures lane_figures shadow_figures phase_figure "
         "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes"
     ),
+    "run_list": "",
     "tracking": "",
     "registry": "page alias registered settling",
     "serving": "predictor logged",

@@ -200,7 +200,7 @@ def test_the_latest_finished_run_with_a_tag_is_found(store):
         tracking.set_tags({"key": "x"})
         assert tracking.find_finished("key", "x") == made["newer"]
         assert tracking.find_finished("key", "z") is None
-        tracking.tag_run(made["other"], {"key": "z"})
+        tracking.set_tags({"key": "z"}, made["other"])
         assert tracking.find_finished("key", "z") == made["other"]
 
 
