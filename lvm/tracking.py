@@ -24,6 +24,7 @@ from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
+from lvm.run_list import saved_view
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
 from lvm.windows.planning import Windows
 
@@ -247,6 +248,8 @@ def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
+    there = mlflow.get_experiment(known.info.experiment_id).tags
+    mlflow.set_experiment_tags({k: v for k, v in saved_view().items() if k not in there})
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 
