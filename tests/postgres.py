@@ -69,6 +69,7 @@ def mlflow_server(store: str, artifacts: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--artifacts-destination", str(artifacts), "--host", LOCALHOST, "--port", port]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes without a use
     url = f"http://{LOCALHOST}:{port}"
     with log.open("w") as written:
         process = subprocess.Popen(
