@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery check ui clean
+.PHONY: demo test test-battery test-postgres check ui clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -14,16 +14,23 @@ demo: .venv/.installed
 PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed-test
-	$(PYTEST) -m "not battery"
+	$(PYTEST) -m "not battery and not postgres"
 
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
+
+test-postgres: .venv/.installed-server
+	python -m pytest -m postgres
 
 check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
 	$(PYTEST) -q -m "not slow"
+
+# Once, under a lock that `mlflow run` does not take: afterwards several may start together.
+mlflow.db: | .venv/.installed
+	python -c "from lvm import tracking; tracking.configure()"
 
 ui: .venv/.installed
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
@@ -37,7 +44,9 @@ clean:
 .venv/.installed-test: LESSER = .venv/.installed
 .venv/.installed-dev: EXTRAS = [test,dev]
 .venv/.installed-dev: LESSER = .venv/.installed .venv/.installed-test
-.venv/.installed .venv/.installed-test .venv/.installed-dev: pyproject.toml
+.venv/.installed-server: EXTRAS = [test,server]
+.venv/.installed-server: LESSER = .venv/.installed .venv/.installed-test
+.venv/.installed .venv/.installed-test .venv/.installed-dev .venv/.installed-server: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	python -m pip install --no-compile torch==2.13.0
 	python -m pip install --no-compile -e ".$(EXTRAS)"

@@ -108,15 +108,21 @@ def refuse_launched_run(reason: str) -> None:
 def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     """Run an entry point of the project as a nested run, with this very python; return its id.
 
-    Raises ValueError with the child's own reason where it fails.
+    Raises ValueError with the child's own reason where it fails, and outside of a checkout.
     """
+    root = project_root()
+    if not (root / "MLproject").is_file():
+        raise ValueError(
+            f"{entry}: is launched by way of MLproject, which {root} lacks; run this in a checkout "
+            "of lvm, or the entry points one after another"
+        )
     words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
     print(f"\n== {entry} {words}", flush=True)
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     os.environ["PATH"] = os.pathsep.join(folders)
     try:
         submitted = mlflow.projects.run(
-            str(project_root()),
+            str(root),
             entry,
             parameters=dict(parameters),
             env_manager="local",

@@ -78,7 +78,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], lines: int = 
         places[index] = min(places[index], top)
         top = places[index] - gap
     edge = axes.get_xlim()[1]
-    beside = offset_copy(axes.transData, axes.figure, x=LEADER, units="points")
+    beside = offset_copy(axes.transData, axes.get_figure(root=True), x=LEADER, units="points")
     for at, (value, name, color) in zip(places, sorted(ends), strict=True):
         leader = {"arrowstyle": "-", "color": color, "linewidth": 1, "shrinkA": 2, "shrinkB": 2}
         axes.annotate(
