@@ -1,31 +1,46 @@
 # One venv, .venv, holds everything; its bin comes first, so that `mlflow run` finds its python.
 PYTHON ?= python3
+# The view of the run list that every run saves: lvm/run_list.py.
+RUNS_PAGE = http://127.0.0.1:5000/\#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=lvm
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery check ui clean
+.PHONY: demo test test-battery test-postgres test-ui check ui clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
-	@echo "open the runs in the MLflow UI:  make ui   (http://127.0.0.1:5000)"
+	@echo "open the runs in the MLflow UI:  make ui"
 
 # Files in their order, the longest chain of processes among the first: reordered, it would end alone.
 PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed-test
-	$(PYTEST) -m "not battery"
+	$(PYTEST) -m "not battery and not postgres and not ui"
 
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
+
+test-postgres: .venv/.installed-server
+	python -m pytest -m postgres
+
+test-ui: .venv/.installed-ui
+	@command -v chromium >/dev/null || { echo "error: test-ui needs a browser: apt-get install chromium" >&2; exit 2; }
+	python -m pytest -m ui
+	@echo "screenshots: build/ui"
 
 check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
-	$(PYTEST) -q -m "not slow"
+	$(PYTEST) -q -m "not slow and not ui"
+
+# Once, under a lock that `mlflow run` does not take: afterwards several may start together.
+mlflow.db: | .venv/.installed
+	python -c "from lvm import tracking; tracking.configure()"
 
 ui: .venv/.installed
+	@echo "the runs with their columns:  $(RUNS_PAGE)"
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 clean:
@@ -37,7 +52,11 @@ clean:
 .venv/.installed-test: LESSER = .venv/.installed
 .venv/.installed-dev: EXTRAS = [test,dev]
 .venv/.installed-dev: LESSER = .venv/.installed .venv/.installed-test
-.venv/.installed .venv/.installed-test .venv/.installed-dev: pyproject.toml
+.venv/.installed-server: EXTRAS = [test,server]
+.venv/.installed-server: LESSER = .venv/.installed .venv/.installed-test
+.venv/.installed-ui: EXTRAS = [test,ui]
+.venv/.installed-ui: LESSER = .venv/.installed .venv/.installed-test
+.venv/.installed .venv/.installed-test .venv/.installed-dev .venv/.installed-server .venv/.installed-ui: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	python -m pip install --no-compile torch==2.13.0
 	python -m pip install --no-compile -e ".$(EXTRAS)"

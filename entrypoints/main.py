@@ -9,6 +9,7 @@ from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import past_runs, tracking
 from lvm.registry import alias
+from lvm.run_list import RUNS_PAGE
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def body(options: MainOptions) -> None:
     shadow = past_runs.read_json(runs["shadow-eval"], "report.json")
     publish({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
     print(f"\nopen the runs in the MLflow UI:  {tracking.ui_command()}")
+    print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")
 
 
 main = EntryPoint("main", MainOptions, body)

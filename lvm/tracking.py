@@ -24,6 +24,7 @@ from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
 from lvm.checkout import is_dirty, project_root
+from lvm.run_list import saved_view
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
 from lvm.windows.planning import Windows
 
@@ -107,15 +108,21 @@ def refuse_launched_run(reason: str) -> None:
 def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     """Run an entry point of the project as a nested run, with this very python; return its id.
 
-    Raises ValueError with the child's own reason where it fails.
+    Raises ValueError with the child's own reason where it fails, and outside of a checkout.
     """
+    root = project_root()
+    if not (root / "MLproject").is_file():
+        raise ValueError(
+            f"{entry}: is launched by way of MLproject, which {root} lacks; run this in a checkout "
+            "of lvm, or the entry points one after another"
+        )
     words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
     print(f"\n== {entry} {words}", flush=True)
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     os.environ["PATH"] = os.pathsep.join(folders)
     try:
         submitted = mlflow.projects.run(
-            str(project_root()),
+            str(root),
             entry,
             parameters=dict(parameters),
             env_manager="local",
@@ -247,6 +254,8 @@ def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
+    there = mlflow.get_experiment(known.info.experiment_id).tags
+    mlflow.set_experiment_tags({k: v for k, v in saved_view().items() if k not in there})
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 

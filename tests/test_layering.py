@@ -50,6 +50,7 @@ ORDER = {
         "canvas tables warnings figures expert_figures lane_figures shadow_figures phase_figure "
         "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes"
     ),
+    "run_list": "",
     "tracking": "",
     "past_runs": "",
     "registry": "page alias registered settling",

@@ -174,19 +174,6 @@ def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
     assert len(digests) == 2
 
 
-@pytest.mark.slow
-def test_processes_that_create_the_store_together_all_succeed(tmp_path):
-    code = "import sys, pathlib; from lvm import tracking; tracking.configure(pathlib.Path({!r}))"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    command = [sys.executable, "-c", code.format(str(tmp_path))]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    messages = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], messages
-
-
 def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
     """Neither one that failed, nor one of another value, nor the open one itself."""
     made = {}

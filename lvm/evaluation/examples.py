@@ -22,9 +22,9 @@ def example_table(
 ) -> pd.DataFrame:
     """Return up to EACH hits (rank within K), then up to EACH misses, in the queries' order.
 
-    `queries` are those of `measured`. Columns: outcome, rank (plain, filtered), lane, sequence,
-    document, context (its last CONTEXT_ROWS passages), truth, found_1 ... found_3 (the best
-    passages outside the context, twins once). A row without text is named by its place.
+    `queries` are those of `measured`. Columns: outcome, rank (plain, filtered), context (its
+    last CONTEXT_ROWS passages), truth, found_1 ... found_3 (the best passages outside the context,
+    twins once), lane, sequence, document. A row without text is named by its place.
     """
     per_query = measured.per_query
     is_hit_Q = per_query["rank"].to_numpy() <= K
@@ -48,13 +48,11 @@ def example_table(
             {
                 "outcome": "hit" if is_hit_Q[place] else "miss",
                 "rank": float(query["rank"]),
-                "lane": query["lane"],
-                "sequence": query["sequence"],
-                "document": query["document"],
                 "context": " / ".join(names.of(row) for row in context),
                 "truth": names.of(target),
             }
             | {f"found_{at}": passage for at, passage in enumerate(passages, start=1)}
+            | {name: query[name] for name in ("lane", "sequence", "document")}
         )
     return pd.DataFrame(lines)
 

@@ -1,8 +1,10 @@
 """What the page of a version shows: figures as tags, the description made of its tags."""
 
+import re
 from collections.abc import Mapping, Sequence
 
-from lvm.report.tables import LEAKY_NOTE, MARKDOWN, table
+from lvm.report.notes import page_table
+from lvm.report.tables import LEAKY_NOTE
 
 HITS = {"hit_at_1": "Hit@1", "hit_at_5": "Hit@5", "hit_at_10": "Hit@10", "mrr_at_10": "MRR@10"}
 CORRECTED = "corrected_hit_at_5"
@@ -32,17 +34,19 @@ def description(tags: Mapping[str, str]) -> str:
     """Return the Markdown description of the version that has these tags."""
     named = {name: tags.get(name, "none") for name in ("phase", "recipe", "ctx", "bank", "split")}
     bank = f"{named['bank']} ({tags.get('bank_sha256', '')[:12]})"
-    told = [word for word in (tags.get("kind"), tags.get("model")) if word]
-    head = f"**{' '.join(told) or 'predictor'}**, ctx {named['ctx']}, recipe {named['recipe']}, "
-    blocks = [head + f"phase {named['phase']}; bank {bank}, split by {named['split']}"]
+    head = f"{tags.get('model')} ({tags.get('kind')}), ctx {named['ctx']}, recipe {named['recipe']}"
+    blocks = [f"{head}, phase {named['phase']}; bank {bank}, split by {named['split']}"]
     if tags.get("leaky") == "True":
         blocks.append(f"**{LEAKY_NOTE}**")
     measured = {p: what for p, what in MEASUREMENTS.items() if f"{p}hit_at_5" in tags}
     if measured:
-        lines = [[what, *(tags[p + k] for k in (*HITS, CORRECTED))] for p, what in measured.items()]
+        lines = [
+            [what, *(_percent(tags[prefix + key]) for key in (*HITS, CORRECTED))]
+            for prefix, what in measured.items()
+        ]
         headers = ["", *HITS.values(), "corrected Hit@5"]
-        body = table(lines, headers, "l" + "r" * (len(headers) - 1), MARKDOWN)
-        blocks.append(f"Fractions of the queries [95 % interval by document]\n\n{body}")
+        body = page_table(lines, headers, "l" + "r" * (len(headers) - 1))
+        blocks.append(f"% of the queries [95 % interval by document]\n\n{body}")
     blocks += [_told(tags, prefix) for prefix in (SHADOW, LOG, DECIDED) if f"{prefix}run" in tags]
     return "\n\n".join(blocks)
 
@@ -57,6 +61,10 @@ def _told(tags: Mapping[str, str], prefix: str) -> str:
         f"{MEASUREMENTS[prefix].capitalize()}: place {place} on {queries} queries from "
         f"{documents} documents ({source}), {_run_link(run)}"
     )
+
+
+def _percent(cell: str) -> str:
+    return re.sub(r"\d\.\d+", lambda number: f"{100 * float(number[0]):.1f}", cell)
 
 
 def _run_link(run_id: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
 # Okabe, Ito: Color universal design (2008); told apart with every common colour blindness.
@@ -15,6 +16,8 @@ ORANGE, PURPLE, SKY = "#E69F00", "#CC79A7", "#56B4E9"
 GREY, LIGHT = "#767676", "#DDDDDD"
 SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 FONT = 15
+LEGEND = {"fontsize": FONT - 1, "frameon": False}
+LEADER = 22  # points from the right edge of a panel to the names of its curves
 
 
 def canvas(
@@ -62,7 +65,8 @@ def label(
 def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], lines: int = 26) -> None:
     """Write (value, name, color) at the right edge, moved apart where values are close.
 
-    `lines` is the number of labels that the panel has room for.
+    A short line leads from each value to its name. `lines` is the number of labels that the panel
+    has room for.
     """
     low, high = axes.get_ylim()
     gap = (high - low) / lines
@@ -73,8 +77,21 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], lines: int = 
     for index in reversed(range(len(places))):  # a crowd at the top grows downwards
         places[index] = min(places[index], top)
         top = places[index] - gap
-    for at, (_, name, color) in zip(places, sorted(ends), strict=True):
-        label(axes, name, (axes.get_xlim()[1], at), (8, 0), color=color, va="center")
+    edge = axes.get_xlim()[1]
+    beside = offset_copy(axes.transData, axes.get_figure(root=True), x=LEADER, units="points")
+    for at, (value, name, color) in zip(places, sorted(ends), strict=True):
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 1, "shrinkA": 2, "shrinkB": 2}
+        axes.annotate(
+            name,
+            (edge, value),
+            xytext=(edge, at),
+            textcoords=beside,
+            annotation_clip=False,
+            arrowprops=leader | {"relpos": (0, 0.5)},
+            color=color,
+            fontsize=FONT - 1,
+            va="center",
+        )
 
 
 def empty(axes: Axes, text: str) -> None:

@@ -13,8 +13,8 @@ from lvm.lanes.figures import LaneFigures
 from lvm.report.canvas import (
     BLACK,
     BLUE,
-    FONT,
     GREY,
+    LEGEND,
     LIGHT,
     PURPLE,
     RED,
@@ -62,9 +62,7 @@ def lane_figure(
         Patch(color=SERIES[place % len(SERIES)], alpha=0.6, label=name)
         for place, name in enumerate(measured)
     ]
-    figure.legend(
-        handles=names, loc="outside lower right", ncols=4, fontsize=FONT - 1, frameon=False
-    )
+    figure.legend(handles=names, loc="outside lower right", ncols=4, **LEGEND)
     return figure
 
 
@@ -97,7 +95,7 @@ def training_figure(
     axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
     axes.tick_params(axis="x", labelbottom=False)
     axes.set_ylabel("val queries, %")
-    end_labels(axes, ends)
+    end_labels(axes, ends, lines=17)
     below.set_ylabel("train loss")
     below.set_xlabel("epoch")
     return figure

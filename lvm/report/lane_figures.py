@@ -1,5 +1,7 @@
 """Figures of lanes: agreement with labels, Hit@k of a larger k."""
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +12,8 @@ from lvm.lanes.figures import UNASSIGNED_LANE
 from lvm.report.canvas import BLACK, FONT, GREY, LIGHT, SERIES, canvas, end_labels, heat_map
 
 DASHES = ("-", "--")
+# Marks of the curves of lanes too small to judge, repeated before their names.
+MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★"}
 
 
 def agreement_figure(method: str, agreement: Agreement) -> Figure:
@@ -30,20 +34,23 @@ def agreement_figure(method: str, agreement: Agreement) -> Figure:
 
 
 def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool = False) -> Figure:
-    """Draw Hit@k of exact search against k, a curve per lane; lanes too small to judge are grey."""
+    """Draw Hit@k of exact search against k, a curve per lane.
+
+    Lanes with too few queries to judge are grey, each with a mark of its own.
+    """
     whole = ceilings.all_lanes
     figure, [axes] = canvas(
         "Does a larger k help? Hit@k per lane",
         f"{model}, {whole.num_queries:,} queries, exact search, plain, filtered; crosses: all "
-        "lanes, less what the index loses",
+        "lanes, less what the index loses; grey: too few queries",
         leaky,
     )
     ends = []
     judged = [lane for lane in ceilings.lanes if lane.limited_by != UNKNOWN]
-    for lane in ceilings.lanes:
-        if lane not in judged:
-            _curve(axes, lane, GREY, ":", 1.5)
-            ends.append((_last(lane), lane.lane, GREY))
+    unjudged = [lane for lane in ceilings.lanes if lane.limited_by == UNKNOWN]
+    for lane, (mark, glyph) in zip(unjudged, itertools.cycle(MARKS.items())):
+        _curve(axes, lane, GREY, f":{mark}", 1.5)
+        ends.append((_last(lane), f"{glyph} {lane.lane}", GREY))
     for place, lane in enumerate(judged):
         color = SERIES[:6][place % 6]
         _curve(axes, lane, color, DASHES[place // 6 % 2], 2)

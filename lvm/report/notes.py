@@ -19,6 +19,7 @@ from lvm.report.tables import (
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
 
+SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
 SHOWN = 10  # lines of a table that grows with its candidates: a description has little room
 
 
@@ -26,7 +27,8 @@ def training_note(report: Mapping[str, Any], version: str | None) -> str:
     """Return what a training reached on val, beside the best free predictor."""
     registered = "not registered" if version is None else f"version {version} of lvm"
     last = len(report["history"])
-    blocks = [f"**Best epoch {report['best_epoch']} of {last}**; {registered}.", _figures(report)]
+    blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
+    blocks.append(_figures(report))
     if report["warnings"]:
         blocks.append(_bullets(f"warning: {warning}" for warning in report["warnings"]))
     return "\n\n".join(blocks)
@@ -34,7 +36,7 @@ def training_note(report: Mapping[str, Any], version: str | None) -> str:
 
 def evaluation_note(report: Mapping[str, Any]) -> str:
     """Return the figures of one predictor, beside the best free one."""
-    blocks = [_figures(report)]
+    blocks = [_headline(report), _figures(report)]
     best = report["best_baseline"]
     if best is not None:
         difference = difference_cell(read_difference(best["hit_at_5_difference"]))
@@ -51,7 +53,7 @@ def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> s
     caption = [_asked(result.num_queries, result.num_documents, result.num_rows)]
     blocks = [
         f"**Baseline: {decision.winner or 'none'}**{mode}",
-        captioned(caption, table(lines, headers, "lrrrl", MARKDOWN), result.leaky),
+        captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
         _bullets(decision.reasons[:SHOWN]),
     ]
     return "\n\n".join(blocks)
@@ -69,7 +71,7 @@ def lanes_note(diagnosis: Diagnosis) -> str:
         ]
         for lane in lanes
     ]
-    body = table(lines, ["lane", "queries", "Hit@5 %", ""], "lrrl", MARKDOWN)
+    body = page_table(lines, ["lane", "queries", "Hit@5 %", ""], "lrrl")
     return f"**{diagnosis.sentence}**\n\n{body}"
 
 
@@ -79,17 +81,39 @@ def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> st
         [name, f"{value:,}" if isinstance(value, int) else str(value)]
         for name, value in counts.items()
     ]
-    blocks = [table(lines, ["", ""], "lr", MARKDOWN)]
+    blocks = [page_table(lines, ["", ""], "lr")]
     return "\n\n".join([*blocks, _bullets(remarks)] if remarks else blocks)
+
+
+def page_table(lines: Sequence[Sequence[str]], headers: Sequence[str], alignment: str) -> str:
+    """Return a Markdown table for MLflow's pages."""
+    spaced = [[first, *(SPACE + cell for cell in others)] for first, *others in lines]
+    names = [headers[0], *(SPACE + name for name in headers[1:])]
+    return table(spaced, names, alignment, MARKDOWN)
+
+
+def _best_free(report: Mapping[str, Any]) -> str | None:
+    free = report["baselines"]
+    return max(free, key=lambda name: free[name]["hit_at_5"], default=None)
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """Return what a folded description still shows."""
+    told = interval_cell(report["hit_at_5"], report["ci95"]["hit_at_5"])
+    line = f"**Hit@5 {told} %** on {report['split']}"
+    best = _best_free(report)
+    if best is None:
+        return f"{line}."
+    rival = percent(report["baselines"][best]["hit_at_5"])
+    return f"{line}; {best}, the best free predictor: {rival} %."
 
 
 def _figures(report: Mapping[str, Any]) -> str:
     """Return the predictor's plain and corrected Hit@k, those of the best free one below."""
     rows = {report["model"]: report}
-    free = report["baselines"]
-    if free:
-        best = max(free, key=lambda name: free[name]["hit_at_5"])
-        rows[f"{best} (best free)"] = free[best]
+    best = _best_free(report)
+    if best is not None:
+        rows[f"{best} (best free)"] = report["baselines"][best]
     lines = []
     for name, entry in rows.items():
         lines.append([name, "plain", *_hit_cells(entry)])
@@ -98,7 +122,7 @@ def _figures(report: Mapping[str, Any]) -> str:
     headers = ["predictor", "score", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
     asked = _asked(report["queries"], report["documents"], report["bank_rows"])
     caption = [f"{report['split']}, ctx {report['ctx']:,}: {asked}"]
-    return captioned(caption, table(lines, headers, "llrrr", MARKDOWN), bool(report["leaky"]))
+    return captioned(caption, page_table(lines, headers, "llrrr"), bool(report["leaky"]))
 
 
 def _asked(queries: int, documents: int, rows: int) -> str:

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from lvm.report.canvas import (
     BLACK,
     FONT,
     GREEN,
     GREY,
+    LEGEND,
     LIGHT,
     RED,
     SERIES,
@@ -27,7 +31,7 @@ def forest_figure(result: ShadowResult) -> Figure:
     figure, [axes] = canvas(
         "Who beats whom? Difference in Hit@5 on the same queries",
         f"{result.num_queries:,} queries from {result.num_documents:,} documents; 95 % "
-        "intervals by document; band: too small to be found",
+        "intervals by document",
         result.leaky,
     )
     pairs = sorted(result.comparisons, key=lambda pair: (pair.reference, pair.hit_at_5.mean))
@@ -54,11 +58,21 @@ def forest_figure(result: ShadowResult) -> Figure:
     axes.set_yticks(range(len(pairs)), labels, size=FONT - 2 if len(pairs) <= 16 else FONT - 6)
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
     axes.set_xlim(-limit, limit)
-    axes.set_xlabel("difference in Hit@5, points; green or red where the interval excludes zero")
+    axes.set_xlabel("difference in Hit@5, points")
     axes.grid(axis="x", color=LIGHT)
+    figure.legend(handles=_forest_legend(), loc="outside lower right", ncols=4, **LEGEND)
     if not pairs:
         empty(axes, "no two candidates could be compared")
     return figure
+
+
+def _forest_legend() -> list[Artist]:
+    verdicts = {"better": GREEN, "worse": RED, "not shown to differ": GREY}
+    marks = [
+        Line2D([], [], color=color, linewidth=4, marker="o", markersize=11, label=name)
+        for name, color in verdicts.items()
+    ]
+    return [*marks, Patch(color=LIGHT, alpha=0.5, label="too small to be found here")]
 
 
 def _forest_limit(pairs: Sequence[Comparison]) -> float:

@@ -1,0 +1,140 @@
+"""MLflow's pages of a tiny project, as a visitor sees them; screenshots lie in build/ui."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lvm.registry import alias
+from lvm.run_list import RUNS_PAGE
+from tests.conftest import copy_store
+from tests.ui.project import make_project
+
+pytestmark = pytest.mark.ui
+
+SHOTS = Path(__file__).parents[2] / "build" / "ui"
+INTERVAL = r"\d+\.\d \[ ?\d+\.\d, +\d+\.\d\]"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, empty_store):
+    """The store's runs by their entry point and phase, in a working folder of its own."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder / "store", patch)
+        patch.chdir(folder)
+        make_project(folder)
+        found = MlflowClient().search_runs(["0"])
+        yield {(run.data.tags["entry"], run.data.tags.get("phase")): run for run in found}
+
+
+@pytest.fixture(scope="module")
+def page(project, tmp_path_factory):
+    """A page of the browser at the run list, without the panel that opens at the first visit."""
+    from tests.ui.browser import opened, served  # the browser's driver is this target's alone
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with (
+        served(mlflow.get_tracking_uri()) as address,
+        opened(tmp_path_factory.mktemp("profile")) as page,
+    ):
+        page.goto(address + RUNS_PAGE)
+        page.get_by_label("Close").first.click()
+        yield page
+
+
+@pytest.fixture
+def visit(page) -> Callable[[str], None]:
+    """Go to a page of the server."""
+    return lambda path: page.goto(page.url.partition("/#/")[0] + path)
+
+
+@pytest.fixture
+def see(page) -> Callable[..., None]:
+    """Wait until every text is visible inside the window, then keep a screenshot."""
+    from playwright.sync_api import expect
+
+    def look(shot: str, *texts: str | re.Pattern) -> None:
+        for text in texts:
+            expect(page.get_by_text(text).filter(visible=True).first).to_be_in_viewport()
+        page.screenshot(path=SHOTS / f"{shot}.png")
+
+    return look
+
+
+def run_page(run: mlflow.entities.Run) -> str:
+    return f"/#/experiments/0/runs/{run.info.run_id}"
+
+
+def test_the_run_list_has_our_names_and_columns(visit, see):
+    visit(RUNS_PAGE)
+    columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
+    names = ("train memory_gru ctx 10", "eval memory_gru ctx 20", "shadow-eval 7 candidates")
+    cells = [re.compile(f"^{word}$") for word in ("memory_gru", "short", "long", "dense")]
+    see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
+
+
+def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
+    from playwright.sync_api import expect
+
+    short, long = (project["train", phase].info.run_id for phase in ("short", "long"))
+    visit(f'/#/compare-runs?runs=["{short}","{long}"]&experiments=["0"]')
+    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
+    lines = page.locator(".js-plotly-plot .parcoords-line-layers")
+    expect(lines).to_be_visible()
+    page.get_by_text("Parameters", exact=True).last.scroll_into_view_if_needed()
+    see("compare-parameters", re.compile("^short$"), re.compile("^long$"))
+
+
+def test_a_trainings_page_tells_its_figures(project, visit, see, page):
+    run = project["train", "long"]
+    visit(run_page(run))
+    hit = f"{100 * run.data.metrics['best/hit_at_5']:.1f}"
+    see("train", "train memory_gru ctx 20 dense phase long", f"Hit@5 {hit} [", "of 3; version 2")
+    page.get_by_text("Show more").click()
+    see("train-figures", re.compile(f"^\\s*{INTERVAL}$"), "(best free)")
+
+
+def test_a_figure_is_shown_among_the_artifacts(project, visit, see, page):
+    visit(run_page(project["train", "long"]) + "/artifacts/training.png")
+    see("training", "training.png")
+    drawn = page.locator("img[src^='blob:'], .image-container img, img[alt*='training']").first
+    drawn.wait_for()
+    assert drawn.evaluate("image => image.naturalWidth") == 1280
+    see("training")
+
+
+def test_examples_are_shown_as_a_table(project, visit, see):
+    visit(run_page(project["eval", "long"]) + "/artifacts/examples.json")
+    see("examples", "outcome", "truth", "found_1", re.compile(r"^Sentence number \d+\.$"))
+
+
+def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
+    visit(run_page(project["shadow-eval", None]))
+    winner = project["shadow-eval", None].data.tags["baseline"]
+    see("shadow", f"Baseline: {winner}")
+    page.get_by_text("Show more").click()
+    see("shadow-figures", f"{winner} becomes the first baseline")
+
+
+@pytest.mark.parametrize("name", ["forest.png", "lanes.png", "hits.png"])
+def test_figures_of_a_replay_are_shown(name, project, visit, see):
+    visit(run_page(project["shadow-eval", None]) + f"/artifacts/{name}")
+    see(name.removesuffix(".png"), name)
+
+
+def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
+    version = alias.aliases()["baseline"]
+    visit(f"/#/models/lvm/versions/{version}")
+    texts = ("@ baseline", "shadow-eval 7 candidates", "Took the alias by", "corrected Hit@5")
+    see("baseline", f"Version {version}", *texts, re.compile(f"^\\s*{INTERVAL}$"))
+
+
+def test_a_trained_versions_page_leads_to_its_run(visit, see, page):
+    visit("/#/models/lvm/versions/2")
+    see("version", "memory_gru (trained), ctx 20, recipe dense, phase long", "end of training")
+    page.get_by_text("train memory_gru ctx 20 dense phase long").click()
+    see("version-source", "of 3; version 2")
