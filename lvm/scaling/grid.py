@@ -119,26 +119,24 @@ def run_grid(
 
     `on_cell` is told each result with its kind: a trial before the grid or a cell of it.
     """
-    results: list[CellResult] = []
+    results: dict[Cell, CellResult] = {}
 
     def trained(kind: str, cell: Cell) -> CellResult:
-        result = trainer.result(cell)
-        on_cell(kind, result)
-        results.append(result)
-        return result
+        if cell not in results:
+            results[cell] = trainer.result(cell)
+            on_cell(kind, results[cell])
+        return results[cell]
 
     optimised = _optimised(trainer, plan, rules, trained)
     documents = num_documents(trainer.bank, trainer.windows)
     if optimised.reasons:
-        return Scaling(not_optimised(optimised), optimised, tuple(results), documents)
-    cells = [
+        return Scaling(not_optimised(optimised), optimised, tuple(results.values()), documents)
+    grid = [
         trained("grid", plan.cell(fraction, width, seed))
         for fraction in plan.fractions
         for width in plan.widths
         for seed in plan.seeds
-        if plan.cell(fraction, width, seed) != plan.largest()
     ]
-    grid = [results[0], *cells]
     document_Q = trainer.questions.document_Q
     soft = fit_grid(grid_values(plan, grid, document_Q, soft=True))
     hit = fit_grid(grid_values(plan, grid, document_Q, soft=False))
@@ -150,7 +148,7 @@ def run_grid(
     verdict = judge(soft, optimised, asked, rules)
     trained_on = float(np.mean([one.documents for one in largest]))
     even = break_even(hit, trained_on, documents, rules)
-    return Scaling(verdict, optimised, tuple(results), documents, soft, hit, even)
+    return Scaling(verdict, optimised, tuple(results.values()), documents, soft, hit, even)
 
 
 def grid_values(

@@ -90,7 +90,7 @@ CONTRACT = {
         "ctx": "1000",
         "fractions": "0.125,0.25,0.5,1",
         "widths": "128,256,512",
-        "seeds": "0,1",
+        "seeds": "0,1,2",
         "report": "none",
     },
     "phases": {

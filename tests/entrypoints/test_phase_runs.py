@@ -98,7 +98,7 @@ def run_phases(names: str, launcher: Launcher, *arguments: str) -> dict[str, Any
 def page() -> str:
     """Return the page of the latest `phases`, without what a rerun measures anew."""
     (run,) = MlflowClient().search_runs(
-        ["0"], "attributes.run_name = 'phases'", order_by=["start_time DESC"], max_results=1
+        ["0"], "tags.entry = 'phases'", order_by=["start_time DESC"], max_results=1
     )
     return str(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.md"))
 

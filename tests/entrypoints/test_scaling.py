@@ -25,7 +25,7 @@ def workplace(tmp_path_factory, empty_store):
     make_bank(folder / "bank", num_documents=60)
     gates = GATES_FILE.read_text()
     for strict, lenient in (
-        ("min_steps: 200", "min_steps: 1"),
+        ("min_steps: 300", "min_steps: 1"),
         ("min_passes: 2.0", "min_passes: 0.0"),
         ("step_gain: 0.01", "step_gain: 1.0"),
     ):
@@ -68,5 +68,5 @@ def test_a_grid_is_logged_with_its_verdict_and_trained_once(workplace, monkeypat
 def test_a_training_cut_short_is_named_so(workplace):
     assert scaling.main([*TINY, "--report", "short.json"]) == 0
     report = json.loads((workplace / "short.json").read_text())
-    assert report["verdict"] == "not optimised" and "max_steps=200" in report["sentence"]
+    assert report["verdict"] == "not optimised" and "max_steps=300" in report["sentence"]
     assert "gains" not in report
