@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
@@ -21,6 +20,7 @@ from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
+from lvm.report.examples import examples_page
 from lvm.report.figures import context_figure
 from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
@@ -49,7 +49,7 @@ def body(options: EvalOptions) -> None:
     tracking.log_file(MEASURED, measurement.long_table().to_parquet)
     tracking.log_file("predictions.npy", lambda path: np.save(path, own.predictions))
     tracking.log_file("row_correction.npy", lambda path: np.save(path, own.row_correction))
-    tracking.log_table(examples(measurement, options.split), "examples.json")
+    log_examples(measurement, options.split)
     table = evaluation_table(measurement.report)
     print(table, flush=True)
     report = measurement.report
@@ -72,11 +72,14 @@ def body(options: EvalOptions) -> None:
     publish(report, options.report)
 
 
-def examples(measurement: Measurement, split: str) -> pd.DataFrame:
-    """Return some of the hits, some of the misses, with what was read and found."""
+def log_examples(measurement: Measurement, split: str) -> None:
+    """Log some of the hits, some of the misses, with what was read and found."""
     inputs, own = measurement.subject.inputs, measurement.evaluations[0]
     queries = inputs.windows.queries[split].head(len(own.per_query))
-    return example_table(own, queries, inputs.bank, inputs.windows)
+    examples = example_table(own, queries, inputs.bank, inputs.windows)
+    tracking.log_table(examples, "examples.json")
+    title = f"{measurement.subject.name}: examples of the {split} queries"
+    tracking.log_text(examples_page(title, examples), "examples.html")
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:

@@ -9,9 +9,9 @@ SAVED_VIEW = "mlflow.sharedViewState."
 VIEW = "lvm"
 RUNS_PAGE = f"/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 # Column -> pixels, from left to right: at a window of 1280 pixels all but the last are visible.
-FIXED = {"attributes.`Run Name`": 215, "runDateAndNestInfo": 100}
+FIXED = {"attributes.`Run Name`": 200, "runDateAndNestInfo": 100}
 CHOSEN = {
-    "tags.`model`": 90,
+    "tags.`model`": 105,
     "tags.`ctx`": 60,
     "tags.`phase`": 70,
     "tags.`recipe`": 65,

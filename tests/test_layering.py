@@ -48,7 +48,8 @@ ORDER = {
     "phases": "table published measured old_gates",
     "report": (
         "canvas tables warnings figures expert_figures lane_figures shadow_figures phase_figure "
-        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes"
+        "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes "
+        "examples"
     ),
     "run_list": "",
     "tracking": "",

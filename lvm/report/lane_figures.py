@@ -41,8 +41,8 @@ def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool = False) -> Figu
     whole = ceilings.all_lanes
     figure, [axes] = canvas(
         "Does a larger k help? Hit@k per lane",
-        f"{model}, {whole.num_queries:,} queries, exact search, plain, filtered; crosses: all "
-        "lanes, less what the index loses; grey: too few queries",
+        f"{model}, {whole.num_queries:,} queries, plain, filtered; crosses: all lanes, less what "
+        "the index loses; grey: too few queries",
         leaky,
     )
     ends = []

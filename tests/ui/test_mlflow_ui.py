@@ -46,10 +46,16 @@ def page(project, tmp_path_factory):
         yield page
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(page) -> Callable[[str], None]:
-    """Go to a page of the server."""
-    return lambda path: page.goto(page.url.partition("/#/")[0] + path)
+    """Go to a page of the server, afresh: what stands there was not there before."""
+    address = page.url.partition("/#/")[0]
+
+    def go(path: str) -> None:
+        page.goto("about:blank")
+        page.goto(address + path)
+
+    return go
 
 
 @pytest.fixture
@@ -83,10 +89,12 @@ def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
     short, long = (project["train", phase].info.run_id for phase in ("short", "long"))
     visit(f'/#/compare-runs?runs=["{short}","{long}"]&experiments=["0"]')
     see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
-    lines = page.locator(".js-plotly-plot .parcoords-line-layers")
-    expect(lines).to_be_visible()
-    page.get_by_text("Parameters", exact=True).last.scroll_into_view_if_needed()
-    see("compare-parameters", re.compile("^short$"), re.compile("^long$"))
+    plot = page.locator(".pcp-plot")
+    expect(plot.locator("canvas").first).to_be_visible()
+    for text in ("train/loss", "ctx", "short", "long"):
+        expect(plot.get_by_text(text, exact=True).first).to_be_visible()
+    page.get_by_role("row", name="phase short long").last.scroll_into_view_if_needed()
+    see("compare-tags", "recipe")
 
 
 def test_a_trainings_page_tells_its_figures(project, visit, see, page):
@@ -98,18 +106,34 @@ def test_a_trainings_page_tells_its_figures(project, visit, see, page):
     see("train-figures", re.compile(f"^\\s*{INTERVAL}$"), "(best free)")
 
 
-def test_a_figure_is_shown_among_the_artifacts(project, visit, see, page):
-    visit(run_page(project["train", "long"]) + "/artifacts/training.png")
-    see("training", "training.png")
-    drawn = page.locator("img[src^='blob:'], .image-container img, img[alt*='training']").first
-    drawn.wait_for()
-    assert drawn.evaluate("image => image.naturalWidth") == 1280
-    see("training")
+FIGURES = [
+    ("train", "training"),
+    ("eval", "context"),
+    *[("lane-diagnostics", name) for name in ("lanes", "confusion", "larger_k")],
+    *[("shadow-eval", name) for name in ("forest", "hits", "lanes")],
+]
 
 
-def test_examples_are_shown_as_a_table(project, visit, see):
-    visit(run_page(project["eval", "long"]) + "/artifacts/examples.json")
+@pytest.mark.parametrize(("entry", "name"), FIGURES)
+def test_a_figure_is_shown_among_the_artifacts(entry, name, project, visit, see, page):
+    phase = None if entry == "shadow-eval" else "long"
+    visit(f"{run_page(project[entry, phase])}/artifacts/{name}.png")
+    image = page.get_by_alt_text(f"{name}.png")
+    image.wait_for()
+    size = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert size == [1280, 800]
+    see(f"{entry}-{name}", f"{name}.png")
+
+
+def test_examples_are_shown_with_their_texts(project, visit, see, page):
+    artifacts = run_page(project["eval", "long"]) + "/artifacts/"
+    visit(artifacts + "examples.json")
     see("examples", "outcome", "truth", "found_1", re.compile(r"^Sentence number \d+\.$"))
+    visit(artifacts + "examples.html")
+    inside = page.frame_locator("iframe")
+    inside.get_by_text("memory_gru: examples of the test queries").wait_for()
+    inside.get_by_text(re.compile(r"^Sentence number \d+\.$")).first.wait_for()
+    see("examples-page", "examples.html")
 
 
 def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
@@ -118,12 +142,6 @@ def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
     see("shadow", f"Baseline: {winner}")
     page.get_by_text("Show more").click()
     see("shadow-figures", f"{winner} becomes the first baseline")
-
-
-@pytest.mark.parametrize("name", ["forest.png", "lanes.png", "hits.png"])
-def test_figures_of_a_replay_are_shown(name, project, visit, see):
-    visit(run_page(project["shadow-eval", None]) + f"/artifacts/{name}")
-    see(name.removesuffix(".png"), name)
 
 
 def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
