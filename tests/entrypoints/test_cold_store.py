@@ -21,9 +21,7 @@ def test_commands_that_create_store_and_windows_together_all_finish(tmp_path):
     environment |= {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "entrypoints.export", "--bank", "bank", "--ctx", "20"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(3)
-    ]
+    started = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(3)]
     printed = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], printed
     found = MlflowClient(store).search_runs(["0"])
