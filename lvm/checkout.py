@@ -10,6 +10,17 @@ def project_root() -> Path:
     return checkout if (checkout / "MLproject").is_file() else Path.cwd()
 
 
+def checkout_root() -> Path:
+    """Return the folder of the MLproject file; raises ValueError where there is none."""
+    root = project_root()
+    if not (root / "MLproject").is_file():
+        raise ValueError(
+            f"MLproject: is not in {root}, and without it no entry point can launch others; run "
+            "this in a checkout of lvm, or the entry points one after another"
+        )
+    return root
+
+
 def is_dirty() -> bool | None:
     """Tell whether there are changes that the commit does not show; None outside of git."""
     command = ["git", "-C", str(project_root()), "status", "--porcelain"]

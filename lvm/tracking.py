@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import Bank
-from lvm.checkout import is_dirty, project_root
+from lvm.checkout import checkout_root, is_dirty, project_root
 from lvm.run_list import saved_view
 from lvm.stopping import Stopped, end_children, follow_parent, stoppable
 from lvm.windows.planning import Windows
@@ -110,12 +110,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 
     Raises ValueError with the child's own reason where it fails, and outside of a checkout.
     """
-    root = project_root()
-    if not (root / "MLproject").is_file():
-        raise ValueError(
-            f"{entry}: is launched by way of MLproject, which {root} lacks; run this in a checkout "
-            "of lvm, or the entry points one after another"
-        )
+    root = checkout_root()
     words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
     print(f"\n== {entry} {words}", flush=True)
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
@@ -171,6 +166,14 @@ def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
     profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
     profile |= {"bank_sha256": windows.bank_sha256}
     return _log_dataset("windows", path, windows.sha256, profile, context)
+
+
+def log_input(run_id: str, entry: DatasetInput) -> None:
+    """Log a dataset as what a run reads, while other runs may be logging the same one."""
+    try:
+        MlflowClient().log_inputs(run_id, datasets=[entry])
+    except MlflowException:  # a server refuses all but the first of those who add it at one moment
+        MlflowClient().log_inputs(run_id, datasets=[entry])
 
 
 def log_metrics(
@@ -281,7 +284,7 @@ def _log_dataset(
         profile=json.dumps({**profile, "sha256": sha256}),
     )
     tags = [InputTag("mlflow.data.context", context)]
-    MlflowClient().log_inputs(active_run_id(), datasets=[DatasetInput(dataset, tags)])
+    log_input(active_run_id(), DatasetInput(dataset, tags))
     return dataset
 
 

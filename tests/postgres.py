@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own behind an `mlflow server`, set up as docs/team.md says."""
+"""A throw-away PostgreSQL with an `mlflow server` before it, as docs/team.md sets them up."""
 
 import os
 import shutil
@@ -77,7 +77,7 @@ def mlflow_server(store: str, artifacts: Path, log: Path) -> Iterator[str]:
         )
     try:
         with requests.Session() as session:
-            session.mount(url, HTTPAdapter(max_retries=Retry(120, backoff_factor=1, backoff_max=1)))
+            session.mount(url, HTTPAdapter(max_retries=Retry(300, backoff_factor=1, backoff_max=1)))
             session.get(f"{url}/health").raise_for_status()
         yield url
     except BaseException:
@@ -85,4 +85,4 @@ def mlflow_server(store: str, artifacts: Path, log: Path) -> Iterator[str]:
         raise
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=300)

@@ -49,7 +49,7 @@ def test_a_command_that_launches_others_says_that_it_needs_a_checkout(site, tmp_
     environment["PYTHONPATH"] = str(site)
     command = [sys.executable, "-m", "entrypoints.main", "--size", "tiny"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    reason = f"error: ingest: is launched by way of MLproject, which {tmp_path} lacks; run this in"
+    reason = f"error: MLproject: is not in {tmp_path}, and without it no entry point can launch"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(reason)
     assert (tmp_path / "mlflow.db").is_file()
