@@ -36,6 +36,8 @@ def body(options: PromoteOptions) -> None:
         "reason": f"by hand: {options.reason}",
     }
     alias.promote(version, current, evidence, alias.BY_HAND)
+    tracking.name_run(f"version {version}")
+    tracking.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
     tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
     tracking.log_report({"moves": alias.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"

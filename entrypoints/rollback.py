@@ -18,6 +18,8 @@ def body(options: RollbackOptions) -> None:
     """Give the alias back to the version that had it before."""
     tracking.log_config({})
     restored, withdrawn = alias.rollback({"decision_run": tracking.active_run_id()})
+    tracking.name_run(f"to version {restored}")
+    tracking.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
     tracking.set_tags({"decision": "rolled back", BASELINE: restored})
     tracking.log_report({"moves": alias.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")

@@ -12,7 +12,7 @@ STYLE = (
 def examples_page(title: str, examples: pd.DataFrame) -> str:
     """Return the table of `example_table` as a page whose texts are not cut off."""
     counts = examples["outcome"].value_counts()
-    drawn = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    drawn = ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
     with pd.option_context("display.max_colwidth", None):
         body = examples.to_html(index=False, border=0, float_format="{:,g}".format)
     return (

@@ -67,5 +67,5 @@ def test_the_page_escapes_texts_and_cuts_none_off() -> None:
     long = "a <b> & " + 300 * " word"
     table = pd.DataFrame([{"outcome": "miss", "rank": 12.5, "truth": long}])
     page = examples_page("ema", table)
-    assert "1 miss" in page and "12.5" in page
+    assert "miss: 1" in page and "12.5" in page
     assert "a &lt;b&gt; &amp; " + 300 * " word" in page
