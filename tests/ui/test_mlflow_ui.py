@@ -88,11 +88,11 @@ def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
 
     short, long = (project["train", phase].info.run_id for phase in ("short", "long"))
     visit(f'/#/compare-runs?runs=["{short}","{long}"]&experiments=["0"]')
-    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
     plot = page.locator(".pcp-plot")
     expect(plot.locator("canvas").first).to_be_visible()
     for text in ("train/loss", "ctx", "short", "long"):
         expect(plot.get_by_text(text, exact=True).first).to_be_visible()
+    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
     page.get_by_role("row", name="phase short long").last.scroll_into_view_if_needed()
     see("compare-tags", "recipe")
 
