@@ -93,8 +93,10 @@ def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
     for text in ("train/loss", "ctx", "short", "long"):
         expect(plot.get_by_text(text, exact=True).first).to_be_visible()
     see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
-    page.get_by_role("row", name="phase short long").last.scroll_into_view_if_needed()
-    see("compare-tags", "recipe")
+    tags = page.get_by_role("row", name="phase short long").last
+    tags.scroll_into_view_if_needed()
+    expect(tags).to_be_in_viewport()
+    see("compare-tags")
 
 
 def test_a_trainings_page_tells_its_figures(project, visit, see, page):
