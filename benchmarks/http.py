@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,8 +22,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from benchmarks.serving import register_and_load
-from lvm import tracking
+from benchmarks.serving import register_and_load, scratch_store
 from lvm.bank.store import Bank, open_bank
 from lvm.registry import registered
 from lvm.windows.export import ensure_windows
@@ -100,14 +98,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40, help="of each way")
     options = parser.parse_args()
     bank = open_bank(Path(options.bank).resolve())
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-        tracking.configure()
+    with scratch_store():
         register_and_load(options.model, bank, ensure_windows(bank, options.ctx))
         with http_server(registered.BASELINE_URI, Path("server.log")) as address:
             measure(address, bank, options)
-        os.chdir("/")
 
 
 def measure(address: str, bank: Bank, options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -38,15 +40,22 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     options = parser.parse_args()
     bank = open_bank(Path(options.bank).resolve())
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-        tracking.configure()
+    with scratch_store():
         windows = ensure_windows(bank, options.ctx)
         print(f"bank of {bank.num_rows:,} x {bank.dim}, ctx {options.ctx}; milliseconds")
         for name in options.models:
             torch.set_num_threads(max(options.threads))
             measure(name, bank, windows, options)
+
+
+@contextmanager
+def scratch_store() -> Iterator[None]:
+    """Work in a new folder with a store of its own; both are gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+        tracking.configure()
+        yield
         os.chdir("/")
 
 

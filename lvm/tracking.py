@@ -248,6 +248,7 @@ def child_runs(run_id: str) -> list[Any]:
 
 
 def matching(run_id: str, query: str) -> list[Any]:
+    """Return the runs of the experiment of `run_id` that a search finds, the latest first."""
     experiment = mlflow.get_run(run_id).info.experiment_id
     return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
 

@@ -16,9 +16,9 @@ from lvm.report.tables import (
     percent,
     table,
 )
-from lvm.scaling.fit import Backtest, Fitted, Gain
+from lvm.scaling.fit import Fitted, Gain
 from lvm.scaling.grid import BreakEven, Plan, Scaling
-from lvm.scaling.verdict import points
+from lvm.scaling.optimised import points
 from lvm.statistics import Difference
 
 LEAST_SPAN = 3.0
@@ -150,13 +150,9 @@ def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int) -> list
         f"{num_queries:,} queries; soft Hit@5 = mean of 1 / (1 + (rank / 5)^2) decides",
     ]
     if soft.backtest is not None and hit.backtest is not None:
-        error = f"{_error(soft.backtest)} ({_error(hit.backtest)} of Hit@5)"
+        error = f"{points(soft.backtest)} ({points(hit.backtest)} of Hit@5)"
         lines.append(f"the largest data foretold from the smaller ones: off by {error} points")
     return lines
-
-
-def _error(found: Backtest) -> str:
-    return f"{100 * found.error:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _span_warning(parameters: list[int]) -> list[str]:

@@ -53,7 +53,7 @@ class Gain:
 class Backtest:
     """The score at the largest data and width - what smaller data foretell, with its interval."""
 
-    error: float
+    mean: float
     low: float
     high: float
 

@@ -5,6 +5,7 @@ Shapes: Q queries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,17 @@ from lvm.statistics import LEVEL, Difference, paired_difference
 
 K = 5
 NORMAL = float(stats.norm.ppf(1 - LEVEL / 2))
+
+
+class Estimate(Protocol):
+    """A figure with its 95 % interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,14 @@ def judge_optimisation(
         reasons.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
         more_steps.append(int(np.ceil(num_steps * rules.min_passes / passes)))
     if _pays(steps, rules):
-        reasons.append(f"the second half of the steps gained {_points(steps)} points")
+        reasons.append(f"the second half of the steps gained {points(steps)} points")
         more_steps.append(2 * num_steps)
     if more_steps:
         advice.append(f"max_steps={max(more_steps)}")
     better = max(by_rate, key=lambda one: one[1].mean, default=None)
     if better is not None and _pays(better[1], rules):
         reasons.append(
-            f"lr {better[0]:g} is {_points(better[1])} points better than {half.cell.lr:g}"
+            f"lr {better[0]:g} is {points(better[1])} points better than {half.cell.lr:g}"
         )
         advice.append(f"lr={better[0]:g}")
     return Optimised(
@@ -107,6 +119,11 @@ def steps_over_seeds(
     return replace(found, low=float(low), high=float(high))
 
 
+def points(found: Estimate) -> str:
+    """Write an estimate in points with its interval: `+1.2 [+0.4, +2.0]`."""
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
 def _difference(
     rank_Q: NDArray[np.float64], other_Q: ArrayLike, documents: ArrayLike
 ) -> Difference:
@@ -115,10 +132,6 @@ def _difference(
 
 def _pays(change: Difference, rules: ScalingRules) -> bool:
     return change.low > 0 and change.mean > rules.step_gain
-
-
-def _points(change: Difference) -> str:
-    return f"{100 * change.mean:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
 def _loss_change(losses: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lvm.rules import ScalingRules
 from lvm.scaling.fit import Fitted, Gain
-from lvm.scaling.optimised import Optimised
+from lvm.scaling.optimised import Optimised, points
 
 DATA, CAPACITY, BOTH = "data-limited", "capacity-limited", "both"
 SATURATED, NOT_OPTIMISED, INCONCLUSIVE = "saturated", "not optimised", "inconclusive"
@@ -107,11 +107,6 @@ def needed_to_decide(fitted: Fitted, asked: Asked, rules: ScalingRules) -> Neede
         _count(seeds, asked.seeds),
         None if count is None or seed_count is None else (count, seed_count),
     )
-
-
-def points(gain: Gain) -> str:
-    """Write a gain in points with its interval: `+1.2 [+0.4, +2.0]`."""
-    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
 def _flat(gain: Gain, rules: ScalingRules) -> bool:

@@ -22,7 +22,7 @@ def test_exact_power_laws_of_the_misses_give_their_own_gains():
     assert fitted.parameters.mean == pytest.approx(score_of(power_laws(1, 6.4)) - now, abs=1e-4)
     assert fitted.lead.mean == pytest.approx(fitted.data.mean - fitted.parameters.mean)
     assert fitted.at(0.25, 1 / 3.2) == pytest.approx(score_of(power_laws(0.25, 1)), abs=1e-4)
-    assert fitted.backtest.error == pytest.approx(0, abs=1e-3)
+    assert fitted.backtest.mean == pytest.approx(0, abs=1e-3)
 
 
 def test_a_score_near_its_ceiling_gains_what_is_left_of_it():
@@ -44,7 +44,7 @@ def test_data_may_pay_at_large_widths_only():
 def test_a_jump_that_no_smooth_curve_foretells_is_in_the_intervals():
     """The score stands still until the last fraction."""
     fitted = fit_grid(exact_grid(lambda x, z: 0.3 + 0.05 * (x >= 1)), resamples=200)
-    assert fitted.backtest.error == pytest.approx(score_of(0.35) - score_of(0.3), abs=2e-3)
+    assert fitted.backtest.mean == pytest.approx(score_of(0.35) - score_of(0.3), abs=2e-3)
     assert fitted.data.misfit_variance > 10 * fitted.data.seed_variance
     assert fitted.data.low < 0.0 < fitted.data.high
 
