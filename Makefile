@@ -41,7 +41,7 @@ mlflow.db: | .venv/.installed
 
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
-	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
