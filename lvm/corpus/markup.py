@@ -193,11 +193,11 @@ _INLINE = (
     (re.compile(r":[\w+.:-]+:`[!.]?(?:_\w+\.)?([^`]*)`"), r"\1"),  # :role:`name`
     (re.compile(r"``+([^`]+?)``+"), r"\1"),
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `title <target>`_
+    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
+    (re.compile(r"\[([^\]]+)\]\([^)\s]*\)"), r"\1"),  # [title](target)
     (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # [`name`], huggingface_hub's reference
     (re.compile(r"`\.?([^`]+)`_{0,2}"), r"\1"),
     (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
-    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
-    (re.compile(r"\[([^\]]+)\]\([^)\s]*\)"), r"\1"),  # [title](target)
     (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^>]*>"), ""),
     (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
     (re.compile(r"\\ "), ""),

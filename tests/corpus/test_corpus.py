@@ -145,6 +145,11 @@ def test_docstring_styles(docstring: str, expected: list[str]) -> None:
     assert found == expected
 
 
+def test_links_leave_their_titles() -> None:
+    text = "See [`Trainer`](https://host/x), [the docs](y#z) or [`Model.fit`]. ![a map](map.png)"
+    assert paragraphs(text) == ["See Trainer, the docs or Model.fit."]
+
+
 def test_sentences_are_split_where_they_end() -> None:
     text = "Dr. Smith met e.g. Ann at 3.5 miles. They spoke!\n\nA new paragraph\nbegins here"
     assert split_sentences(text) == [
