@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery test-postgres test-ui check ui clean
+.PHONY: demo test test-battery test-faults test-postgres test-ui check ui clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -16,10 +16,13 @@ demo: .venv/.installed
 PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed-test
-	$(PYTEST) -m "not battery and not postgres and not ui"
+	$(PYTEST) -m "not battery and not faults and not postgres and not ui"
 
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
+
+test-faults: .venv/.installed-test
+	python -m pytest -n 2 --dist worksteal -m faults tests/faults
 
 test-postgres: .venv/.installed-server
 	python -m pytest -m postgres
@@ -33,7 +36,7 @@ check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
-	$(PYTEST) -q -m "not slow and not ui"
+	$(PYTEST) -q -m "not slow and not faults and not ui"
 
 # Once, under a lock that `mlflow run` does not take: afterwards several may start together.
 mlflow.db: | .venv/.installed
