@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery test-faults test-postgres test-ui check ui clean
+.PHONY: demo test test-battery test-faults test-postgres test-ui check ui reap clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -45,6 +45,10 @@ mlflow.db: | .venv/.installed
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+# What every start does for its own experiment: runs whose process is gone end as KILLED.
+reap: .venv/.installed
+	python -c "from lvm import tracking; tracking.configure(); tracking.reap()"
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,17 +22,18 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
+from lvm.abandoned import PROCESS, SQLITE, close_abandoned
 from lvm.bank.store import Bank
 from lvm.checkout import checkout_root, is_dirty, project_root
+from lvm.processes import own_name
 from lvm.run_list import saved_view
-from lvm.stopping import Stopped, end_children, follow_parent, stoppable
+from lvm.stopping import Stopped, end_children, stoppable
 from lvm.windows.planning import Windows
 
 if TYPE_CHECKING:  # most runs draw nothing
     from matplotlib.figure import Figure
 
 StoreError = MlflowException
-SQLITE = "sqlite:///"
 DIGEST_LENGTH = 36
 ENTRY = "entry"
 NOISY_LOGGERS = ("mlflow", "alembic")
@@ -66,19 +67,19 @@ def ui_command() -> str:
 def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     """Open the launcher's run, or a new one where there is none; yield its id.
 
-    `parameters` are logged where the launcher has not logged them. The run ends FINISHED; KILLED
-    where a stop signal came; FAILED with the tag `error` after any exception, the traceback as
-    the artifact `error.txt`.
+    Runs of the same experiment whose process is gone are closed first. `parameters` are logged
+    where the launcher has not logged them. The run ends FINISHED; KILLED where a stop signal came;
+    FAILED with the tag `error` after any exception, the traceback as the artifact `error.txt`.
     """
-    if "MLFLOW_RUN_ID" in os.environ:
-        follow_parent()
     configure()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
-    run_id = mlflow.start_run(tags=tags).info.run_id
+    opened = mlflow.start_run(tags=tags | {PROCESS: own_name()}).info
+    run_id = opened.run_id
     status = RunStatus.FAILED
     try:
         with stoppable():
+            reap([opened.experiment_id])
             _describe_run(entry, parameters)
             yield run_id
         status = RunStatus.FINISHED
@@ -94,6 +95,12 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
         raise
     finally:
         mlflow.end_run(RunStatus.to_string(status))
+
+
+def reap(experiment_ids: Collection[str] | None = None) -> None:
+    """Close the runs of these experiments (None: all) whose process is gone; print which."""
+    for run_id in close_abandoned(None if experiment_ids is None else list(experiment_ids)):
+        print(f"run {run_id} is closed: its process is gone", flush=True)
 
 
 def refuse_launched_run(reason: str) -> None:
@@ -132,7 +139,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a run nested under the open one, which is then logged to until the block ends."""
-    with mlflow.start_run(run_name=name, nested=True):
+    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: own_name()}):
         mlflow.log_params(dict(parameters))
         yield
 
@@ -268,10 +275,20 @@ def _prepare_sqlite(uri: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            SqlAlchemyStore(uri, str(path.parent.resolve() / "mlruns"))
+            _create_sqlite(path)
         with sqlite3.connect(path, timeout=20) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
+
+
+def _create_sqlite(path: Path) -> None:
+    """Create a database that appears whole: one with some of its tables could never be opened."""
+    new = path.with_name(f".{path.name}.new")
+    for remains in (new, Path(f"{new}-journal")):
+        remains.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"{SQLITE}{new}", str(path.parent.resolve() / "mlruns"))
+    store.engine.dispose()
+    new.rename(path)
 
 
 def _log_dataset(

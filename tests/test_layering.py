@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "seeding": "",
     "stopping": "",
+    "processes": "",
     "checkout": "",
     "rules": "",
     "bank": "row_table files store duplicates",
@@ -52,6 +53,7 @@ ORDER = {
         "examples"
     ),
     "run_list": "",
+    "abandoned": "",
     "tracking": "",
     "past_runs": "",
     "registry": "page alias registered settling",
@@ -64,6 +66,7 @@ PLACES = [
 ]
 PACKAGES = {"lvm", "entrypoints", *(f"lvm.{name}" for name, files in ORDER.items() if files)}
 MLFLOW_FILES = {
+    "lvm/abandoned.py",
     "lvm/tracking.py",
     "lvm/past_runs.py",
     "lvm/registry/alias.py",
