@@ -44,7 +44,7 @@ mlflow.db: | .venv/.installed
 
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
-	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 # What every start does for its own experiment: runs whose process is gone end as KILLED.
 reap: .venv/.installed

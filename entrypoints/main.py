@@ -9,6 +9,7 @@ from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import past_runs, tracking
 from lvm.registry import alias
+from lvm.report.notes import pipeline_note
 from lvm.run_list import RUNS_PAGE
 
 
@@ -68,6 +69,7 @@ def body(options: MainOptions) -> None:
     summary = past_runs.read_text(runs["shadow-eval"], "shadow.txt")
     tracking.log_text(summary, "shadow.txt")
     shadow = past_runs.read_json(runs["shadow-eval"], "report.json")
+    tracking.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
     publish({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
     print(f"\nopen the runs in the MLflow UI:  {tracking.ui_command()}")
     print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")

@@ -25,12 +25,13 @@ from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import registered
 from lvm.registry.registered import BASELINE_URI, Predictor
-from lvm.report.tables import TEXT, table
+from lvm.report.tables import TEXT, fenced, table
 from lvm.retrieval.index import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
+DESCRIBED = 5  # passages in the run's description
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def body(options: PredictOptions) -> None:
         "passages": retriever.describe(row_1K[0], score_1K[0]),
     }
     shown = passages_table(report, options.k)
+    asked_file = Path(str(options.text or options.context)).name
+    tracking.name_run(f"{predictor.facts.model} ctx {ctx} after {asked_file}")
+    first = report | {"passages": report["passages"][:DESCRIBED]}
+    tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
     tracking.log_text(shown + "\n", "predictions.txt")
     publish(report, None)
     print(json.dumps(plain(report), indent=1) if options.format == JSON else shown)
@@ -138,7 +143,8 @@ def passages_table(report: Mapping[str, Any], k: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut a text to `width` characters, the last of them an ellipsis."""
+    """Put a text on one line of `width` characters at most, the last of them an ellipsis."""
+    text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

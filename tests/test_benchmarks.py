@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 def printed(name: str, *arguments: str, folder: Path) -> str:
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -47,6 +48,14 @@ def test_serving_is_measured_with_its_index(tmp_path, tiny_bank):
     table = printed("serving", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
     assert "ema: exhaustive search" in table and "memory_gru: exhaustive search" in table
     assert table.count("warm_p95") == 2
+
+
+def test_http_is_measured_beside_the_same_process(tmp_path, tiny_bank):
+    sizes = "--ctx 20 --requests 2".split()
+    table = printed("http", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
+    rows = {line[:14].strip(): line[14:].split() for line in table.splitlines()[-3:]}
+    assert list(rows) == ["in process", "HTTP, lists", "HTTP, packed"]
+    assert rows["HTTP, lists"][4] != "0"
 
 
 def test_training_is_measured_beside_an_unrolled_gru_and_the_matrix_product(tmp_path):

@@ -75,6 +75,18 @@ def lanes_note(diagnosis: Diagnosis) -> str:
     return f"**{diagnosis.sentence}**\n\n{body}"
 
 
+def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:
+    """Return how a whole pipeline ended: data, what the replay asked, the decision, its reasons."""
+    decision = shadow["decision"]
+    asked = _asked(shadow["num_queries"], shadow["num_documents"], shadow["num_rows"])
+    blocks = [
+        f"**Baseline: {decision['winner'] or 'none'}**",
+        f"{bank}, ctx {ctx:,}: {asked}",
+        _bullets(decision["reasons"][:SHOWN]),
+    ]
+    return "\n\n".join(blocks)
+
+
 def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:
     """Return what a run made, a line a name; numbers have thousands separated."""
     lines = [

@@ -113,6 +113,11 @@ def captioned(caption: Sequence[str], body: str, leaky: bool = False) -> str:
     return "\n".join([*lines, "", body])
 
 
+def fenced(text: str) -> str:
+    """Return text that a Markdown page shows as it stands."""
+    return f"```\n{text}\n```"
+
+
 def bullet(style: str) -> str:
     """Return what a line of a list begins with."""
     return "* " if style == MARKDOWN else "  "

@@ -174,6 +174,9 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     assert len({one["row"] for one in found["passages"]}) == 3 == len(passages)
     for line, one in zip(passages, found["passages"], strict=True):
         assert f"{one['row']:,}" in line and one["lane"] in line and one["text"] in line
+    run = run_of("predict")
+    assert run.info.run_name == "predict memory_gru ctx 20 after context.npy"
+    assert all(line in run.data.tags["mlflow.note.content"] for line in passages)
 
 
 def test_a_promotion_by_hand_is_logged(promoted):

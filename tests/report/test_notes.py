@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from lvm.promotion.decision import decide
-from lvm.report.notes import SHOWN, counts_note, evaluation_note, shadow_note, training_note
+from lvm.report.notes import (
+    SHOWN,
+    counts_note,
+    evaluation_note,
+    pipeline_note,
+    shadow_note,
+    training_note,
+)
 from lvm.rules import read_gate_rules
 from tests.shadow_cases import winning_case
 
@@ -66,3 +73,11 @@ def test_a_replay_tells_its_baseline_first(is_enabled: bool) -> None:
 def test_counts_have_separated_thousands() -> None:
     note = counts_note({"rows": 40_000, "bank": "data/bank"}, ["no leak"])
     assert "40,000" in note and "data/bank" in note and note.endswith("* no leak")
+
+
+def test_a_pipeline_tells_how_it_ended() -> None:
+    result = winning_case()
+    decision = decide(result, result.baseline_name, read_gate_rules()).report()
+    note = pipeline_note("data/mine", 1000, result.report() | {"decision": decision})
+    assert note.startswith("**Baseline: model**\n\ndata/mine, ctx 1,000: 2,000 queries from 60")
+    assert note.endswith(f"* {decision['reasons'][-1]}")
