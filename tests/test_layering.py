@@ -15,6 +15,7 @@ ORDER = {
     "stopping": "",
     "checkout": "",
     "rules": "",
+    "writing": "",
     "bank": "row_table files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
@@ -52,6 +53,7 @@ ORDER = {
         "examples"
     ),
     "run_list": "",
+    "reasons": "",
     "tracking": "",
     "past_runs": "",
     "registry": "page alias registered settling",

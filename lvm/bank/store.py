@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+from lvm.writing import sealed, writing
 
 __all__ = [
     "TMD_LANES",
@@ -171,7 +172,9 @@ def write_bank(
             "bases": list(bases),
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
-        (folder / files.CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
+        text = json.dumps(sealed(contents), indent=1) + "\n"
+        with writing(path / files.CONTENTS):
+            (folder / files.CONTENTS).write_text(text, "utf-8")
         files.map_vectors(folder, contents)
         files.replace_folder(folder, path, scratch / "old")
     finally:

@@ -117,7 +117,7 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
 
 def existing_bank(path: Path, created_by: str) -> Bank:
     """Open the bank at `path`; raises ValueError where it was made in another way."""
-    bank = open_bank(path)
+    bank = open_bank(path, verify=True)
     if bank.created_by == created_by:
         return bank
     recorded = bank.created_by.split("; ")

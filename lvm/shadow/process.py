@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import CONFIG, save_model
+from lvm.checkpoint.weights import model_text, save_model
 from lvm.lanes.reranking import Foretold
 from lvm.shadow.child import (
     CORRECTION,
@@ -39,6 +37,7 @@ from lvm.shadow.store import (
     read_measurement,
 )
 from lvm.windows.planning import Queries, Windows
+from lvm.writing import write_array
 
 Note = Callable[[str], None]
 
@@ -122,7 +121,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
     _describe(candidate, folder / MODEL)
     bank, removed, groups = asked.bank, asked.removed, asked.windows.representative_N
     queries = removed.with_ctx(candidate.facts.ctx)
-    np.save(folder / GROUPS, groups)
+    write_array(folder / GROUPS, groups)
     correction, correction_sha256 = folder / MODEL / CORRECTION, "none"
     if correction.is_file():
         correction_sha256 = file_sha256(correction)
@@ -132,7 +131,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
         write_foretold(folder, asked.foretold)
     key = measurement_key(
         {
-            "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
+            "model": model_text(folder / MODEL),  # holds the sha256 of the weights
             "row_correction": correction_sha256,
             "bank": bank.sha256,
             "groups": arrays_sha256(groups),
@@ -176,7 +175,7 @@ def _describe(candidate: Candidate, folder: Path) -> None:
     assert candidate.model is not None
     save_model(candidate.model, folder)
     if candidate.row_correction is not None:
-        np.save(folder / CORRECTION, candidate.row_correction)
+        write_array(folder / CORRECTION, candidate.row_correction)
 
 
 def finish(code: int, job: Job) -> Measurement:

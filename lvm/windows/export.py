@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
@@ -27,6 +28,7 @@ from lvm.windows.planning import (
     make_queries,
 )
 from lvm.windows.splits import SPLITS, runs
+from lvm.writing import is_damaged, sealed, writing
 
 FORMAT = 1
 ANEW = "delete the folder to have them planned anew"
@@ -92,9 +94,13 @@ def write_windows(windows: Windows, path: str | Path) -> Windows:
     try:
         temporary.chmod(0o755)
         for name, columns in _tables(windows).items():
-            _write_table(columns, temporary / name)
+            with writing(path / name):
+                _write_table(columns, temporary / name)
         document = {"format": FORMAT} | {name: getattr(windows, name) for name in SETTINGS}
-        (temporary / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
+        document |= {"files": {name: file_sha256(temporary / name) for name in FILES}}
+        with writing(path / "windows.json"):
+            text = json.dumps(sealed(document), indent=1) + "\n"
+            (temporary / "windows.json").write_text(text)
         if path.exists():
             os.replace(path, temporary / "replaced")
         os.replace(temporary, path)
@@ -149,6 +155,9 @@ def open_windows(path: str | Path, bank: Bank) -> Windows:
             f"not {bank.sha256[:12]}); export windows for this one"
         )
     try:
+        for name, recorded in settings.get("files", {}).items():
+            if file_sha256(path / name) != recorded:
+                raise ValueError(f"{name} differs from its sha256")
         tables = {name: pd.read_parquet(path / name) for name in FILES}
         windows = _assemble(settings, tables, bank)
     except (OSError, KeyError, ValueError, IndexError, pa.ArrowException) as error:
@@ -168,9 +177,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: no windows here (windows.json unreadable); export them"
         ) from None
-    missing = [name for name in SETTINGS if name not in settings]
-    if settings.get("format") != FORMAT or missing:
+    if not isinstance(settings, dict) or not {"format", *SETTINGS} <= set(settings):
+        raise ValueError(f"{path}: windows.json does not say what windows are; {ANEW}")
+    if settings["format"] != FORMAT:
         raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {ANEW}")
+    if is_damaged(settings):
+        raise ValueError(f"{path}: windows.json differs from the sha256 in it; {ANEW}")
     return dict(settings)
 
 
