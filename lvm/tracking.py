@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,8 +287,12 @@ def _create_sqlite(path: Path) -> None:
         made = Path(scratch) / path.name
         made_store = SqlAlchemyStore(f"{SQLITE}{made}", str(path.parent.resolve() / "mlruns"))
         made_store.engine.dispose()
-        with suppress(FileExistsError):
+        try:
             os.link(made, path)
+        except FileExistsError:
+            return
+        except OSError:  # a disk without hard links
+            os.rename(made, path)
 
 
 def _log_dataset(

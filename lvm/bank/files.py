@@ -87,9 +87,14 @@ def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
 def check_hashes(folder: Path, contents: dict) -> None:
     """Raise ValueError where a file is not the one that bank.json records."""
     for name, recorded in contents["files"].items():
-        if file_sha256(folder / name) != recorded:
+        where = folder / name
+        try:
+            found = file_sha256(where)
+        except OSError as error:
+            raise ValueError(f"{where}: missing or unreadable; ingest again") from error
+        if found != recorded:
             raise ValueError(
-                f"{folder / name}: its sha256 differs from {CONTENTS}; restore it or ingest again"
+                f"{where}: its sha256 differs from {CONTENTS}; restore it or ingest again"
             )
 
 

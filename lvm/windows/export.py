@@ -174,9 +174,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads((path / "windows.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(
-            f"{path}: no windows here (windows.json unreadable); export them"
-        ) from None
+        raise ValueError(f"{path}: no windows here (windows.json unreadable); {ANEW}") from None
     if not isinstance(settings, dict) or not {"format", *SETTINGS} <= set(settings):
         raise ValueError(f"{path}: windows.json does not say what windows are; {ANEW}")
     if settings["format"] != FORMAT:
