@@ -175,9 +175,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads((path / "windows.json").read_text())
     except (OSError, ValueError):
         raise ValueError(f"{path}: no windows here (windows.json unreadable); {ANEW}") from None
-    if not isinstance(settings, dict) or not {"format", *SETTINGS} <= set(settings):
-        raise ValueError(f"{path}: windows.json does not say what windows are; {ANEW}")
-    if settings["format"] != FORMAT:
+    known = isinstance(settings, dict) and settings.get("format") == FORMAT
+    if not known or not set(SETTINGS) <= set(settings):
         raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {ANEW}")
     if is_damaged(settings):
         raise ValueError(f"{path}: windows.json differs from the sha256 in it; {ANEW}")
