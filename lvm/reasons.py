@@ -28,7 +28,7 @@ def plain_reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         what = error.filename or "the folder of an artifact"
         return f"read-only: {what} cannot be written; give a folder that can be"
-    text = " ".join(str(error).partition("[SQL:")[0].split())
+    text = " ".join(str(error).partition("[SQL:")[0].partition("(Background on")[0].split())
     if isinstance(error, ValueError):
         return text
     for sign, told in OF_THE_STORE.items():

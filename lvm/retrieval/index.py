@@ -219,7 +219,8 @@ def write_index(built: ServingIndex, path: Path) -> None:
         with writing(path / INDEX), (folder / INDEX).open("wb") as file:
             # faiss itself does not notice that the last block of a file found no space.
             faiss.write_index(built._index, faiss.PyCallbackIOWriter(file.write))
-        write_array(folder / ROWS, built._row_K)
+        with writing(path / ROWS):
+            write_array(folder / ROWS, built._row_K)
         files = {name: file_sha256(folder / name) for name in (INDEX, ROWS)}
         contents = {"format": FORMAT, "files": files, "facts": asdict(built.facts)}
         with writing(path / CONTENTS):
