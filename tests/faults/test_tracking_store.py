@@ -1,4 +1,4 @@
-"""A tracking store that is locked or away: training waits or stops in one line, no figure is lost."""
+"""A tracking store that is locked or away: training waits or stops in one line, losing nothing."""
 
 import os
 import signal
