@@ -33,5 +33,5 @@ def plain_reason(error: BaseException) -> str:
         return text
     for sign, told in OF_THE_STORE.items():
         if sign in text:
-            return f"tracking store: {told} ({text[:200]})"
+            return f"tracking store: {told} ({sign})"
     return f"tracking store: {text}" if isinstance(error, DATABASE_ERRORS) else text

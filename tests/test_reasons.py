@@ -38,5 +38,5 @@ def test_sql_is_left_out() -> None:
     line = plain_reason(error)
     assert line == (
         "tracking store: its disk is full; free some space, then run the same command again "
-        "((sqlite3.OperationalError) database or disk is full)"
+        "(disk is full)"
     )
