@@ -27,15 +27,12 @@ class Inputs:
     dataset: Dataset
 
 
-def read_bank(path: str, verify: bool = False) -> Bank:
-    """Open the bank; the default one is ingested from the embedded corpus where it is missing.
-
-    `verify` recomputes the hashes of its files, too.
-    """
+def read_bank(path: str) -> Bank:
+    """Open the bank, its hashes recomputed; a missing default one is ingested before."""
     if path == DEFAULT_BANK and not Path(path).exists():
         print(f"{path} is not there yet: ingesting {DEFAULT_SOURCE}", flush=True)
         ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
-    return open_bank(path, verify)
+    return open_bank(path, verify=True)
 
 
 def make_inputs(

@@ -13,9 +13,10 @@ from typing import Any, Generic, TypeVar
 import click
 
 from lvm import tracking
+from lvm.reasons import DATABASE_ERRORS, plain_reason
 
 Options = TypeVar("Options")
-USER_ERRORS = (ValueError, OSError, tracking.StoreError)
+USER_ERRORS = (ValueError, OSError, tracking.StoreError, *DATABASE_ERRORS)
 EXIT_USER_ERROR = 2
 
 
@@ -138,7 +139,7 @@ class EntryPoint(Generic[Options]):
         except click.ClickException as error:
             return _refuse(error.format_message())
         except USER_ERRORS as error:
-            return _refuse(str(error))
+            return _refuse(plain_reason(error))
         return 0
 
     def _run(self, **values: Any) -> None:

@@ -1,6 +1,7 @@
 """Processes by a name that outlives them, so that what they left behind can be told from theirs."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import psutil
 # A clock that is set anew shifts when a process is said to have started, by less than this.
 CLOCK_SECONDS = 60.0
 NAMESPACE = Path("/proc/self/ns/pid")
+_NAME = re.compile(r"(\S+) (\d+) (\d+) (\d+\.\d+)")
 
 
 def own_name() -> str:
@@ -18,14 +20,17 @@ def own_name() -> str:
 
 
 def is_gone(name: str) -> bool:
-    """Tell whether the process of this name has ended; False where it cannot be seen from here."""
-    host, namespace, number, started = name.rsplit(" ", 3)
-    if (host, namespace) != (socket.gethostname(), str(_namespace())):
+    """Tell whether the process of this name has ended; False where that cannot be seen from here.
+
+    What is no name of a process is not gone either.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or (found[1], found[2]) != (socket.gethostname(), str(_namespace())):
         return False
     try:
-        process = psutil.Process(int(number))
-        now = process.create_time()
-        return process.status() == psutil.STATUS_ZOMBIE or abs(now - float(started)) > CLOCK_SECONDS
+        process = psutil.Process(int(found[3]))
+        shift = abs(process.create_time() - float(found[4]))
+        return process.status() == psutil.STATUS_ZOMBIE or shift > CLOCK_SECONDS
     except psutil.NoSuchProcess:
         return True
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from lvm.bank.store import Bank
 from lvm.checkout import checkout_root, is_dirty, project_root
 from lvm.processes import own_name
 from lvm.run_list import saved_view
+from lvm.scratch import scratch_beside
 from lvm.stopping import Stopped, end_children, stoppable
 from lvm.windows.planning import Windows
 
@@ -36,7 +37,14 @@ if TYPE_CHECKING:  # most runs draw nothing
 StoreError = MlflowException
 DIGEST_LENGTH = 36
 ENTRY = "entry"
-NOISY_LOGGERS = ("mlflow", "alembic")
+LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # tracebacks of errors that it raises as well
+}
+# An epoch of a training can wait two minutes for a server that is away (0, 4, 8 ... 64 s between
+# tries), nine for one that takes requests without an answer; MLflow's own patience is 20 minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -47,9 +55,10 @@ def configure(root: Path | None = None) -> str:
     A sqlite database is created under a file lock, in WAL mode, with its artifacts in `mlruns`
     beside it.
     """
-    for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    for name, value in {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **PATIENCE}.items():
+        os.environ.setdefault(name, value)
     own = f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own
     if uri.startswith(SQLITE):
@@ -276,19 +285,22 @@ def _prepare_sqlite(uri: str) -> None:
     with FileLock(f"{path}.lock"):
         if not path.exists():
             _create_sqlite(path)
-        with sqlite3.connect(path, timeout=20) as connection:
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
 
 
 def _create_sqlite(path: Path) -> None:
-    """Create a database that appears whole: one with some of its tables could never be opened."""
-    new = path.with_name(f".{path.name}.new")
-    for remains in (new, Path(f"{new}-journal")):
-        remains.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"{SQLITE}{new}", str(path.parent.resolve() / "mlruns"))
-    store.engine.dispose()
-    new.rename(path)
+    """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
+    with scratch_beside(path) as scratch:
+        made = scratch / path.name
+        made_store = SqlAlchemyStore(f"{SQLITE}{made}", str(path.parent.resolve() / "mlruns"))
+        made_store.engine.dispose()
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            return
+        except OSError:  # a disk without hard links
+            os.rename(made, path)
 
 
 def _log_dataset(

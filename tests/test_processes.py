@@ -32,3 +32,4 @@ def test_what_cannot_be_seen_from_here_is_not_said_to_be_gone():
     host, namespace, _, started = own_name().split(" ")
     assert not is_gone(f"another-host {namespace} 999999 {started}")
     assert not is_gone(f"{host} 1 999999 {started}")
+    assert not is_gone("") and not is_gone("no name of a process")

@@ -212,3 +212,24 @@ def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
     params = finished(run_id).data.params
     assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
     assert "resolved/chunk" not in params
+
+
+def test_patience_with_a_server_is_the_users_where_they_set_one(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    tracking.configure()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
+
+
+def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
+    """The database of a creation that broke off would be taken for a store by the next command."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlruns").write_text("in the way of the artifacts")
+    with pytest.raises(OSError):
+        tracking.configure(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlruns", "mlflow.db.lock"}
+    (tmp_path / "mlruns").unlink()
+    tracking.configure(tmp_path)
+    assert (tmp_path / "mlflow.db").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

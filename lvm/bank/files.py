@@ -6,7 +6,6 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 import hashlib
 import itertools
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lvm.writing import is_damaged, write_header, writing
 
 FORMAT = 1
 DTYPES = ("float16", "float32")
@@ -45,6 +46,8 @@ def read_contents(folder: Path) -> dict:
     bases = contents.get("bases", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{where}: bases must be a list of sha256; ingest the bank again")
+    if is_damaged(contents):
+        raise ValueError(f"{where}: differs from the sha256 in it; restore it or ingest again")
     return contents
 
 
@@ -83,9 +86,14 @@ def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
 def check_hashes(folder: Path, contents: dict) -> None:
     """Raise ValueError where a file is not the one that bank.json records."""
     for name, recorded in contents["files"].items():
-        if file_sha256(folder / name) != recorded:
+        where = folder / name
+        try:
+            found = file_sha256(where)
+        except OSError as error:
+            raise ValueError(f"{where}: missing or unreadable; ingest again") from error
+        if found != recorded:
             raise ValueError(
-                f"{folder / name}: its sha256 differs from {CONTENTS}; restore it or ingest again"
+                f"{where}: its sha256 differs from {CONTENTS}; restore it or ingest again"
             )
 
 
@@ -149,22 +157,25 @@ def write_vectors(
     first = next(blocks, np.empty((0, 0)))
     if first.ndim != 2:
         raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
-    stored = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(num_rows, first.shape[1]))
-    start = 0
-    for block in itertools.chain([first], blocks):
-        end = start + len(block)
-        if end > num_rows or block.shape[1:] != first.shape[1:]:
-            raise ValueError(
-                f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} rows "
-                f"of {first.shape[1]} numbers"
-            )
-        with np.errstate(over="ignore"):
-            stored[start:end] = block
-        start = end
+    shape, start = (num_rows, first.shape[1]), 0
+    with path.open("wb") as file:
+        with writing(path):  # never through a map: a full disk would end the process with SIGBUS
+            write_header(file, shape, np.dtype(dtype))
+        for block in itertools.chain([first], blocks):
+            end = start + len(block)
+            if end > num_rows or block.shape[1:] != first.shape[1:]:
+                raise ValueError(
+                    f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} "
+                    f"rows of {first.shape[1]} numbers"
+                )
+            with writing(path), np.errstate(over="ignore"):
+                file.write(np.ascontiguousarray(block, dtype).data)
+            start = end
+        with writing(path):
+            file.flush()
     if start != num_rows:
         raise ValueError(f"vectors: {start} rows for a row table of {num_rows}; give one each")
-    stored.flush()
-    return stored.shape
+    return shape
 
 
 def file_sha256(path: Path) -> str:
@@ -180,11 +191,5 @@ def identity(files: dict[str, str]) -> str:
 
 def write_rows(folder: Path, rows: pd.DataFrame) -> None:
     """Write rows.parquet."""
-    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
-
-
-def replace_folder(folder: Path, path: Path, aside: Path) -> None:
-    """Move `folder` to `path` on one disk; what stands there moves to `aside` first."""
-    if path.exists():
-        os.rename(path, aside)
-    os.rename(folder, path)
+    with writing(folder / ROWS):
+        pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
+from filelock import FileLock
 from tqdm import tqdm
 
 from lvm.bank.files import CONTENTS, ROWS, file_sha256
@@ -58,7 +59,8 @@ def ingest(
 
     `source` is "python-docs", a folder or file of text, an .npz or another bank; the vectors of
     the last two are copied through all checks, and `encoder` then only names what made them.
-    Raises ValueError where `path` holds something made otherwise, unless `overwrite`.
+    One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
+    unless `overwrite`.
     """
     started = time.monotonic()
     path = Path(path)
@@ -66,15 +68,17 @@ def ingest(
         raise ValueError(f"max_rows {max_rows}: must be 1 or more, or auto for all rows")
     created_by = _created_by(source, encoder, max_rows)
     num_dropped = 0
-    reused = path.exists() and not overwrite
-    if reused:
-        bank = existing_bank(path, created_by)
-    elif holds_vectors(source):
-        bank = _copy_bank(open_bank(source, verify=True), encoder, path, max_rows, created_by)
-    else:
-        rows = read_corpus(source, max_rows)
-        bank = _encode_bank(rows, encoder, path, created_by)
-        num_dropped = len(rows) - bank.num_rows
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        reused = path.exists() and not overwrite
+        if reused:
+            bank = existing_bank(path, created_by)
+        elif holds_vectors(source):
+            bank = _copy_bank(open_bank(source, verify=True), encoder, path, max_rows, created_by)
+        else:
+            rows = read_corpus(source, max_rows)
+            bank = _encode_bank(rows, encoder, path, created_by)
+            num_dropped = len(rows) - bank.num_rows
     return IngestReport(
         path=str(path),
         source=source,
@@ -117,7 +121,7 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
 
 def existing_bank(path: Path, created_by: str) -> Bank:
     """Open the bank at `path`; raises ValueError where it was made in another way."""
-    bank = open_bank(path)
+    bank = open_bank(path, verify=True)
     if bank.created_by == created_by:
         return bank
     recorded = bank.created_by.split("; ")

@@ -112,7 +112,7 @@ class ServedPredictor(PythonModel):
 
     def _opened(self) -> Retriever:
         if self._retriever is None:
-            bank = open_bank(self.facts.bank)
+            bank = open_bank(self.facts.bank, verify=True)
             if bank.sha256 != self.facts.bank_sha256:
                 raise ValueError(
                     f"k: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than the "

@@ -1,13 +1,11 @@
 """The state of an unfinished training on disk."""
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from lvm.checkpoint.weights import load_state, save_state
@@ -49,12 +47,11 @@ class StateFile:
         return time.monotonic() - self._written >= 60 * CHECKPOINT_MINUTES
 
     def write(self, parts: Parts, progress: Progress) -> None:
-        """Replace the file as a whole; what killed writers left beside it is removed."""
+        """Replace the file as a whole."""
         if self.path is None:
             return
         tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
         save_state(self.path, tensors, asdict(progress) | {"identity": self.identity})
-        _remove_remains(self.path)
         self._written = time.monotonic()
 
     def read(self) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
@@ -73,11 +70,3 @@ class StateFile:
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = value
         return parts, Progress(**{f.name: meta[f.name] for f in fields(Progress)})
-
-
-def _remove_remains(path: Path) -> None:
-    """Delete the staging files of processes that are no more."""
-    for staging in path.parent.glob(f".{path.name}.*"):
-        owner = staging.suffix[1:]
-        if owner.isdigit() and int(owner) != os.getpid() and not psutil.pid_exists(int(owner)):
-            staging.unlink(missing_ok=True)

@@ -1,199 +1,166 @@
-"""Commands in processes of their own that can be hit at any moment of their work.
+"""Commands of lvm in processes of their own, which can be hit at any moment of their work.
 
 Most are forked from a process that has imported lvm already: the moments at which they are hit lie
-in their work, not in the imports. Those that launch others run in a copy of the project.
+in their work, not in the imports. In a copy of the project they are started as users start them.
 """
 
-import hashlib
+import atexit
 import importlib
-import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import mlflow
 import psutil
-from mlflow.tracking import MlflowClient
+import torch
 
-from lvm import tracking
-from lvm.registry import alias
-
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "pyproject.toml", "lvm", "entrypoints")
-LOG = "printed.txt"
+ENTRIES = ("ingest", "export", "train", "eval", "shadow_eval", "promote", "rollback")
+LOADED = ("lvm.registry.registered", "lvm.serving.predictor", "mlflow.pyfunc")
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload([__name__, *LOADED, *(f"entrypoints.{name}" for name in ENTRIES)])
 END_SECONDS = 30.0  # children have 20 of them to end by themselves
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [f"entrypoints.{name}" for name in ("ingest", "export", "train", "eval", "shadow_eval")]
-    + ["lvm.registry.registered", "lvm.serving.predictor", "mlflow.pyfunc"]
-)
-VOLATILE = ("seconds", "latency", "_ms", "_id", "run", "at", "origin", "path", "measured", "model")
 
 
 @dataclass(frozen=True)
-class Started:
-    """A command that was started: its process leads a group of its own."""
+class Ended:
+    """How a command ended: its exit code (-n after signal n), what it printed, what it told."""
 
-    pid: int
-    exit_code: Callable[[], int | None]
+    code: int | None
+    printed: str
+    told: str
+
+    def line(self) -> str:
+        """Return the one line by which it refused; fail where there is another, or a traceback."""
+        assert self.code == 2, self
+        assert "Traceback" not in self.told, self.told
+        (line,) = (one for one in self.told.splitlines() if one.startswith("error: "))
+        return line
+
+
+class Command:
+    """An entry point that runs in `folder` on the store `uri` until it is waited for.
+
+    Its process leads a session of its own.
+    """
+
+    def __init__(self, folder: Path, uri: str, logs: Path, *words: str, **environment: str) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        number = len(list(logs.iterdir()))
+        self._out, self._err = logs / f"{number:03}.out", logs / f"{number:03}.err"
+        self._out.touch()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTEST_"))}
+        kept |= {"MLFLOW_TRACKING_URI": uri, **environment}
+        if (folder / "MLproject").is_file():
+            self.process: _Started | multiprocessing.process.BaseProcess
+            self.process = _Started(folder, words, kept, self._out, self._err)
+            return
+        work = (words, str(folder), kept, str(self._out), str(self._err))
+        fork = FORKED.Process(target=_work, args=work)
+        fork.start()
+        self.process = fork
+
+    @property
+    def pid(self) -> int:
+        """Return the id of its process."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def printed(self) -> str:
+        """Return what it has printed by now."""
+        return self._out.read_text()
+
+    def wait_for(self, words: str, seconds: float = 300) -> None:
+        """Return once it has printed `words`."""
+        end = time.monotonic() + seconds
+        while words not in self.printed():
+            assert self.process.is_alive() and time.monotonic() < end, self._err.read_text()
+            time.sleep(0.02)
 
     def ends_within(self, seconds: float) -> bool:
         """Wait so long for its end; tell whether it came."""
-        limit = time.monotonic() + seconds
-        while self.exit_code() is None:
-            if time.monotonic() > limit:
+        end = time.monotonic() + seconds
+        while self.process.exitcode is None:
+            if time.monotonic() > end:
                 return False
             time.sleep(0.002)
         return True
 
-    def wait(self, seconds: float) -> int:
-        """Return its exit code; it must end within so many seconds."""
-        assert self.ends_within(seconds), f"process {self.pid} hangs"
-        code = self.exit_code()
-        assert code is not None
-        return code
-
-    def hit(self, number: signal.Signals) -> None:
-        """Send a signal to the command alone, as its user or the kernel does."""
-        os.kill(self.pid, number)
+    def ended(self, seconds: float = 300) -> Ended:
+        """Wait for its end; fail where it takes longer."""
+        if not self.ends_within(seconds):
+            self.process.kill()
+            raise AssertionError(f"hangs: {self._err.read_text()[-3000:]}")
+        return Ended(self.process.exitcode, self.printed(), self._err.read_text())
 
     def remains(self) -> list[psutil.Process]:
-        """Return the processes of its group that are still there after the time they have."""
-        limit = time.monotonic() + END_SECONDS
-        while (left := self._group()) and time.monotonic() < limit:
+        """Return the processes of its session that are there after the time they have to end."""
+        end = time.monotonic() + END_SECONDS
+        while (left := _session(self.pid)) and time.monotonic() < end:
             time.sleep(0.05)
         return left
 
-    def _group(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.pid and process.status() != "zombie":
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
 
+class _Started:
+    """A python started anew, with the face of a multiprocessing process."""
 
-def start(folder: Path, entry: str, words: Sequence[str]) -> Started:
-    """Start an entry point in `folder`, whose store it uses; forked where it launches no other."""
-    environment = {"MLFLOW_TRACKING_URI": store_uri(folder), "OMP_NUM_THREADS": "1"}
-    if (folder / "MLproject").is_file():
-        command = [sys.executable, "-m", f"entrypoints.{entry}", *words]
-        inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        with (folder / LOG).open("w") as log:
-            process = subprocess.Popen(
+    def __init__(
+        self, folder: Path, words: tuple[str, ...], kept: dict[str, str], out: Path, err: Path
+    ) -> None:
+        environment = {k: v for k, v in kept.items() if k != "PYTHONPATH"}
+        command = [sys.executable, "-m", f"entrypoints.{words[0]}", *words[1:]]
+        with out.open("w") as output, err.open("w") as errors:
+            self._process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=inherited | environment,
-                stdout=log,
-                stderr=log,
+                env=environment,
+                stdout=output,
+                stderr=errors,
                 start_new_session=True,
             )
-        return Started(process.pid, process.poll)
-    fork = FORKS.Process(target=_run, args=(str(folder), entry, list(words), environment))
-    fork.start()
+        self.pid: int | None = self._process.pid
 
-    assert fork.pid is not None
-    return Started(fork.pid, lambda: fork.exitcode)
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _run(folder: str, entry: str, words: list[str], environment: dict[str, str]) -> None:
+def _session(leader: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _work(
+    words: tuple[str, ...], folder: str, environment: dict[str, str], out: str, err: str
+) -> NoReturn:
     """Do in a fork what `python -m entrypoints.<entry>` does."""
     from lvm.stopping import remember_signals
 
     os.setsid()
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(environment)
-    with open(LOG, "w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     remember_signals()
-    command = importlib.import_module(f"entrypoints.{entry}").main
-    sys.exit(command(words))
-
-
-def finish(folder: Path, entry: str, words: Sequence[str]) -> float:
-    """Run an entry point to its good end; return its seconds."""
-    begun = time.monotonic()
-    code = start(folder, entry, words).wait(600)
-    assert code == 0, printed(folder)
-    return time.monotonic() - begun
-
-
-def printed(folder: Path) -> str:
-    return (folder / LOG).read_text() if (folder / LOG).is_file() else ""
-
-
-def store_uri(folder: Path) -> str:
-    return f"sqlite:///{folder}/mlflow.db"
-
-
-def restore(folder: Path, snapshot: Path) -> None:
-    """Put a working folder back to what it was: the same place, for a store knows its paths."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(snapshot, folder, symlinks=True)
-
-
-def copy_project(folder: Path) -> None:
-    """Copy what `mlflow run` needs, so that data and store lie in `folder`."""
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, folder / part)
-
-
-def check_store(folder: Path) -> None:
-    """Check what holds after every rerun: no run is left open, the alias is at a version."""
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri(folder)
-    tracking.configure()
-    found = MlflowClient().search_runs(["0"])
-    assert {run.info.status for run in found} <= {"FINISHED", "KILLED", "FAILED"}
-    assert "FINISHED" in {run.info.status for run in found}
-    for version in alias.aliases().values():
-        alias.check_version(version)
-
-
-def latest(folder: Path, entry: str) -> mlflow.entities.Run:
-    """Return the latest finished run of an entry point."""
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri(folder)
-    tracking.configure()
-    query = f"tags.entry = '{entry}' and attributes.status = 'FINISHED'"
-    return MlflowClient().search_runs(["0"], query, order_by=["start_time DESC"])[0]
-
-
-def artifact(folder: Path, entry: str, name: str) -> bytes:
-    """Return an artifact of the latest finished run of an entry point."""
-    run = latest(folder, entry)
-    return (Path(run.info.artifact_uri) / name).read_bytes()
-
-
-def steady(value: Any) -> Any:
-    """Return a report without what no two runs share: times, ids, places."""
-    if isinstance(value, dict):
-        return {k: steady(v) for k, v in value.items() if not _is_volatile(k)}
-    return [steady(one) for one in value] if isinstance(value, list) else value
-
-
-def _is_volatile(key: str) -> bool:
-    return any(key == word or key.endswith(word) for word in VOLATILE)
-
-
-def files_sha256(folder: Path) -> dict[str, str]:
-    """Return the digest of each file of a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock"
-    }
-
-
-def read_report(folder: Path, entry: str) -> Any:
-    return steady(json.loads(artifact(folder, entry, "report.json")))
+    torch.set_num_threads(1)
+    entry, *arguments = words
+    code = importlib.import_module(f"entrypoints.{entry}").main(arguments)
+    atexit._run_exitfuncs()
+    raise SystemExit(code)

@@ -1,28 +1,19 @@
 """SIGKILL at random moments: the same command again ends as if nothing had happened."""
 
+import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from lvm.registry import alias
 from lvm.seeding import generator
-from tests.faults.commands import (
-    artifact,
-    check_store,
-    copy_project,
-    files_sha256,
-    finish,
-    latest,
-    read_report,
-    restore,
-    start,
-)
 from tests.faults.conftest import Tally
+from tests.faults.workplace import Workplace, files_sha256
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.faults
@@ -30,120 +21,131 @@ pytestmark = pytest.mark.faults
 KILLS = 20
 CHAINS = 4  # of `phases`: five kills, one after the other, then the good end
 MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32".split()
-TRAIN = ["--bank", "bank", "--ctx", "20", *MODEL, "--epochs", "4"]
+TRAIN = ("train", "--bank", "bank", "--ctx", "20", *MODEL, "--epochs", "4")
 SENTENCES = "The sum has {} terms. Each of the {} terms is taken once. Then {} remains."
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command, what must be there before, what it leaves that must be the same ever again."""
+    """A command, those that must have run before, what it leaves that must never differ."""
 
-    entry: str
-    words: list[str]
-    before: tuple[tuple[str, list[str]], ...]
-    left: Callable[[Path], Any]
-
-
-def ingested(folder: Path) -> Any:
-    return files_sha256(folder / "data" / "mine")
+    words: tuple[str, ...]
+    left: Callable[[Workplace], Any]
+    before: tuple[tuple[str, ...], ...] = ()
 
 
-def exported(folder: Path) -> Any:
-    return files_sha256(folder / "data" / "windows")
+def ingested(place: Workplace) -> Any:
+    return files_sha256(place.folder / "data" / "mine")
 
 
-def trained(folder: Path) -> Any:
-    run = latest(folder, "train")
-    history = MlflowClient().get_metric_history(run.info.run_id, "val/hit_at_5")
-    (model,) = MlflowClient().search_logged_models(["0"], f"source_run_id = '{run.info.run_id}'")
+def exported(place: Workplace) -> Any:
+    return files_sha256(place.folder / "data" / "windows")
+
+
+def trained(place: Workplace) -> Any:
+    run, client = place.latest("train"), place.open_store()
+    history = client.get_metric_history(run.info.run_id, "val/hit_at_5")
+    (model,) = client.search_logged_models(["0"], f"source_run_id = '{run.info.run_id}'")
     weights = files_sha256(Path(model.artifact_location) / "artifacts")
-    assert not list((folder / "data" / "training").glob("*.safetensors"))
-    return weights, [(one.step, one.value) for one in history], read_report(folder, "train")
+    assert not list((place.folder / "data" / "training").glob("*.safetensors"))
+    return weights, [(one.step, one.value) for one in history], place.report("train")
 
 
-def evaluated(folder: Path) -> Any:
-    return read_report(folder, "eval"), artifact(folder, "eval", "predictions.npy")
+def evaluated(place: Workplace) -> Any:
+    return place.report("eval"), place.artifact("eval", "predictions.npy")
 
 
-def replayed(folder: Path) -> Any:
-    """Return the baseline with the ranks that it stands on."""
-    holder = MlflowClient().get_model_version(alias.NAME, alias.aliases()["baseline"])
-    figures = read_report(folder, "shadow-eval")["outcomes"]
-    return holder.tags["model"], [(one["name"], one["figures"]) for one in figures]
+def replayed(place: Workplace) -> Any:
+    """Return the baseline with the figures that it stands on."""
+    client = place.open_store()
+    holder = client.get_model_version(alias.NAME, alias.aliases()["baseline"])
+    outcomes = place.report("shadow-eval")["outcomes"]
+    return holder.tags["model"], [(one["name"], one["figures"]) for one in outcomes]
 
 
-ONCE_TRAINED = (("train", TRAIN),)
+def paged(place: Workplace) -> Any:
+    return place.artifact("phases", "report.md")
+
+
 CASES = {
-    case.entry: case
-    for case in (
-        Case("ingest", "--source text --bank data/mine".split(), (), ingested),
-        Case("export", "--bank bank --ctx 20".split(), (), exported),
-        Case("train", TRAIN, (), trained),
-        Case("eval", "--model models:/lvm/1 --bank bank".split(), ONCE_TRAINED, evaluated),
-        Case("shadow_eval", "--bank bank --promote enabled".split(), ONCE_TRAINED, replayed),
-    )
+    "ingest": Case(tuple("ingest --source text --bank data/mine".split()), ingested),
+    "export": Case(tuple("export --bank bank --ctx 20".split()), exported),
+    "train": Case(TRAIN, trained),
+    "eval": Case(tuple("eval --model models:/lvm/1 --bank bank".split()), evaluated, (TRAIN,)),
+    "shadow-eval": Case(
+        tuple("shadow_eval --bank bank --promote enabled".split()), replayed, (TRAIN,)
+    ),
 }
 
 
-def workplace(folder: Path) -> None:
-    """Make a bank, a folder of text."""
-    make_bank(folder / "bank", num_sequences=8, num_documents=30, num_twins=40)
-    (folder / "text").mkdir()
+def prepared(root: Path, case: Case) -> Workplace:
+    """Return a workplace with a bank, a folder of text, what the commands before left."""
+    place = Workplace(root)
+    place.folder.mkdir()
+    make_bank(place.folder / "bank", num_sequences=8, num_documents=30, num_twins=40)
+    (place.folder / "text").mkdir()
     for number in range(40):
         lines = [SENTENCES.format(i, number, i + number) for i in range(200)]
-        (folder / "text" / f"{number}.txt").write_text("\n".join(lines))
+        (place.folder / "text" / f"{number}.txt").write_text("\n".join(lines))
+    for words in case.before:
+        place.finish(*words)
+    place.keep()
+    return place
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_killed_command_is_run_again(case: Case, tmp_path: Path, tally: Tally) -> None:
-    folder, snapshot = tmp_path / "work", tmp_path / "snapshot"
-    folder.mkdir()
-    workplace(folder)
-    for entry, words in case.before:
-        finish(folder, entry, words)
-    restore(snapshot, folder)
-    finish(folder, case.entry, case.words)  # the forks' python is there from here on
-    restore(folder, snapshot)
-    seconds = finish(folder, case.entry, case.words)
-    undisturbed = case.left(folder)
-    moments = generator(0, f"kills of {case.entry}").uniform(0, seconds, KILLS)
-    for moment in sorted(moments):
-        restore(folder, snapshot)
-        with tally.injecting(f"SIGKILL in {case.entry}"):
-            kill_after(moment, folder, case)
-            finish(folder, case.entry, case.words)
-            check_store(folder)
-            assert case.left(folder) == undisturbed
-            remains = [path for path in (folder / "data").rglob(".*") if path.is_dir()]
-            assert not remains, "nothing that a killed process had begun is left"
+def undisturbed(place: Workplace, case: Case) -> tuple[Any, float]:
+    """Return what the command leaves, after how many seconds; it runs twice for its caches."""
+    place.finish(*case.words)
+    place.restore()
+    begun = time.monotonic()
+    place.finish(*case.words)
+    seconds = time.monotonic() - begun
+    return case.left(place), seconds
 
 
-def kill_after(seconds: float, folder: Path, case: Case) -> None:
-    """Kill a command after so many seconds of work; its children have to notice by themselves."""
-    started = start(folder, case.entry, case.words)
+def kill_after(seconds: float, place: Workplace, case: Case) -> None:
+    """Kill a command after so many seconds; its children have to notice by themselves."""
+    started = place.start(*case.words)
     if not started.ends_within(seconds):
-        started.hit(signal.SIGKILL)
-        started.wait(10)
+        os.kill(started.pid, signal.SIGKILL)
+        started.ended()
     assert started.remains() == [], "children have ended, too"
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_command_is_run_again(name: str, tmp_path: Path, tally: Tally) -> None:
+    case = CASES[name]
+    place = prepared(tmp_path, case)
+    expected, seconds = undisturbed(place, case)
+    for moment in sorted(generator(0, f"kills of {name}").uniform(0, seconds, KILLS)):
+        place.restore()
+        with tally.injecting(f"SIGKILL in {name}"):
+            kill_after(moment, place, case)
+            place.finish(*case.words)
+            place.check()
+            assert case.left(place) == expected
+            remains = [path for path in place.folder.rglob(".*") if path.is_dir()]
+            assert not remains, "nothing that a killed process had begun is left"
+
+
 def test_phases_killed_again_and_again_end_in_the_same_page(tmp_path: Path, tally: Tally) -> None:
-    folder, snapshot = tmp_path / "work", tmp_path / "snapshot"
-    folder.mkdir()
-    copy_project(folder)
-    make_bank(folder / "bank", num_sequences=4, num_documents=24, document_rows=38)
-    words = "--phases 1,2 --size tiny --bank bank --max-queries 300".split()
-    case = Case("phases", words, (), lambda there: artifact(there, "phases", "report.md"))
-    restore(snapshot, folder)
-    seconds = finish(folder, "phases", words)
-    undisturbed = case.left(folder)
+    place = Workplace(tmp_path)
+    place.folder.mkdir()
+    place.copy_project()
+    make_bank(place.folder / "bank", num_sequences=4, num_documents=24, document_rows=38)
+    place.keep()
+    words = "phases --phases 1,2 --size tiny --bank bank --max-queries 300".split()
+    case = Case(tuple(words), paged)
+    begun = time.monotonic()
+    place.finish(*case.words)
+    seconds, expected = time.monotonic() - begun, case.left(place)
     random = generator(0, "kills of phases")
     for _ in range(CHAINS):
-        restore(folder, snapshot)
+        place.restore()
         kills = KILLS // CHAINS
         with tally.injecting("SIGKILL in phases", kills):
             for moment in random.uniform(0, seconds, kills):
-                kill_after(moment, folder, case)
-            finish(folder, "phases", words)
-            check_store(folder)
-            assert case.left(folder) == undisturbed
+                kill_after(moment, place, case)
+            place.finish(*case.words)
+            place.check()
+            assert case.left(place) == expected
