@@ -22,6 +22,9 @@ VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
 KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
 CHECK_ROWS = 16384
+# Within them float32 holds the squares of all that counts in a vector of any usual dim.
+LENGTHS = (1e-15, 1e15)
+MAX_TURN = 0.01
 
 
 def read_contents(folder: Path) -> dict:
@@ -49,7 +52,7 @@ def read_contents(folder: Path) -> dict:
 
 
 def map_vectors(folder: Path, contents: dict) -> np.ndarray:
-    """Map vectors.npy read-only, shaped as bank.json says, every row finite and not zero."""
+    """Map vectors.npy read-only, shaped as bank.json says, every row of a usual length."""
     where = folder / VECTORS
     try:
         vectors = np.load(where, mmap_mode="r", allow_pickle=False)
@@ -118,27 +121,52 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> None:
-    """Raise ValueError unless `vectors` is (N, D) floats, no row zero or non-finite."""
+    """Raise ValueError unless `vectors` is (N, D) floats, every row of a usual length."""
     if vectors.ndim != 2 or not all(vectors.shape):
         raise ValueError(f"{where}: vectors have shape {vectors.shape}; they must be (N, D)")
     if vectors.dtype.name not in DTYPES:
         raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
     if not vectors.flags.c_contiguous:
         raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
-    length_N = np.empty(len(vectors), dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(vectors), CHECK_ROWS):
-            block = vectors[start : start + CHECK_ROWS].astype(np.float32)
-            length_N[start : start + CHECK_ROWS] = np.linalg.norm(block, axis=1)
-    for wrong_N, what in (
-        (~np.isfinite(length_N), "non-finite"),
-        (length_N == 0, "zero"),
-    ):
+    length_N = np.empty(len(vectors))
+    for start in range(0, len(vectors), CHECK_ROWS):
+        length_N[start : start + CHECK_ROWS] = _lengths(vectors[start : start + CHECK_ROWS])
+    for wrong_N, what in ((~np.isfinite(length_N), "non-finite"), (length_N == 0, "zero")):
         if wrong_N.any():
             raise ValueError(
                 f"{where}: {wrong_N.sum()} {what} rows of {len(wrong_N)}, first row "
                 f"{wrong_N.argmax()}; remove these rows"
             )
+    shortest, longest = LENGTHS
+    wrong_N = (length_N < shortest) | (length_N > longest)
+    if wrong_N.any():
+        raise ValueError(
+            f"{where}: {wrong_N.sum()} rows shorter than {shortest:g} or longer than {longest:g} "
+            f"of {len(wrong_N)}, first row {wrong_N.argmax()}; divide them by their lengths"
+        )
+
+
+def _lengths(block_bD: np.ndarray) -> np.ndarray:
+    """Return the length of each row, in float64 where its squares leave float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length_b = np.linalg.norm(block_bD.astype(np.float32), axis=1).astype(np.float64)
+        unsure_b = ~((length_b > LENGTHS[0]) & (length_b < LENGTHS[1]))
+        length_b[unsure_b] = np.linalg.norm(block_bD[unsure_b].astype(np.float64), axis=1)
+    return length_b
+
+
+def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> None:
+    """Raise ValueError where rounding to the stored dtype turns finite rows by 1 % or more."""
+    if stored_bD.dtype.itemsize >= np.asarray(given_bD).dtype.itemsize:
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        error_b = np.linalg.norm(stored_bD.astype(np.float32) - given_bD, axis=1)
+        lost_b = np.isfinite(error_b) & (error_b > MAX_TURN * np.linalg.norm(given_bD, axis=1))
+    if lost_b.any():
+        raise ValueError(
+            f"vectors: {stored_bD.dtype} does not keep the direction of {lost_b.sum()} rows, first "
+            f"row {first_row + lost_b.argmax()}; divide them by their lengths, or store float32"
+        )
 
 
 def write_vectors(
@@ -160,6 +188,7 @@ def write_vectors(
             )
         with np.errstate(over="ignore"):
             stored[start:end] = block
+        _check_kept(stored[start:end], block, start)
         start = end
     if start != num_rows:
         raise ValueError(f"vectors: {start} rows for a row table of {num_rows}; give one each")
