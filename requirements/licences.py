@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[1]
 LOCK, PAGE = ROOT / "requirements" / "test.lock", ROOT / "docs" / "dependencies.md"
 APART = {"torch"}  # installed before the lock, in the build for the machine
 COPYLEFT = re.compile(r"GPL|General Public|MPL|Mozilla|EPL|Eclipse|CDDL|EUPL|Artistic", re.I)
+# What their metadata does not say, read in their LICENSE files.
+READ = {"huey": "MIT (its LICENSE file)", "skops": "MIT (its LICENSE file)"}
+UNKNOWN = "UNKNOWN"
 BEGIN, END = "<!-- make licences: begin -->", "<!-- make licences: end -->"
 
 
@@ -36,7 +39,8 @@ def installed_licences() -> dict[str, str]:
         "--from=mixed",
     ]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {normalised(one["Name"]): " ".join(one["License"].split())[:90] for one in found}
+    told = {normalised(one["Name"]): " ".join(one["License"].split())[:90] for one in found}
+    return told | {name: said for name, said in READ.items() if told.get(name) == UNKNOWN}
 
 
 def main() -> int:
@@ -45,6 +49,12 @@ def main() -> int:
     absent = sorted(set(names) - set(licences))
     if absent:
         print(f"error: not installed here: {', '.join(absent)}; make .venv/.installed-audit")
+        return 2
+    silent = sorted(name for name in names if licences[name] == UNKNOWN)
+    if silent:
+        print(
+            f"error: no licence told by {', '.join(silent)}; read it in its files, add it to READ"
+        )
         return 2
     rows = [
         (name, names.get(name, "2.13.0"), licences[name], "yes" if copyleft(licences[name]) else "")

@@ -75,10 +75,12 @@ def test_ranks_and_passages_of_extreme_rows_are_those_of_float64(extreme: Bank) 
     np.testing.assert_array_equal(found.rank_raw_Q, raw)
     index = build_index(extreme, lambda: prediction_QD)
     row_Qk, _ = index.search(prediction_QD, 5)
-    score_QN = prediction_QD @ exact_unit(extreme).T
+    unit_QD = prediction_QD / np.linalg.norm(prediction_QD, axis=1, keepdims=True)
+    score_QN = unit_QD @ exact_unit(extreme).T
+    score_QN[:, representative_N != np.arange(NUM_ROWS)] = -np.inf  # once from each group
     best_Qk = -np.sort(-score_QN, axis=1)[:, :5]
     np.testing.assert_allclose(np.take_along_axis(score_QN, row_Qk, axis=1), best_Qk, atol=1e-5)
-    exact_row_Qk, _ = top_rows(prediction_QD, extreme, 5)
+    exact_row_Qk, _ = top_rows(prediction_QD, extreme, 5, representative_N=representative_N)
     chosen_Qk = np.take_along_axis(score_QN, exact_row_Qk, axis=1)
     np.testing.assert_allclose(chosen_Qk, best_Qk, atol=1e-5)
 
