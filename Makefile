@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery test-faults test-postgres test-ui check ui reap clean
+.PHONY: demo test test-battery test-faults test-postgres test-ui soak check lock audit licences ui
+.PHONY: reap clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -23,6 +24,23 @@ test-battery: .venv/.installed-test
 
 test-faults: .venv/.installed-test
 	python -m pytest -n 2 --dist worksteal -m faults tests/faults
+
+soak: .venv/.installed-test
+	SOAK_MINUTES=30 python -m pytest -s -m faults tests/faults/test_soak.py
+
+# The test environment with hashes, torch apart: its CPU and GPU builds need other packages.
+lock: .venv/.installed-audit
+	pip-compile --quiet --extra test --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--unsafe-package torch --output-file requirements/test.lock pyproject.toml
+	sed -i '/^# The following packages/,$$d' requirements/test.lock
+
+# --strict: a package that the advisories do not know fails the audit, it is not passed over.
+audit: .venv/.installed-audit
+	pip-audit --strict --disable-pip --require-hashes -r requirements/test.lock
+
+licences: .venv/.installed-audit
+	python requirements/licences.py
 
 test-postgres: .venv/.installed-server
 	python -m pytest -m postgres
@@ -63,7 +81,9 @@ clean:
 .venv/.installed-server: LESSER = .venv/.installed .venv/.installed-test
 .venv/.installed-ui: EXTRAS = [test,ui]
 .venv/.installed-ui: LESSER = .venv/.installed .venv/.installed-test
-.venv/.installed .venv/.installed-test .venv/.installed-dev .venv/.installed-server .venv/.installed-ui: pyproject.toml
+.venv/.installed-audit: EXTRAS = [test,audit]
+.venv/.installed-audit: LESSER = .venv/.installed .venv/.installed-test
+.venv/.installed .venv/.installed-test .venv/.installed-audit .venv/.installed-dev .venv/.installed-server .venv/.installed-ui: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	python -m pip install --no-compile torch==2.13.0
 	python -m pip install --no-compile -e ".$(EXTRAS)"

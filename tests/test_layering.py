@@ -36,7 +36,7 @@ ORDER = {
     "prediction": "contexts predict streaming",
     "training": (
         "averaging recipes distributed batches hard_negatives guidance initial optimisation "
-        "supervision gradients plan symptoms identity state loop"
+        "supervision gradients plan symptoms identity state spikes loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",

@@ -23,6 +23,9 @@ VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
 KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
 CHECK_ROWS = 16384
+# Within them float32 holds the squares of all that counts in a vector of any usual dim.
+LENGTHS = (1e-15, 1e15)
+MAX_TURN = 0.01
 
 
 def read_contents(folder: Path) -> dict:
@@ -52,7 +55,7 @@ def read_contents(folder: Path) -> dict:
 
 
 def map_vectors(folder: Path, contents: dict) -> np.ndarray:
-    """Map vectors.npy read-only, shaped as bank.json says, every row finite and not zero."""
+    """Map vectors.npy read-only, shaped as bank.json says, every row of a usual length."""
     where = folder / VECTORS
     try:
         vectors = np.load(where, mmap_mode="r", allow_pickle=False)
@@ -126,34 +129,62 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> None:
-    """Raise ValueError unless `vectors` is (N, D) floats, no row zero or non-finite."""
+    """Raise ValueError unless `vectors` is (N, D) floats, every row of a usual length."""
     if vectors.ndim != 2 or not all(vectors.shape):
         raise ValueError(f"{where}: vectors have shape {vectors.shape}; they must be (N, D)")
     if vectors.dtype.name not in DTYPES:
         raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
     if not vectors.flags.c_contiguous:
         raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
-    length_N = np.empty(len(vectors), dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(vectors), CHECK_ROWS):
-            block = vectors[start : start + CHECK_ROWS].astype(np.float32)
-            length_N[start : start + CHECK_ROWS] = np.linalg.norm(block, axis=1)
-    for wrong_N, what in (
-        (~np.isfinite(length_N), "non-finite"),
-        (length_N == 0, "zero"),
-    ):
+    length_N = np.empty(len(vectors))
+    for start in range(0, len(vectors), CHECK_ROWS):
+        length_N[start : start + CHECK_ROWS] = _lengths(vectors[start : start + CHECK_ROWS])
+    for wrong_N, what in ((~np.isfinite(length_N), "non-finite"), (length_N == 0, "zero")):
         if wrong_N.any():
             raise ValueError(
                 f"{where}: {wrong_N.sum()} {what} rows of {len(wrong_N)}, first row "
                 f"{wrong_N.argmax()}; remove these rows"
             )
+    shortest, longest = LENGTHS
+    wrong_N = (length_N < shortest) | (length_N > longest)
+    if wrong_N.any():
+        raise ValueError(
+            f"{where}: {wrong_N.sum()} rows shorter than {shortest:g} or longer than {longest:g} "
+            f"of {len(wrong_N)}, first row {wrong_N.argmax()}; divide them by their lengths"
+        )
+
+
+def _lengths(block_bD: np.ndarray) -> np.ndarray:
+    """Return the length of each row, in float64 where its squares leave float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length_b = np.linalg.norm(block_bD.astype(np.float32), axis=1).astype(np.float64)
+        unsure_b = ~((length_b > LENGTHS[0]) & (length_b < LENGTHS[1]))
+        length_b[unsure_b] = np.linalg.norm(block_bD[unsure_b].astype(np.float64), axis=1)
+    return length_b
+
+
+def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> None:
+    """Raise ValueError where rounding to the stored dtype turns finite rows by 1 % or more."""
+    if stored_bD.dtype.itemsize >= np.asarray(given_bD).dtype.itemsize:
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        error_b = np.linalg.norm(stored_bD.astype(np.float32) - given_bD, axis=1)
+        lost_b = np.isfinite(error_b) & (error_b > MAX_TURN * np.linalg.norm(given_bD, axis=1))
+    if lost_b.any():
+        raise ValueError(
+            f"vectors: {stored_bD.dtype} does not keep the direction of {lost_b.sum()} rows, first "
+            f"row {first_row + lost_b.argmax()}; divide them by their lengths, or store float32"
+        )
 
 
 def write_vectors(
     path: Path, vectors: np.ndarray | Iterable[np.ndarray], num_rows: int, dtype: str
 ) -> tuple[int, int]:
     """Stream `vectors` ((N, D) or blocks (b, D)) to a .npy file; return its shape."""
-    blocks: Iterator[np.ndarray] = iter((vectors,) if isinstance(vectors, np.ndarray) else vectors)
+    if isinstance(vectors, np.ndarray) and vectors.ndim:
+        starts = range(0, len(vectors), CHECK_ROWS)
+        vectors = (vectors[start : start + CHECK_ROWS] for start in starts)
+    blocks: Iterator[np.ndarray] = iter(vectors)
     first = next(blocks, np.empty((0, 0)))
     if first.ndim != 2:
         raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
@@ -168,8 +199,11 @@ def write_vectors(
                     f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} "
                     f"rows of {first.shape[1]} numbers"
                 )
-            with writing(path), np.errstate(over="ignore"):
-                file.write(np.ascontiguousarray(block, dtype).data)
+            with np.errstate(over="ignore"):
+                kept = np.ascontiguousarray(block, dtype)
+            _check_kept(kept, block, start)
+            with writing(path):
+                file.write(kept.data)
             start = end
         with writing(path):
             file.flush()

@@ -16,7 +16,11 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass
 class Progress:
-    """How far a training has come; `losses` are those of the epoch begun, one a step."""
+    """How far a training has come; `losses` are those of the epoch begun, one a step.
+
+    `recent` are the last losses in their range, `above` those since then that are far above them;
+    `rollbacks` counts the returns of the epoch begun to the weights of before `snapshot_step`.
+    """
 
     step: int = 0
     skipped_in_a_row: int = 0
@@ -26,6 +30,11 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     mined_epoch: int = 0
+    recent: list[float] = field(default_factory=list)
+    above: list[float] = field(default_factory=list)
+    rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
+    snapshot_step: int = -(10**9)
 
 
 class StateFile:
@@ -69,4 +78,5 @@ class StateFile:
         for key, value in tensors.items():
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = value
-        return parts, Progress(**{f.name: meta[f.name] for f in fields(Progress)})
+        known = {f.name: meta[f.name] for f in fields(Progress) if f.name in meta}
+        return parts, Progress(**known)
