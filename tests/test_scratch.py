@@ -57,5 +57,5 @@ def test_the_remains_of_a_killed_process_go_those_of_a_living_one_stay(tmp_path)
     with scratch_beside(path) as scratch:
         expected = {scratch.name, names[1], foreign.name, of_another.name}
         assert {one.name for one in tmp_path.iterdir()} == expected
-    living.communicate("")
+    living.communicate("\n")
     assert path.read_text() == "half"
