@@ -14,8 +14,10 @@ ORDER = {
     "seeding": "",
     "stopping": "",
     "checkout": "",
+    "one_line": "",
+    "untrusted": "",
     "rules": "",
-    "bank": "row_table files store duplicates",
+    "bank": "row_table archive files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
     "chains": (

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+from lvm.one_line import in_one_line
 
 __all__ = [
     "TMD_LANES",
@@ -87,9 +88,8 @@ class Bank:
         if self.path.suffix == ".npz":
             rows = files.read_npz(self.path)[1]
         else:
-            where = self.path / files.ROWS
-            names = [name for name in pq.read_schema(where).names if name == "text"]
-            rows = pq.read_table(where, columns=names).to_pandas()
+            there = pq.read_schema(self.path / files.ROWS).names
+            rows = files.read_columns(self.path, [name for name in there if name == files.TEXT])
         if "text" not in rows:
             return None
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
@@ -112,6 +112,7 @@ class Bank:
         )
 
 
+@in_one_line
 def open_bank(path: str | Path, verify: bool = False) -> Bank:
     """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
 
@@ -128,6 +129,7 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
     )
 
 
+@in_one_line
 def write_bank(
     path: str | Path,
     vectors: np.ndarray | Iterable[np.ndarray],

@@ -6,9 +6,22 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from lvm.one_line import CONTROL, in_one_line
+
 SUFFIXES = (".csv", ".tsv", ".parquet")
+KINDS = ("string", "integer", "floating", "empty")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    pa.ArrowException,
+)
 
 
+@in_one_line
 def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     """Return the columns `start`, `end`, `weight` (1 where the file has none) of an edge file.
 
@@ -23,6 +36,7 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
         )
     if not len(edges):
         raise ValueError(f"{path}: holds no edge; give at least one line of {start}, {end}")
+    _check_columns(path, edges, (start, end, "weight"))
     for name in (start, end):
         unnamed_N = (edges[name].isna() | (edges[name] == "")).to_numpy()
         if unnamed_N.any():
@@ -31,6 +45,7 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     return edges[[start, end]].assign(weight=weight_N)
 
 
+@in_one_line
 def read_concepts(path: Path) -> pd.DataFrame | None:
     """Return `node`, `text`, `lane` of the concepts of an edge file; None without their file.
 
@@ -45,6 +60,7 @@ def read_concepts(path: Path) -> pd.DataFrame | None:
         raise ValueError(
             f"{beside}: no column {', '.join(missing)}; it must have node, text, optionally lane"
         )
+    _check_columns(beside, nodes, ("node", "text", "lane"))
     nodes = nodes.assign(node=nodes["node"].astype(str))
     again_N = nodes["node"].duplicated().to_numpy()
     if again_N.any():
@@ -70,10 +86,28 @@ def read_frame(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pa.ArrowException, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} table") from error
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path}: is empty; its first line must name the columns") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: not a readable {path.suffix} table") from error
+
+
+def _check_columns(path: Path, table: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Raise ValueError where one stands there twice, or holds what is no name, text or number."""
+    for name in names:
+        if name not in table:
+            continue
+        if (table.columns == name).sum() > 1 or f"{name}.1" in table:
+            raise ValueError(f"{path}: has two columns {name}; give one")
+        values = table[name][table[name].notna()]
+        kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
+        if kind not in KINDS:
+            raise ValueError(f"{path}: {name} holds {kind} values; give names or numbers, not both")
+        if kind == "string":
+            wrong_N = values.str.contains(CONTROL).to_numpy(dtype=bool)
+            if wrong_N.any() and name != "text":
+                shown = values.iloc[int(wrong_N.argmax())]
+                raise ValueError(f"{path}: {name} {shown!r} holds control characters; rename it")
 
 
 def _weights(path: Path, edges: pd.DataFrame) -> np.ndarray:

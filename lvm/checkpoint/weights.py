@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lvm.models.table import build_model
+from lvm.one_line import in_one_line
+from lvm.untrusted import own_file, parse_json, read_settings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+MAX_SIZE, MAX_LAYERS = 10**7, 1000
 
 
 def save_model(model: nn.Module, folder: str | Path) -> Path:
@@ -43,6 +46,7 @@ def save_model(model: nn.Module, folder: str | Path) -> Path:
     return folder
 
 
+@in_one_line
 def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     """Read the predictor that `save_model` wrote, in evaluation mode.
 
@@ -56,17 +60,19 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise ValueError(f"{weights}: missing; a model folder holds {WEIGHTS} and {CONFIG}")
+    own_file(folder, WEIGHTS)
     if expected != _sha256(weights):
         raise ValueError(f"{weights}: does not match the sha256 in {CONFIG}; copy the model again")
+    _check_size(config, weights)
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{weights}: does not fit model '{config['model']}': {reason}") from error
+        raise ValueError(f"{weights}: does not fit model '{config['model']}': {error}") from error
     return model.to(device).eval()
 
 
+@in_one_line
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of a saved predictor.
 
@@ -75,12 +81,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = parse_json(read_settings(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no JSON object of sizes")
     return config
+
+
+def _check_size(config: Mapping[str, Any], weights: Path) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+    sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
+    if not all(abs(size) <= MAX_SIZE for size in sizes.values()) or (
+        sizes.get("layers", 1) > MAX_LAYERS
+    ):
+        raise ValueError(f"{weights.parent / CONFIG}: holds a size that no model has")
+    with torch.device("meta"):
+        wanted = build_model(config).state_dict()
+    size = sum(value.numel() * value.element_size() for value in wanted.values())
+    if size > weights.stat().st_size:
+        raise ValueError(
+            f"{weights}: does not fit model '{config['model']}', whose weights are {size:,} bytes"
+        )
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -94,6 +116,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     os.replace(staging, path)
 
 
+@in_one_line
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote: the tensors by name, the meta data.
 
@@ -104,7 +127,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as opened:
             meta = json.loads((opened.metadata() or {})["meta"])
             return {key: opened.get_tensor(key) for key in opened.keys()}, meta  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: not a complete training state ({error}); delete it") from error
 
 
