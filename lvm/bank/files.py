@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -150,6 +151,8 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     for name, column in arrays.items():
         if column.shape != (len(vectors),):
             raise ValueError(f"{path}: {name} is {column.shape}; it must be ({len(vectors)},)")
+        if column.dtype.kind == "U" and not _is_text(column):
+            raise ValueError(f"{path}: {name} holds what is no text; store array.astype(str)")
         if column.dtype.kind not in (NPZ_KINDS if name != "concept_texts" else "U"):
             raise ValueError(f"{path}: {name} holds {column.dtype}; store numbers or plain strings")
     rows = pd.DataFrame(index=range(len(vectors)))
@@ -158,6 +161,12 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     if "sequence" not in rows:
         rows["sequence"] = path.stem
     return vectors, rows
+
+
+def _is_text(column: np.ndarray) -> bool:
+    """Whether every code of an array of strings is that of a character."""
+    code = np.frombuffer(column.tobytes(), f"{column.dtype.str[0]}u4")
+    return not ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any()
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> None:
@@ -223,6 +232,8 @@ def identity(files: dict[str, str]) -> str:
 
 def write_rows(folder: Path, rows: pd.DataFrame) -> None:
     """Write rows.parquet."""
+    if TEXT in rows and rows[TEXT].isna().all():
+        rows = rows.assign(**{TEXT: pd.Series([None] * len(rows), rows.index, object)})
     try:
         pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:

@@ -174,7 +174,7 @@ def write_bank(
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
         (folder / files.CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
-        files.map_vectors(folder, contents)
+        _open_folder(folder, verify=False)
         files.replace_folder(folder, path, scratch / "old")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Edge lists: checked pairs of concepts with their weights, from csv, tsv or parquet."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,15 @@ def read_frame(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of a line that is too long
+            separator = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path}: is empty; its first line must name the columns") from error
-    except UNREADABLE as error:
+    except (*UNREADABLE, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path}: not a readable {path.suffix} table") from error
 
 
@@ -103,11 +109,10 @@ def _check_columns(path: Path, table: pd.DataFrame, names: tuple[str, ...]) -> N
         kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
         if kind not in KINDS:
             raise ValueError(f"{path}: {name} holds {kind} values; give names or numbers, not both")
-        if kind == "string":
-            wrong_N = values.str.contains(CONTROL).to_numpy(dtype=bool)
-            if wrong_N.any() and name != "text":
-                shown = values.iloc[int(wrong_N.argmax())]
-                raise ValueError(f"{path}: {name} {shown!r} holds control characters; rename it")
+        if kind == "string" and name != "text":
+            wrong = next((value for value in values if CONTROL.search(value)), None)
+            if wrong is not None:
+                raise ValueError(f"{path}: {name} {wrong!r} holds control characters; rename it")
 
 
 def _weights(path: Path, edges: pd.DataFrame) -> np.ndarray:

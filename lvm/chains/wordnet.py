@@ -22,7 +22,7 @@ LEXNAMES = (
 ).split()
 # What nouns need of the files that the reader asks for.
 NEEDED = ("data.noun", "index.noun")
-# nltk checks little: its own WordNetError is an AssertionError where it does.
+# nltk checks little.
 UNREADABLE = (
     OSError,
     AssertionError,
@@ -41,6 +41,7 @@ def read_wordnet(folder: Path) -> networkx.DiGraph:
     stand below what they are instances of. Raises ValueError where the folder is not whole.
     """
     import networkx
+    from nltk.corpus.reader.wordnet import WordNetError
 
     graph = networkx.DiGraph(weighted=False)
     try:
@@ -52,7 +53,7 @@ def read_wordnet(folder: Path) -> networkx.DiGraph:
         for synset in synsets:
             for narrower in sorted([*synset.hyponyms(), *synset.instance_hyponyms()]):
                 graph.add_edge(synset.name(), narrower.name())
-    except UNREADABLE as error:
+    except (WordNetError, *UNREADABLE) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise ValueError(
             f"ontology {folder}: not a readable WordNet database ({reason}); it must hold "

@@ -3,13 +3,14 @@
 Shapes: N bank rows, Q queries.
 """
 
+import csv
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ TARGET, SEQUENCE, CONTEXT = "target_row", "sequence", "context_rows"
 WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
 
 IntArray = NDArray[np.int64]
+_DIGITS = re.compile(r" *-?[0-9]{1,30} *")
 UNREADABLE = (
     OSError,
     ValueError,
@@ -143,10 +145,11 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_parquet(path: Path) -> dict[str, Any]:
     try:
-        file = pq.ParquetFile(path, read_dictionary=[SEQUENCE])
-        names = [name for name in file.schema_arrow.names if name in (TARGET, SEQUENCE, CONTEXT)]
+        there = pq.read_schema(path).names
+        names = [name for name in there if name in (TARGET, SEQUENCE, CONTEXT)]
         if len(set(names)) < len(names):
             raise ValueError("a column stands there twice")
+        file = pq.ParquetFile(path, read_dictionary=[n for n in names if n == SEQUENCE])
         if CONTEXT in names and not _is_list(file.schema_arrow.field(CONTEXT).type):
             raise ValueError("context_rows holds no lists of row numbers")
         num_rows = _num_values(file, CONTEXT) if CONTEXT in names else 0
@@ -174,17 +177,30 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
+    """Read the columns as they are written: a number of a row is digits alone."""
+    rows: list[list[str]] = []
     try:
-        table = pd.read_csv(
-            path, dtype={SEQUENCE: str}, keep_default_na=False, nrows=MAX_LOGGED + 1
-        )
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-        if first.iloc[0].duplicated().any():
-            raise ValueError("a column stands there twice")
-    except (OSError, ValueError, OverflowError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            for row in csv.reader(opened, strict=True):
+                if row:
+                    rows.append(row)
+                    _check_size(path, len(rows) - 1, 0)
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"queries: {path} cannot be read as CSV ({error})") from None
-    _check_size(path, len(table), 0)
-    return {name: table[name].tolist() for name in table if name in (TARGET, SEQUENCE)}
+    header = rows[0] if rows else []
+    if len(set(header)) < len(header):
+        raise ValueError(f"queries: {path} names a column twice in its first line")
+    for number, row in enumerate(rows[1:]):
+        if len(row) != len(header):
+            raise ValueError(
+                f"queries: {_place(path, number)}: has {len(row)} fields, not {len(header)} as the "
+                "first line"
+            )
+    columns = dict(zip(header, zip(*rows[1:], strict=True), strict=True)) if rows[1:] else {}
+    known: dict[str, Any] = {name: list(columns.get(name, ())) for name in header}
+    if TARGET in known:
+        known[TARGET] = [int(text) if _DIGITS.fullmatch(text) else text for text in known[TARGET]]
+    return {name: values for name, values in known.items() if name in (TARGET, SEQUENCE)}
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
