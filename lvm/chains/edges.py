@@ -10,7 +10,7 @@ import pyarrow as pa
 from lvm.one_line import CONTROL, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-KINDS = ("string", "integer", "floating", "empty")
+KINDS = ("string", "integer", "empty")
 UNREADABLE = (
     OSError,
     ValueError,
@@ -107,7 +107,7 @@ def _check_columns(path: Path, table: pd.DataFrame, names: tuple[str, ...]) -> N
             raise ValueError(f"{path}: has two columns {name}; give one")
         values = table[name][table[name].notna()]
         kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
-        if kind not in KINDS:
+        if kind not in (*KINDS, *(("floating",) if name == "weight" else ())):
             raise ValueError(f"{path}: {name} holds {kind} values; give names or numbers, not both")
         if kind == "string" and name != "text":
             wrong = next((value for value in values if CONTROL.search(value)), None)

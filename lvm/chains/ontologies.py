@@ -67,7 +67,7 @@ def _read_obo(path: Path) -> networkx.DiGraph:
     graph = networkx.DiGraph(weighted=False)
     unnamed = 0
     for node, data in terms.nodes(data=True):
-        if "name" not in data:
+        if not data.get("name"):
             unnamed += 1
             continue
         name = str(data["name"])

@@ -71,6 +71,7 @@ def assign_lanes(
     raise ValueError(f"lanes: {method!r} is unknown; use one of {', '.join(METHODS)}")
 
 
+@in_one_line
 def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -> Bank:
     """Return the bank with these lanes, one name a document, None where it has no lane.
 

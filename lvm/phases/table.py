@@ -91,6 +91,7 @@ def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
     return OldGates(**_numbers(values, OldGates, f"phases {path}: old_gates"))
 
 
+@in_one_line
 def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
     """Return the phases named by commas, each once; raises ValueError on an unknown one or none."""
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))

@@ -50,7 +50,7 @@ def frames(draw: st.DrawFn) -> pd.DataFrame:
         elif change == "drop":
             columns[name] = []
         elif change == "shuffle":
-            columns[name] = draw(st.permutations(columns[name] or [1]))
+            columns[name] = draw(st.permutations(columns[name])) if columns[name] else []
         else:
             columns[name] = draw(st.sampled_from([[0] * 6 + [1] * 6, [15] * ROWS, [-1.0] * ROWS]))
     whole = {name: values for name, values in columns.items() if len(values) == ROWS}
