@@ -198,7 +198,7 @@ _INLINE = (
     (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
     (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
     (re.compile(r"\[([^\]]+)\]\([^)\s]*\)"), r"\1"),  # [title](target)
-    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^>]*>"), ""),
+    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^<>]*>"), ""),
     (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
     (re.compile(r"\\ "), ""),
     (re.compile(r"\\([*_`|])"), r"\1"),
