@@ -159,7 +159,7 @@ class Printable:
 
     def write(self, text: str) -> int:
         """Write `text`, control characters but tab and newline as their escapes."""
-        self._stream.write(printable(text, kept="\n\t\r"))
+        self._stream.write(printable(text, kept="\n\t"))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

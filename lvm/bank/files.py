@@ -44,11 +44,11 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 def read_contents(folder: Path) -> dict:
     """Read bank.json and check that it says what every bank says."""
     where = folder / CONTENTS
+    if not where.exists():
+        raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder")
     try:
-        contents = parse_json(read_settings(where))
-    except OSError as error:
-        raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder") from error
-    except ValueError as error:
+        contents = parse_json(read_settings(own_file(folder, CONTENTS)))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}); ingest the bank again") from error
     if not isinstance(contents, dict) or not set(KEYS) <= set(contents):
         raise ValueError(f"{where}: must be an object with the keys {', '.join(KEYS)}")
@@ -111,7 +111,7 @@ def read_columns(folder: Path, names: list[str]) -> pd.DataFrame:
     where = own_file(folder, ROWS)
     try:
         table = pq.read_table(where, columns=names, read_dictionary=names)
-        rows = table.to_pandas(ignore_metadata=True)
+        rows = table.to_pandas(ignore_metadata=True, integer_object_nulls=True)
     except UNREADABLE as error:
         raise ValueError(f"{where}: missing or not parquet; ingest again") from error
     for name in rows.columns:

@@ -205,7 +205,7 @@ def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], t
 
     Numbers are those of TMD_LANES, with -1 for unassigned.
     """
-    if pd.api.types.is_numeric_dtype(values.dtype):
+    if pd.api.types.infer_dtype(values, skipna=True) in NUMBERS:
         values = _tmd_names(values, where)
     names = values.where(values.notna() & (values != ""), None)
     code_N, unique = pd.factorize(names.astype(object), sort=True, use_na_sentinel=True)
@@ -215,6 +215,10 @@ def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], t
 
 
 def _tmd_names(numbers: pd.Series, where: str) -> pd.Series:
+    if numbers.dtype == object:  # numbers beside rows without one
+        numbers = numbers.where(numbers.notna(), UNASSIGNED).map(
+            lambda one: min(max(one, -2), 2**53)
+        )
     number_N = numbers.to_numpy(dtype=np.float64, na_value=UNASSIGNED)
     wrong_N = ~np.isin(number_N, range(UNASSIGNED, len(TMD_LANES)))
     if wrong_N.any():
