@@ -103,12 +103,11 @@ def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
         raise ValueError(f"{where}: names a column twice; ingest again")
     if TEXT in schema.names and not _holds_text(schema.field(TEXT).type):
         raise ValueError(f"{where}: text is {schema.field(TEXT).type}; it must be text")
-    return read_columns(folder, [name for name in CODED if name in schema.names])
+    return read_columns(where, [name for name in CODED if name in schema.names])
 
 
-def read_columns(folder: Path, names: list[str]) -> pd.DataFrame:
-    """Read columns of rows.parquet; text that is repeated in the file is in memory once."""
-    where = own_file(folder, ROWS)
+def read_columns(where: Path, names: list[str]) -> pd.DataFrame:
+    """Read columns of a parquet file; text that is repeated in the file is in memory once."""
     try:
         table = pq.read_table(where, columns=names, read_dictionary=names)
         rows = table.to_pandas(ignore_metadata=True, integer_object_nulls=True)

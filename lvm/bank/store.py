@@ -88,8 +88,9 @@ class Bank:
         if self.path.suffix == ".npz":
             rows = files.read_npz(self.path)[1]
         else:
-            there = pq.read_schema(self.path / files.ROWS).names
-            rows = files.read_columns(self.path, [name for name in there if name == files.TEXT])
+            where = self.path / files.ROWS
+            there = pq.read_schema(where).names
+            rows = files.read_columns(where, [name for name in there if name == files.TEXT])
         if "text" not in rows:
             return None
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from lvm.bank.files import read_columns
 from lvm.one_line import CONTROL, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+MAX_ROWS = 20_000_000
 KINDS = ("string", "integer", "empty")
 UNREADABLE = (
     OSError,
@@ -85,7 +88,7 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: must be a {', '.join(SUFFIXES)} file")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            return read_columns(path, _parquet_names(path))
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of a line that is too long
             separator = "\t" if path.suffix == ".tsv" else ","
@@ -95,7 +98,16 @@ def read_frame(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path}: is empty; its first line must name the columns") from error
     except (*UNREADABLE, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} table") from error
+        raise ValueError(f"{path}: not a readable {path.suffix} table ({error})") from error
+
+
+def _parquet_names(path: Path) -> list[str]:
+    names = pq.read_schema(path).names
+    if len(set(names)) < len(names):
+        raise ValueError("a column stands there twice")
+    if pq.read_metadata(path).num_rows > MAX_ROWS:
+        raise ValueError(f"more than {MAX_ROWS:,} rows")
+    return list(names)
 
 
 def _check_columns(path: Path, table: pd.DataFrame, names: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """Zip bombs, links, paths, pipes in place of files: refused before they cost anything."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -17,9 +18,12 @@ from safetensors.torch import save_file
 from lvm.bank.archive import FREE_BYTES
 from lvm.bank.files import CONTENTS, ROWS, VECTORS
 from lvm.bank.store import open_bank
+from lvm.chains.edges import read_edges
+from lvm.chains.ontologies import read_ontology
 from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.corpus.reading import read_corpus
 from lvm.models.baselines import MovingAverage
+from lvm.shadow.query_log import read_query_log
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused
 from tests.synthetic import make_bank
@@ -135,3 +139,28 @@ def test_sizes_that_no_model_has(tmp_path: Path, tally: Tally) -> None:
         (folder / CONFIG).write_text(json.dumps(config))
         with tally.injecting("zip bombs"), in_time(), in_memory():
             assert read_or_refused(lambda: load_model(folder), str(folder)) is None
+
+
+def test_an_edge_list_that_repeats_one_edge_too_often(tmp_path: Path, tally: Tally) -> None:
+    path = tmp_path / "edges.parquet"
+    one = pa.array(["a"])
+    place = pa.array(np.zeros(2**22, np.int8))
+    block = pa.table(
+        {name: pa.DictionaryArray.from_arrays(place, one) for name in ("parent", "child")}
+    )
+    with pq.ParquetWriter(path, block.schema) as writer:
+        for _ in range(5):
+            writer.write_table(block)
+    assert path.stat().st_size < 2**20
+    with tally.injecting("zip bombs"), in_time(), in_memory():
+        assert read_or_refused(lambda: read_edges(path, "parent", "child"), str(path)) is None
+
+
+@pytest.mark.parametrize("name", ["log.jsonl.gz", "log.csv.gz", "a.obo.gz", "a.txt.gz", "a.npz.gz"])
+def test_nothing_is_unpacked_on_the_way(name: str, tmp_path: Path, tally: Tally) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(bytes(2**20)))
+    readers = [read_query_log, read_ontology, lambda one: read_corpus(str(one)), open_bank]
+    for reader in readers:
+        with tally.injecting("zip bombs"), in_time(), in_memory():
+            assert read_or_refused(lambda r=reader: r(path), str(path)) is None
