@@ -196,8 +196,8 @@ _INLINE = (
     (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # [`name`], huggingface_hub's reference
     (re.compile(r"`\.?([^`]+)`_{0,2}"), r"\1"),
     (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
-    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
-    (re.compile(r"\[([^\]]+)\]\([^)\s]*\)"), r"\1"),  # [title](target)
+    (re.compile(r"!\[[^\]]{0,1000}\]\([^)]{0,1000}\)"), ""),
+    (re.compile(r"\[([^\]]{1,1000})\]\([^)\s]{0,1000}\)"), r"\1"),  # [title](target)
     (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^<>]*>"), ""),
     (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
     (re.compile(r"\\ "), ""),

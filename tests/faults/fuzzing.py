@@ -22,6 +22,7 @@ SECONDS = 5.0  # of one core for one input
 MEMORY = 2**30
 LONGEST = 1000
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+TURNING = "LRE RLE PDF LRO RLO LRI RLI FSI PDI".split()  # the direction in which text is shown
 
 ODD_NUMBERS = [True, False, -1, 0, 1, 2, 0.5, 1e308, -1e308, math.nan, math.inf, 2**63, -(2**63)]
 ODD_NUMBERS += [2**31, 10**30, 10**400, 1e-320]
@@ -134,13 +135,19 @@ def assert_good_line(line: str, *names: str) -> None:
     """Assert that a refusal is one printable line of bounded length that names what it is about."""
     assert 0 < len(line) <= LONGEST, line[:LONGEST]
     assert len(line.splitlines()) == 1, repr(line)
-    assert not [c for c in line if unicodedata.category(c) in CONTROLS], repr(line)
+    assert not any(map(is_control, line)), repr(line)
     assert any(name in line for name in names), line
 
 
 def is_name(text: Any) -> bool:
     """Tell whether `text` may be printed as a name."""
-    return isinstance(text, str) and not any(unicodedata.category(c) in CONTROLS for c in text)
+    return isinstance(text, str) and not any(map(is_control, text))
+
+
+def is_control(character: str) -> bool:
+    """Tell whether a character does something where it is shown."""
+    is_turning = unicodedata.bidirectional(character) in TURNING
+    return is_turning or unicodedata.category(character) in CONTROLS
 
 
 @st.composite
