@@ -46,7 +46,8 @@ def test_weights_of_other_sizes_are_refused(folder) -> None:
     [
         ({"layers": 10**9}, "a size that no model has"),
         ({"hidden": 10**400}, "a size that no model has"),
-        ({"hidden": 10**6}, "whose weights are"),
+        ({"hidden": 10**6}, "does not fit model 'memory_gru', whose hidden is 1000000"),
+        ({"layers": 900}, "does not fit model 'memory_gru', whose layers is 900"),
         ({"hidden": "512"}, "cannot be built"),
     ],
 )
