@@ -138,12 +138,12 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
         missing = [name for name in COLUMNS if name not in there]
         if missing:
             raise ValueError(f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}")
-        names = [name for name in (*COLUMNS, "sequence") if name in there]
-        if pq.read_metadata(path).num_rows > MAX_QUERIES or len(set(names)) < len(names):
+        columns = [name for name in (*COLUMNS, "sequence") if name in there]
+        if pq.read_metadata(path).num_rows > MAX_QUERIES or len(set(there)) < len(there):
             raise ValueError(
                 f"queries {path}: has a column twice, or more than {MAX_QUERIES:,} rows"
             )
-        table = read_columns(Path(path), names)
+        table = read_columns(Path(path), columns)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error
     other = table["split"][table["split"] != VAL]
