@@ -1,5 +1,6 @@
 """Click commands generated from the frozen dataclasses that hold their options."""
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import click
 
 from lvm import tracking
+from lvm.one_line import one_line, printable
 from lvm.reasons import DATABASE_ERRORS, plain_reason
 
 Options = TypeVar("Options")
@@ -135,7 +137,8 @@ class EntryPoint(Generic[Options]):
     def __call__(self, arguments: list[str] | None = None) -> int:
         _end_imports()
         try:
-            self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
+            with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
+                self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
         except click.ClickException as error:
             return _refuse(error.format_message())
         except USER_ERRORS as error:
@@ -149,6 +152,21 @@ class EntryPoint(Generic[Options]):
             self.body(options)
 
 
+class Printable:
+    """A text stream on which names and texts from files cannot steer the terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`, control characters but tab and newline as their escapes."""
+        self._stream.write(printable(text, kept="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _end_imports() -> None:
     """Start the garbage collector of a command's own process, which leaves out what was imported.
 
@@ -160,7 +178,7 @@ def _end_imports() -> None:
 
 
 def _refuse(reason: str) -> int:
-    line = " ".join(reason.split())
+    line = one_line(reason)
     tracking.refuse_launched_run(line)
     print(f"error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR

@@ -16,9 +16,11 @@ ORDER = {
     "processes": "",
     "scratch": "",
     "checkout": "",
+    "one_line": "",
+    "untrusted": "",
     "rules": "",
     "writing": "",
-    "bank": "row_table files store duplicates",
+    "bank": "row_table archive files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
     "chains": (

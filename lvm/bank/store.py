@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+from lvm.one_line import in_one_line
 from lvm.scratch import put_whole
 from lvm.writing import sealed, writing
 
@@ -88,8 +89,8 @@ class Bank:
             rows = files.read_npz(self.path)[1]
         else:
             where = self.path / files.ROWS
-            names = [name for name in pq.read_schema(where).names if name == "text"]
-            rows = pq.read_table(where, columns=names).to_pandas()
+            there = pq.read_schema(where).names
+            rows = files.read_columns(where, [name for name in there if name == files.TEXT])
         if "text" not in rows:
             return None
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
@@ -112,6 +113,7 @@ class Bank:
         )
 
 
+@in_one_line
 def open_bank(path: str | Path, verify: bool = False) -> Bank:
     """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
 
@@ -128,6 +130,7 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
     )
 
 
+@in_one_line
 def write_bank(
     path: str | Path,
     vectors: np.ndarray | Iterable[np.ndarray],
@@ -171,7 +174,7 @@ def write_bank(
         text = json.dumps(sealed(contents), indent=1) + "\n"
         with writing(path / files.CONTENTS):
             (folder / files.CONTENTS).write_text(text, "utf-8")
-        files.map_vectors(folder, contents)
+        _open_folder(folder, verify=False)
     return open_bank(path)
 
 

@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lvm.models.table import build_model
+from lvm.one_line import in_one_line
 from lvm.scratch import put_whole
+from lvm.untrusted import own_file, parse_json, read_settings
 from lvm.writing import SEAL, is_damaged, sealed, writing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 BESIDE = "beside_sha256"
 META, SHA256 = "meta", "sha256"
+MAX_SIZE = 10**7
+FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
 Write = Callable[[Path], object]
 
 
@@ -47,6 +51,7 @@ def save_model(
     return folder
 
 
+@in_one_line
 def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     """Read the predictor that `save_model` wrote, in evaluation mode.
 
@@ -60,22 +65,23 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     config.pop(SEAL, None)
     weights = folder / WEIGHTS
     for name, recorded in expected.items():
-        path = folder / name
+        path = own_file(folder, name)
         if not path.is_file():
             raise ValueError(
                 f"{path}: missing; a model folder holds {', '.join(expected)}, {CONFIG}"
             )
         if recorded != _sha256(path):
             raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
+    _check_size(config, weights)
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{weights}: does not fit model '{config['model']}': {reason}") from error
+        raise ValueError(f"{weights}: does not fit model '{config['model']}': {error}") from error
     return model.to(device).eval()
 
 
+@in_one_line
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of a saved predictor.
 
@@ -84,7 +90,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(read_settings(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
     if not isinstance(config, dict):
@@ -99,6 +105,27 @@ def model_text(folder: str | Path) -> str:
     config = read_config(folder)
     own = {name: value for name, value in config.items() if name not in (BESIDE, SEAL)}
     return json.dumps(own, indent=1) + "\n"
+
+
+def _check_size(config: Mapping[str, Any], weights: Path) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+    sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
+    if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
+        raise ValueError(f"{weights.parent / CONFIG}: holds a size that no model has")
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
+    longest = max((size for shape in shapes for size in shape), default=MAX_SIZE)
+    too_large = [key for key in FILLED if sizes.get(key, 0) > longest]
+    too_large += ["layers"] * (sizes.get("layers", 0) > len(shapes))
+    too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > weights.stat().st_size)
+    if too_large:
+        raise ValueError(
+            f"{weights}: does not fit model '{config.get('model')}', whose {too_large[0]} is "
+            f"{sizes[too_large[0]]}"
+        )
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -116,6 +143,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
             os.fsync(written.fileno())
 
 
+@in_one_line
 def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote: the tensors by name, the meta data.
 
@@ -129,7 +157,7 @@ def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tenso
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         meta = json.loads(metadata[META])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: not a complete training state ({error}); delete it") from error
     recorded = metadata.get(SHA256)
     is_old = recorded is None and not is_hash_needed

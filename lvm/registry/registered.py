@@ -17,10 +17,12 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.bank.archive import map_array
 from lvm.checkpoint.facts import TRAINED, Facts, facts_from_tags
 from lvm.checkpoint.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.lanes.reranking import NONE, Reranker
 from lvm.models.table import FREE_MODELS
+from lvm.one_line import one_line
 from lvm.registry.alias import (
     ARTIFACT,
     BASELINE,
@@ -184,7 +186,7 @@ def load(reference: str) -> Predictor:
         try:
             model = load_model(folder)
             correction = folder / ROW_CORRECTION
-            row_correction = np.load(correction) if correction.is_file() else None
+            row_correction = np.array(map_array(correction)) if correction.is_file() else None
             lanes = folder / RERANKER
             reranker = Reranker.load(lanes) if lanes.is_file() else None
         except UNREADABLE as error:
@@ -222,8 +224,7 @@ class LoggedFiles:
 
 
 def _unreadable(reference: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(f"model: {reference} cannot be read by lvm: {reason}")
+    return ValueError(one_line(f"model: {reference} cannot be read by lvm: {error}"))
 
 
 def _resolve_version(reference: str) -> ModelVersion | None:

@@ -248,7 +248,9 @@ def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None)
     if facts.kind == IVF:
         # Mapped lists start threads to read ahead at every search, which takes longer than it.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
-    return ServingIndex(facts, index, np.load(path / ROWS), bank, row_correction)
+    return ServingIndex(
+        facts, index, np.load(path / ROWS, allow_pickle=False), bank, row_correction
+    )
 
 
 def _tuned(

@@ -224,7 +224,11 @@ def test_verify_finds_one_changed_bit(tmp_path: Path, tiny_bank: Bank) -> None:
         ({"rows": 99}, r"holds \(1440, 16\) float16, but bank.json says \(99, 16\)"),
         ({"dtype": "float32"}, "says .* float32"),
         ({"format": 7}, "format is 7"),
+        ({"format": True}, "format is True"),
         ({"files": {}}, "files must give"),
+        ({"files": {"vectors.npy": "x", "rows.parquet": 1}}, "what is no sha256"),
+        ({"rows": 1440.0}, "must be whole numbers"),
+        ({"encoder": {"a": 1}}, "must be text"),
     ],
 )
 def test_contents_that_disagree_are_refused(

@@ -44,6 +44,25 @@ def test_weights_of_other_sizes_are_refused(folder) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"layers": 10**9}, "a size that no model has"),
+        ({"hidden": 10**400}, "a size that no model has"),
+        ({"hidden": 10**6}, "does not fit model 'memory_gru', whose hidden is 1000000"),
+        ({"layers": 900}, "does not fit model 'memory_gru', whose layers is 900"),
+        ({"hidden": "512"}, "cannot be built"),
+    ],
+)
+def test_sizes_are_looked_at_before_memory_is_taken(folder, sizes, reason) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config = {"model": "memory_gru", "dim": 4, "weights_sha256": config["weights_sha256"]} | sizes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=reason) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_state_round_trips_and_a_torn_one_is_refused(tmp_path) -> None:
     path = tmp_path / "state"
     tensors = {"a": torch.arange(3.0), "b": torch.tensor(2)}
