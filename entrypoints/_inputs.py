@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvm import tracking
+from lvm import datasets
 from lvm.bank.store import Bank, open_bank
 from lvm.corpus.ingest import ingest
 from lvm.tracking import Dataset
@@ -41,6 +41,6 @@ def make_inputs(
     """Open the windows of a bank, planned here where they are missing; log both as datasets."""
     windows = ensure_windows(bank, ctx, windows_path, **plan)
     path = Path(windows_path or f"data/windows/ctx{ctx}")
-    dataset = tracking.log_bank(bank, context)
-    tracking.log_windows(windows, path, context)
+    dataset = datasets.log_bank(bank, context)
+    datasets.log_windows(windows, path, context)
     return Inputs(bank, windows, path, dataset)

@@ -15,7 +15,7 @@ from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import plain, publish
 from entrypoints._subjects import check_dim, open_subject
-from lvm import tracking
+from lvm import datasets, tracking
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
@@ -92,7 +92,7 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     predictor = registered.load(options.model)
     bank = read_bank(options.bank or predictor.facts.bank)
     check_dim(options.model, predictor.facts, bank)
-    tracking.log_bank(bank, "prediction")
+    datasets.log_bank(bank, "prediction")
     return predictor, bank
 
 

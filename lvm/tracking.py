@@ -1,6 +1,5 @@
 """MLflow runs: where they are stored, how they begin, how they end."""
 
-import json
 import logging
 import os
 import re
@@ -16,26 +15,23 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
+from mlflow.entities import Dataset, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.abandoned import PROCESS, SQLITE, close_abandoned
-from lvm.bank.store import Bank
 from lvm.checkout import checkout_root, is_dirty, project_root
 from lvm.processes import own_name
 from lvm.run_list import saved_view
 from lvm.scratch import scratch_beside
 from lvm.stopping import Stopped, end_children, stoppable
-from lvm.windows.planning import Windows
 
 if TYPE_CHECKING:  # most runs draw nothing
     from matplotlib.figure import Figure
 
 StoreError = MlflowException
-DIGEST_LENGTH = 36
 ENTRY = "entry"
 LOG_LEVELS = {
     "mlflow": logging.WARNING,
@@ -166,32 +162,6 @@ def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = (
     mlflow.log_params({f"resolved/{k}": v for k, v in decided.items()})
 
 
-def log_bank(bank: Bank, context: str) -> Dataset:
-    """Log the bank as a dataset under its own sha256; return the dataset, to go with metrics."""
-    mlflow.set_tags({"bank": bank.path.name, "bank_sha256": bank.sha256})
-    profile = {"rows": bank.num_rows, "dim": bank.dim, "sha256": bank.sha256}
-    return _log_dataset(
-        "bank", bank.path, bank.sha256, profile | {"encoder": bank.encoder}, context
-    )
-
-
-def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
-    """Log the windows as a dataset under their own sha256; tag the run leaky where they are."""
-    tags = {"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()}
-    mlflow.set_tags(tags | {"ctx": windows.ctx})
-    profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
-    profile |= {"bank_sha256": windows.bank_sha256}
-    return _log_dataset("windows", path, windows.sha256, profile, context)
-
-
-def log_input(run_id: str, entry: DatasetInput) -> None:
-    """Log a dataset as what a run reads, while other runs may be logging the same one."""
-    try:
-        MlflowClient().log_inputs(run_id, datasets=[entry])
-    except MlflowException:  # a server refuses all but the first of those who add it at one moment
-        MlflowClient().log_inputs(run_id, datasets=[entry])
-
-
 def log_metrics(
     figures: Mapping[str, float],
     step: int | None = None,
@@ -301,21 +271,6 @@ def _create_sqlite(path: Path) -> None:
             return
         except OSError:  # a disk without hard links
             os.rename(made, path)
-
-
-def _log_dataset(
-    name: str, path: Path, sha256: str, profile: Mapping[str, Any], context: str
-) -> Dataset:
-    dataset = Dataset(
-        name=f"{name}:{path.name}",
-        digest=sha256[:DIGEST_LENGTH],
-        source_type="local",
-        source=json.dumps({"uri": str(path.resolve())}),
-        profile=json.dumps({**profile, "sha256": sha256}),
-    )
-    tags = [InputTag("mlflow.data.context", context)]
-    log_input(active_run_id(), DatasetInput(dataset, tags))
-    return dataset
 
 
 def _end_child_runs(run_id: str) -> None:

@@ -60,6 +60,7 @@ ORDER = {
     "abandoned": "",
     "reasons": "",
     "tracking": "",
+    "datasets": "",
     "past_runs": "",
     "registry": "page alias registered settling",
     "serving": "refusal packed passages predictor logged",
@@ -73,6 +74,7 @@ PACKAGES = {"lvm", "entrypoints", *(f"lvm.{name}" for name, files in ORDER.items
 MLFLOW_FILES = {
     "lvm/abandoned.py",
     "lvm/tracking.py",
+    "lvm/datasets.py",
     "lvm/past_runs.py",
     "lvm/registry/alias.py",
     "lvm/registry/registered.py",

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm import past_runs, tracking
+from lvm import datasets, past_runs, tracking
 from lvm.bank.store import write_bank
 from lvm.checkout import is_dirty
 from lvm.stopping import SIGNALS, Stopped, remember_signals
@@ -151,8 +151,8 @@ def test_metrics_carry_their_step_and_get_legal_names(store):
 def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
     windows = ensure_windows(tiny_bank, 50, tmp_path / "windows")
     with tracking.run("export", {}) as run_id:
-        tracking.log_bank(tiny_bank, "training")
-        tracking.log_windows(windows, tmp_path / "windows", "training")
+        datasets.log_bank(tiny_bank, "training")
+        datasets.log_windows(windows, tmp_path / "windows", "training")
     run = finished(run_id)
     logged = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
     assert logged["bank:bank"].digest == tiny_bank.sha256[:36]
@@ -170,7 +170,7 @@ def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
     rows = bank.document_table().loc[lambda table: table.index.repeat(table["num_rows"])]
     other = write_bank(tmp_path / "two", vectors, rows.astype(str), "synthetic", "test")
     with tracking.run("export", {}):
-        digests = {tracking.log_bank(one, "training").digest for one in (bank, other)}
+        digests = {datasets.log_bank(one, "training").digest for one in (bank, other)}
     assert len(digests) == 2
 
 
