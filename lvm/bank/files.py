@@ -227,14 +227,16 @@ def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> 
         )
 
 
+def _blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(vector_ND), CHECK_ROWS):
+        yield vector_ND[start : start + CHECK_ROWS]
+
+
 def write_vectors(
     path: Path, vectors: np.ndarray | Iterable[np.ndarray], num_rows: int, dtype: str
 ) -> tuple[int, int]:
     """Stream `vectors` ((N, D) or blocks (b, D)) to a .npy file; return its shape."""
-    if isinstance(vectors, np.ndarray) and vectors.ndim:
-        starts = range(0, len(vectors), CHECK_ROWS)
-        vectors = (vectors[start : start + CHECK_ROWS] for start in starts)
-    blocks: Iterator[np.ndarray] = iter(vectors)
+    blocks = iter(_blocks(vectors) if isinstance(vectors, np.ndarray) else vectors)
     first = next(blocks, np.empty((0, 0)))
     if first.ndim != 2:
         raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
