@@ -1,5 +1,6 @@
 """Files or folders that are made beside their place, then put there whole."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -17,10 +18,13 @@ def put_whole(path: Path) -> Iterator[Path]:
     """Yield where to make the file or folder `path`, which is put there when the block ends.
 
     A reader sees what stood there before, or the new. Where the block raises, nothing changes.
+    Raises OSError where a file would take the place of a folder, or a folder that of a file.
     """
     with scratch_beside(path) as scratch:
         made = scratch / path.name
         yield made
+        if path.is_dir() and not made.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if path.is_dir():
             os.rename(path, scratch / "replaced")
         os.replace(made, path)

@@ -42,6 +42,17 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match="folder"), put_whole(tmp_path / "folder") as made:
+        made.touch()
+    with pytest.raises(NotADirectoryError), put_whole(tmp_path / "file") as made:
+        made.mkdir()
+    assert {one.name for one in tmp_path.rglob("*")} == {"folder", "precious", "file"}
+
+
 def test_the_remains_of_a_killed_process_go_those_of_a_living_one_stay(tmp_path):
     path = tmp_path / "thing"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -222,14 +222,21 @@ def test_patience_with_a_server_is_the_users_where_they_set_one(store, monkeypat
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
 
 
+SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from lvm import tracking
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+tracking.configure(Path(sys.argv[1]))
+"""
+
+
 def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
     """The database of a creation that broke off would be taken for a store by the next command."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlruns").write_text("in the way of the artifacts")
-    with pytest.raises(OSError):
-        tracking.configure(tmp_path)
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode != 0
     assert {path.name for path in tmp_path.iterdir()} <= {"mlruns", "mlflow.db.lock"}
-    (tmp_path / "mlruns").unlink()
     tracking.configure(tmp_path)
     assert (tmp_path / "mlflow.db").is_file()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
