@@ -17,6 +17,12 @@ def gone_name() -> str:
     return " ".join([*place, str(float(started) - 3600)])
 
 
+def named(which: str | None) -> str | None:
+    """Return the name of a process that is gone, of this one, of one on another host, or none."""
+    names = {"gone": gone_name(), "own": own_name(), "elsewhere": "another-host 1 2 3.0"}
+    return None if which is None else names[which]
+
+
 def running(process: str | None, age_ms: float = 0, backend: str | None = None) -> str:
     tags = {PROCESS: process, "mlflow.project.backend": backend}
     tags = {key: value for key, value in tags.items() if value is not None}
@@ -31,18 +37,18 @@ def status(run_id: str) -> str:
 @pytest.mark.parametrize(
     ("process", "age_minutes", "backend", "expected"),
     [
-        (gone_name(), 0, None, "KILLED"),
-        (own_name(), 6000, None, "RUNNING"),
-        ("another-host 1 2 3.0", 6000, None, "RUNNING"),
+        ("gone", 0, None, "KILLED"),
+        ("own", 6000, None, "RUNNING"),
+        ("elsewhere", 6000, None, "RUNNING"),
         (None, 6000, None, "RUNNING"),
         (None, UNCLAIMED_SECONDS / 60 - 1, "local", "RUNNING"),
         (None, UNCLAIMED_SECONDS / 60 + 1, "local", "KILLED"),
-        (own_name(), UNCLAIMED_SECONDS / 60 + 1, "local", "RUNNING"),
+        ("own", UNCLAIMED_SECONDS / 60 + 1, "local", "RUNNING"),
         (None, 6000, "kubernetes", "RUNNING"),
     ],
 )
 def test_only_what_nobody_works_at_is_closed(store, process, age_minutes, backend, expected):
-    run_id = running(process, age_minutes * MINUTE_MS, backend)
+    run_id = running(named(process), age_minutes * MINUTE_MS, backend)
     assert close_abandoned(["0"]) == [run_id] * (expected == "KILLED")
     assert status(run_id) == expected
     reason = MlflowClient().get_run(run_id).data.tags.get("error")
