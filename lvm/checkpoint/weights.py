@@ -136,7 +136,9 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     """
     flat = {key: value.detach().cpu().clone() for key, value in tensors.items()}
     text = json.dumps(meta)
-    metadata = {META: text, SHA256: contents_sha256(flat, text)}
+    # One entry: safetensors writes several in an order that differs from run to run.
+    sealed_meta = {**meta, SHA256: contents_sha256(flat, text)}
+    metadata = {META: json.dumps(sealed_meta)}
     with writing(path), put_whole(path) as made:
         save_file(flat, made, metadata=metadata)
         with made.open("rb") as written:
@@ -159,9 +161,11 @@ def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tenso
         meta = json.loads(metadata[META])
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: not a complete training state ({error}); delete it") from error
-    recorded = metadata.get(SHA256)
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: not a complete training state; delete it")
+    recorded = meta.pop(SHA256, None)
     is_old = recorded is None and not is_hash_needed
-    if not is_old and recorded != contents_sha256(tensors, metadata[META]):
+    if not is_old and recorded != contents_sha256(tensors, json.dumps(meta)):
         raise ValueError(f"{path}: its contents are not those of the sha256 in it; delete it")
     return tensors, meta
 

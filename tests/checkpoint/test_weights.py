@@ -92,6 +92,12 @@ def test_a_state_without_a_hash_is_read_only_where_that_is_asked_for(tmp_path) -
         load_state(path)
 
 
+def test_the_same_state_is_the_same_file(tmp_path) -> None:
+    for number in range(8):
+        save_state(tmp_path / str(number), {"a": torch.ones(2), "b": torch.ones(1)}, {"x": 1})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path) -> None:
     (tmp_path / "state").mkdir()
     with pytest.raises(OSError, match="state'"):

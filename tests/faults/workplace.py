@@ -62,7 +62,8 @@ class Workplace:
             copy(ROOT / part, self.folder / part)
 
     def open_store(self) -> MlflowClient:
-        """Make this process use the store."""
+        """Make this process use the store, whose file is another one after each `restore`."""
+        os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
         tracking.configure()
         return MlflowClient()
