@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-battery test-postgres test-ui check ui clean
+.PHONY: demo test test-battery test-faults test-postgres test-ui soak check lock audit licences ui
+.PHONY: reap clean
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -16,10 +17,30 @@ demo: .venv/.installed
 PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed-test
-	$(PYTEST) -m "not battery and not postgres and not ui"
+	$(PYTEST) -m "not battery and not faults and not postgres and not ui"
 
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
+
+test-faults: .venv/.installed-test
+	python -m pytest -n 2 --dist worksteal -m faults tests/faults
+
+soak: .venv/.installed-test
+	SOAK_MINUTES=30 python -m pytest -s -m faults tests/faults/test_soak.py
+
+# The test environment with hashes, torch apart: its CPU and GPU builds need other packages.
+lock: .venv/.installed-audit
+	pip-compile --quiet --extra test --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--unsafe-package torch --output-file requirements/test.lock pyproject.toml
+	sed -i '/^# The following packages/,$$d' requirements/test.lock
+
+# --strict: a package that the advisories do not know fails the audit, it is not passed over.
+audit: .venv/.installed-audit
+	pip-audit --strict --disable-pip --require-hashes -r requirements/test.lock
+
+licences: .venv/.installed-audit
+	python requirements/licences.py
 
 test-postgres: .venv/.installed-server
 	python -m pytest -m postgres
@@ -33,7 +54,7 @@ check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
-	$(PYTEST) -q -m "not slow and not ui"
+	$(PYTEST) -q -m "not slow and not faults and not ui"
 
 # Once, under a lock that `mlflow run` does not take: afterwards several may start together.
 mlflow.db: | .venv/.installed
@@ -42,6 +63,10 @@ mlflow.db: | .venv/.installed
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+# What every start does for its own experiment: runs whose process is gone end as KILLED.
+reap: .venv/.installed
+	python -c "from lvm import tracking; tracking.configure(); tracking.reap()"
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -56,7 +81,9 @@ clean:
 .venv/.installed-server: LESSER = .venv/.installed .venv/.installed-test
 .venv/.installed-ui: EXTRAS = [test,ui]
 .venv/.installed-ui: LESSER = .venv/.installed .venv/.installed-test
-.venv/.installed .venv/.installed-test .venv/.installed-dev .venv/.installed-server .venv/.installed-ui: pyproject.toml
+.venv/.installed-audit: EXTRAS = [test,audit]
+.venv/.installed-audit: LESSER = .venv/.installed .venv/.installed-test
+.venv/.installed .venv/.installed-test .venv/.installed-audit .venv/.installed-dev .venv/.installed-server .venv/.installed-ui: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	python -m pip install --no-compile torch==2.13.0
 	python -m pip install --no-compile -e ".$(EXTRAS)"

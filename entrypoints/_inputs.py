@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvm import tracking
+from lvm import datasets
 from lvm.bank.store import Bank, open_bank
 from lvm.corpus.ingest import ingest
 from lvm.tracking import Dataset
@@ -27,15 +27,12 @@ class Inputs:
     dataset: Dataset
 
 
-def read_bank(path: str, verify: bool = False) -> Bank:
-    """Open the bank; the default one is ingested from the embedded corpus where it is missing.
-
-    `verify` recomputes the hashes of its files, too.
-    """
+def read_bank(path: str) -> Bank:
+    """Open the bank, its hashes recomputed; a missing default one is ingested before."""
     if path == DEFAULT_BANK and not Path(path).exists():
         print(f"{path} is not there yet: ingesting {DEFAULT_SOURCE}", flush=True)
         ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
-    return open_bank(path, verify)
+    return open_bank(path, verify=True)
 
 
 def make_inputs(
@@ -44,6 +41,6 @@ def make_inputs(
     """Open the windows of a bank, planned here where they are missing; log both as datasets."""
     windows = ensure_windows(bank, ctx, windows_path, **plan)
     path = Path(windows_path or f"data/windows/ctx{ctx}")
-    dataset = tracking.log_bank(bank, context)
-    tracking.log_windows(windows, path, context)
+    dataset = datasets.log_bank(bank, context)
+    datasets.log_windows(windows, path, context)
     return Inputs(bank, windows, path, dataset)

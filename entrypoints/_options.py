@@ -1,5 +1,6 @@
 """Click commands generated from the frozen dataclasses that hold their options."""
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -13,9 +14,11 @@ from typing import Any, Generic, TypeVar
 import click
 
 from lvm import tracking
+from lvm.one_line import one_line, printable
+from lvm.reasons import DATABASE_ERRORS, plain_reason
 
 Options = TypeVar("Options")
-USER_ERRORS = (ValueError, OSError, tracking.StoreError)
+USER_ERRORS = (ValueError, OSError, tracking.StoreError, *DATABASE_ERRORS)
 EXIT_USER_ERROR = 2
 
 
@@ -134,11 +137,12 @@ class EntryPoint(Generic[Options]):
     def __call__(self, arguments: list[str] | None = None) -> int:
         _end_imports()
         try:
-            self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
+            with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
+                self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
         except click.ClickException as error:
             return _refuse(error.format_message())
         except USER_ERRORS as error:
-            return _refuse(str(error))
+            return _refuse(plain_reason(error))
         return 0
 
     def _run(self, **values: Any) -> None:
@@ -146,6 +150,21 @@ class EntryPoint(Generic[Options]):
         fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
         with tracking.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
             self.body(options)
+
+
+class Printable:
+    """A text stream on which names and texts from files cannot steer the terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`, control characters but tab and newline as their escapes."""
+        self._stream.write(printable(text, kept="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _end_imports() -> None:
@@ -159,7 +178,7 @@ def _end_imports() -> None:
 
 
 def _refuse(reason: str) -> int:
-    line = " ".join(reason.split())
+    line = one_line(reason)
     tracking.refuse_launched_run(line)
     print(f"error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR

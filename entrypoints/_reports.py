@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from lvm import tracking
+from lvm.scratch import put_whole
+from lvm.writing import writing
 
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
 REPORT_HELP = "File to write the JSON report to."
@@ -34,10 +36,8 @@ def publish(report: Mapping[str, Any], path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    staging.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
-    os.replace(staging, target)
+    with writing(target), put_whole(target) as made:
+        made.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
     print(f"report written to {target}")
 
 

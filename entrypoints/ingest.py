@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
-from lvm import tracking
+from lvm import datasets, tracking
 from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainReport, ingest_chains
 from lvm.chains.plan import ChainPlan, holds_chains
@@ -69,7 +69,7 @@ def body(options: IngestOptions) -> None:
         return
     _refuse_chain_options(options)
     report = ingest(options.source, options.encoder, options.bank, options.max_rows)
-    tracking.log_bank(open_bank(options.bank), "ingestion")
+    datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     print(counts_table(report))
     describe(options, report.sequences, report)
@@ -81,7 +81,7 @@ def _ingest_chains(options: IngestOptions) -> None:
         raise ValueError("max_rows: is for text or vectors; for chains give max_chains")
     values = {name: value for name, value in asdict(options).items() if name != "max_rows"}
     report = ingest_chains(ChainPlan(**values))
-    tracking.log_bank(open_bank(options.bank), "ingestion")
+    datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics(chain_metrics(report))
     tracking.log_text(chains_text(report, MARKDOWN) + "\n", "chains.md")
     print(chains_text(report))

@@ -16,7 +16,7 @@ from entrypoints._phases import (
     train_all,
 )
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm import tracking
+from lvm import datasets, tracking
 from lvm.bank.store import Bank
 from lvm.phases.measured import PhaseComparison, measure_phases
 from lvm.phases.old_gates import old_checks
@@ -76,7 +76,7 @@ class PhasesOptions:
 def body(options: PhasesOptions) -> None:
     """Train the phases, each once, replay all on the same queries, report them beside the old."""
     bank = read_bank(options.bank)
-    tracking.log_bank(bank, "phases")
+    datasets.log_bank(bank, "phases")
     jobs = plan_all(options, bank)
     told = [one for job in jobs for one in planned_warnings(job.plan)]
     tracking.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})

@@ -15,7 +15,8 @@ from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import plain, publish
 from entrypoints._subjects import check_dim, open_subject
-from lvm import tracking
+from lvm import datasets, tracking
+from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
@@ -91,7 +92,7 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     predictor = registered.load(options.model)
     bank = read_bank(options.bank or predictor.facts.bank)
     check_dim(options.model, predictor.facts, bank)
-    tracking.log_bank(bank, "prediction")
+    datasets.log_bank(bank, "prediction")
     return predictor, bank
 
 
@@ -172,11 +173,9 @@ def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
 
 def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
     try:
-        context_TD = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        context_TD = map_array(path)
+    except ValueError as error:
         raise ValueError(f"context: {path} is not a readable .npy array: {error}") from None
-    if not isinstance(context_TD, np.ndarray):
-        raise ValueError(f"context: {path} is an archive; a .npy array is needed")
     if context_TD.dtype.kind != "f":
         raise ValueError(f"context: {path} holds {context_TD.dtype}; floats are needed")
     return unit_contexts(context_TD[None], dim)[0]

@@ -1,14 +1,15 @@
 """Thresholds of every decision, read from gates.yaml."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from lvm.one_line import in_one_line
+from lvm.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).with_name("gates.yaml")
+MOST = 10**9  # no threshold is above
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,9 @@ def read_chain_rules(path: str | Path = GATES_FILE) -> ChainRules:
     return _read(Path(path), "chains", ChainRules)
 
 
+@in_one_line
 def _read(path: Path, section: str, rules: type[Rules]) -> Rules:
-    try:
-        contents = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"gates {path}: not a readable YAML file") from error
+    contents = read_yaml(path, "gates")
     values = contents.get(section) if isinstance(contents, dict) else None
     if not isinstance(values, dict):
         raise ValueError(f"gates {path}: no section '{section}'; see lvm/gates.yaml")
@@ -133,6 +132,6 @@ def _check(value: Any, kind: Any, where: str) -> None:
     """A whole number is a float, too; true is no number."""
     accepted = int if kind is int else (int, float)
     is_number = isinstance(value, accepted) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:
+    if not is_number or not 0 <= value <= MOST:
         kind_name = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{where} is {value!r}; it must be {kind_name} of 0 or more")
+        raise ValueError(f"{where} is {value!r}; it must be {kind_name} from 0 to {MOST:,}")

@@ -1,6 +1,5 @@
 """MLflow runs: where they are stored, how they begin, how they end."""
 
-import json
 import logging
 import os
 import re
@@ -9,33 +8,39 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
+from mlflow.entities import Dataset, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from lvm.bank.store import Bank
+from lvm.abandoned import PROCESS, SQLITE, close_abandoned
 from lvm.checkout import checkout_root, is_dirty, project_root
+from lvm.processes import own_name
 from lvm.run_list import saved_view
-from lvm.stopping import Stopped, end_children, follow_parent, stoppable
-from lvm.windows.planning import Windows
+from lvm.scratch import scratch_beside
+from lvm.stopping import Stopped, end_children, stoppable
 
 if TYPE_CHECKING:  # most runs draw nothing
     from matplotlib.figure import Figure
 
 StoreError = MlflowException
-SQLITE = "sqlite:///"
-DIGEST_LENGTH = 36
 ENTRY = "entry"
-NOISY_LOGGERS = ("mlflow", "alembic")
+LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # tracebacks of errors that it raises as well
+}
+# An epoch of a training can wait two minutes for a server that is away (0, 4, 8 ... 64 s between
+# tries), nine for one that takes requests without an answer; MLflow's own patience is 20 minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -46,9 +51,10 @@ def configure(root: Path | None = None) -> str:
     A sqlite database is created under a file lock, in WAL mode, with its artifacts in `mlruns`
     beside it.
     """
-    for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    for name, value in {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **PATIENCE}.items():
+        os.environ.setdefault(name, value)
     own = f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own
     if uri.startswith(SQLITE):
@@ -66,19 +72,19 @@ def ui_command() -> str:
 def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     """Open the launcher's run, or a new one where there is none; yield its id.
 
-    `parameters` are logged where the launcher has not logged them. The run ends FINISHED; KILLED
-    where a stop signal came; FAILED with the tag `error` after any exception, the traceback as
-    the artifact `error.txt`.
+    Runs of the same experiment whose process is gone are closed first. `parameters` are logged
+    where the launcher has not logged them. The run ends FINISHED; KILLED where a stop signal came;
+    FAILED with the tag `error` after any exception, the traceback as the artifact `error.txt`.
     """
-    if "MLFLOW_RUN_ID" in os.environ:
-        follow_parent()
     configure()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
-    run_id = mlflow.start_run(tags=tags).info.run_id
+    opened = mlflow.start_run(tags=tags | {PROCESS: own_name()}).info
+    run_id = opened.run_id
     status = RunStatus.FAILED
     try:
         with stoppable():
+            reap([opened.experiment_id])
             _describe_run(entry, parameters)
             yield run_id
         status = RunStatus.FINISHED
@@ -94,6 +100,12 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
         raise
     finally:
         mlflow.end_run(RunStatus.to_string(status))
+
+
+def reap(experiment_ids: Collection[str] | None = None) -> None:
+    """Close the runs of these experiments (None: all) whose process is gone; print which."""
+    for run_id in close_abandoned(None if experiment_ids is None else list(experiment_ids)):
+        print(f"run {run_id} is closed: its process is gone", flush=True)
 
 
 def refuse_launched_run(reason: str) -> None:
@@ -132,7 +144,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a run nested under the open one, which is then logged to until the block ends."""
-    with mlflow.start_run(run_name=name, nested=True):
+    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: own_name()}):
         mlflow.log_params(dict(parameters))
         yield
 
@@ -148,32 +160,6 @@ def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = (
     left_open = {k for k in config if typed.get(k) == "auto"} | set(decided_otherwise)
     decided = {k: v for k, v in config.items() if k in left_open and v not in (None, "auto")}
     mlflow.log_params({f"resolved/{k}": v for k, v in decided.items()})
-
-
-def log_bank(bank: Bank, context: str) -> Dataset:
-    """Log the bank as a dataset under its own sha256; return the dataset, to go with metrics."""
-    mlflow.set_tags({"bank": bank.path.name, "bank_sha256": bank.sha256})
-    profile = {"rows": bank.num_rows, "dim": bank.dim, "sha256": bank.sha256}
-    return _log_dataset(
-        "bank", bank.path, bank.sha256, profile | {"encoder": bank.encoder}, context
-    )
-
-
-def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
-    """Log the windows as a dataset under their own sha256; tag the run leaky where they are."""
-    tags = {"windows_sha256": windows.sha256, "leaky": str(windows.leaky).lower()}
-    mlflow.set_tags(tags | {"ctx": windows.ctx})
-    profile = {"ctx": windows.ctx, "overlap": windows.overlap, "split": windows.split}
-    profile |= {"bank_sha256": windows.bank_sha256}
-    return _log_dataset("windows", path, windows.sha256, profile, context)
-
-
-def log_input(run_id: str, entry: DatasetInput) -> None:
-    """Log a dataset as what a run reads, while other runs may be logging the same one."""
-    try:
-        MlflowClient().log_inputs(run_id, datasets=[entry])
-    except MlflowException:  # a server refuses all but the first of those who add it at one moment
-        MlflowClient().log_inputs(run_id, datasets=[entry])
 
 
 def log_metrics(
@@ -268,25 +254,23 @@ def _prepare_sqlite(uri: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            SqlAlchemyStore(uri, str(path.parent.resolve() / "mlruns"))
-        with sqlite3.connect(path, timeout=20) as connection:
+            _create_sqlite(path)
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
 
 
-def _log_dataset(
-    name: str, path: Path, sha256: str, profile: Mapping[str, Any], context: str
-) -> Dataset:
-    dataset = Dataset(
-        name=f"{name}:{path.name}",
-        digest=sha256[:DIGEST_LENGTH],
-        source_type="local",
-        source=json.dumps({"uri": str(path.resolve())}),
-        profile=json.dumps({**profile, "sha256": sha256}),
-    )
-    tags = [InputTag("mlflow.data.context", context)]
-    log_input(active_run_id(), DatasetInput(dataset, tags))
-    return dataset
+def _create_sqlite(path: Path) -> None:
+    """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
+    with scratch_beside(path) as scratch:
+        made = scratch / path.name
+        made_store = SqlAlchemyStore(f"{SQLITE}{made}", str(path.parent.resolve() / "mlruns"))
+        made_store.engine.dispose()
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            return
+        except OSError:  # a disk without hard links
+            os.rename(made, path)
 
 
 def _end_child_runs(run_id: str) -> None:

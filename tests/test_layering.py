@@ -13,9 +13,14 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "seeding": "",
     "stopping": "",
+    "processes": "",
+    "scratch": "",
     "checkout": "",
+    "one_line": "",
+    "untrusted": "",
     "rules": "",
-    "bank": "row_table files store duplicates",
+    "writing": "",
+    "bank": "row_table archive files store duplicates",
     "encoders": "",
     "corpus": "documents sentences markup files python_docs reading ingest",
     "chains": (
@@ -33,7 +38,7 @@ ORDER = {
     "prediction": "contexts predict streaming",
     "training": (
         "averaging recipes distributed batches hard_negatives guidance initial optimisation "
-        "supervision gradients plan symptoms identity state loop"
+        "supervision gradients plan symptoms identity state spikes loop"
     ),
     "metrics": "",
     "retrieval": "search competition exact shortlist hubness structures index",
@@ -52,7 +57,10 @@ ORDER = {
         "examples"
     ),
     "run_list": "",
+    "abandoned": "",
+    "reasons": "",
     "tracking": "",
+    "datasets": "",
     "past_runs": "",
     "registry": "page alias registered settling",
     "serving": "refusal packed passages predictor logged",
@@ -64,7 +72,9 @@ PLACES = [
 ]
 PACKAGES = {"lvm", "entrypoints", *(f"lvm.{name}" for name, files in ORDER.items() if files)}
 MLFLOW_FILES = {
+    "lvm/abandoned.py",
     "lvm/tracking.py",
+    "lvm/datasets.py",
     "lvm/past_runs.py",
     "lvm/registry/alias.py",
     "lvm/registry/registered.py",

@@ -24,6 +24,8 @@ def test_the_shipped_file_is_read() -> None:
         ("  min_queries: 200", "  min_queries: true", "it must be a whole number"),
         ("promotion:", "promotions:", "no section 'promotion'"),
         ("promotion:", "promotion: [", "not a readable YAML file"),
+        ("  alpha: 0.05", "  alpha: 1" + "0" * 400, "promotion.alpha is 1000"),
+        ("  alpha: 0.05", "  alpha: 0.05\n  alpha: 0.5", "'alpha' stands there twice"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm import past_runs, tracking
+from lvm import datasets, past_runs, tracking
 from lvm.bank.store import write_bank
 from lvm.checkout import is_dirty
 from lvm.stopping import SIGNALS, Stopped, remember_signals
@@ -151,8 +151,8 @@ def test_metrics_carry_their_step_and_get_legal_names(store):
 def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
     windows = ensure_windows(tiny_bank, 50, tmp_path / "windows")
     with tracking.run("export", {}) as run_id:
-        tracking.log_bank(tiny_bank, "training")
-        tracking.log_windows(windows, tmp_path / "windows", "training")
+        datasets.log_bank(tiny_bank, "training")
+        datasets.log_windows(windows, tmp_path / "windows", "training")
     run = finished(run_id)
     logged = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
     assert logged["bank:bank"].digest == tiny_bank.sha256[:36]
@@ -170,7 +170,7 @@ def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
     rows = bank.document_table().loc[lambda table: table.index.repeat(table["num_rows"])]
     other = write_bank(tmp_path / "two", vectors, rows.astype(str), "synthetic", "test")
     with tracking.run("export", {}):
-        digests = {tracking.log_bank(one, "training").digest for one in (bank, other)}
+        digests = {datasets.log_bank(one, "training").digest for one in (bank, other)}
     assert len(digests) == 2
 
 
@@ -212,3 +212,31 @@ def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
     params = finished(run_id).data.params
     assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
     assert "resolved/chunk" not in params
+
+
+def test_patience_with_a_server_is_the_users_where_they_set_one(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    tracking.configure()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
+
+
+SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from lvm import tracking
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+tracking.configure(Path(sys.argv[1]))
+"""
+
+
+def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
+    """The database of a creation that broke off would be taken for a store by the next command."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlruns", "mlflow.db.lock"}
+    tracking.configure(tmp_path)
+    assert (tmp_path / "mlflow.db").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

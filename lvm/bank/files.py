@@ -6,8 +6,8 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 import hashlib
 import itertools
 import json
-import os
-import zipfile
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,44 +16,74 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvm.bank.archive import Pickled, map_array, read_arrays
+from lvm.untrusted import own_file, parse_json, read_settings
+from lvm.writing import is_damaged, write_header, writing
+
 FORMAT = 1
 DTYPES = ("float16", "float32")
 VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
 KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
+NPZ_KINDS = "iufU"
+TEXT = "text"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    pa.ArrowException,
+)
+CODED = ("sequence", "document", "lane", "split")
 CHECK_ROWS = 16384
+# Within them float32 holds the squares of all that counts in a vector of any usual dim.
+LENGTHS = (1e-15, 1e15)
+MAX_TURN = 0.01
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def read_contents(folder: Path) -> dict:
     """Read bank.json and check that it says what every bank says."""
     where = folder / CONTENTS
+    if not where.exists():
+        raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder")
     try:
-        contents = json.loads(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON; ingest the bank again") from error
+        contents = parse_json(read_settings(own_file(folder, CONTENTS)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); ingest the bank again") from error
     if not isinstance(contents, dict) or not set(KEYS) <= set(contents):
         raise ValueError(f"{where}: must be an object with the keys {', '.join(KEYS)}")
-    if contents["format"] != FORMAT:
+    if contents["format"] != FORMAT or not _is_whole(contents["format"]):
         raise ValueError(f"{where}: format is {contents['format']!r}; this lvm reads {FORMAT}")
-    if not isinstance(contents["files"], dict) or set(contents["files"]) != {
-        VECTORS,
-        ROWS,
-    }:
+    hashes = contents["files"]
+    if not isinstance(hashes, dict) or set(hashes) != {VECTORS, ROWS}:
         raise ValueError(f"{where}: files must give the sha256 of {VECTORS} and {ROWS}")
     bases = contents.get("bases", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{where}: bases must be a list of sha256; ingest the bank again")
+    if is_damaged(contents):
+        raise ValueError(f"{where}: differs from the sha256 in it; restore it or ingest again")
+    if not all(isinstance(one, str) and _SHA256.fullmatch(one) for one in hashes.values()):
+        raise ValueError(f"{where}: files holds what is no sha256; ingest the bank again")
+    if not all(_is_whole(contents[name]) for name in ("rows", "dim")):
+        raise ValueError(f"{where}: rows, dim must be whole numbers; ingest the bank again")
+    if not all(isinstance(contents[name], str) for name in ("dtype", "encoder", "created_by")):
+        raise ValueError(f"{where}: dtype, encoder, created_by must be text; ingest the bank again")
     return contents
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def map_vectors(folder: Path, contents: dict) -> np.ndarray:
-    """Map vectors.npy read-only, shaped as bank.json says, every row finite and not zero."""
-    where = folder / VECTORS
+    """Map vectors.npy read-only, shaped as bank.json says, every row of a usual length."""
+    where = own_file(folder, VECTORS)
     try:
-        vectors = np.load(where, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        vectors = map_array(where)
+    except ValueError as error:
         raise ValueError(f"{where}: missing, cut short or pickled; ingest again") from error
     recorded = ((contents["rows"], contents["dim"]), contents["dtype"])
     if (vectors.shape, vectors.dtype.name) != recorded:
@@ -67,41 +97,62 @@ def map_vectors(folder: Path, contents: dict) -> np.ndarray:
 
 def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
     """Read the columns sequence, document, lane, split, as far as they are there."""
-    where = folder / ROWS
+    where = own_file(folder, ROWS)
     try:
-        names = pq.read_schema(where).names
-        coded = [name for name in ("sequence", "document", "lane", "split") if name in names]
-        rows = pq.read_table(where, columns=coded).to_pandas()
-        total = pq.read_metadata(where).num_rows
-    except (OSError, pa.ArrowException) as error:
+        schema, total = pq.read_schema(where), pq.read_metadata(where).num_rows
+    except UNREADABLE as error:
         raise ValueError(f"{where}: missing or not parquet; ingest again") from error
     if total != num_rows:
         raise ValueError(f"{where}: {total} rows for {num_rows} vectors; there must be one each")
+    if any(schema.names.count(name) > 1 for name in (*CODED, TEXT)):
+        raise ValueError(f"{where}: names a column twice; ingest again")
+    if TEXT in schema.names and not _holds_text(schema.field(TEXT).type):
+        raise ValueError(f"{where}: text is {schema.field(TEXT).type}; it must be text")
+    return read_columns(where, [name for name in CODED if name in schema.names])
+
+
+def read_columns(where: Path, names: list[str]) -> pd.DataFrame:
+    """Read columns of a parquet file; text that is repeated in the file is in memory once."""
+    try:
+        table = pq.read_table(where, columns=names, read_dictionary=names)
+        rows = table.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+    except UNREADABLE as error:
+        raise ValueError(f"{where}: missing or not parquet; ingest again") from error
+    for name in rows.columns:
+        if isinstance(rows[name].dtype, pd.CategoricalDtype):
+            rows[name] = rows[name].astype(object)
     return rows
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    return any(test(inner) for test in tests)
 
 
 def check_hashes(folder: Path, contents: dict) -> None:
     """Raise ValueError where a file is not the one that bank.json records."""
     for name, recorded in contents["files"].items():
-        if file_sha256(folder / name) != recorded:
+        where = own_file(folder, name)
+        try:
+            found = file_sha256(where)
+        except OSError as error:
+            raise ValueError(f"{where}: missing or unreadable; ingest again") from error
+        if found != recorded:
             raise ValueError(
-                f"{folder / name}: its sha256 differs from {CONTENTS}; restore it or ingest again"
+                f"{where}: its sha256 differs from {CONTENTS}; restore it or ingest again"
             )
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """Read `vectors` and the row table of an .npz; one sequence where there are no chain_ids."""
-    known = ("vectors", *NPZ_COLUMNS)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in known if name in archive}
-    except ValueError as error:
+        arrays = read_arrays(path, ("vectors", *NPZ_COLUMNS))
+    except Pickled as error:
         raise ValueError(
             f"{path}: holds pickled objects, which are refused; store numbers or plain strings, "
             "as array.astype(str) does"
         ) from error
-    except (OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable .npz file") from error
     if "vectors" not in arrays:
         raise ValueError(f"{path}: no array 'vectors'; it must hold one of shape (N, D)")
     vectors = arrays.pop("vectors")
@@ -109,6 +160,10 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     for name, column in arrays.items():
         if column.shape != (len(vectors),):
             raise ValueError(f"{path}: {name} is {column.shape}; it must be ({len(vectors)},)")
+        if column.dtype.kind == "U" and not _is_text(column):
+            raise ValueError(f"{path}: {name} holds what is no text; store array.astype(str)")
+        if column.dtype.kind not in (NPZ_KINDS if name != "concept_texts" else "U"):
+            raise ValueError(f"{path}: {name} holds {column.dtype}; store numbers or plain strings")
     rows = pd.DataFrame(index=range(len(vectors)))
     for name, column in arrays.items():
         rows[NPZ_COLUMNS[name]] = column
@@ -117,54 +172,96 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     return vectors, rows
 
 
+def _is_text(column: np.ndarray) -> bool:
+    """Whether every code of an array of strings is that of a character."""
+    code = np.frombuffer(column.tobytes(), f"{column.dtype.str[0]}u4")
+    return not ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any()
+
+
 def check_vectors(vectors: np.ndarray, where: str) -> None:
-    """Raise ValueError unless `vectors` is (N, D) floats, no row zero or non-finite."""
+    """Raise ValueError unless `vectors` is (N, D) floats, every row of a usual length."""
     if vectors.ndim != 2 or not all(vectors.shape):
         raise ValueError(f"{where}: vectors have shape {vectors.shape}; they must be (N, D)")
     if vectors.dtype.name not in DTYPES:
         raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
     if not vectors.flags.c_contiguous:
         raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
-    length_N = np.empty(len(vectors), dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(vectors), CHECK_ROWS):
-            block = vectors[start : start + CHECK_ROWS].astype(np.float32)
-            length_N[start : start + CHECK_ROWS] = np.linalg.norm(block, axis=1)
-    for wrong_N, what in (
-        (~np.isfinite(length_N), "non-finite"),
-        (length_N == 0, "zero"),
-    ):
+    length_N = np.empty(len(vectors))
+    for start in range(0, len(vectors), CHECK_ROWS):
+        length_N[start : start + CHECK_ROWS] = _lengths(vectors[start : start + CHECK_ROWS])
+    for wrong_N, what in ((~np.isfinite(length_N), "non-finite"), (length_N == 0, "zero")):
         if wrong_N.any():
             raise ValueError(
                 f"{where}: {wrong_N.sum()} {what} rows of {len(wrong_N)}, first row "
                 f"{wrong_N.argmax()}; remove these rows"
             )
+    shortest, longest = LENGTHS
+    wrong_N = (length_N < shortest) | (length_N > longest)
+    if wrong_N.any():
+        raise ValueError(
+            f"{where}: {wrong_N.sum()} rows shorter than {shortest:g} or longer than {longest:g} "
+            f"of {len(wrong_N)}, first row {wrong_N.argmax()}; divide them by their lengths"
+        )
+
+
+def _lengths(block_bD: np.ndarray) -> np.ndarray:
+    """Return the length of each row, in float64 where its squares leave float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length_b = np.linalg.norm(block_bD.astype(np.float32), axis=1).astype(np.float64)
+        unsure_b = ~((length_b > LENGTHS[0]) & (length_b < LENGTHS[1]))
+        length_b[unsure_b] = np.linalg.norm(block_bD[unsure_b].astype(np.float64), axis=1)
+    return length_b
+
+
+def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> None:
+    """Raise ValueError where rounding to the stored dtype turns finite rows by 1 % or more."""
+    if stored_bD.dtype.itemsize >= np.asarray(given_bD).dtype.itemsize:
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        error_b = np.linalg.norm(stored_bD.astype(np.float32) - given_bD, axis=1)
+        lost_b = np.isfinite(error_b) & (error_b > MAX_TURN * np.linalg.norm(given_bD, axis=1))
+    if lost_b.any():
+        raise ValueError(
+            f"vectors: {stored_bD.dtype} does not keep the direction of {lost_b.sum()} rows, first "
+            f"row {first_row + lost_b.argmax()}; divide them by their lengths, or store float32"
+        )
+
+
+def _blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(vector_ND), CHECK_ROWS):
+        yield vector_ND[start : start + CHECK_ROWS]
 
 
 def write_vectors(
     path: Path, vectors: np.ndarray | Iterable[np.ndarray], num_rows: int, dtype: str
 ) -> tuple[int, int]:
     """Stream `vectors` ((N, D) or blocks (b, D)) to a .npy file; return its shape."""
-    blocks: Iterator[np.ndarray] = iter((vectors,) if isinstance(vectors, np.ndarray) else vectors)
+    blocks = iter(_blocks(vectors) if isinstance(vectors, np.ndarray) else vectors)
     first = next(blocks, np.empty((0, 0)))
     if first.ndim != 2:
         raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
-    stored = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(num_rows, first.shape[1]))
-    start = 0
-    for block in itertools.chain([first], blocks):
-        end = start + len(block)
-        if end > num_rows or block.shape[1:] != first.shape[1:]:
-            raise ValueError(
-                f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} rows "
-                f"of {first.shape[1]} numbers"
-            )
-        with np.errstate(over="ignore"):
-            stored[start:end] = block
-        start = end
+    shape, start = (num_rows, first.shape[1]), 0
+    with path.open("wb") as file:
+        with writing(path):  # never through a map: a full disk would end the process with SIGBUS
+            write_header(file, shape, np.dtype(dtype))
+        for block in itertools.chain([first], blocks):
+            end = start + len(block)
+            if end > num_rows or block.shape[1:] != first.shape[1:]:
+                raise ValueError(
+                    f"vectors: rows {start} to {end} are {block.shape}; there must be {num_rows} "
+                    f"rows of {first.shape[1]} numbers"
+                )
+            with np.errstate(over="ignore"):
+                kept = np.ascontiguousarray(block, dtype)
+            _check_kept(kept, block, start)
+            with writing(path):
+                file.write(kept.data)
+            start = end
+        with writing(path):
+            file.flush()
     if start != num_rows:
         raise ValueError(f"vectors: {start} rows for a row table of {num_rows}; give one each")
-    stored.flush()
-    return stored.shape
+    return shape
 
 
 def file_sha256(path: Path) -> str:
@@ -180,11 +277,10 @@ def identity(files: dict[str, str]) -> str:
 
 def write_rows(folder: Path, rows: pd.DataFrame) -> None:
     """Write rows.parquet."""
-    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
-
-
-def replace_folder(folder: Path, path: Path, aside: Path) -> None:
-    """Move `folder` to `path` on one disk; what stands there moves to `aside` first."""
-    if path.exists():
-        os.rename(path, aside)
-    os.rename(folder, path)
+    if TEXT in rows and rows[TEXT].isna().all():
+        rows = rows.assign(**{TEXT: pd.Series([None] * len(rows), rows.index, object)})
+    try:
+        with writing(folder / ROWS):
+            pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"rows: {error}; a column holds values of one kind") from error

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lvm.one_line import CONTROL
+
 IntArray = npt.NDArray[np.integer]
 
 TMD_LANES = (
@@ -32,6 +34,15 @@ TMD_LANES = (
 UNASSIGNED = -1
 PINNED = "train"  # the value of the column `split` that keeps a sequence out of val, out of test
 BLOCK_ROWS = 100  # rows of a document where the table names none
+MAX_LANES = 32_767  # codes are int16
+NAMES, NUMBERS = ("string", "empty"), ("integer", "floating")
+KINDS = {
+    "sequence": (*NAMES, *NUMBERS),
+    "document": (*NAMES, *NUMBERS),
+    "lane": (*NAMES, *NUMBERS),
+    "split": NAMES,
+    "text": NAMES,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +66,12 @@ class RowTable:
 def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     """Code and check `rows`, one line a bank row; `where` names the file.
 
-    Columns: sequence; optional document, lane, split. Raises ValueError on an empty table, on a
-    missing name, a sequence or document in two pieces, a split other than PINNED or none, a
-    sequence of which only some rows are pinned.
+    Columns: sequence; optional document, lane, split, text. Raises ValueError on an empty table, on
+    a missing name, one with control characters, values of several kinds in one column, a sequence
+    or document in two pieces, a split other than PINNED or none, a sequence of which only some rows
+    are pinned.
     """
+    _check_kinds(rows, where)
     if "sequence" not in rows.columns:
         raise ValueError(f"{where}: no column 'sequence'; give each row the name of its sequence")
     if not len(rows):
@@ -72,6 +85,32 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     lane_N, lanes = _lane_codes(rows["lane"], where) if "lane" in rows.columns else (None, ())
     pinned_N = _pinned(rows, sequence_N, sequences, where)
     return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes, pinned_N)
+
+
+def _check_kinds(rows: pd.DataFrame, where: str) -> None:
+    """Raise ValueError where a column stands there twice, or holds other things than it may."""
+    for column, kinds in KINDS.items():
+        if (rows.columns == column).sum() > 1:
+            raise ValueError(f"{where}: has two columns {column!r}; give one")
+        if column not in rows.columns:
+            continue
+        values = rows[column]
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(object)
+        values = values[values.notna()]
+        kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
+        if kind not in kinds:
+            wanted = "text" if kinds == NAMES else "names or numbers, not both"
+            raise ValueError(f"{where}: {column} holds {kind} values; it must hold {wanted}")
+
+
+def _labels(unique: pd.Index, column: str, where: str) -> tuple[str, ...]:
+    """Return names as text; a name is printed, so that control characters are refused."""
+    names = tuple(str(name) for name in unique)
+    wrong = next((name for name in names if CONTROL.search(name)), None)
+    if wrong is not None:
+        raise ValueError(f"{where}: {column} {wrong!r} holds control characters; rename it")
+    return names
 
 
 def run_starts(code_N: IntArray) -> npt.NDArray[np.int64]:
@@ -90,7 +129,7 @@ def _name_codes(
             f"name the {column} of every row"
         )
     code_N, unique = pd.factorize(names)
-    return code_N.astype(np.int32), tuple(str(name) for name in unique)
+    return code_N.astype(np.int32), _labels(unique, column, where)
 
 
 def _check_contiguous(
@@ -166,14 +205,20 @@ def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], t
 
     Numbers are those of TMD_LANES, with -1 for unassigned.
     """
-    if pd.api.types.is_numeric_dtype(values.dtype):
+    if pd.api.types.infer_dtype(values, skipna=True) in NUMBERS:
         values = _tmd_names(values, where)
     names = values.where(values.notna() & (values != ""), None)
     code_N, unique = pd.factorize(names.astype(object), sort=True, use_na_sentinel=True)
-    return code_N.astype(np.int16), tuple(str(name) for name in unique)
+    if len(unique) > MAX_LANES:
+        raise ValueError(f"{where}: {len(unique):,} lanes; there can be {MAX_LANES:,}")
+    return code_N.astype(np.int16), _labels(unique, "lane", where)
 
 
 def _tmd_names(numbers: pd.Series, where: str) -> pd.Series:
+    if numbers.dtype == object:  # numbers beside rows without one
+        numbers = numbers.where(numbers.notna(), UNASSIGNED).map(
+            lambda one: min(max(one, -2), 2**53)
+        )
     number_N = numbers.to_numpy(dtype=np.float64, na_value=UNASSIGNED)
     wrong_N = ~np.isin(number_N, range(UNASSIGNED, len(TMD_LANES)))
     if wrong_N.any():

@@ -4,8 +4,6 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,9 @@ import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+from lvm.one_line import in_one_line
+from lvm.scratch import put_whole
+from lvm.writing import sealed, writing
 
 __all__ = [
     "TMD_LANES",
@@ -88,8 +89,8 @@ class Bank:
             rows = files.read_npz(self.path)[1]
         else:
             where = self.path / files.ROWS
-            names = [name for name in pq.read_schema(where).names if name == "text"]
-            rows = pq.read_table(where, columns=names).to_pandas()
+            there = pq.read_schema(where).names
+            rows = files.read_columns(where, [name for name in there if name == files.TEXT])
         if "text" not in rows:
             return None
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
@@ -112,6 +113,7 @@ class Bank:
         )
 
 
+@in_one_line
 def open_bank(path: str | Path, verify: bool = False) -> Bank:
     """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
 
@@ -128,6 +130,7 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
     )
 
 
+@in_one_line
 def write_bank(
     path: str | Path,
     vectors: np.ndarray | Iterable[np.ndarray],
@@ -153,10 +156,7 @@ def write_bank(
     if dtype not in files.DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(files.DTYPES)}")
     row_table(rows, f"rows of bank {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder = scratch / "bank"
+    with put_whole(path) as folder:
         folder.mkdir()
         shape = files.write_vectors(folder / files.VECTORS, vectors, len(rows), dtype)
         files.write_rows(folder, rows)
@@ -171,11 +171,10 @@ def write_bank(
             "bases": list(bases),
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
-        (folder / files.CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
-        files.map_vectors(folder, contents)
-        files.replace_folder(folder, path, scratch / "old")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        text = json.dumps(sealed(contents), indent=1) + "\n"
+        with writing(path / files.CONTENTS):
+            (folder / files.CONTENTS).write_text(text, "utf-8")
+        _open_folder(folder, verify=False)
     return open_bank(path)
 
 

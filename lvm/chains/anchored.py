@@ -4,6 +4,7 @@ Shapes: N pool rows, Q failing queries, k neighbours, D vector dim.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvm.bank.files import read_columns
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Candidates, Chain, bank_pool, lane_names
@@ -22,6 +24,7 @@ NUMBERS = ("target_row", "rank")
 COLUMNS = (*NUMBERS, "split")
 VAL = "val"
 RUN_OVER_VAL = "give the per_query.parquet of a run over val: mlflow run . -e eval -P split=val"
+MAX_QUERIES = 10_000_000
 SAMPLE_ROWS = 2048
 SEARCH_ROWS = 4096
 
@@ -135,8 +138,12 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
         missing = [name for name in COLUMNS if name not in there]
         if missing:
             raise ValueError(f"queries {path}: no column {', '.join(missing)}; {RUN_OVER_VAL}")
-        names = [name for name in (*COLUMNS, "sequence") if name in there]
-        table = pq.read_table(path, columns=names).to_pandas()
+        columns = [name for name in (*COLUMNS, "sequence") if name in there]
+        if pq.read_metadata(path).num_rows > MAX_QUERIES or len(set(there)) < len(there):
+            raise ValueError(
+                f"queries {path}: has a column twice, or more than {MAX_QUERIES:,} rows"
+            )
+        table = read_columns(Path(path), columns)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error
     other = table["split"][table["split"] != VAL]

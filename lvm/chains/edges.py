@@ -1,14 +1,31 @@
 """Edge lists: checked pairs of concepts with their weights, from csv, tsv or parquet."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvm.bank.files import read_columns
+from lvm.one_line import CONTROL, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+MAX_ROWS = 20_000_000
+KINDS = ("string", "integer", "empty")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    pa.ArrowException,
+)
 
 
+@in_one_line
 def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     """Return the columns `start`, `end`, `weight` (1 where the file has none) of an edge file.
 
@@ -23,6 +40,7 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
         )
     if not len(edges):
         raise ValueError(f"{path}: holds no edge; give at least one line of {start}, {end}")
+    _check_columns(path, edges, (start, end, "weight"))
     for name in (start, end):
         unnamed_N = (edges[name].isna() | (edges[name] == "")).to_numpy()
         if unnamed_N.any():
@@ -31,6 +49,7 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     return edges[[start, end]].assign(weight=weight_N)
 
 
+@in_one_line
 def read_concepts(path: Path) -> pd.DataFrame | None:
     """Return `node`, `text`, `lane` of the concepts of an edge file; None without their file.
 
@@ -45,6 +64,7 @@ def read_concepts(path: Path) -> pd.DataFrame | None:
         raise ValueError(
             f"{beside}: no column {', '.join(missing)}; it must have node, text, optionally lane"
         )
+    _check_columns(beside, nodes, ("node", "text", "lane"))
     nodes = nodes.assign(node=nodes["node"].astype(str))
     again_N = nodes["node"].duplicated().to_numpy()
     if again_N.any():
@@ -68,12 +88,43 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: must be a {', '.join(SUFFIXES)} file")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pa.ArrowException, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} table") from error
+            return read_columns(path, _parquet_names(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of a line that is too long
+            separator = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path}: is empty; its first line must name the columns") from error
+    except (*UNREADABLE, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{path}: not a readable {path.suffix} table ({error})") from error
+
+
+def _parquet_names(path: Path) -> list[str]:
+    names = pq.read_schema(path).names
+    if len(set(names)) < len(names):
+        raise ValueError("a column stands there twice")
+    if pq.read_metadata(path).num_rows > MAX_ROWS:
+        raise ValueError(f"more than {MAX_ROWS:,} rows")
+    return list(names)
+
+
+def _check_columns(path: Path, table: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Raise ValueError where one stands there twice, or holds what is no name, text or number."""
+    for name in names:
+        if name not in table:
+            continue
+        if (table.columns == name).sum() > 1 or f"{name}.1" in table:
+            raise ValueError(f"{path}: has two columns {name}; give one")
+        values = table[name][table[name].notna()]
+        kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
+        if kind not in (*KINDS, *(("floating",) if name == "weight" else ())):
+            raise ValueError(f"{path}: {name} holds {kind} values; give names or numbers, not both")
+        if kind == "string" and name != "text":
+            wrong = next((value for value in values if CONTROL.search(value)), None)
+            if wrong is not None:
+                raise ValueError(f"{path}: {name} {wrong!r} holds control characters; rename it")
 
 
 def _weights(path: Path, edges: pd.DataFrame) -> np.ndarray:

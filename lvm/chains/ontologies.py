@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvm.chains.edges import SUFFIXES, read_concepts, read_edges
+from lvm.one_line import CONTROL, in_one_line
 
 if TYPE_CHECKING:  # loaded by the reader that needs it: most commands read no ontology
     import networkx
@@ -32,6 +33,7 @@ def ontology_kind(path: Path) -> str:
     )
 
 
+@in_one_line
 def read_ontology(path: Path) -> networkx.DiGraph:
     """Read an ontology; raises ValueError where it is none or has a cycle.
 
@@ -44,6 +46,7 @@ def read_ontology(path: Path) -> networkx.DiGraph:
         graph = read_wordnet(path)
     else:
         graph = _read_obo(path) if kind == "obo" else _read_edge_list(path)
+    _check_names(graph, path)
     _check_acyclic(graph, path)
     return graph
 
@@ -55,7 +58,7 @@ def _read_obo(path: Path) -> networkx.DiGraph:
 
     try:
         terms = obonet.read_obo(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise ValueError(
             f"{path}: not a readable OBO file ({reason}); each "
@@ -64,7 +67,7 @@ def _read_obo(path: Path) -> networkx.DiGraph:
     graph = networkx.DiGraph(weighted=False)
     unnamed = 0
     for node, data in terms.nodes(data=True):
-        if "name" not in data:
+        if not data.get("name"):
             unnamed += 1
             continue
         name = str(data["name"])
@@ -107,6 +110,13 @@ def concept_text(name: str, definition: str) -> str:
 def _definition(line: str | None) -> str:
     found = _DEFINITION.match(line or "")
     return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+
+
+def _check_names(graph: networkx.DiGraph, path: Path) -> None:
+    for node, data in graph.nodes(data=True):
+        for name in (node, data["name"], data["lane"]):
+            if CONTROL.search(name):
+                raise ValueError(f"ontology {path}: {name!r} holds control characters; rename it")
 
 
 def _check_acyclic(graph: networkx.DiGraph, path: Path) -> None:

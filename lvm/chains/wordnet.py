@@ -22,6 +22,17 @@ LEXNAMES = (
 ).split()
 # What nouns need of the files that the reader asks for.
 NEEDED = ("data.noun", "index.noun")
+# nltk checks little.
+UNREADABLE = (
+    OSError,
+    AssertionError,
+    ValueError,
+    LookupError,
+    StopIteration,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 def read_wordnet(folder: Path) -> networkx.DiGraph:
@@ -30,20 +41,13 @@ def read_wordnet(folder: Path) -> networkx.DiGraph:
     Only nouns form one hierarchy: the verbs of WordNet 3.0 hold a cycle. Instances (cities, people)
     stand below what they are instances of. Raises ValueError where the folder is not whole.
     """
-    import networkx
     from nltk.corpus.reader.wordnet import WordNetError
 
-    graph = networkx.DiGraph(weighted=False)
     try:
-        synsets = sorted(_reader(folder).all_synsets("n"), key=lambda synset: synset.offset())
-        for synset in synsets:
-            lemmas = ", ".join(synset.lemma_names()).replace("_", " ")
-            text = f"{lemmas}: {synset.definition()}"
-            graph.add_node(synset.name(), name=synset.name(), text=text, lane=synset.lexname())
-        for synset in synsets:
-            for narrower in sorted([*synset.hyponyms(), *synset.instance_hyponyms()]):
-                graph.add_edge(synset.name(), narrower.name())
-    except (OSError, WordNetError, AssertionError, ValueError, LookupError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of a pointer to no synset
+            graph = _hierarchy(_reader(folder))
+    except (WordNetError, UserWarning, *UNREADABLE) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise ValueError(
             f"ontology {folder}: not a readable WordNet database ({reason}); it must hold "
@@ -51,6 +55,21 @@ def read_wordnet(folder: Path) -> networkx.DiGraph:
         ) from error
     if not graph.number_of_edges():
         raise ValueError(f"ontology {folder}: no noun with a hyponym in data.noun")
+    return graph
+
+
+def _hierarchy(reader: Any) -> networkx.DiGraph:
+    import networkx
+
+    graph = networkx.DiGraph(weighted=False)
+    synsets = sorted(reader.all_synsets("n"), key=lambda synset: synset.offset())
+    for synset in synsets:
+        lemmas = ", ".join(synset.lemma_names()).replace("_", " ")
+        text = f"{lemmas}: {synset.definition()}"
+        graph.add_node(synset.name(), name=synset.name(), text=text, lane=synset.lexname())
+    for synset in synsets:
+        for narrower in sorted([*synset.hyponyms(), *synset.instance_hyponyms()]):
+            graph.add_edge(synset.name(), narrower.name())
     return graph
 
 

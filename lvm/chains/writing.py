@@ -4,8 +4,6 @@ Shapes: b rows of one block, D vector dim, E rows of all chains.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.bank import files
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains.concepts import Chain, Pool, flat_rows
 from lvm.corpus.ingest import BATCH_ROWS, row_names
+from lvm.scratch import put_whole
 
 CPESH, REPORT = "cpesh.parquet", "chains.json"
 TRAIN = "train"
@@ -65,19 +63,13 @@ def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
     if base is not None:
         rows = pd.concat([base_rows(base), rows], ignore_index=True)
     dtype = pool.stored.dtype.name if base is None else base.vectors.dtype.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder = scratch / path.name
+    with put_whole(path) as folder:
         vectors = _blocks(chains, pool, base)
         bases = () if base is None else (base.sha256, *base.bases)
         write_bank(folder, vectors, rows, pool.encoder, created_by, dtype=dtype, bases=bases)
         names = rows["sequence"].to_numpy()[num_base:]
         numbered_records(contents.records, names, num_base).to_parquet(folder / CPESH, index=False)
         (folder / REPORT).write_text(json.dumps(contents.report, indent=1) + "\n", "utf-8")
-        files.replace_folder(folder, path, scratch / "old")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return open_bank(path)
 
 

@@ -34,6 +34,14 @@ class Facts:
     fit_version: int = 0
     recipe: str = "none"
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, kind = getattr(self, one.name), one.type
+            if type(value) is not kind:
+                raise ValueError(f"{one.name}: {value!r} is no {getattr(kind, '__name__', kind)}")
+        if self.dim < 1 or self.ctx < 1:
+            raise ValueError(f"dim, ctx: {self.dim}, {self.ctx} must be 1 or more")
+
 
 def facts_of(name: str, phase: str, bank: Bank, windows: Windows, recipe: str = "none") -> Facts:
     """Return the facts of the predictor `name` made from the train rows of `windows`."""

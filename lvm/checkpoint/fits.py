@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lvm.checkpoint.weights import load_state, save_state
+from lvm.checkpoint.weights import contents_sha256, load_state, save_state
 from lvm.windows.planning import Windows
 
 VERSION = 1  # raised whenever a fit gives other numbers from the same rows
@@ -49,7 +48,7 @@ def kept(windows: Windows, name: str, inputs: Mapping[str, Any], fit: Callable[[
 def model_digest(model: nn.Module) -> str:
     """Return a hash of the predictor's class, configuration, every parameter, every buffer."""
     values = {"class": type(model).__qualname__, "config": getattr(model, "config", None)}
-    return _digest(Fit(dict(model.state_dict()), values))
+    return contents_sha256(model.state_dict(), json.dumps(values, sort_keys=True))
 
 
 def _read(path: Path, key: str) -> Fit | None:
@@ -60,24 +59,11 @@ def _read(path: Path, key: str) -> Fit | None:
         tensors, meta = load_state(path)
     except ValueError:
         return None
-    found = Fit(tensors, meta.get("values") or {})
-    is_own = meta.get("key") == key and meta.get("sha256") == _digest(found)
-    return found if is_own else None
+    return Fit(tensors, meta["values"]) if meta.get("key") == key else None
 
 
 def _write(path: Path, key: str, found: Fit) -> None:
-    meta = {"key": key, "sha256": _digest(found), "values": found.values}
     try:
-        save_state(path, found.tensors, meta)
-    except (OSError, SafetensorError):
+        save_state(path, found.tensors, {"key": key, "values": found.values})
+    except OSError:
         pass  # a folder that cannot be written to costs the next command a fit, no more
-
-
-def _digest(found: Fit) -> str:
-    """Return a hash of names, types, shapes, contents."""
-    digest = hashlib.sha256(json.dumps(found.values, sort_keys=True).encode())
-    for name in sorted(found.tensors):
-        tensor = found.tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,97 +13,171 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lvm.models.table import build_model
+from lvm.one_line import in_one_line
+from lvm.scratch import put_whole
+from lvm.untrusted import own_file, parse_json, read_settings
+from lvm.writing import SEAL, is_damaged, sealed, writing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+BESIDE = "beside_sha256"
+META, SHA256 = "meta", "sha256"
+MAX_SIZE = 10**7
+FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
+Write = Callable[[Path], object]
 
 
-def save_model(model: nn.Module, folder: str | Path) -> Path:
+def save_model(
+    model: nn.Module, folder: str | Path, beside: Mapping[str, Write] | None = None
+) -> Path:
     """Write `model.safetensors` and `config.json` into `folder`, replacing it as a whole.
 
-    `config.json` holds the predictor's configuration plus `weights_sha256`.
+    `beside` writes further files by name. `config.json` holds the predictor's configuration plus
+    `weights_sha256`, the hashes of the files beside, its own.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with put_whole(folder) as made:
+        made.mkdir()
         tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-        save_file(tensors, staging / WEIGHTS)
-        config = dict(model.config) | {"weights_sha256": _sha256(staging / WEIGHTS)}  # type: ignore[arg-type]
-        (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        staging.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        with writing(folder / WEIGHTS):
+            save_file(tensors, made / WEIGHTS)
+        for name, write in (beside or {}).items():
+            write(made / name)
+        config = dict(model.config) | {"weights_sha256": _sha256(made / WEIGHTS)}  # type: ignore[arg-type]
+        if beside:
+            config[BESIDE] = {name: _sha256(made / name) for name in beside}
+        with writing(folder / CONFIG):
+            (made / CONFIG).write_text(json.dumps(sealed(config), indent=1) + "\n")
     return folder
 
 
+@in_one_line
 def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     """Read the predictor that `save_model` wrote, in evaluation mode.
 
     Raises:
-        ValueError: a file is missing, the weights do not match their hash, or a tensor is absent,
-            unknown or of another shape.
+        ValueError: a file is missing, one does not match its hash, or a tensor is absent, unknown
+            or of another shape.
     """
     folder = Path(folder)
     config = read_config(folder)
-    expected = config.pop("weights_sha256", None)
+    expected = {WEIGHTS: config.pop("weights_sha256", None)} | config.pop(BESIDE, {})
+    config.pop(SEAL, None)
     weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise ValueError(f"{weights}: missing; a model folder holds {WEIGHTS} and {CONFIG}")
-    if expected != _sha256(weights):
-        raise ValueError(f"{weights}: does not match the sha256 in {CONFIG}; copy the model again")
+    for name, recorded in expected.items():
+        path = own_file(folder, name)
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: missing; a model folder holds {', '.join(expected)}, {CONFIG}"
+            )
+        if recorded != _sha256(path):
+            raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
+    _check_size(config, weights)
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{weights}: does not fit model '{config['model']}': {reason}") from error
+        raise ValueError(f"{weights}: does not fit model '{config['model']}': {error}") from error
     return model.to(device).eval()
 
 
+@in_one_line
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of a saved predictor.
 
     Raises:
-        ValueError: `config.json` is missing or no JSON object.
+        ValueError: `config.json` is missing, no JSON object, or differs from the hash in it.
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = parse_json(read_settings(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no JSON object of sizes")
+    if is_damaged(config):
+        raise ValueError(f"{path}: differs from the sha256 in it; copy the model again")
     return config
 
 
+def model_text(folder: str | Path) -> str:
+    """Return what identifies a saved predictor, whatever lies beside it, as text."""
+    config = read_config(folder)
+    own = {name: value for name, value in config.items() if name not in (BESIDE, SEAL)}
+    return json.dumps(own, indent=1) + "\n"
+
+
+def _check_size(config: Mapping[str, Any], weights: Path) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+    sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
+    if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
+        raise ValueError(f"{weights.parent / CONFIG}: holds a size that no model has")
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
+    longest = max((size for shape in shapes for size in shape), default=MAX_SIZE)
+    too_large = [key for key in FILLED if sizes.get(key, 0) > longest]
+    too_large += ["layers"] * (sizes.get("layers", 0) > len(shapes))
+    too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > weights.stat().st_size)
+    if too_large:
+        raise ValueError(
+            f"{weights}: does not fit model '{config.get('model')}', whose {too_large[0]} is "
+            f"{sizes[too_large[0]]}"
+        )
+
+
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a training state as one safetensors file; a reader sees the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a training state as one safetensors file; a reader sees the old or the new one.
+
+    It holds a hash of its contents. Raises OSError, which names the file, where it cannot be
+    written; nothing is left beside it then.
+    """
     flat = {key: value.detach().cpu().clone() for key, value in tensors.items()}
-    save_file(flat, staging, metadata={"meta": json.dumps(meta)})
-    with staging.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(staging, path)
+    text = json.dumps(meta)
+    # One entry: safetensors writes several in an order that differs from run to run.
+    sealed_meta = {**meta, SHA256: contents_sha256(flat, text)}
+    metadata = {META: json.dumps(sealed_meta)}
+    with writing(path), put_whole(path) as made:
+        save_file(flat, made, metadata=metadata)
+        with made.open("rb") as written:
+            os.fsync(written.fileno())
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@in_one_line
+def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote: the tensors by name, the meta data.
 
+    One without a hash, as was written before, is read where `is_hash_needed` is False.
+
     Raises:
-        ValueError: the file is no complete training state.
+        ValueError: the file is no complete training state, or differs from the hash in it.
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            meta = json.loads((opened.metadata() or {})["meta"])
-            return {key: opened.get_tensor(key) for key in opened.keys()}, meta  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+            metadata = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        meta = json.loads(metadata[META])
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: not a complete training state ({error}); delete it") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: not a complete training state; delete it")
+    recorded = meta.pop(SHA256, None)
+    is_old = recorded is None and not is_hash_needed
+    if not is_old and recorded != contents_sha256(tensors, json.dumps(meta)):
+        raise ValueError(f"{path}: its contents are not those of the sha256 in it; delete it")
+    return tensors, meta
+
+
+def contents_sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return a hash of a text with the names, types, shapes, values of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """A folder of .md, .rst, .txt or .jsonl files as a corpus: one sequence a file."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +10,11 @@ from typing import NamedTuple
 from lvm.corpus.documents import Document, block_documents
 from lvm.corpus.markup import paragraphs
 from lvm.corpus.sentences import split_sentences
+from lvm.one_line import CONTROL, printable
+from lvm.untrusted import own_file, parse_json
 
 SUFFIXES = (".md", ".rst", ".txt", ".jsonl")
-_MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+(.+?)[\s#]*$")
+_MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+(\S.*)$")
 _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+.:_])\1{2,}\s*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 
@@ -33,6 +34,11 @@ def corpus_files(source: Path) -> list[Path]:
     found = [path for path in paths if path.is_file() and path.suffix in SUFFIXES]
     if not found:
         raise ValueError(f"source {source}: holds no {', '.join(SUFFIXES)} file; give a folder")
+    for path in found:
+        if CONTROL.search(str(path)):
+            raise ValueError(f"source {source}: {str(path)!r} holds control characters; rename it")
+        if path != source:
+            own_file(source, str(path.relative_to(source)))
     return found
 
 
@@ -64,7 +70,7 @@ def _section_documents(sequence: str, text: str) -> Iterator[Document]:
         if len(parts) == 1 and not title:
             yield from block_documents(sequence, texts)
         elif texts:
-            name = title or "(top)"
+            name = printable(" ".join(title.split())) or "(top)"
             seen[name] += 1
             yield Document(sequence, name if seen[name] == 1 else f"{name} ({seen[name]})", texts)
 
@@ -79,7 +85,7 @@ def sections(text: str) -> list[tuple[str, str]]:
         heading = None if fenced else _MARKDOWN_HEADING.match(line)
         body = parts[-1][1]
         if heading:
-            parts.append((heading[1], []))
+            parts.append((heading[1].rstrip(" \t#") or heading[1][0], []))
         elif not fenced and body and _is_underline(line, lines[position - 1]):
             title = body.pop().strip()
             while body and _UNDERLINE.match(body[-1]):  # reStructuredText's overline
@@ -100,7 +106,7 @@ def _is_underline(line: str, above: str) -> bool:
 def _jsonl_documents(path: Path, sequence: str, text: str) -> Iterator[Document]:
     lines = [
         _jsonl_line(f"{path} line {number}", line, sequence)
-        for number, line in enumerate(text.splitlines(), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
     for (name, document, lane), group in groupby(lines, key=lambda line: line[:3]):
@@ -113,14 +119,15 @@ def _jsonl_documents(path: Path, sequence: str, text: str) -> Iterator[Document]
 
 def _jsonl_line(where: str, line: str, sequence: str) -> Line:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON") from error
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError(f'{where}: must be an object with a string "text"')
     for key in ("sequence", "document", "lane"):
-        if not isinstance(row.get(key, ""), str):
-            raise ValueError(f'{where}: "{key}" must be a string')
+        name = row.get(key, "")
+        if not isinstance(name, str) or CONTROL.search(name):
+            raise ValueError(f'{where}: "{key}" must be a string without control characters')
     return Line(
         row.get("sequence", sequence), row.get("document"), row.get("lane", ""), row["text"]
     )

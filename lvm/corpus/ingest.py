@@ -5,6 +5,7 @@ Shapes: N bank rows, D vector dim, B rows of one batch.
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
+from filelock import FileLock
 from tqdm import tqdm
 
 from lvm.bank.files import CONTENTS, ROWS, file_sha256
@@ -58,7 +60,8 @@ def ingest(
 
     `source` is "python-docs", a folder or file of text, an .npz or another bank; the vectors of
     the last two are copied through all checks, and `encoder` then only names what made them.
-    Raises ValueError where `path` holds something made otherwise, unless `overwrite`.
+    One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
+    unless `overwrite`.
     """
     started = time.monotonic()
     path = Path(path)
@@ -67,14 +70,15 @@ def ingest(
     created_by = _created_by(source, encoder, max_rows)
     num_dropped = 0
     reused = path.exists() and not overwrite
+    if not reused:
+        make = _maker(source, encoder, path, max_rows, created_by)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            reused = path.exists() and not overwrite  # by another process meanwhile
+            if not reused:
+                bank, num_dropped = make()
     if reused:
         bank = existing_bank(path, created_by)
-    elif holds_vectors(source):
-        bank = _copy_bank(open_bank(source, verify=True), encoder, path, max_rows, created_by)
-    else:
-        rows = read_corpus(source, max_rows)
-        bank = _encode_bank(rows, encoder, path, created_by)
-        num_dropped = len(rows) - bank.num_rows
     return IngestReport(
         path=str(path),
         source=source,
@@ -91,6 +95,22 @@ def ingest(
         reused=reused,
         seconds=time.monotonic() - started,
     )
+
+
+def _maker(
+    source: str, encoder: str, path: Path, max_rows: int | None, created_by: str
+) -> Callable[[], tuple[Bank, int]]:
+    """Check the source; return what makes the bank of it, with the number of rows it drops."""
+    if holds_vectors(source):
+        whole = open_bank(source, verify=True)
+        return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
+    rows, model = read_corpus(source, max_rows), load_encoder(encoder)
+
+    def encode() -> tuple[Bank, int]:
+        bank = _encode_bank(rows, model, path, created_by)
+        return bank, len(rows) - bank.num_rows
+
+    return encode
 
 
 def holds_vectors(source: str) -> bool:
@@ -117,7 +137,7 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
 
 def existing_bank(path: Path, created_by: str) -> Bank:
     """Open the bank at `path`; raises ValueError where it was made in another way."""
-    bank = open_bank(path)
+    bank = open_bank(path, verify=True)
     if bank.created_by == created_by:
         return bank
     recorded = bank.created_by.split("; ")
@@ -129,12 +149,11 @@ def existing_bank(path: Path, created_by: str) -> Bank:
     )
 
 
-def _encode_bank(rows: pd.DataFrame, encoder: str, path: Path, created_by: str) -> Bank:
+def _encode_bank(rows: pd.DataFrame, model: Encoder, path: Path, created_by: str) -> Bank:
     """Encode `rows` in batches, drop those with a zero vector, write the bank."""
-    model = load_encoder(encoder)
     blocks, keep_N = encode_texts(rows["text"].tolist(), model)
     if not keep_N.any():
-        raise ValueError(f"encoder {encoder}: gives a zero vector for every row of the source")
+        raise ValueError(f"encoder {model.name}: gives a zero vector for every row of the source")
     return write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
 
 

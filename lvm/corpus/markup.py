@@ -24,7 +24,7 @@ _UNDERLINE = re.compile(r"^([^\w\s])\1{2,}$")
 _TABLE_BORDER = re.compile(r"^[=-]{2,}( +[=-]{2,})+$")
 _GRID = re.compile(r"^(\+[-=]|\|)")
 _QUOTE = re.compile(r"^(?:> ?)(?!>)(?:\[!\w+\])?")  # Markdown's quotes, "> [!TIP]"
-_FIELD = re.compile(r"^:(\w+)(?: +([^:]+))?:(?: +(.*))?$")
+_FIELD = re.compile(r"^:(\w+)(?: +([^ :][^:]*))?:(?: +(.*))?$")
 _BULLET = re.compile(r"^(?:[-*+•]|\d+[.)]|\(\w\)|#\.) +(?=\S)")
 _NAMES = r"\*{0,2}`{0,2}[A-Za-z_][\w.]*`{0,2}(?:, ?\*{0,2}[A-Za-z_][\w.]*)*"
 _NUMPY_ITEM = re.compile(rf"^({_NAMES}) ?: (.*)$")
@@ -188,17 +188,17 @@ def _indent(line: str) -> int:
 
 
 _INLINE = (
-    (re.compile(r":[\w+.:-]+:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`title <target>`
-    (re.compile(r"(?::[\w+.:-]+:)?`~[^`]*?([^`.]+)`"), r"\1"),  # :role:`~package.name`
-    (re.compile(r":[\w+.:-]+:`[!.]?(?:_\w+\.)?([^`]*)`"), r"\1"),  # :role:`name`
+    (re.compile(r":[\w+.:-]{1,60}:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`title <target>`
+    (re.compile(r"(?::[\w+.:-]{1,60}:)?`~[^`]*?([^`.]+)`"), r"\1"),  # :role:`~package.name`
+    (re.compile(r":[\w+.:-]{1,60}:`[!.]?(?:_\w+\.)?([^`]*)`"), r"\1"),  # :role:`name`
     (re.compile(r"``+([^`]+?)``+"), r"\1"),
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `title <target>`_
-    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
-    (re.compile(r"\[([^\]]+)\]\([^)\s]*\)"), r"\1"),  # [title](target)
+    (re.compile(r"!\[[^\]]{0,1000}\]\([^)]{0,1000}\)"), ""),
+    (re.compile(r"\[([^\]]{1,1000})\]\([^)\s]{0,1000}\)"), r"\1"),  # [title](target)
     (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # [`name`], huggingface_hub's reference
     (re.compile(r"`\.?([^`]+)`_{0,2}"), r"\1"),
     (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
-    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^>]*>"), ""),
+    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^<>]*>"), ""),
     (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
     (re.compile(r"\\ "), ""),
     (re.compile(r"\\([*_`|])"), r"\1"),

@@ -9,10 +9,12 @@ from tqdm import tqdm
 from lvm.corpus.documents import Document
 from lvm.corpus.files import read_files
 from lvm.corpus.python_docs import read_python_docs
+from lvm.one_line import in_one_line
 
 PYTHON_DOCS = "python-docs"
 
 
+@in_one_line
 def read_corpus(source: str, max_rows: int | None = None) -> pd.DataFrame:
     """Return the rows of `source` in reading order: sequence, document, text, lane where it has.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -18,8 +17,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
 from lvm.bank.store import Bank, FloatArray
 from lvm.encoders import Encoder, load_encoder
+from lvm.one_line import in_one_line
 from lvm.rules import LaneRules
 from lvm.seeding import torch_seed
+from lvm.untrusted import read_yaml
 from lvm.windows.planning import Windows
 
 BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")
@@ -70,6 +71,7 @@ def assign_lanes(
     raise ValueError(f"lanes: {method!r} is unknown; use one of {', '.join(METHODS)}")
 
 
+@in_one_line
 def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -> Bank:
     """Return the bank with these lanes, one name a document, None where it has no lane.
 
@@ -126,12 +128,10 @@ def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
     return row_R, text_N[row_R].tolist()
 
 
+@in_one_line
 def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
     """Read the sentences that describe each domain; raises ValueError on a wrong file."""
-    try:
-        contents = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"domains {path}: not a readable YAML file") from error
+    contents = read_yaml(Path(path), "domains")
     if not isinstance(contents, dict) or not contents:
         raise ValueError(f"domains {path}: must name domains, each with a list of sentences")
     for name, sentences in contents.items():

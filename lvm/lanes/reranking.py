@@ -73,7 +73,7 @@ class Reranker:
     @classmethod
     def load(cls, path: Path) -> "Reranker":
         """Read what `save` wrote; raises ValueError where it is damaged."""
-        tensors, meta = load_state(path)
+        tensors, meta = load_state(path, is_hash_needed=False)
         try:
             classifier = classifier_of(Fit(tensors, meta), int(meta["num_codes"]))
             return cls(classifier, Weights(**meta["plain"]), Weights(**meta["corrected"]))

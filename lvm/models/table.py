@@ -45,7 +45,7 @@ def build_model(config: Mapping[str, object]) -> nn.Module:
         raise ValueError(f"model: unknown '{name}'; known: {', '.join(MODELS)}")
     try:
         return MODELS[name](**sizes)
-    except TypeError as error:
+    except (TypeError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
         raise ValueError(f"model: {name} cannot be built from {sizes}: {error}") from error
 
 

@@ -1,21 +1,21 @@
 """The phase table, read from phases.yaml."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lvm.lanes.reranking import NONE, RERANKS
 from lvm.models.table import TRAINED_MODELS
+from lvm.one_line import CONTROL, in_one_line
+from lvm.untrusted import read_yaml
 
 PHASES_FILE = Path(__file__).parents[1] / "phases.yaml"
 PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "after", "published")
 OPTIONAL_KEYS = ("rerank", "grown", "after", "published")
 SEED_KEYS = ("batch_size", "accumulation", "alpha")
+MOST = 10**9
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,15 @@ class OldGates:
     latency_p95_ms: float
 
 
+@in_one_line
 def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     """Read the phases in their order; raises ValueError on a missing, unknown or wrong value."""
     named = _section(Path(path), "phases")
     found: dict[str, Phase] = {}
     for name, values in named.items():
-        one = _phase(str(name), values, f"phases {path}")
+        one = _phase(_phase_name(name, path), values, f"phases {path}")
+        if one.name in found:
+            raise ValueError(f"phases {path}: phase {one.name} stands there twice")
         if one.after is not None and one.after not in found:
             known = ", ".join(found) or "none"
             raise ValueError(
@@ -81,12 +84,14 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     return found
 
 
+@in_one_line
 def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
     """Read the section `old_gates`; raises ValueError as `read_phases` does."""
     values = _section(Path(path), "old_gates")
     return OldGates(**_numbers(values, OldGates, f"phases {path}: old_gates"))
 
 
+@in_one_line
 def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
     """Return the phases named by commas, each once; raises ValueError on an unknown one or none."""
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
@@ -98,15 +103,22 @@ def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
 
 
 def _section(path: Path, section: str) -> dict[str, Any]:
-    try:
-        contents = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"phases {path}: not a readable YAML file without tags: {why}") from None
+    contents = read_yaml(path, "phases")
     values = contents.get(section) if isinstance(contents, dict) else None
     if not isinstance(values, dict) or not values:
         raise ValueError(f"phases {path}: no section '{section}'; see lvm/phases.yaml")
     return values
+
+
+def _phase_name(name: Any, path: str | Path) -> str:
+    if not _is_name(name):
+        raise ValueError(f"phases {path}: a phase is named {name!r}; give it a word or a number")
+    return str(name)
+
+
+def _is_name(name: Any) -> bool:
+    is_number = isinstance(name, int | float) and not isinstance(name, bool)
+    return is_number or (isinstance(name, str) and name != "" and not CONTROL.search(name))
 
 
 def _phase(name: str, values: Any, where: str) -> Phase:
@@ -114,10 +126,10 @@ def _phase(name: str, values: Any, where: str) -> Phase:
     needed = [key for key in PHASE_KEYS if key not in OPTIONAL_KEYS]
     _check_keys(values, PHASE_KEYS, needed, where)
     rerank = values.get("rerank", NONE)
-    if rerank not in RERANKS:
+    if not isinstance(rerank, str) or rerank not in RERANKS:
         raise ValueError(f"{where}: rerank is {rerank!r}; it must be {' or '.join(RERANKS)}")
     grown = values.get("grown")
-    if grown is not None and grown not in TRAINED_MODELS:
+    if grown is not None and (not isinstance(grown, str) or grown not in TRAINED_MODELS):
         known = ", ".join(TRAINED_MODELS)
         raise ValueError(f"{where}: grown is {grown!r}; it must be one of {known}")
     published = values.get("published")
@@ -131,6 +143,8 @@ def _phase(name: str, values: Any, where: str) -> Phase:
     for key in ("ctx", "chunk"):
         _check(values[key], int, f"{where}: {key}")
     after = values.get("after")
+    if after is not None and not _is_name(after):
+        raise ValueError(f"{where}: after is {after!r}; it must be the name of a phase")
     return Phase(
         name,
         values["ctx"],
@@ -171,6 +185,6 @@ def _check(value: Any, kind: Any, where: str) -> None:
     """A whole number must be 1 or more, another 0 or more; true is no number."""
     accepted, least = (int, 1) if kind is int else ((int, float), 0)
     is_number = isinstance(value, accepted) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < least:
+    if not is_number or not least <= value <= MOST:
         kind_name = "a whole number of 1" if kind is int else "a number of 0"
-        raise ValueError(f"{where} is {value!r}; it must be {kind_name} or more")
+        raise ValueError(f"{where} is {value!r}; it must be {kind_name} or more, up to {MOST:,}")

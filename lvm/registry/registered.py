@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.bank.archive import map_array
 from lvm.checkpoint.facts import TRAINED, Facts, facts_from_tags
-from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
+from lvm.checkpoint.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.lanes.reranking import NONE, Reranker
 from lvm.models.table import FREE_MODELS
+from lvm.one_line import one_line
 from lvm.registry.alias import (
     ARTIFACT,
     BASELINE,
@@ -28,6 +31,7 @@ from lvm.registry.alias import (
     aliases,
 )
 from lvm.registry.page import VAL, description
+from lvm.writing import write_array
 
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 ROW_CORRECTION = "row_correction.npy"
@@ -84,18 +88,19 @@ def log_predictor(
         ),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save_model(model, Path(scratch) / ARTIFACT)
-        artifacts = {"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)}
+        beside: dict[str, Write] = {}
+        artifacts = {"weights": WEIGHTS, "config": CONFIG}
         if row_correction is not None:
-            np.save(folder / ROW_CORRECTION, row_correction, allow_pickle=False)
-            artifacts["row_correction"] = str(folder / ROW_CORRECTION)
+            beside[ROW_CORRECTION] = partial(write_array, array=row_correction)
+            artifacts["row_correction"] = ROW_CORRECTION
         if reranker is not None:
-            reranker.save(folder / RERANKER)
-            artifacts["reranker"] = str(folder / RERANKER)
+            beside[RERANKER] = reranker.save
+            artifacts["reranker"] = RERANKER
+        folder = save_model(model, Path(scratch) / ARTIFACT, beside)
         logged = mlflow.pyfunc.log_model(
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
             python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),
-            artifacts=artifacts,
+            artifacts={key: str(folder / name) for key, name in artifacts.items()},
             signature=signature,
             input_example=np.eye(2, facts.dim, dtype=tensor)[None],
             pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
@@ -181,7 +186,7 @@ def load(reference: str) -> Predictor:
         try:
             model = load_model(folder)
             correction = folder / ROW_CORRECTION
-            row_correction = np.load(correction) if correction.is_file() else None
+            row_correction = np.array(map_array(correction)) if correction.is_file() else None
             lanes = folder / RERANKER
             reranker = Reranker.load(lanes) if lanes.is_file() else None
         except UNREADABLE as error:
@@ -219,8 +224,7 @@ class LoggedFiles:
 
 
 def _unreadable(reference: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(f"model: {reference} cannot be read by lvm: {reason}")
+    return ValueError(one_line(f"model: {reference} cannot be read by lvm: {error}"))
 
 
 def _resolve_version(reference: str) -> ModelVersion | None:

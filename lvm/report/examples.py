@@ -1,5 +1,7 @@
 """Page of answered queries with their texts, as HTML that MLflow shows whole."""
 
+from html import escape
+
 import pandas as pd
 
 STYLE = (
@@ -16,6 +18,6 @@ def examples_page(title: str, examples: pd.DataFrame) -> str:
     with pd.option_context("display.max_colwidth", None):
         body = examples.to_html(index=False, border=0, float_format="{:,g}".format)
     return (
-        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n<h2>{title}</h2>\n'
+        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n<h2>{escape(title)}</h2>\n'
         f"<p>{drawn}, drawn by seed; the rank is exact over the whole bank.</p>\n{body}\n"
     )

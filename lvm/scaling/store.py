@@ -50,20 +50,13 @@ class CellStore:
             return None
         if meta.get("key") != key or set(tensors) != {"rank_Q"}:
             return None
-        found = Kept(tensors["rank_Q"].numpy(), meta["facts"])
-        return found if meta.get("sha256") == _digest(found) else None
+        return Kept(tensors["rank_Q"].numpy(), meta["facts"])
 
     def write(self, key: str, found: Kept) -> None:
         """Keep a result; the training state of the same cell is removed."""
-        meta = {"key": key, "facts": found.facts, "sha256": _digest(found)}
+        meta = {"key": key, "facts": found.facts}
         save_state(self._path(key), {"rank_Q": torch.from_numpy(found.rank_Q)}, meta)
         self.state_path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:16]}.safetensors"
-
-
-def _digest(found: Kept) -> str:
-    digest = hashlib.sha256(json.dumps(found.facts, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(found.rank_Q, "<f8").data)
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from mlflow.models import Model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
 from lvm.checkpoint.facts import Facts
 from lvm.checkpoint.weights import load_model
@@ -40,7 +41,7 @@ class ServedPredictor(PythonModel):
         self.model = load_model(folder)
         self.facts = Facts(**(Model.load(str(folder.parent)).metadata or {}))
         correction = context.artifacts.get("row_correction")
-        self.row_correction = None if correction is None else np.load(correction)
+        self.row_correction = None if correction is None else np.array(map_array(Path(correction)))
         reranker = context.artifacts.get("reranker")
         self.reranker = None if reranker is None else Reranker.load(Path(reranker))
         self._stepping = self.model
@@ -112,7 +113,7 @@ class ServedPredictor(PythonModel):
 
     def _opened(self) -> Retriever:
         if self._retriever is None:
-            bank = open_bank(self.facts.bank)
+            bank = open_bank(self.facts.bank, verify=True)
             if bank.sha256 != self.facts.bank_sha256:
                 raise ValueError(
                     f"k: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than the "

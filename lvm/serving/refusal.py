@@ -3,6 +3,8 @@
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from lvm.one_line import one_line
+
 
 class Refusal(MlflowException, ValueError):
     """A ValueError to callers in the same process; over HTTP its reason, without a traceback.
@@ -11,7 +13,7 @@ class Refusal(MlflowException, ValueError):
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(" ".join(reason.split()), error_code=INVALID_PARAMETER_VALUE)
+        super().__init__(one_line(reason), error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
         """Return the body of the answer: the server has put a print of the data into `message`."""

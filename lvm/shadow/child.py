@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
 from lvm.checkpoint.weights import load_model
 from lvm.lanes.reranking import Foretold
@@ -38,13 +39,13 @@ def run(folder: Path) -> None:
     found = measure(
         load_model(folder / MODEL),
         bank,
-        np.load(folder / GROUPS),
+        np.load(folder / GROUPS, allow_pickle=False),
         Questions(
             _read_queries(folder / QUERIES),
             _read_queries(folder / REMOVED),
             _read_foretold(folder),
         ),
-        np.load(correction) if correction.is_file() else None,
+        np.array(map_array(correction)) if correction.is_file() else None,
     )
     write_measurement(Path(what["result"]), what["key"], found)
 
@@ -79,14 +80,14 @@ def write_foretold(folder: Path, foretold: Foretold) -> None:
 def _read_foretold(folder: Path) -> Foretold | None:
     if not (folder / LANES).is_file():
         return None
-    with np.load(folder / LANES) as stored:
+    with np.load(folder / LANES, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in LANE_ARRAYS}
     val, removed = (_read_queries(folder / name) for name in (VAL, VAL_REMOVED))
     return Foretold(val=val, val_removed=removed, **arrays)
 
 
 def _read_queries(path: Path) -> Queries:
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in QUERY_ARRAYS} | {"ctx": int(stored["ctx"])}
         if "num_rows_Q" not in stored:
             return Queries(**arrays)

@@ -1,7 +1,10 @@
 """Measurement in a process of its own, so that no candidate can harm another."""
 
+import errno
 import json
 import math
+import os
+import re
 import signal
 import tempfile
 import time
@@ -9,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import CONFIG, save_model
+from lvm.checkpoint.weights import model_text, save_model
 from lvm.lanes.reranking import Foretold
 from lvm.shadow.child import (
     CORRECTION,
@@ -39,8 +40,11 @@ from lvm.shadow.store import (
     read_measurement,
 )
 from lvm.windows.planning import Queries, Windows
+from lvm.writing import write_array
 
 Note = Callable[[str], None]
+REFUSED_BY_DISK = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,10 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
     The weights of a candidate whose files lie elsewhere are left to `fetch_weights`. Raises
     MeasurementFailed where its files cannot be had.
     """
-    _describe(candidate, folder / MODEL)
+    described = _describe(candidate, folder / MODEL)
     bank, removed, groups = asked.bank, asked.removed, asked.windows.representative_N
     queries = removed.with_ctx(candidate.facts.ctx)
-    np.save(folder / GROUPS, groups)
+    write_array(folder / GROUPS, groups)
     correction, correction_sha256 = folder / MODEL / CORRECTION, "none"
     if correction.is_file():
         correction_sha256 = file_sha256(correction)
@@ -132,7 +136,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
         write_foretold(folder, asked.foretold)
     key = measurement_key(
         {
-            "model": (folder / MODEL / CONFIG).read_text(),  # holds the sha256 of the weights
+            "model": described,  # holds the sha256 of the weights
             "row_correction": correction_sha256,
             "bank": bank.sha256,
             "groups": arrays_sha256(groups),
@@ -164,25 +168,27 @@ def fetch_weights(candidate: Candidate, job: Job) -> None:
             raise MeasurementFailed(str(error)) from None
 
 
-def _describe(candidate: Candidate, folder: Path) -> None:
-    """Write what identifies a candidate; a model that is here is written whole."""
+def _describe(candidate: Candidate, folder: Path) -> str:
+    """Write, return what identifies a candidate; a model that is here is written whole."""
     if candidate.files is not None:
         folder.mkdir()
         try:
             candidate.files.describe(folder)
+            return model_text(folder)
         except ValueError as error:
             raise MeasurementFailed(str(error)) from None
-        return
     assert candidate.model is not None
     save_model(candidate.model, folder)
     if candidate.row_correction is not None:
-        np.save(folder / CORRECTION, candidate.row_correction)
+        write_array(folder / CORRECTION, candidate.row_correction)
+    return model_text(folder)
 
 
 def finish(code: int, job: Job) -> Measurement:
     """Read what the process of a job wrote that ended with exit code `code`, -n after signal n.
 
-    Raises MeasurementFailed, in one line, where it ended without a result.
+    Raises MeasurementFailed, in one line, where it ended without a result; OSError where its disk
+    refused the result, which is no fault of the candidate.
     """
     if code < 0:
         name = signal.Signals(-code).name
@@ -191,6 +197,9 @@ def finish(code: int, job: Job) -> Measurement:
     if code > 0:
         told = job.folder / ERROR
         reason = told.read_text() if told.is_file() else "it left no message"
+        refused = REFUSED_BY_DISK.match(reason)
+        if refused and int(refused[1]) in UNWRITABLE:
+            raise OSError(int(refused[1]), os.strerror(int(refused[1])), refused[2])
         raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
     found = read_measurement(job.result, job.key)
     if found is None:

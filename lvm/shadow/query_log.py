@@ -3,28 +3,41 @@
 Shapes: N bank rows, Q queries.
 """
 
-import json
+import csv
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
+from lvm.one_line import in_one_line
+from lvm.untrusted import parse_json
 from lvm.windows.context_rows import context_queries
 from lvm.windows.planning import Queries, make_queries
 
 MAX_LOGGED = 1_000_000  # queries of one log
+MAX_LINE = 2**24  # characters, enough for a context of more than a million rows
 MAX_CONTEXT_ROWS = 50_000_000  # rows of all contexts of one log: 400 MB
 TARGET, SEQUENCE, CONTEXT = "target_row", "sequence", "context_rows"
 WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
 
 IntArray = NDArray[np.int64]
+_DIGITS = re.compile(r" *-?[0-9]{1,30} *")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    pa.ArrowException,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class QueryLog:
         return _place(self.path, query)
 
 
+@in_one_line
 def read_query_log(path: Path) -> QueryLog:
     """Read a .parquet, .csv or .jsonl file with target_row and sequence, or with context_rows.
 
@@ -61,11 +75,12 @@ def read_query_log(path: Path) -> QueryLog:
     return QueryLog(
         path,
         _whole_numbers(columns[TARGET], path),
-        list(columns[SEQUENCE]) if SEQUENCE in columns else None,
+        _names(columns[SEQUENCE], path) if SEQUENCE in columns else None,
         _contexts(columns[CONTEXT], path) if CONTEXT in columns else None,
     )
 
 
+@in_one_line
 def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
     """Return the queries of a log in its order, its rows checked against `bank`.
 
@@ -97,9 +112,9 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
     for number, line in enumerate(_lines(path), start=1):
         where = f"queries: {path}, line {number}"
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{where}: is not JSON; each line is one object") from None
+            entry = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: is not JSON ({error}); each line is one object") from None
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: is no JSON object with {WANTED}")
         known = {name: entry[name] for name in (TARGET, SEQUENCE, CONTEXT) if name in entry}
@@ -118,27 +133,42 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
 def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as opened:
-            yield from opened
+            while line := opened.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    raise ValueError(
+                        f"queries: {path} has a line of more than {MAX_LINE:,} characters"
+                    )
+                yield line
     except UnicodeDecodeError:
         raise ValueError(f"queries: {path} is no UTF-8 text") from None
 
 
 def _read_parquet(path: Path) -> dict[str, Any]:
     try:
-        file = pq.ParquetFile(path)
-        _check_size(path, file.metadata.num_rows, 0)
-        names = [name for name in file.schema_arrow.names if name in (TARGET, SEQUENCE, CONTEXT)]
+        there = pq.read_schema(path).names
+        names = [name for name in there if name in (TARGET, SEQUENCE, CONTEXT)]
+        if len(set(names)) < len(names):
+            raise ValueError("a column stands there twice")
+        file = pq.ParquetFile(path, read_dictionary=[n for n in names if n == SEQUENCE])
+        if CONTEXT in names and not _is_list(file.schema_arrow.field(CONTEXT).type):
+            raise ValueError("context_rows holds no lists of row numbers")
+        num_rows = _num_values(file, CONTEXT) if CONTEXT in names else 0
+        _check_size(path, file.metadata.num_rows, num_rows)
         table = file.read(names)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"queries: {path} cannot be read as parquet ({reason})") from None
-    columns = {name: table[name].to_pandas().tolist() for name in names}
-    if CONTEXT in columns and not _is_list(table.schema.field(CONTEXT).type):
-        raise ValueError(f"queries: {path}: context_rows holds no lists of row numbers")
+        columns = {name: table[name].to_pandas().tolist() for name in names}
+    except UNREADABLE as error:
+        raise ValueError(f"queries: {path} cannot be read as parquet ({error})") from None
     _check_size(
         path, table.num_rows, sum(len(x) for x in columns.get(CONTEXT, []) if x is not None)
     )
     return columns
+
+
+def _num_values(file: pq.ParquetFile, name: str) -> int:
+    """Return how many numbers a column of lists says to hold."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -147,15 +177,30 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
+    """Read the columns as they are written: a number of a row is digits alone."""
+    rows: list[list[str]] = []
     try:
-        table = pd.read_csv(
-            path, dtype={SEQUENCE: str}, keep_default_na=False, nrows=MAX_LOGGED + 1
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"queries: {path} cannot be read as CSV ({reason})") from None
-    _check_size(path, len(table), 0)
-    return {name: table[name].tolist() for name in table if name in (TARGET, SEQUENCE)}
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            for row in csv.reader(opened, strict=True):
+                if row:
+                    rows.append(row)
+                    _check_size(path, len(rows) - 1, 0)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"queries: {path} cannot be read as CSV ({error})") from None
+    header = rows[0] if rows else []
+    if len(set(header)) < len(header):
+        raise ValueError(f"queries: {path} names a column twice in its first line")
+    for number, row in enumerate(rows[1:]):
+        if len(row) != len(header):
+            raise ValueError(
+                f"queries: {_place(path, number)}: has {len(row)} fields, not {len(header)} as the "
+                "first line"
+            )
+    columns = dict(zip(header, zip(*rows[1:], strict=True), strict=True)) if rows[1:] else {}
+    known: dict[str, Any] = {name: list(columns.get(name, ())) for name in header}
+    if TARGET in known:
+        known[TARGET] = [int(text) if _DIGITS.fullmatch(text) else text for text in known[TARGET]]
+    return {name: values for name, values in known.items() if name in (TARGET, SEQUENCE)}
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -190,6 +235,15 @@ def _whole_numbers(values: list[Any], path: Path) -> IntArray:
             f"target_row is {values[wrong]!r}; it must be a whole number, a row of the bank"
         )
     return _as_rows(values)
+
+
+def _names(values: list[Any], path: Path) -> list[str]:
+    wrong = next((place for place, name in enumerate(values) if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"queries: {_place(path, wrong)}: sequence is {values[wrong]!r}; it must be a name"
+        )
+    return list(values)
 
 
 def _contexts(values: list[Any], path: Path) -> list[IntArray]:

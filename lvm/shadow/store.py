@@ -5,7 +5,6 @@ Shapes: N bank rows, Q queries.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 import torch
 
 from lvm.evaluation.cold_latency import machine
+from lvm.scratch import put_whole
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
+from lvm.writing import writing
 
 STORE = Path("data/replays")
 META = b"lvm"
@@ -68,13 +69,8 @@ def write_measurement(path: Path, key: str, found: Measurement) -> None:
     meta = {name: getattr(found, name) for name in FACTS} | {"key": key}
     meta["sha256"] = _contents_sha256(columns, meta)
     table = pa.table(columns).replace_schema_metadata({META: json.dumps(meta).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, staging, compression="zstd")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with writing(path), put_whole(path) as made:
+        pq.write_table(table, made, compression="zstd")
 
 
 def read_measurement(path: Path, key: str) -> Measurement | None:

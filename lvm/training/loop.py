@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from lvm.training.initial import starting_model
 from lvm.training.optimisation import lr_share, make_optimizer
 from lvm.training.plan import TrainingPlan, plan_training
 from lvm.training.recipes import Settings, TrainConfig, resolve
+from lvm.training.spikes import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
 from lvm.training.state import Progress, StateFile
 from lvm.training.supervision import Supervised
 from lvm.training.symptoms import training_warnings, warnings_by_now
@@ -37,7 +37,6 @@ OnEpoch = Callable[[dict[str, float]], None]
 OnWarnings = Callable[[list[str]], object]
 
 ALONE = World()
-CLIP_NORM = 1.0
 MAX_SKIPPED_IN_A_ROW = 20
 
 
@@ -81,7 +80,8 @@ def train(
 
     Raises:
         ValueError: no training window fits, a batch has fewer windows than there are processes,
-            `initial` is of another size, or the loss is not finite for 20 steps in a row.
+            `initial` is of another size, the loss is not finite for 20 steps in a row or a whole
+            epoch, it spikes for the 11th time, or val Hit@5 is never a number.
     """
     loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
     loop.restore(state_path, checkpoint_steps)
@@ -131,6 +131,8 @@ class _Loop:
         if has_gate(self.model):
             self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
             self.gate_loss = self.guidance.loss().to(self.device)
+        trained = (self.model, self.objective, self.averaged, self.optimizer)
+        self.guard = Guard(*trained, world)
         self.progress = Progress()
         self.identity = state_sha256(config, windows, world.size, initial)
 
@@ -187,11 +189,11 @@ class _Loop:
         record, best = self.world.from_main((record, best))
         progress.best_epoch, progress.best_score = best
         progress.history.append(record)
-        progress.losses, progress.seconds = [], 0.0
+        progress.losses, progress.seconds, progress.rollbacks = [], 0.0, 0
         return record
 
     def save(self) -> None:
-        """Write the whole state."""
+        """Write the whole state, unless a value is not finite: the next step puts that right."""
         parts = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -200,8 +202,10 @@ class _Loop:
             "optimizer": optimizer_tensors(self.optimizer),
             "hard": self.hard.state_dict(),
             "gate": self.gate_loss.state_dict() if self.gate_loss else {},
+            "good": self.guard.tensors,
         }
-        self.state.write(parts, self.progress)
+        if all_finite(value for part in parts.values() for value in part.values()):
+            self.state.write(parts, self.progress)
 
     def restore(self, state_path: Path | None, checkpoint_steps: int | None) -> None:
         """Go on from the state at `state_path`, which rank 0 reads for all, where it is ours."""
@@ -215,6 +219,7 @@ class _Loop:
             self.objective.load_state_dict(parts["objective"])
             restore_optimizer(self.optimizer, parts.get("optimizer", {}))
             self.hard.load_state_dict(parts.get("hard", {}))
+            self.guard.load(parts.get("good", {}))
             if self.gate_loss:
                 self.gate_loss.load_state_dict(parts["gate"])
         supervised = Supervised(self.model, self.objective, self.config, self.gate_loss)
@@ -224,6 +229,8 @@ class _Loop:
     def result(self) -> TrainResult:
         """Return the best model, in evaluation mode on the CPU."""
         history, best_epoch = self.progress.history, self.progress.best_epoch
+        if best_epoch == 0:
+            raise self._diverged("val Hit@5 of no epoch a number")
         best_weights = {name: value.cpu() for name, value in self.best_weights.items()}
         self.model.load_state_dict(self.world.from_main(best_weights))
         return TrainResult(
@@ -239,10 +246,13 @@ class _Loop:
     def _record(self, epoch: int, seconds: float) -> dict[str, float]:
         losses = self.progress.losses
         finite = [loss for loss in losses if math.isfinite(loss)]
+        if losses and not finite:
+            raise self._diverged("no loss of an epoch finite")
         record = {
             "epoch": epoch,
             "train/loss": sum(finite) / max(1, len(finite)),
             "train/skipped_steps": len(losses) - len(finite),
+            "train/rollbacks": self.progress.rollbacks,
             "train/temperature": self.objective.temperature().item(),
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/seconds": seconds,
@@ -279,29 +289,27 @@ class _Loop:
             draw = generator(config.seed, f"hard negatives of epoch {epoch}")
             self.hard.mine(self.model, self.batches.upcoming(epoch, next_batch), draw, self.world)
             progress.mined_epoch = epoch
+            forget(progress)  # other negatives, another loss
 
     def _step(self, pending: list[Batch]) -> float:
         """Take one optimiser step over the accumulated batches; return their mean loss.
 
-        A loss or gradient that is not finite skips the step; 20 skips in a row stop the training.
+        A loss, gradient or weight that is not finite skips the step; 20 skips in a row stop the
+        training, as do more than 10 returns to the last good weights.
         """
         progress = self.progress
         rate = self.config.lr * lr_share(progress.step, self.plan.steps, self.plan.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_share"]
         total = self.gradients.backward(progress.step, pending)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        if math.isfinite(total) and bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            self.objective.keep_in_range()
-            self.averaged.update(self.model, progress.step)
-            progress.skipped_in_a_row = 0
-        else:
-            total = math.nan
-            progress.skipped_in_a_row += 1
+        counts = self.guard.step(progress, total)
+        progress.skipped_in_a_row = 0 if counts else progress.skipped_in_a_row + 1
         progress.step += 1
-        self.optimizer.zero_grad(set_to_none=True)
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise ValueError(f"lr: {self.config.lr} diverged, loss not finite; use a smaller lr")
-        return total
+            raise self._diverged("loss, gradient or weights not finite")
+        if num_rollbacks(progress) > MAX_ROLLBACKS:
+            raise self._diverged(f"loss spiked more than {MAX_ROLLBACKS} times")
+        return total if counts else math.nan
+
+    def _diverged(self, reason: str) -> ValueError:
+        return ValueError(f"lr: {self.config.lr} diverged, {reason}; use a smaller lr")

@@ -1,13 +1,11 @@
 """The state of an unfinished training on disk."""
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from lvm.checkpoint.weights import load_state, save_state
@@ -18,7 +16,11 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass
 class Progress:
-    """How far a training has come; `losses` are those of the epoch begun, one a step."""
+    """How far a training has come; `losses` are those of the epoch begun, one a step.
+
+    `recent` are the last losses in their range, `above` those since then that are far above them;
+    `rollbacks` counts the returns of the epoch begun to the weights of before `snapshot_step`.
+    """
 
     step: int = 0
     skipped_in_a_row: int = 0
@@ -28,6 +30,11 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     mined_epoch: int = 0
+    recent: list[float] = field(default_factory=list)
+    above: list[float] = field(default_factory=list)
+    rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
+    snapshot_step: int = -(10**9)
 
 
 class StateFile:
@@ -49,12 +56,11 @@ class StateFile:
         return time.monotonic() - self._written >= 60 * CHECKPOINT_MINUTES
 
     def write(self, parts: Parts, progress: Progress) -> None:
-        """Replace the file as a whole; what killed writers left beside it is removed."""
+        """Replace the file as a whole."""
         if self.path is None:
             return
         tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
         save_state(self.path, tensors, asdict(progress) | {"identity": self.identity})
-        _remove_remains(self.path)
         self._written = time.monotonic()
 
     def read(self) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
@@ -72,12 +78,5 @@ class StateFile:
         for key, value in tensors.items():
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = value
-        return parts, Progress(**{f.name: meta[f.name] for f in fields(Progress)})
-
-
-def _remove_remains(path: Path) -> None:
-    """Delete the staging files of processes that are no more."""
-    for staging in path.parent.glob(f".{path.name}.*"):
-        owner = staging.suffix[1:]
-        if owner.isdigit() and int(owner) != os.getpid() and not psutil.pid_exists(int(owner)):
-            staging.unlink(missing_ok=True)
+        known = {f.name: meta[f.name] for f in fields(Progress) if f.name in meta}
+        return parts, Progress(**known)

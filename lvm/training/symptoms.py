@@ -65,6 +65,17 @@ def epoch_warnings(history: Sequence[dict[str, float]], best_epoch: int) -> list
         warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
     best = next((record for record in history if record["epoch"] == best_epoch), {})
     later = (record for record in history if record["epoch"] > best_epoch)
+    skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
+    if skipped:
+        warnings.append(
+            f"{skipped} optimiser steps were skipped: loss, gradient or weights not finite"
+        )
+    returns = sum(int(record.get("train/rollbacks", 0)) for record in history)
+    if returns:
+        warnings.append(
+            f"training went back to its last good weights {returns} times: the loss spiked, or the "
+            "weights overflowed; a smaller lr is safer"
+        )
     if any(_rose_while_hits_fell(best, record) for record in later):
         warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
     return warnings

@@ -5,9 +5,6 @@ A plan names rows of a bank, it copies no vector. Shapes: N bank rows, W windows
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
+from lvm.scratch import put_whole
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
     SPLIT_KINDS,
@@ -27,6 +26,7 @@ from lvm.windows.planning import (
     make_queries,
 )
 from lvm.windows.splits import SPLITS, runs
+from lvm.writing import is_damaged, sealed, writing
 
 FORMAT = 1
 ANEW = "delete the folder to have them planned anew"
@@ -87,20 +87,16 @@ def write_windows(windows: Windows, path: str | Path) -> Windows:
     path = Path(path)
     if path.exists() and not (path / "windows.json").is_file():
         raise ValueError(f"{path}: exists, is not a windows folder; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
+    with put_whole(path) as made:
+        made.mkdir()
         for name, columns in _tables(windows).items():
-            _write_table(columns, temporary / name)
+            with writing(path / name):
+                _write_table(columns, made / name)
         document = {"format": FORMAT} | {name: getattr(windows, name) for name in SETTINGS}
-        (temporary / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
-        if path.exists():
-            os.replace(path, temporary / "replaced")
-        os.replace(temporary, path)
-        shutil.rmtree(path / "replaced", ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        document |= {"files": {name: file_sha256(made / name) for name in FILES}}
+        with writing(path / "windows.json"):
+            text = json.dumps(sealed(document), indent=1) + "\n"
+            (made / "windows.json").write_text(text)
     return dataclasses.replace(windows, folder=path)
 
 
@@ -149,6 +145,9 @@ def open_windows(path: str | Path, bank: Bank) -> Windows:
             f"not {bank.sha256[:12]}); export windows for this one"
         )
     try:
+        for name, recorded in settings.get("files", {}).items():
+            if file_sha256(path / name) != recorded:
+                raise ValueError(f"{name} differs from its sha256")
         tables = {name: pd.read_parquet(path / name) for name in FILES}
         windows = _assemble(settings, tables, bank)
     except (OSError, KeyError, ValueError, IndexError, pa.ArrowException) as error:
@@ -165,12 +164,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads((path / "windows.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(
-            f"{path}: no windows here (windows.json unreadable); export them"
-        ) from None
-    missing = [name for name in SETTINGS if name not in settings]
-    if settings.get("format") != FORMAT or missing:
+        raise ValueError(f"{path}: no windows here (windows.json unreadable); {ANEW}") from None
+    known = isinstance(settings, dict) and settings.get("format") == FORMAT
+    if not known or not set(SETTINGS) <= set(settings):
         raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {ANEW}")
+    if is_damaged(settings):
+        raise ValueError(f"{path}: windows.json differs from the sha256 in it; {ANEW}")
     return dict(settings)
 
 

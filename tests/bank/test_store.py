@@ -12,6 +12,7 @@ import pytest
 from lvm.bank.row_table import TMD_LANES
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.seeding import generator
+from lvm.writing import sealed
 from tests.synthetic import make_bank, noise_bank, rotation, rotation_bank
 
 
@@ -30,7 +31,7 @@ def copy_of(bank: Bank, path: Path) -> Path:
 
 def edit_contents(path: Path, **changes: object) -> None:
     contents = json.loads((path / "bank.json").read_text())
-    (path / "bank.json").write_text(json.dumps(contents | changes))
+    (path / "bank.json").write_text(json.dumps(sealed(contents | changes)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -223,7 +224,11 @@ def test_verify_finds_one_changed_bit(tmp_path: Path, tiny_bank: Bank) -> None:
         ({"rows": 99}, r"holds \(1440, 16\) float16, but bank.json says \(99, 16\)"),
         ({"dtype": "float32"}, "says .* float32"),
         ({"format": 7}, "format is 7"),
+        ({"format": True}, "format is True"),
         ({"files": {}}, "files must give"),
+        ({"files": {"vectors.npy": "x", "rows.parquet": 1}}, "what is no sha256"),
+        ({"rows": 1440.0}, "must be whole numbers"),
+        ({"encoder": {"a": 1}}, "must be text"),
     ],
 )
 def test_contents_that_disagree_are_refused(
@@ -344,3 +349,16 @@ def test_synthetic_banks_are_what_they_claim(tmp_path: Path, tiny_bank: Bank) ->
     np.testing.assert_allclose(turned[1:], turned[:-1] @ rotation(16).T, atol=1e-6)
     noise = noise_bank(tmp_path / "noise").unit(slice(None))
     assert abs(np.mean(np.sum(noise[1:] * noise[:-1], axis=1))) < 0.05
+
+
+def test_contents_that_differ_from_their_own_hash_are_refused(
+    tmp_path: Path, tiny_bank: Bank
+) -> None:
+    path = copy_of(tiny_bank, tmp_path / "bank")
+    contents = json.loads((path / "bank.json").read_text())
+    (path / "bank.json").write_text(json.dumps(contents | {"encoder": "another"}))
+    with pytest.raises(ValueError, match="bank.json: differs from the sha256 in it"):
+        open_bank(path)
+    del contents["contents_sha256"]
+    (path / "bank.json").write_text(json.dumps(contents))
+    assert open_bank(path).sha256 == tiny_bank.sha256, "banks of before have no such hash"

@@ -1,5 +1,6 @@
 """Bad input at the command line: one line, exit code 2, a FAILED run, nothing left behind."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from entrypoints import (
     shadow_eval,
     train,
 )
+from lvm.bank.files import file_sha256
+from lvm.writing import sealed
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -61,12 +64,23 @@ def spoil_vectors(folder: Path, name: str, value: float) -> None:
     vectors = np.load(folder / name / "vectors.npy", mmap_mode="r+")
     vectors[[5, 9]] = value
     vectors.flush()
+    if name != "changed":
+        record_hashes(folder / name)
 
 
 def spoil_rows(folder: Path, name: str, change) -> None:
     shutil.copytree(folder / "good", folder / name)
     path = folder / name / "rows.parquet"
     change(pd.read_parquet(path)).reset_index(drop=True).to_parquet(path)
+    record_hashes(folder / name)
+
+
+def record_hashes(folder: Path) -> None:
+    """Make the files of a bank those that bank.json tells of."""
+    where = folder / "bank.json"
+    contents = json.loads(where.read_text())
+    contents["files"] = {name: file_sha256(folder / name) for name in contents["files"]}
+    where.write_text(json.dumps(sealed(contents)))
 
 
 CASES = {

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import export, ingest, shadow_eval, train
-from lvm import tracking
+from lvm import datasets, tracking
 from lvm.bank.files import file_sha256
 from lvm.checkpoint.weights import CONFIG, WEIGHTS
 from lvm.models.table import FREE_MODELS
@@ -164,7 +164,7 @@ def test_a_new_dataset_is_logged_by_all_who_read_it_first(workplace):
         for number in range(10):
             together.wait(timeout=60)
             dataset = Dataset(f"race-{number}", "digest", "local", "{}")
-            tracking.log_input(run_id, DatasetInput(dataset, []))
+            datasets.log_input(run_id, DatasetInput(dataset, []))
 
     with ThreadPoolExecutor(NUM_TRAININGS) as threads:
         list(threads.map(log, run_ids))

@@ -1,6 +1,7 @@
 """Candidates measured in processes of their own: the same ranks, no harm to one another."""
 
 import dataclasses
+import errno
 import functools
 import os
 import shutil
@@ -236,6 +237,17 @@ def test_a_killed_process_is_told_with_its_signal(stuck, host):
     with pytest.raises(MeasurementFailed, match="killed by SIGKILL, as happens when memory runs"):
         finish(code, stuck)
     assert not stuck.result.exists()
+
+
+def test_a_disk_that_refuses_the_result_is_no_fault_of_the_candidate(tmp_path):
+    job = Job(tmp_path, tmp_path / "result", "key")
+    (tmp_path / "error.txt").write_text("OSError: [Errno 28] No space left on device: '/data/it'")
+    with pytest.raises(OSError, match="/data/it") as caught:
+        finish(1, job)
+    assert caught.value.errno == errno.ENOSPC
+    (tmp_path / "error.txt").write_text("FileNotFoundError: [Errno 2] No such file: 'model'")
+    with pytest.raises(MeasurementFailed, match="No such file"):
+        finish(1, job)
 
 
 @pytest.mark.slow

@@ -167,3 +167,34 @@ def test_lists_that_are_none_are_refused_in_parquet(tmp_path):
     path = write(tmp_path / "log.parquet", [{"target_row": 5, "context_rows": 4}])
     with pytest.raises(ValueError, match="context_rows holds no lists"):
         read_query_log(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("target_row,sequence,target_row\n5,sequence-0,6\n", "names a column twice"),
+        ("target_row,sequence\n5,sequence-0,6\n", "row 1: has 3 fields, not 2"),
+        ("target_row,sequence\n7,5,sequence-0\n8,6,sequence-0\n", "row 1: has 3 fields"),
+        ("target_row,sequence\n5.0,sequence-0\n", "row 1: target_row is '5.0'"),
+        ('target_row,sequence\n5,"sequence-0\n', "cannot be read as CSV"),
+    ],
+)
+def test_a_csv_says_what_it_says(lines, reason, tmp_path, tiny_bank):
+    path = tmp_path / "log.csv"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=reason):
+        asked(path, tiny_bank)
+
+
+def test_a_name_is_text_in_every_line(tmp_path, tiny_bank):
+    for name in (5, None, [], ["sequence-0"]):
+        path = write(tmp_path / "log.jsonl", [GOOD[0], {"sequence": name, "target_row": 9}])
+        with pytest.raises(ValueError, match="line 2: sequence is .*; it must be a name"):
+            asked(path, tiny_bank)
+
+
+def test_a_key_stands_once_in_a_line(tmp_path, tiny_bank):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"target_row": 5, "sequence": "sequence-0", "target_row": 6}\n')
+    with pytest.raises(ValueError, match="line 1: is not JSON .a key stands there twice"):
+        asked(path, tiny_bank)

@@ -304,9 +304,23 @@ def test_a_damaged_folder_is_refused(tiny_bank: Bank, windows: Windows, tmp_path
     (folder / "queries.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         open_windows(folder, tiny_bank)
-    (folder / "windows.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="another format"):
+    for contents in ({"format": 99}, [1]):
+        (folder / "windows.json").write_text(json.dumps(contents))
+        with pytest.raises(ValueError, match="another format"):
+            open_windows(folder, tiny_bank)
+
+
+def test_settings_are_part_of_what_is_hashed(tiny_bank: Bank, windows: Windows, tmp_path: Path):
+    folder = tmp_path / "windows"
+    write_windows(windows, folder)
+    settings = json.loads((folder / "windows.json").read_text())
+    counts = settings["counts"] | {"train_rows": 1}
+    (folder / "windows.json").write_text(json.dumps(settings | {"counts": counts}))
+    with pytest.raises(ValueError, match="windows.json differs from the sha256 in it"):
         open_windows(folder, tiny_bank)
+    bare = {k: v for k, v in settings.items() if k not in ("files", "contents_sha256")}
+    (folder / "windows.json").write_text(json.dumps(bare))
+    assert open_windows(folder, tiny_bank).sha256 == windows.sha256, "those of before have no hash"
 
 
 def test_writing_replaces_windows_alone(tiny_bank: Bank, windows: Windows, tmp_path: Path):

@@ -1,0 +1,1 @@
+"""The lock of the test environment with the licences of its packages."""

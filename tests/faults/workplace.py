@@ -1,0 +1,112 @@
+"""A working folder that commands are run in again and again, what they leave in it."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from lvm import tracking
+from lvm.registry import alias
+from tests.faults.commands import Command
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("MLproject", "conda.yaml", "pyproject.toml", "lvm", "entrypoints")
+VOLATILE = ("seconds", "latency", "_ms", "_id", "run", "at", "origin", "path", "measured", "model")
+NUMBERED = ("version",)  # of a training that was killed after it had registered its model, one more
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with its own store, the snapshot that it can be put back to.
+
+    It stays at its place, for a store knows the paths of its artifacts.
+    """
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    def start(self, *words: str) -> Command:
+        """Start an entry point."""
+        return Command(self.folder, self.uri, self.root / "logs", *words, OMP_NUM_THREADS="1")
+
+    def finish(self, *words: str) -> None:
+        """Run an entry point to its good end."""
+        ended = self.start(*words).ended(600)
+        assert ended.code == 0, ended
+
+    def keep(self) -> None:
+        """Make what is there now the snapshot."""
+        shutil.copytree(self.folder, self.root / "snapshot", symlinks=True)
+
+    def restore(self) -> None:
+        """Put the folder back to the snapshot."""
+        shutil.rmtree(self.folder)
+        shutil.copytree(self.root / "snapshot", self.folder, symlinks=True)
+
+    def copy_project(self) -> None:
+        """Copy what `mlflow run` needs, so that commands that launch others can run here."""
+        for part in PARTS:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, self.folder / part)
+
+    def open_store(self) -> MlflowClient:
+        """Make this process use the store, whose file is another one after each `restore`."""
+        os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri
+        tracking.configure()
+        return MlflowClient()
+
+    def check(self) -> None:
+        """Check what holds after every command that ended well: no open run, a valid alias."""
+        found = self.open_store().search_runs(["0"])
+        assert {run.info.status for run in found} <= {"FINISHED", "KILLED", "FAILED"}
+        assert "FINISHED" in {run.info.status for run in found}
+        for version in alias.aliases().values():
+            alias.check_version(version)
+
+    def latest(self, entry: str) -> mlflow.entities.Run:
+        """Return the latest finished run of an entry point."""
+        query = f"tags.entry = '{entry}' and attributes.status = 'FINISHED'"
+        client = self.open_store()
+        return client.search_runs(["0"], query, order_by=["start_time DESC"], max_results=1)[0]
+
+    def artifact(self, entry: str, name: str) -> bytes:
+        """Return an artifact of the latest finished run of an entry point."""
+        return (Path(self.latest(entry).info.artifact_uri) / name).read_bytes()
+
+    def report(self, entry: str) -> Any:
+        """Return the report of that run without what no two runs share."""
+        return steady(json.loads(self.artifact(entry, "report.json")))
+
+
+def steady(value: Any) -> Any:
+    """Return a report without times, ids, places."""
+    if isinstance(value, dict):
+        return {k: steady(v) for k, v in value.items() if not _is_volatile(k)}
+    return [steady(one) for one in value] if isinstance(value, list) else value
+
+
+def _is_volatile(key: str) -> bool:
+    return any(key == word or key.endswith(word) for word in (*VOLATILE, *NUMBERED))
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    """Return the digest of each file of a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
