@@ -27,6 +27,7 @@ KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
 NPZ_KINDS = "iufU"
 TEXT = "text"
+# What pyarrow raises for a damaged parquet file, or the conversion of one to pandas.
 UNREADABLE = (
     OSError,
     ValueError,

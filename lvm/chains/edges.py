@@ -5,24 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.bank.files import read_columns
+from lvm.bank.files import UNREADABLE, read_columns
 from lvm.one_line import CONTROL, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MAX_ROWS = 20_000_000
 KINDS = ("string", "integer", "empty")
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    OverflowError,
-    pa.ArrowException,
-)
 
 
 @in_one_line

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lvm.bank.files import UNREADABLE
 from lvm.bank.store import Bank
 from lvm.one_line import in_one_line
 from lvm.untrusted import parse_json
@@ -29,15 +30,6 @@ WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
 
 IntArray = NDArray[np.int64]
 _DIGITS = re.compile(r" *-?[0-9]{1,30} *")
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    OverflowError,
-    pa.ArrowException,
-)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +14,10 @@ from mlflow.tracking import MlflowClient
 
 from lvm import tracking
 from lvm.registry import alias, registered
+from tests.checkout import copy_project
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "pyproject.toml", "lvm", "entrypoints")
 STEPS = ["ingest", "export", "train", "eval", "lane-diagnostics", "shadow-eval"]
 
 
@@ -27,9 +25,7 @@ STEPS = ["ingest", "export", "train", "eval", "lane-diagnostics", "shadow-eval"]
 def clone(tmp_path_factory):
     """A copy of the project with its own store, in which nothing was run before."""
     folder = tmp_path_factory.mktemp("clone")
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, folder / part)
+    copy_project(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         yield folder

@@ -12,6 +12,7 @@ import pytest
 
 from lvm.registry import alias
 from lvm.seeding import generator
+from tests.checkout import copy_project
 from tests.faults.conftest import Tally
 from tests.faults.workplace import Workplace, files_sha256
 from tests.synthetic import make_bank
@@ -131,7 +132,7 @@ def test_a_killed_command_is_run_again(name: str, tmp_path: Path, tally: Tally) 
 def test_phases_killed_again_and_again_end_in_the_same_page(tmp_path: Path, tally: Tally) -> None:
     place = Workplace(tmp_path)
     place.folder.mkdir()
-    place.copy_project()
+    copy_project(place.folder)
     make_bank(place.folder / "bank", num_sequences=4, num_documents=24, document_rows=38)
     place.keep()
     words = "phases --phases 1,2 --size tiny --bank bank --max-queries 300".split()

@@ -15,6 +15,7 @@ from lvm.bank.store import open_bank
 from lvm.windows.export import open_windows
 from tests.faults.commands import Command, Ended
 from tests.faults.disks import PAGE, Disk, mounted
+from tests.faults.workplace import steady
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.faults
@@ -29,8 +30,6 @@ TRAIN += SIZES
 EVAL = ("eval", "--model", "models:/lvm/1", "--controls", "false", "--report", "eval.json")
 SHADOW = ("shadow_eval", "--promote", "enabled", "--report", "shadow.json")
 COMMANDS = {words[0]: words for words in (INGEST, EXPORT, TRAIN, EVAL, SHADOW)}
-BY_CHANCE = ("seconds", "latency", "measured_at", "origin", "model_id", "path", "windows", "share")
-BY_CHANCE += ("bytes", "run", "at", "version", "created_by", "index")
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,12 @@ class Place:
         if entry == "ingest":
             return open_bank(self.folder / "bank", verify=True).sha256
         report = json.loads((self.folder / f"{entry.removesuffix('_eval')}.json").read_text())
-        return settled(report)
+        return steady(report)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Ask the store's database."""
         with closing(sqlite3.connect(self.store / "mlflow.db")) as connection:
             return connection.execute(query).fetchall()
-
-
-def settled(value: Any) -> Any:
-    """Return a report without times, ids, paths."""
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not any(word in k for word in BY_CHANCE)}
-        return {name: settled(one) for name, one in kept.items()}
-    return [settled(one) for one in value] if isinstance(value, list) else value
 
 
 def new_store(empty_store: Path, folder: Path) -> None:

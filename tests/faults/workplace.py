@@ -15,10 +15,10 @@ from lvm import tracking
 from lvm.registry import alias
 from tests.faults.commands import Command
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "pyproject.toml", "lvm", "entrypoints")
-VOLATILE = ("seconds", "latency", "_ms", "_id", "run", "at", "origin", "path", "measured", "model")
-NUMBERED = ("version",)  # of a training that was killed after it had registered its model, one more
+# A training that was killed after it had registered its model leaves one version more.
+CHANGING = frozenset(
+    "seconds train/seconds latency_ms measured_at origin run shadow_run model_id version".split()
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,6 @@ class Workplace:
         shutil.rmtree(self.folder)
         shutil.copytree(self.root / "snapshot", self.folder, symlinks=True)
 
-    def copy_project(self) -> None:
-        """Copy what `mlflow run` needs, so that commands that launch others can run here."""
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, self.folder / part)
-
     def open_store(self) -> MlflowClient:
         """Make this process use the store, whose file is another one after each `restore`."""
         os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
@@ -93,14 +87,10 @@ class Workplace:
 
 
 def steady(value: Any) -> Any:
-    """Return a report without times, ids, places."""
+    """Return a report without what no two runs share: times, ids, where a figure is from."""
     if isinstance(value, dict):
-        return {k: steady(v) for k, v in value.items() if not _is_volatile(k)}
+        return {k: steady(v) for k, v in value.items() if k not in CHANGING}
     return [steady(one) for one in value] if isinstance(value, list) else value
-
-
-def _is_volatile(key: str) -> bool:
-    return any(key == word or key.endswith(word) for word in (*VOLATILE, *NUMBERED))
 
 
 def files_sha256(folder: Path) -> dict[str, str]:
