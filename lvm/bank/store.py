@@ -5,7 +5,7 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +174,8 @@ def write_bank(
         text = json.dumps(sealed(contents), indent=1) + "\n"
         with writing(path / files.CONTENTS):
             (folder / files.CONTENTS).write_text(text, "utf-8")
-        _open_folder(folder, verify=False)
-    return open_bank(path)
+        bank = _open_folder(folder, verify=False)
+    return replace(bank, path=path)
 
 
 def _open_folder(path: Path, verify: bool) -> Bank:

@@ -15,15 +15,12 @@ from mlflow.pyfunc import scoring_server
 from starlette.testclient import TestClient
 
 from benchmarks.http import ask, http_server, json_body, packed_body
-from lvm import tracking
-from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.predict import predict_contexts
-from lvm.registry import alias, registered
-from lvm.windows.export import plan_windows
-from tests.conftest import copy_store
+from lvm.registry import registered
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD, fuzz, mutated_bytes, mutated_tree
+from tests.served import baseline_of
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.faults
@@ -44,18 +41,7 @@ def place(
     """A folder with a bank and a baseline of it, pickle switched off."""
     folder = tmp_path_factory.mktemp("http")
     bank = make_bank(folder / "bank", num_sequences=3)
-    with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, folder / "store", patch)
-        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.chdir(folder)
-        facts = facts_of("ema", "none", bank, plan_windows(bank, 50))
-        with tracking.run("train", {}):
-            version = registered.register(
-                registered.log_predictor(MovingAverage(DIM), facts), facts
-            )
-        alias.promote(version, None, {})
+    with baseline_of(bank, empty_store) as patch:
         yield patch
 
 

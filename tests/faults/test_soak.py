@@ -4,20 +4,15 @@ SOAK_MINUTES says for how long (3; `make soak` takes 30).
 """
 
 import os
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 
 from benchmarks.http import http_server, json_body, packed_body
-from lvm import tracking
-from lvm.checkpoint.facts import facts_of
-from lvm.models.baselines import MovingAverage
-from lvm.registry import alias, registered
-from lvm.windows.export import plan_windows
-from tests.conftest import copy_store
+from lvm.registry import registered
 from tests.faults.load import Question, comfortable_rate, open_load
+from tests.served import baseline_of
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.faults
@@ -34,18 +29,7 @@ def served(tmp_path_factory, empty_store):
     """The address of a served baseline, with questions whose answers it gave in process."""
     folder = tmp_path_factory.mktemp("soak")
     bank = make_bank(folder / "bank")
-    windows = plan_windows(bank, 50)
-    with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, folder / "store", patch)
-        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.chdir(folder)
-        facts = facts_of("ema", "none", bank, windows)
-        with tracking.run("train", {}):
-            model_id = registered.log_predictor(MovingAverage(DIM), facts)
-            version = registered.register(model_id, facts)
-        alias.promote(version, None, {})
+    with baseline_of(bank, empty_store):
         questions = asked(mlflow.pyfunc.load_model(registered.BASELINE_URI))
         with http_server(registered.BASELINE_URI, folder / "server.log") as address:
             yield address, questions

@@ -2,20 +2,17 @@
 
 import base64
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.http import ask, http_server, json_body, packed_body
-from lvm import tracking
-from lvm.checkpoint.facts import facts_of
 from lvm.lanes.reranking import reranker_if_lanes
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.predict import predict_contexts
-from lvm.registry import alias, registered
+from lvm.registry import registered
 from lvm.windows.export import plan_windows
-from tests.conftest import copy_store
+from tests.served import baseline_of
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow
@@ -32,22 +29,12 @@ def bank(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(empty_store, bank):
     """A server of the baseline, with pickle switched off."""
-    windows = plan_windows(bank, 50)
-    folder, model = bank.path.parent, MovingAverage(DIM)
+    windows, model = plan_windows(bank, 50), MovingAverage(DIM)
     no_correction = np.tile(np.array([1, 0], np.float32), (bank.num_rows, 1))
-    with pytest.MonkeyPatch.context() as patch:
-        copy_store(empty_store, folder / "store", patch)
-        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.chdir(folder)
-        facts = facts_of("ema", "none", bank, windows)
-        reranker = reranker_if_lanes(model, bank, windows, no_correction)
-        with tracking.run("train", {}):
-            model_id = registered.log_predictor(model, facts, reranker=reranker)
-            version = registered.register(model_id, facts)
-        alias.promote(version, None, {})
-        with http_server(registered.BASELINE_URI, folder / "server.log") as address:
+    reranker = reranker_if_lanes(model, bank, windows, no_correction)
+    log = bank.path.parent / "server.log"
+    with baseline_of(bank, empty_store, reranker):
+        with http_server(registered.BASELINE_URI, log) as address:
             yield address
 
 

@@ -1,0 +1,39 @@
+"""A working folder whose baseline can be served, as several tests of serving need it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lvm import tracking
+from lvm.bank.store import Bank
+from lvm.checkpoint.facts import facts_of
+from lvm.lanes.reranking import Reranker
+from lvm.models.baselines import MovingAverage
+from lvm.registry import alias, registered
+from lvm.windows.export import plan_windows
+from tests.conftest import copy_store
+
+
+@contextmanager
+def baseline_of(
+    bank: Bank, empty_store: Path, reranker: Reranker | None = None
+) -> Iterator[pytest.MonkeyPatch]:
+    """Make a moving average the baseline in the folder of `bank`, the working folder of the block.
+
+    Pickle is switched off; the patch undoes all of it, and what its user adds.
+    """
+    folder = bank.path.parent
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder / "store", patch)
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.chdir(folder)
+        facts = facts_of("ema", "none", bank, plan_windows(bank, 50))
+        with tracking.run("train", {}):
+            model_id = registered.log_predictor(MovingAverage(bank.dim), facts, reranker=reranker)
+            version = registered.register(model_id, facts)
+        alias.promote(version, None, {})
+        yield patch
