@@ -7,7 +7,6 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lvm import tracking
@@ -37,10 +36,7 @@ def log_windows(windows: Windows, path: Path, context: str) -> Dataset:
 
 def log_input(run_id: str, entry: DatasetInput) -> None:
     """Log a dataset as what a run reads, while other runs may be logging the same one."""
-    try:
-        MlflowClient().log_inputs(run_id, datasets=[entry])
-    except MlflowException:  # a server refuses all but the first of those who add it at one moment
-        MlflowClient().log_inputs(run_id, datasets=[entry])
+    tracking.add_shared(lambda: MlflowClient().log_inputs(run_id, datasets=[entry]))
 
 
 def _log_dataset(

@@ -24,6 +24,7 @@ from mlflow.utils import mlflow_tags
 from lvm.abandoned import PROCESS, SQLITE, close_abandoned
 from lvm.checkout import checkout_root, is_dirty, project_root
 from lvm.processes import own_name
+from lvm.reasons import DATABASE_ERRORS
 from lvm.run_list import saved_view
 from lvm.scratch import scratch_beside
 from lvm.stopping import Stopped, end_children, stoppable
@@ -221,6 +222,17 @@ def log_file(name: str, write: Callable[[Path], object]) -> None:
         mlflow.log_artifact(str(Path(folder) / name))
 
 
+def add_shared(add: Callable[[], object]) -> None:
+    """Do what runs that start together all do: add one dataset, or one tag of their experiment.
+
+    A store refuses all but the first of those who add the same at one moment; then it is there.
+    """
+    try:
+        add()
+    except (StoreError, *DATABASE_ERRORS):
+        add()
+
+
 def active_run_id() -> str:
     """Return the id of the open run."""
     active = mlflow.active_run()
@@ -245,7 +257,8 @@ def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
     there = mlflow.get_experiment(known.info.experiment_id).tags
-    mlflow.set_experiment_tags({k: v for k, v in saved_view().items() if k not in there})
+    missing = {k: v for k, v in saved_view().items() if k not in there}
+    add_shared(lambda: mlflow.set_experiment_tags(missing))
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 

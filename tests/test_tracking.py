@@ -240,3 +240,20 @@ def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch
     tracking.configure(tmp_path)
     assert (tmp_path / "mlflow.db").is_file()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_others_added_at_the_same_moment_is_asked_for_once_more():
+    with sqlite3.connect(":memory:") as shared:
+        shared.execute("CREATE TABLE tags (key TEXT PRIMARY KEY)")
+        shared.execute("INSERT INTO tags VALUES ('view')")
+        tries = []
+
+        def add() -> None:
+            tries.append("INSERT" if not tries else "INSERT OR REPLACE")
+            shared.execute(f"{tries[-1]} INTO tags VALUES ('view')")
+
+        tracking.add_shared(add)
+        assert tries == ["INSERT", "INSERT OR REPLACE"]
+        with pytest.raises(sqlite3.IntegrityError):
+            tracking.add_shared(lambda: shared.execute("INSERT INTO tags VALUES ('view')"))
+    shared.close()
