@@ -131,14 +131,15 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True, help="Banks of each truth.")
+@click.option("--first-seed", default=0, show_default=True, help="Seed of the first of them.")
 @click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
 @click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder of the banks.")
-def main(seeds: int, truths: str, steps: int | None, scratch: Path | None) -> None:
+def main(seeds: int, first_seed: int, truths: str, steps: int | None, scratch: Path | None) -> None:
     """Print truth against verdict."""
     torch.set_num_threads(1)
     lines, tally = [], Counter[tuple[str, str]]()
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for name in truths.split(","):
             truth = TRUTHS[name] if steps is None else replace(TRUTHS[name], steps=steps)
             with tempfile.TemporaryDirectory(dir=scratch) as folder:

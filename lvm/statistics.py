@@ -4,9 +4,11 @@ Queries of one document share their context, so the document is the unit that is
 flipped. Shapes: Q queries, M documents, S resamples.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +24,28 @@ KEPT_VALUES = 2**23  # as many are kept for the next call: 64 MB
 PROBES = 16  # medians tried in one pass over the resamples, for each bound
 
 FloatArray = NDArray[np.float64]
+
+
+class Estimate(Protocol):
+    """A figure with its 95 % interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def points(found: Estimate, width: int = 0) -> str:
+    """Write fractions in points: `+1.2 [+0.4, +2.0]`, each bound at least `width` wide.
+
+    Where nothing is known of other documents, the interval is `[unknown]`.
+    """
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    if math.isnan(low):
+        return f"{mean:+.1f} [unknown]"
+    return f"{mean:+.1f} [{low:+{width}.1f}, {high:+{width}.1f}]"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lvm.checkpoint.facts import FREE, TRAINED
-from lvm.promotion.gates import Case, Check, points, run_gates
+from lvm.promotion.gates import Case, Check, run_gates
 from lvm.rules import GateRules
 from lvm.shadow.comparison import Outcome, ShadowResult
+from lvm.statistics import points
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _promotion_reason(result: ShadowResult, incumbent: str | None, name: str) ->
     comparison = result.comparison(name, incumbent)
     assert comparison is not None
     return (
-        f"{name} takes the alias from {incumbent}: Hit@5 {points(comparison.hit_at_5)}, "
+        f"{name} takes the alias from {incumbent}: Hit@5 {points(comparison.hit_at_5)} points, "
         f"p = {comparison.p_holm:.4f} (Holm)"
     )
 

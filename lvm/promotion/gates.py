@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lvm.checkpoint.facts import FREE
 from lvm.rules import GateRules
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.statistics import Difference, holm, smallest_p
+from lvm.statistics import holm, points, smallest_p
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _beats(case: Case, comparison: Comparison | None, reference: str) -> Verdict
         return False, f"was not compared with {reference}"
     difference, p_holm = comparison.hit_at_5, comparison.p_holm
     passed = difference.low > 0 and p_holm <= case.rules.alpha
-    detail = f"Hit@5 {points(difference)} against {reference}, p = {p_holm:.4f} (Holm)"
+    detail = f"Hit@5 {points(difference)} points against {reference}, p = {p_holm:.4f} (Holm)"
     if difference.low <= 0 <= difference.high and comparison.detectable > 0:
         detail += f"; less than {100 * comparison.detectable:.1f} points is not detectable here"
     reachable = comparison.num_contenders * smallest_p(difference.num_documents)
@@ -168,7 +168,7 @@ def _no_lane_falls(case: Case) -> Verdict:
         if not lane.hit_at_5.high >= -rules.lane_max_fall and p_holm <= rules.alpha
     ]
     if fallen:
-        falls = ", ".join(f"{lane.lane} {points(lane.hit_at_5)}" for lane in fallen)
+        falls = ", ".join(f"{lane.lane} {points(lane.hit_at_5)} points" for lane in fallen)
         return False, f"falls against {case.incumbent} in {falls}"
     return True, f"none of {len(judged)} judged lanes (of {len(comparison.lanes)}) falls"
 
@@ -198,9 +198,3 @@ EARNED: dict[str, Callable[[Case], Verdict]] = {
     "fast enough": _fast_enough,
     "not withdrawn": _not_withdrawn,
 }
-
-
-def points(difference: Difference) -> str:
-    """Write a difference of fractions in points: `+1.2 points [+0.4, +2.0]`."""
-    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"

@@ -98,12 +98,16 @@ def check_version(version: str) -> None:
 
 
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a version of `lvm`; its description, which is made of them, follows."""
+    """Set tags on a version of `lvm`; its description, which is made of them, follows.
+
+    Under the lock: figures of two replays that end at once would be mixed.
+    """
     client = MlflowClient()
-    for key, value in tags.items():
-        client.set_model_version_tag(NAME, version, key, value)
-    known = client.get_model_version(NAME, version).tags
-    client.update_model_version(NAME, version, description=description(known))
+    with locked():
+        for key, value in tags.items():
+            client.set_model_version_tag(NAME, version, key, value)
+        known = client.get_model_version(NAME, version).tags
+        client.update_model_version(NAME, version, description=description(known))
 
 
 def history() -> list[dict[str, str]]:

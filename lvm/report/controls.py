@@ -15,6 +15,7 @@ from lvm.report.tables import (
     read_difference,
     table,
 )
+from lvm.statistics import Difference, points
 
 
 def controls_table(controls: Mapping[str, Any], leaky: bool = False, style: str = TEXT) -> str:
@@ -23,7 +24,7 @@ def controls_table(controls: Mapping[str, Any], leaky: bool = False, style: str 
     for entry in controls["context"]:
         cells = [interval_cell(entry[key], entry["ci95"][key]) for key in HITS]
         is_full = "p_holm" not in entry
-        paired = ["", ""] if is_full else [_difference(entry), p_cell(entry["p_holm"])]
+        paired = ["", ""] if is_full else [difference_cell(_change(entry)), p_cell(entry["p_holm"])]
         lines.append([f"{entry['ctx']:,}", *cells, *paired])
     headers = ["rows read", "Hit@1 %", "Hit@5 %", "Hit@10 %", "Hit@5 - full, points", "p (Holm)"]
     caption = [
@@ -57,20 +58,20 @@ def _order_lines(controls: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Shuffled, all rows but the last ({shuffled['queries']:,} queries): Hit@5 "
         f"{percent(shuffled['hit_at_5'])} %, in order {ordered} %, "
-        f"{_difference(shuffled)} points, p = {_p_value(shuffled)}."
+        f"{points(_change(shuffled))} points, p = {_p_value(shuffled)}."
     ]
     if ridge is not None:
         lines.append(
             f"Arrow of time, ridge ({ridge['queries']:,} queries): Hit@5 of the row after its "
             f"context {percent(ridge['forward']['hit_at_5'])} %, of the same row before it "
-            f"{percent(ridge['backward']['hit_at_5'])} %, {_difference(ridge)} points, "
+            f"{percent(ridge['backward']['hit_at_5'])} %, {points(_change(ridge))} points, "
             f"p = {_p_value(ridge)}."
         )
     return lines
 
 
-def _difference(entry: Mapping[str, Any]) -> str:
-    return difference_cell(read_difference(entry["hit_at_5_difference"]))
+def _change(entry: Mapping[str, Any]) -> Difference:
+    return read_difference(entry["hit_at_5_difference"])
 
 
 def _p_value(entry: Mapping[str, Any]) -> str:

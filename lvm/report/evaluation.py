@@ -17,6 +17,7 @@ from lvm.report.tables import (
     read_difference,
     table,
 )
+from lvm.statistics import points
 
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
@@ -42,7 +43,7 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
         difference = read_difference(best["hit_at_5_difference"])
         blocks[1] += (
             f"\nAgainst {best['name']}, the best free predictor, in points of Hit@5: "
-            f"{difference_cell(difference)}, p = {p_cell(difference.p_value)}."
+            f"{points(difference)}, p = {p_cell(difference.p_value)}."
         )
     return "\n\n".join(blocks)
 

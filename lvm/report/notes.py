@@ -11,13 +11,13 @@ from lvm.report.tables import (
     MARKDOWN,
     bullet,
     captioned,
-    difference_cell,
     interval_cell,
     percent,
     read_difference,
     table,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
+from lvm.statistics import points
 
 SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
 SHOWN = 10  # lines of a table that grows with its candidates: a description has little room
@@ -39,7 +39,7 @@ def evaluation_note(report: Mapping[str, Any]) -> str:
     blocks = [_headline(report), _figures(report)]
     best = report["best_baseline"]
     if best is not None:
-        difference = difference_cell(read_difference(best["hit_at_5_difference"]))
+        difference = points(read_difference(best["hit_at_5_difference"]))
         blocks.append(f"Against {best['name']}: Hit@5 {difference} points on the same queries.")
     return "\n\n".join(blocks)
 

@@ -24,6 +24,7 @@ from lvm.report.tables import (
     table,
 )
 from lvm.report.warnings import merged_warnings
+from lvm.statistics import points
 
 NOTHING = "-"
 WIDTH = 100
@@ -202,7 +203,7 @@ def winner_text(found: PhaseComparison, story: PhaseStory, style: str = TEXT) ->
     number = len(found.distinct)
     chosen = f", chosen among {number} on these queries" if number > 1 else ""
     return _wrapped(
-        f"Best phase: {best.name}{chosen}: Hit@5 {value} %, {difference_cell(lead.hit_at_5)} "
+        f"Best phase: {best.name}{chosen}: Hit@5 {value} %, {points(lead.hit_at_5)} "
         f"points against {lead.earlier}, the best free predictor{order}, p (Holm) "
         f"{p_cell(lead.p_holm)}. Baseline: {story.winner or 'none yet'} ({what}){tail}.",
         style,

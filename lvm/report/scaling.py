@@ -11,15 +11,13 @@ from lvm.report.tables import (
     MARKDOWN,
     TEXT,
     bullet,
-    difference_cell,
     interval_cell,
     percent,
     table,
 )
 from lvm.scaling.fit import Fitted, Gain
 from lvm.scaling.grid import BreakEven, Plan, Scaling
-from lvm.scaling.optimised import points
-from lvm.statistics import Difference
+from lvm.statistics import Difference, points
 
 LEAST_SPAN = 3.0
 Free = Mapping[str, Mapping[str, Any]]
@@ -103,8 +101,8 @@ def _optimised_lines(scaling: Scaling, style: str) -> str:
         f"{found.num_steps} optimiser steps; {found.passes:.1f} passes over the data; best round "
         f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % over "
         "the last quarter",
-        f"second half of the steps: soft Hit@5 {difference_cell(found.steps)} points",
-        *(f"lr {lr:g} instead: {difference_cell(d)} points" for lr, d in found.rates),
+        f"second half of the steps: soft Hit@5 {points(found.steps)} points",
+        *(f"lr {lr:g} instead: {points(d)} points" for lr, d in found.rates),
     ]
     return "\n".join(["Is it optimised?", "", *(bullet(style) + line for line in lines)])
 
@@ -174,7 +172,7 @@ def _free_table(free: Free, style: str) -> str:
 
 
 def _lead_line(name: str, lead: Difference) -> str:
-    shown = f"The largest model against {name}: soft Hit@5 {difference_cell(lead)} points"
+    shown = f"The largest model against {name}: soft Hit@5 {points(lead)} points"
     if lead.low > 0:
         return f"{shown}."
     return f"{shown}; it is not shown to be better, so that the verdict is about little."

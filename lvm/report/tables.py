@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lvm.statistics import Difference
+from lvm.statistics import Difference, points
 
 TEXT, MARKDOWN = "simple", "pipe"
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
@@ -70,11 +70,8 @@ def read_difference(entry: Mapping[str, Any]) -> Difference:
 
 
 def difference_cell(difference: Difference) -> str:
-    """Write a difference of fractions in points with its interval: `+1.2 [+0.4, +2.0]`."""
-    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
-    if math.isnan(low):
-        return f"{mean:+.1f} [unknown]"
-    return f"{mean:+.1f} [{low:+5.1f}, {high:+5.1f}]"
+    """Write a difference in points for a column: `+1.2 [ +0.4,  +2.0]`."""
+    return points(difference, width=5)
 
 
 def p_cell(p_value: float) -> str:

@@ -5,7 +5,6 @@ Shapes: Q queries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,21 +13,10 @@ from scipy import stats
 from lvm.metrics import soft_hit_at
 from lvm.rules import ScalingRules
 from lvm.scaling.cells import CellResult
-from lvm.statistics import LEVEL, Difference, paired_difference
+from lvm.statistics import LEVEL, Difference, paired_difference, points
 
 K = 5
 NORMAL = float(stats.norm.ppf(1 - LEVEL / 2))
-
-
-class Estimate(Protocol):
-    """A figure with its 95 % interval."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -117,11 +105,6 @@ def steps_over_seeds(
     low = found.mean - np.hypot(found.mean - found.low, noise)
     high = found.mean + np.hypot(found.high - found.mean, noise)
     return replace(found, low=float(low), high=float(high))
-
-
-def points(found: Estimate) -> str:
-    """Write an estimate in points with its interval: `+1.2 [+0.4, +2.0]`."""
-    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _difference(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from lvm.rules import ScalingRules
 from lvm.scaling.fit import Fitted, Gain
-from lvm.scaling.optimised import Optimised, points
+from lvm.scaling.optimised import Optimised
+from lvm.statistics import points
 
 DATA, CAPACITY, BOTH = "data-limited", "capacity-limited", "both"
 SATURATED, NOT_OPTIMISED, INCONCLUSIVE = "saturated", "not optimised", "inconclusive"

@@ -58,13 +58,16 @@ def validation_warnings(
     ]
 
 
-def epoch_warnings(history: Sequence[dict[str, float]], best_epoch: int) -> list[str]:
+def epoch_warnings(
+    history: Sequence[dict[str, float]], best_epoch: int, has_ended: bool = False
+) -> list[str]:
     """Return what can be doubted after the epochs so far, one sentence each."""
     warnings = []
-    if best_epoch == 1 and len(history) > 1:
-        warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
     best = next((record for record in history if record["epoch"] == best_epoch), {})
-    later = (record for record in history if record["epoch"] > best_epoch)
+    later = [record for record in history if record["epoch"] > best_epoch]
+    is_settled = has_ended or any(_has_fallen(best, record) for record in later)
+    if best_epoch == 1 and later and is_settled:
+        warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
     skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
     if skipped:
         warnings.append(
@@ -81,10 +84,13 @@ def epoch_warnings(history: Sequence[dict[str, float]], best_epoch: int) -> list
     return warnings
 
 
-def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
+def _has_fallen(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
     """Any epoch after the best has fewer hits by definition: only a fall of some size counts."""
-    has_fallen = later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
-    return has_fallen and later.get("val/cosine", 0) > best.get("val/cosine", 0)
+    return later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
+
+
+def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
+    return _has_fallen(best, later) and later.get("val/cosine", 0) > best.get("val/cosine", 0)
 
 
 def warnings_by_now(
@@ -98,7 +104,7 @@ def training_warnings(
     plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int, optimiser_steps: int
 ) -> list[str]:
     """Return what a reader of the finished training should doubt, one sentence each."""
-    warnings = warnings_by_now(plan, history, best_epoch)
+    warnings = planned_warnings(plan) + epoch_warnings(history, best_epoch, has_ended=True)
     if optimiser_steps < MIN_STEPS <= plan.steps:
         warnings.append(f"only {optimiser_steps} optimiser steps: too few to judge the model by")
     return warnings

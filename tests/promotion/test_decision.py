@@ -52,7 +52,7 @@ def test_a_genuine_improvement_is_promoted() -> None:
     decision = decide(winning_case(), "old", RULES)
     assert decision.promote == ("model",) and decision.winner == "model"
     assert decision.baseline == "old"
-    assert "model takes the alias from old: Hit@5 +4.0 points [+2.0, +6.0]" in decision.reasons[0]
+    assert "model takes the alias from old: Hit@5 +4.0 [+2.0, +6.0] points" in decision.reasons[0]
     passed = [check.gate for check in decision.checks if check.candidate == "model"]
     assert passed == [*MEASURED, *EARNED]
 
@@ -148,7 +148,7 @@ def test_a_comparison_that_is_not_a_number_keeps_the_baseline() -> None:
 def test_lane_gate_fires() -> None:
     fallen = compared("model", "old", CLEAR_GAIN, law=CLEAR_GAIN, art=CLEAR_FALL)
     decision = assert_only_fails(with_comparison(winning_case(), fallen), "no lane falls")
-    assert "falls against old in art -4.0 points" in decision.reasons[1]
+    assert "falls against old in art -4.0 [-6.0, -2.0] points" in decision.reasons[1]
 
 
 def test_lane_gate_ignores_lanes_too_small_to_judge() -> None:

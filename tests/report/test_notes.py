@@ -53,7 +53,7 @@ def test_an_evaluation_tells_its_difference() -> None:
     difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.01, "num_documents": 30}
     best = {"name": "ema", "hit_at_5_difference": difference}
     note = evaluation_note(REPORT | {"best_baseline": best})
-    assert "Against ema: Hit@5 +10.0 [ +5.0, +15.0] points" in note
+    assert "Against ema: Hit@5 +10.0 [+5.0, +15.0] points" in note
     assert "best free" not in evaluation_note(REPORT | {"baselines": {}})
 
 

@@ -88,7 +88,7 @@ def test_the_old_decision_is_tested(found: PhaseComparison) -> None:
 def test_the_winner_is_named_with_its_phases(found: PhaseComparison) -> None:
     end = " ".join(phases_text(found, STORY).split()).partition("Best phase: 4")[2]
     assert end.startswith(", chosen among 3 on these queries: Hit@5 100.0 [")
-    assert "+0.0 [ +0.0, +0.0] points against ridge, the best free predictor" in end
+    assert "+0.0 [+0.0, +0.0] points against ridge, the best free predictor" in end
     assert "both ordered by lane, p (Holm) 1.0000." in end
     assert end.endswith("Baseline: long (phase 2 = 2B = 4).")
     dry = dataclasses.replace(STORY, winner=None, is_enabled=False)

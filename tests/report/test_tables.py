@@ -272,5 +272,5 @@ def test_lanes_show_figures_supply_and_verdict(tiny_bank: Bank, style: str) -> N
 
 def test_a_gain_reads_the_same_in_reason_and_table() -> None:
     reason = decide(winning_case(), "old", RULES).reasons[0]
-    assert "+4.0 points [+2.0, +6.0]" in reason
+    assert "+4.0 [+2.0, +6.0] points" in reason
     assert difference_cell(CLEAR_GAIN) == "+4.0 [ +2.0,  +6.0]"

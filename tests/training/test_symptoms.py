@@ -58,6 +58,12 @@ def test_best_at_epoch_1_fires_once_there_is_a_second() -> None:
     assert sentence.startswith("best at epoch 1")
 
 
+def test_an_epoch_1_that_is_not_beaten_yet_is_told_at_the_end_alone() -> None:
+    history = [record(1, 0.151, 0.2), record(2, 0.149, 0.1)]
+    assert epoch_warnings(history, 1) == []
+    assert len(epoch_warnings(history, 1, has_ended=True)) == 1
+
+
 def test_cosine_that_rises_while_hits_fall_is_told() -> None:
     history = [record(1, 0.1, 0.1), record(2, 0.3, 0.1), record(3, 0.2, 0.2)]
     (sentence,) = epoch_warnings(history, 2)
