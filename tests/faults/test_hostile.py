@@ -25,6 +25,7 @@ from lvm.phases.table import read_phases
 from lvm.registry import registered
 from lvm.rules import read_gate_rules
 from lvm.windows.export import plan_windows
+from lvm.writing import sealed
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused
 from tests.synthetic import make_bank
@@ -101,7 +102,7 @@ def test_a_pickle_in_place_of_a_file(
         path.write_bytes(raw)
         if path == model / WEIGHTS:  # with the right hash, so that the file itself is looked at
             config["weights_sha256"] = hashlib.sha256(raw).hexdigest()
-            (model / CONFIG).write_text(json.dumps(config))
+            (model / CONFIG).write_text(json.dumps(sealed(config)))
         with tally.injecting("pickles"), in_time():
             assert read_or_refused(reader, str(path), str(bank.path)) is None
             assert not marker.exists()
