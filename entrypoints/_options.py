@@ -59,6 +59,17 @@ class Whole(click.IntRange):
     name = "integer"
 
 
+class Switch(click.types.BoolParamType):
+    """True or false in a word; click takes an empty one for false."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | None:
+        if isinstance(value, str) and not value.strip():
+            self.fail(f"{value!r} is not a valid boolean; use true or false.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class OrUnset(click.ParamType):
     """Another type, or the word that stands for None."""
 
@@ -107,7 +118,7 @@ def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
     scalars: dict[type, click.ParamType] = {
         int: Whole(low, high),
         float: Finite(low, high),
-        bool: click.BOOL,
+        bool: Switch(),
         str: click.STRING,
     }
     return scalars[hint]

@@ -21,9 +21,14 @@ def check_report(path: str | None) -> None:
     """Raise ValueError, before any work, where no report can be written to `path`."""
     if path is None:
         return
-    if Path(path).is_dir():
+    try:
+        is_folder = Path(path).is_dir()
+        folder = next(one for one in Path(path).absolute().parents if one.exists())
+    except OSError as error:  # a name that is too long
+        why = f"{error.strerror}; give another file"
+        raise ValueError(f"report: {path} cannot be written: {why}") from error
+    if is_folder:
         raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
-    folder = next(one for one in Path(path).absolute().parents if one.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "cannot be written to" if folder.is_dir() else "is no folder"
         raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")

@@ -71,6 +71,7 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     or document in two pieces, a split other than PINNED or none, a sequence of which only some rows
     are pinned.
     """
+    rows = _without_categories(rows)
     _check_kinds(rows, where)
     if "sequence" not in rows.columns:
         raise ValueError(f"{where}: no column 'sequence'; give each row the name of its sequence")
@@ -87,6 +88,14 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes, pinned_N)
 
 
+def _without_categories(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with the values of its categories: numbers of lanes stay numbers."""
+    is_coded = [isinstance(dtype, pd.CategoricalDtype) for dtype in rows.dtypes]
+    if not any(is_coded) or not rows.columns.is_unique:
+        return rows
+    return rows.astype({name: object for name in rows.columns[is_coded]})
+
+
 def _check_kinds(rows: pd.DataFrame, where: str) -> None:
     """Raise ValueError where a column stands there twice, or holds other things than it may."""
     for column, kinds in KINDS.items():
@@ -94,10 +103,7 @@ def _check_kinds(rows: pd.DataFrame, where: str) -> None:
             raise ValueError(f"{where}: has two columns {column!r}; give one")
         if column not in rows.columns:
             continue
-        values = rows[column]
-        if isinstance(values.dtype, pd.CategoricalDtype):
-            values = values.astype(object)
-        values = values[values.notna()]
+        values = rows[column][rows[column].notna()]
         kind = pd.api.types.infer_dtype(values, skipna=True) if len(values) else "empty"
         if kind not in kinds:
             wanted = "text" if kinds == NAMES else "names or numbers, not both"

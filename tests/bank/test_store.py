@@ -117,8 +117,9 @@ def test_pinned_rows_and_bases_are_read_back(tmp_path: Path) -> None:
     assert not plain.pinned_N.any() and plain.bases == ()
 
 
-def test_lane_numbers_become_names(tmp_path: Path) -> None:
-    rows = row_table(4, lane=[15, -1, 0, 15])
+@pytest.mark.parametrize("dtype", ["int64", "category", "object"])
+def test_lane_numbers_become_names(dtype: str, tmp_path: Path) -> None:
+    rows = row_table(4, lane=pd.Series([15, -1, 0, 15], dtype=dtype))
     bank = write_bank(tmp_path / "bank", vectors(4), rows, "e", "t")
     assert bank.lanes == ("Science", "Software") == (TMD_LANES[0], TMD_LANES[15])
     assert bank.lane_N is not None and bank.lane_N.tolist() == [1, -1, 0, 1]

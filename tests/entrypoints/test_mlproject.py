@@ -183,6 +183,7 @@ class Example:
         (["--count", "1.5"], "'--count': '1.5' is not a valid integer"),
         (["--kind", "c"], "'--kind': 'c' is not one of 'a', 'b'"),
         (["--flag", "maybe"], "'--flag': 'maybe' is not a valid boolean"),
+        (["--flag", " "], "'--flag': ' ' is not a valid boolean; use true or false"),
         (["--unknown", "1"], "No such option"),
     ],
 )
