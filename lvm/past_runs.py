@@ -12,6 +12,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 from lvm import tracking
+from lvm.reasons import is_of_the_place
 
 FINISHED = RunStatus.to_string(RunStatus.FINISHED)
 
@@ -59,7 +60,9 @@ def read_array(run_id: str, name: str) -> np.ndarray:
 def _download(run_id: str, name: str, folder: str) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
-    except (MlflowException, OSError):
+    except (MlflowException, OSError) as error:
+        if is_of_the_place(error):
+            raise
         raise ValueError(f"run {run_id}: there is no such run with an artifact {name}") from None
     return Path(found)
 

@@ -5,9 +5,10 @@ import os
 import sqlite3
 
 import pytest
+from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from lvm.reasons import plain_reason
+from lvm.reasons import is_of_the_place, plain_reason
 
 
 def disk_error(number: int, path: str | None = None) -> OSError:
@@ -40,3 +41,21 @@ def test_sql_is_left_out() -> None:
         "tracking store: its disk is full; free some space, then run the same command again "
         "(disk is full)"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_it"),
+    [
+        (disk_error(errno.ENOSPC, "x"), True),
+        (MlflowException("failures while downloading: [Errno 28] No space left on device"), True),
+        (MlflowException("(sqlite3.OperationalError) database is locked"), True),
+        (MlflowException("HTTPConnectionPool: Max retries exceeded with url"), True),
+        (MlflowException("Run 'abc' not found"), False),
+        (disk_error(errno.ENOENT, "x"), False),
+        (ValueError("weights: not those of the configuration"), False),
+    ],
+    ids=str,
+)
+def test_what_is_read_is_not_blamed_for_its_place(error: Exception, is_of_it: bool) -> None:
+    assert is_of_the_place(error) == is_of_it
+    assert "\n" not in plain_reason(error)

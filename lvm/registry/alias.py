@@ -15,6 +15,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lvm.reasons import DATABASE_ERRORS, plain_reason
 from lvm.registry.page import description
 from lvm.stopping import undisturbed
 from lvm.tracking import SQLITE
@@ -59,7 +60,6 @@ def promote(
         if version == current:
             raise ValueError(f"version: {version} is the baseline already")
         _move(version, now, evidence, how)
-        tag_version(version, evidence)
 
 
 def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
@@ -151,7 +151,10 @@ def repair() -> None:
 
 
 def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how: str) -> None:
-    """Set both aliases, or leave both: where the second fails, the first is put back."""
+    """Set both aliases, or leave both: where the second fails, the first is put back.
+
+    A move whose record cannot be written any more has taken place; `repair` writes that later.
+    """
     client, at = MlflowClient(), datetime.now(UTC)
     move = {
         "at": at.isoformat(timespec="seconds"),
@@ -162,30 +165,37 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
         "how": how,
     }
     key = f"{MOVE}{at:%Y%m%dT%H%M%S.%f}-{move['run'][:8]}"
-    planned = {"key": key, "move": move, "previous": now.get(PREVIOUS)}
+    tags = {} if how == ROLLED_BACK else dict(evidence)
+    planned = {"key": key, "move": move, "previous": now.get(PREVIOUS), "tags": tags}
     client.set_registered_model_tag(NAME, PENDING, json.dumps(planned))
     try:
         if BASELINE in now:
             client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
         client.set_registered_model_alias(NAME, BASELINE, version)
     except BaseException:
-        _set_previous(now.get(PREVIOUS))
-        client.delete_registered_model_tag(NAME, PENDING)
-        raise
+        repair()
+        if aliases().get(BASELINE) != version:
+            raise
+        return  # it was done, only the answer was lost
     found = aliases().get(BASELINE)
-    if found == version:
-        _record(planned)
-    client.delete_registered_model_tag(NAME, PENDING)
     if found != version:
+        client.delete_registered_model_tag(NAME, PENDING)
         raise ValueError(
             f"version: another user set baseline to version {found} at the same moment as this to "
             f"{version}; look at the history, then decide again"
+        )
+    try:
+        repair()
+    except (MlflowException, OSError, *DATABASE_ERRORS) as error:
+        reason = plain_reason(error)
+        print(
+            f"version {version} is the baseline; its history follows with the next move: {reason}"
         )
 
 
 def _record(planned: Mapping[str, Any]) -> None:
     text = json.dumps(planned["move"])
-    MlflowClient().set_model_version_tag(NAME, planned["move"]["version"], planned["key"], text)
+    tag_version(planned["move"]["version"], planned.get("tags", {}) | {planned["key"]: text})
     MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
 
 

@@ -23,6 +23,7 @@ from lvm.checkpoint.weights import CONFIG, WEIGHTS, Write, load_model, save_mode
 from lvm.lanes.reranking import NONE, Reranker
 from lvm.models.table import FREE_MODELS
 from lvm.one_line import one_line
+from lvm.reasons import is_of_the_place
 from lvm.registry.alias import (
     ARTIFACT,
     BASELINE,
@@ -173,7 +174,8 @@ def read_card(reference: str) -> Card:
         facts = Facts(**(card.metadata or {}))
     except UNREADABLE as error:
         raise _unreadable(reference, error) from None
-    number = None if version is None else str(version.version)
+    is_ours = version is not None and version.name == NAME  # not a namesake's number
+    number = str(version.version) if version is not None and is_ours else None
     return Card(reference, facts, str(card.model_id), str(card.run_id), number)
 
 
@@ -223,7 +225,10 @@ class LoggedFiles:
             raise _unreadable(self.card.reference, error) from None
 
 
-def _unreadable(reference: str, error: Exception) -> ValueError:
+def _unreadable(reference: str, error: Exception) -> Exception:
+    """Return what to raise: a full disk or a store that is away says nothing of the predictor."""
+    if is_of_the_place(error):
+        return error
     return ValueError(one_line(f"model: {reference} cannot be read by lvm: {error}"))
 
 

@@ -4,6 +4,7 @@ Shapes: Q queries.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -51,11 +52,17 @@ def run(folder: Path) -> None:
 
 
 def told_in(folder: Path) -> ExceptHook:
-    """Return an `excepthook` that writes what ended the process to the job's folder, in a line."""
+    """Return an `excepthook` that writes what ended the process to the job's folder, in a line.
+
+    Where that disk refuses even the line, the exit code is the number of its error.
+    """
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = " ".join(f"{kind.__name__}: {error}".split())
-        (folder / ERROR).write_text(line[:500])
+        try:
+            (folder / ERROR).write_text(line[:500])
+        except OSError as refused:
+            os._exit(refused.errno or 1)
 
     return tell
 

@@ -1,6 +1,5 @@
 """Measurement in a process of its own, so that no candidate can harm another."""
 
-import errno
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
 from lvm.checkpoint.weights import model_text, save_model
 from lvm.lanes.reranking import Foretold
+from lvm.reasons import OF_DISKS
 from lvm.shadow.child import (
     CORRECTION,
     ERROR,
@@ -44,7 +44,6 @@ from lvm.writing import write_array
 
 Note = Callable[[str], None]
 REFUSED_BY_DISK = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -196,9 +195,11 @@ def finish(code: int, job: Job) -> Measurement:
         raise MeasurementFailed(f"its process was killed by {name}{hint}")
     if code > 0:
         told = job.folder / ERROR
-        reason = told.read_text() if told.is_file() else "it left no message"
+        reason = (told.read_text() if told.is_file() else "") or "it left no message"
+        if code in OF_DISKS:
+            raise OSError(code, os.strerror(code), str(told))
         refused = REFUSED_BY_DISK.match(reason)
-        if refused and int(refused[1]) in UNWRITABLE:
+        if refused and int(refused[1]) in OF_DISKS:
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), refused[2])
         raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
     found = read_measurement(job.result, job.key)

@@ -98,6 +98,37 @@ def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
     assert "reason" not in MlflowClient().get_model_version("lvm", "3").tags
 
 
+def test_a_move_whose_answer_is_lost_has_taken_place(old_baseline, monkeypatch):
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def lost(self, name, alias, version):
+        set_alias(self, name, alias, version)
+        if alias == "baseline":
+            raise OSError("Max retries exceeded")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost)
+    alias.promote("2", "1", {"reason": "better"})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert alias.history()[-1]["reason"] == "better"
+    assert MlflowClient().get_model_version("lvm", "2").tags["reason"] == "better"
+
+
+def test_a_move_whose_record_fails_stands_and_is_recorded_by_the_next(
+    old_baseline, monkeypatch, capsys
+):
+    def locked(*words):
+        raise OSError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_model_version_tag", locked)
+        alias.promote("2", "1", {"reason": "better"})
+    assert "version 2 is the baseline; its history follows" in capsys.readouterr().out
+    assert alias.aliases()["baseline"] == "2" and len(alias.history()) == 1
+    alias.promote("3", "2", {})
+    assert [move["version"] for move in alias.history()] == ["1", "2", "3"]
+    assert MlflowClient().get_model_version("lvm", "2").tags["reason"] == "better"
+
+
 def cut_off(after: str, version: str, expected: str) -> None:
     words = ["tests.registry.broken_move", after, version, expected]
     assert subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode == 9

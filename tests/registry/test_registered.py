@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lvm import tracking
@@ -55,6 +57,25 @@ def test_facts_survive_as_tags(facts):
 def test_an_empty_registry_is_empty(store):
     assert alias.aliases() == {}
     assert registered.versions() == {}
+
+
+def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
+    client = MlflowClient()
+    client.create_registered_model("other")
+    ours = client.get_model_version("lvm", "2")
+    made = client.create_model_version("other", ours.source, model_id=ours.model_id)
+    card = registered.read_card(f"models:/other/{made.version}")
+    assert made.version in (1, "1") and card.version is None
+    assert registered.version_of(card.model_id) == "2"
+
+
+def test_a_full_disk_is_no_fault_of_the_model(three_versions, monkeypatch):
+    def full(*words, **named):
+        raise MlflowException("while downloading: [Errno 28] No space left on device: '/tmp/x'")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", full)
+    with pytest.raises(MlflowException, match="No space left"):
+        registered.load("models:/lvm/1")
 
 
 def test_versions_carry_their_facts(three_versions, facts):

@@ -26,6 +26,7 @@ from lvm.evaluation.evaluate import evaluate_rival
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.lanes.reranking import fit_reranker, foretell
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
+from lvm.shadow.child import told_in
 from lvm.shadow.host import Host
 from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
 from lvm.shadow.process import Asked, Job, Replayer, finish, write_job
@@ -248,6 +249,16 @@ def test_a_disk_that_refuses_the_result_is_no_fault_of_the_candidate(tmp_path):
     (tmp_path / "error.txt").write_text("FileNotFoundError: [Errno 2] No such file: 'model'")
     with pytest.raises(MeasurementFailed, match="No such file"):
         finish(1, job)
+
+
+def test_a_disk_that_refuses_even_the_message_is_told_by_the_exit_code(tmp_path, monkeypatch):
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    told_in(tmp_path / "gone")(ValueError, ValueError("what it was"), None)
+    assert codes == [errno.ENOENT]
+    with pytest.raises(OSError) as caught:
+        finish(errno.ENOSPC, Job(tmp_path, tmp_path / "result", "key"))
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.slow
