@@ -39,8 +39,12 @@ def make_inputs(
     bank: Bank, ctx: int, windows_path: str | None, context: str, **plan: Any
 ) -> Inputs:
     """Open the windows of a bank, planned here where they are missing; log both as datasets."""
-    windows = ensure_windows(bank, ctx, windows_path, **plan)
-    path = Path(windows_path or f"data/windows/ctx{ctx}")
+    return log_inputs(bank, ensure_windows(bank, ctx, windows_path, **plan), context)
+
+
+def log_inputs(bank: Bank, windows: Windows, context: str) -> Inputs:
+    """Log a bank with its windows, which have a folder, as datasets of the run."""
+    assert windows.folder is not None
     dataset = datasets.log_bank(bank, context)
-    datasets.log_windows(windows, path, context)
-    return Inputs(bank, windows, path, dataset)
+    datasets.log_windows(windows, windows.folder, context)
+    return Inputs(bank, windows, windows.folder, dataset)

@@ -113,6 +113,7 @@ class Planner:
         batches = Batches(self.bank, windows, config.batch_size, config.seed, is_dense)
         plan = plan_training(batches, config)
         sha256 = training_sha256(config, windows)
+        parameters = {**parameters, "windows": str(windows.folder)}
         return Job(label + suffix, label, phase, recipe, parameters, windows, plan, sha256)
 
 

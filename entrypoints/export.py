@@ -4,11 +4,12 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, log_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm import tracking
 from lvm.report.notes import counts_note
+from lvm.windows.export import export_windows
 from lvm.windows.planning import SPLIT_KINDS
 from lvm.windows.splits import SPLITS
 
@@ -34,7 +35,8 @@ def body(options: ExportOptions) -> None:
     overlap = options.ctx // 2 if options.overlap is None else options.overlap
     tracking.log_config(asdict(options) | {"overlap": overlap})
     plan = {"overlap": overlap, "split": options.split, "seed": options.seed}
-    inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "export", **plan)
+    bank = read_bank(options.bank)
+    inputs = log_inputs(bank, export_windows(bank, options.ctx, options.windows, **plan), "export")
     report = export_report(inputs)
     tracking.log_metrics({f"windows/{k}": v for k, v in inputs.windows.counts.items()})
     print_counts(report)

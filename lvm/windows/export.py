@@ -29,6 +29,7 @@ from lvm.windows.splits import SPLITS, runs
 from lvm.writing import is_damaged, sealed, writing
 
 FORMAT = 1
+DEFAULTS = {"overlap": None, "split": "document", "seed": 0}
 ANEW = "delete the folder to have them planned anew"
 FILES = ("windows.parquet", "documents.parquet", "queries.parquet", "twins.parquet")
 SETTINGS = ("ctx", "overlap", "split", "seed", "bank_sha256", "leaky", "sha256", "counts", "audit")
@@ -196,31 +197,68 @@ def _assemble(settings: dict[str, Any], tables: dict[str, pd.DataFrame], bank: B
 
 
 def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
-    """Open the windows at `path` (data/windows/ctx<ctx> when None), or plan them there.
+    """Open the windows at `path`, or plan them there.
 
     They are reused when they belong to this bank with this ctx, equal in every setting that `plan`
     (overlap, split, seed) names; otherwise planned anew. One process at a time does so. Raises
     ValueError for a named `path` that holds other windows: only an export replaces those.
+
+    Without a path their place is data/windows/ctx<ctx>, from which training reads: an evaluation by
+    another plan leaves it alone, and has a folder beside it, ctx<ctx>-<split>-seed<seed>.
     """
-    is_named = path is not None
-    path = Path("data/windows") / f"ctx{ctx}" if path is None else Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f".{path.name}.lock"):
-        return _ensure_windows(bank, ctx, path, is_named, plan)
-
-
-def _ensure_windows(
-    bank: Bank, ctx: int, path: Path, is_named: bool, plan: dict[str, Any]
-) -> Windows:
-    wanted = {name: value for name, value in plan.items() if value is not None}
-    wanted |= {"ctx": ctx, "bank_sha256": bank.sha256}
-    if (path / "windows.json").is_file():
-        settings = _read_settings(path)
-        if all(settings[name] == value for name, value in wanted.items()):
-            return open_windows(path, bank)
-        if is_named:
+    place = _place(ctx, path)
+    with _one_planner(place):
+        if _holds(place, bank, ctx, plan):
+            return open_windows(place, bank)
+        if path is not None and _is_there(place):
+            settings = _read_settings(place)
             raise ValueError(
                 f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
                 f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it anew"
             )
-    return write_windows(plan_windows(bank, ctx, **plan), path)
+        if path is None and (not _is_default(plan) or _holds(place, bank, ctx, {})):
+            place = place.with_name(_name(ctx, **plan))
+            if _holds(place, bank, ctx, plan):
+                return open_windows(place, bank)
+        return write_windows(plan_windows(bank, ctx, **plan), place)
+
+
+def export_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
+    """Plan windows at `path` (data/windows/ctx<ctx> when None); others there are replaced."""
+    place = _place(ctx, path)
+    with _one_planner(place):
+        if _holds(place, bank, ctx, plan):
+            return open_windows(place, bank)
+        return write_windows(plan_windows(bank, ctx, **plan), place)
+
+
+def _place(ctx: int, path: str | Path | None) -> Path:
+    return Path("data/windows") / f"ctx{ctx}" if path is None else Path(path)
+
+
+def _one_planner(place: Path) -> FileLock:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(place.parent / f".{place.name}.lock")
+
+
+def _is_there(place: Path) -> bool:
+    return (place / "windows.json").is_file()
+
+
+def _holds(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> bool:
+    """Tell whether windows of this bank and ctx are there, equal in every setting of `plan`."""
+    if not _is_there(place):
+        return False
+    wanted = {name: value for name, value in plan.items() if value is not None}
+    wanted |= {"ctx": ctx, "bank_sha256": bank.sha256}
+    settings = _read_settings(place)
+    return all(settings[name] == value for name, value in wanted.items())
+
+
+def _is_default(plan: dict[str, Any]) -> bool:
+    return all(value is None or value == DEFAULTS[name] for name, value in plan.items())
+
+
+def _name(ctx: int, split: str = "document", seed: int = 0, overlap: int | None = None) -> str:
+    shared = "" if overlap is None else f"-overlap{overlap}"
+    return f"ctx{ctx}-{split}-seed{seed}{shared}"

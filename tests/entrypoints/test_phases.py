@@ -32,7 +32,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.registry import alias, registered
 from lvm.registry.registered import Card
 from lvm.statistics import smallest_detectable
-from lvm.windows.export import ensure_windows, plan_windows
+from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
 
 
@@ -68,13 +68,15 @@ def sha(bank: Bank, name: str, recipe: str = "dense", **given: Any) -> str:
 
 
 def test_phases_are_planned_on_the_split_that_the_replay_takes(planned_bank):
-    """Other windows that lie there are replaced, leaky ones above all."""
+    """Other windows that lie where training reads are passed over, leaky ones above all."""
     first = sha(planned_bank, "1")
     for other in ({"split": "random"}, {"seed": 3}):
-        there = ensure_windows(planned_bank, 100, **other)
+        there = export_windows(planned_bank, 100, **other)
         assert there.leaky == ("split" in other)
-        assert sha(planned_bank, "1") == first
-        assert not ensure_windows(planned_bank, 100).leaky
+        job = Planner(planned_bank).job("1", read_phases()["1"], "dense", {"bank": "bank"})
+        assert job.sha256 == first and not job.windows.leaky
+        assert job.parameters["windows"] == "data/windows/ctx100-document-seed0"
+        assert ensure_windows(planned_bank, 100).sha256 == there.sha256
 
 
 def test_the_seed_is_that_of_an_honest_baseline_of_the_bank(planned_bank, tiny_bank, monkeypatch):

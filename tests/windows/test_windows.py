@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from lvm.bank.store import Bank, write_bank
 from lvm.windows.audit import VIOLATIONS, audit_windows
-from lvm.windows.export import ensure_windows, open_windows, plan_windows, write_windows
+from lvm.windows.export import (
+    ensure_windows,
+    export_windows,
+    open_windows,
+    plan_windows,
+    write_windows,
+)
 from lvm.windows.planning import Windows, contents_sha256
 from lvm.windows.splits import SPLITS, num_flat_windows, split_by_document, train_windows
 from tests.synthetic import make_bank
@@ -342,13 +348,29 @@ def test_ensure_windows_reuses_equal_plans(
 ):
     monkeypatch.chdir(tmp_path)
     stamped = tmp_path / "data/windows" / f"ctx{CTX}" / "windows.json"
-    first = ensure_windows(tiny_bank, CTX, overlap=3)
+    first = export_windows(tiny_bank, CTX, overlap=3)
     stamp = stamped.stat().st_mtime_ns
     assert ensure_windows(tiny_bank, CTX).sha256 == first.sha256
     assert stamped.stat().st_mtime_ns == stamp
-    assert ensure_windows(tiny_bank, CTX, overlap=4).overlap == 4
+    assert export_windows(tiny_bank, CTX, overlap=4).overlap == 4
+    assert ensure_windows(tiny_bank, CTX).overlap == 4
     other = make_bank(tmp_path / "bank", seed=1)
     assert ensure_windows(other, CTX).bank_sha256 == other.sha256
+
+
+def test_a_plan_that_an_evaluation_needs_is_not_what_training_reads(
+    tiny_bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    leaky = ensure_windows(tiny_bank, CTX, split="random")
+    assert leaky.leaky and str(leaky.folder) == f"data/windows/ctx{CTX}-random-seed0"
+    plain = ensure_windows(tiny_bank, CTX)
+    assert not plain.leaky and str(plain.folder) == f"data/windows/ctx{CTX}"
+    assert ensure_windows(tiny_bank, CTX, split="random").sha256 == leaky.sha256
+    chosen = export_windows(tiny_bank, CTX, seed=3)
+    replayed = ensure_windows(tiny_bank, CTX, split="document", seed=0)
+    assert replayed.sha256 == plain.sha256 and replayed.folder != chosen.folder
+    assert ensure_windows(tiny_bank, CTX).sha256 == chosen.sha256
 
 
 @pytest.mark.parametrize("change", ["overlap", "ctx", "bank"])
@@ -360,6 +382,7 @@ def test_a_named_folder_of_other_windows_is_refused(tiny_bank: Bank, tmp_path: P
     with pytest.raises(ValueError, match="holds other windows"):
         ensure_windows(bank, CTX + (change == "ctx"), path, **plan)
     assert open_windows(path, tiny_bank).sha256 == first.sha256
+    assert export_windows(tiny_bank, CTX, path, overlap=2).overlap == 2
 
 
 @pytest.mark.parametrize(
