@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import yaml
+
 
 def project_root() -> Path:
     """Return the folder of the MLproject file, or the working folder where lvm lies elsewhere."""
@@ -19,6 +21,12 @@ def checkout_root() -> Path:
             "this in a checkout of lvm, or the entry points one after another"
         )
     return root
+
+
+def entry_points() -> set[str]:
+    """Return the names of the entry points in the MLproject file; none outside of a checkout."""
+    project = Path(__file__).resolve().parents[1] / "MLproject"
+    return set(yaml.safe_load(project.read_text())["entry_points"]) if project.is_file() else set()
 
 
 def is_dirty() -> bool | None:

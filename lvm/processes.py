@@ -31,8 +31,21 @@ def is_gone(name: str) -> bool:
         process = psutil.Process(int(found[3]))
         shift = abs(process.create_time() - float(found[4]))
         return process.status() == psutil.STATUS_ZOMBIE or shift > CLOCK_SECONDS
-    except psutil.NoSuchProcess:
+    except psutil.ZombieProcess:
         return True
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return not _has_number(int(found[3]))
+
+
+def _has_number(number: int) -> bool:
+    """Tell whether there is a process of this number, even one that /proc hides (hidepid)."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _namespace() -> int:

@@ -256,6 +256,8 @@ def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
+    if "error" in known.data.tags:  # closed as abandoned, before this process claimed it
+        mlflow.delete_tag("error")
     there = mlflow.get_experiment(known.info.experiment_id).tags
     missing = {k: v for k, v in saved_view().items() if k not in there}
     add_shared(lambda: mlflow.set_experiment_tags(missing))
