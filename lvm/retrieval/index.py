@@ -130,7 +130,12 @@ class ServingIndex:
     def _best(self, unit_QD: FloatArray, place_QC: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """Score the candidates anew from the bank, since the index rounds; return the k best."""
         row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
-        score_QC = np.einsum("qd,qcd->qc", unit_QD, self.bank.unit(row_QC))
+        score_QC = np.empty(row_QC.shape, np.float32)
+        width = max(1, CANDIDATES // len(row_QC))  # less than all only for a single query
+        for start in range(0, row_QC.shape[1], width):
+            columns = slice(start, start + width)
+            unit_QCD = self.bank.unit(row_QC[:, columns])
+            score_QC[:, columns] = np.einsum("qd,qcd->qc", unit_QD, unit_QCD)
         if self.pair_N2 is not None:
             score_QC = self.pair_N2[row_QC, 0] * score_QC + self.pair_N2[row_QC, 1]
         score_QC[row_QC < 0] = -np.inf

@@ -113,6 +113,26 @@ def test_probing_every_list_is_exact_search(bank, correction, inverted):
     assert agreement(row_QK, exact(bank, correction)[0]) == 1.0
 
 
+def test_many_candidates_of_one_query_are_scored_in_blocks(bank, correction, monkeypatch):
+    built = build_index(bank, no_predictions, correction)
+    query_1D = queries(bank)[:1]
+    row_1K, score_1K = built.search(query_1D, ROWS - TWINS)
+    monkeypatch.setattr("lvm.retrieval.index.CANDIDATES", 64)
+    monkeypatch.setattr(Bank, "unit", at_most(64, Bank.unit))
+    found_1K, found_score_1K = built.search(query_1D, ROWS - TWINS)
+    assert np.array_equal(found_1K, row_1K) and np.array_equal(found_score_1K, score_1K)
+
+
+def at_most(most: int, unit):
+    """Return a `Bank.unit` that reads no more than `most` rows at once."""
+
+    def counted(bank: Bank, rows):
+        assert np.size(rows) <= most
+        return unit(bank, rows)
+
+    return counted
+
+
 def test_one_query_finds_what_a_batch_finds(bank, inverted):
     row_QK, _ = inverted.search(queries(bank), 5)
     alone_QK = [inverted.search(query_1D, 5)[0][0] for query_1D in queries(bank)[:20, None]]

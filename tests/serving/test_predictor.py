@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import mlflow
@@ -20,6 +21,7 @@ from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import alias, registered
 from lvm.retrieval.search import top_rows
+from lvm.serving import passages
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -155,6 +157,21 @@ def test_where_the_context_holds_all_but_some_the_rest_is_padded(served, workpla
     assert (found["scores"][0][~is_found_K] == np.finfo(np.float32).min).all()
 
 
+def test_a_long_context_is_compared_in_blocks(served, workplace, monkeypatch):
+    bank = open_bank(workplace / "bank")
+    context_1TD = bank.unit(slice(0, bank.num_rows - 600))[None]
+    whole = served.predict(context_1TD, params={"k": 300})
+    monkeypatch.setattr(passages, "COSINES", 2**14)
+    tracemalloc.start()
+    try:
+        found = served.predict(context_1TD, params={"k": 300})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found["rows"], whole["rows"])
+    assert peak < 300 * context_1TD.shape[1] * 4, "less than all cosines with the first answers"
+
+
 def test_vectors_of_extreme_length_are_scaled(served):
     for scale in (1e-30, 1e30):
         scaled = served.predict(contexts() * np.float32(scale))
@@ -184,6 +201,13 @@ def test_a_warm_stream_answers_like_the_whole_context(served, workplace, correct
 def test_an_impossible_k_is_refused(served, k):
     with pytest.raises(ValueError, match="k: "):
         served.predict(contexts(), params={"k": k})
+
+
+def test_more_passages_than_can_be_held_are_refused(served):
+    reason = "k: 1,000 passages for each of 101 contexts are more than 100,000 in all; send at most"
+    with pytest.raises(ValueError, match=f"{reason} 100 contexts together"):
+        served.predict(contexts(101, 1), params={"k": 1000})
+    assert served.predict(contexts(101, 1), params={"k": 9})["rows"].shape == (101, 9)
 
 
 def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, workplace):
