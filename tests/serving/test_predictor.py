@@ -1,7 +1,9 @@
 """The served predictor, loaded by MLflow from a real sqlite store."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -223,6 +225,17 @@ def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, w
     finally:
         shutil.rmtree(workplace / "bank")
         shutil.move(workplace / "away", workplace / "bank")
+
+
+def test_a_bank_that_cannot_be_read_is_a_refusal(served, monkeypatch):
+    def denied(*parts: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "bank/bank.json")
+
+    fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
+    monkeypatch.setattr("lvm.serving.predictor.open_bank", denied)
+    with pytest.raises(ValueError, match="k: the bank cannot be read .*Permission denied"):
+        fresh.predict(contexts(), params={"k": 2})
+    assert fresh.predict(contexts()).shape == (3, DIM)
 
 
 def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):
