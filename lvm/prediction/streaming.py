@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from lvm.prediction.contexts import check_contexts
+from lvm.prediction.contexts import unit_contexts
 
 
 class Streamable(Protocol):
@@ -85,8 +85,7 @@ class Stream:
         return prediction_D.float().cpu().numpy()
 
     def _unit(self, context_TD: NDArray[np.float32]) -> Tensor:
-        check_contexts(context_TD[None], self._dim)
-        return torch.from_numpy(context_TD / np.linalg.norm(context_TD, axis=-1, keepdims=True))
+        return torch.from_numpy(unit_contexts(context_TD[None], self._dim)[0])
 
 
 def open_stream(model: nn.Module, ctx: int | None = None) -> Stream:

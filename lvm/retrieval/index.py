@@ -7,6 +7,7 @@ C candidates of a query, E = D + 1 or more. A row correction (N, 2) is folded in
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
 from lvm.checkpoint.facts import Facts
+from lvm.one_line import one_line
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.search import (
     FloatArray,
@@ -33,7 +35,7 @@ from lvm.retrieval.search import (
 )
 from lvm.retrieval.structures import FLAT, HNSW, IVF, STRUCTURES
 from lvm.scratch import put_whole
-from lvm.windows.export import ensure_windows
+from lvm.windows.export import ensure_windows, plan_windows
 from lvm.writing import is_damaged, sealed, write_array, writing
 
 FOLDER = Path("data/index")
@@ -50,6 +52,7 @@ QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single quer
 CANDIDATES = 65_536  # scored anew at a time: 200 MB at 768 dims
 INDEX, ROWS, CONTENTS = "index.faiss", "rows.npy", "index.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,12 @@ class ServingIndex:
     def _best(self, unit_QD: FloatArray, place_QC: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """Score the candidates anew from the bank, since the index rounds; return the k best."""
         row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
-        score_QC = np.einsum("qd,qcd->qc", unit_QD, self.bank.unit(row_QC))
+        score_QC = np.empty(row_QC.shape, np.float32)
+        width = max(1, CANDIDATES // len(row_QC))  # less than all only for a single query
+        for start in range(0, row_QC.shape[1], width):
+            columns = slice(start, start + width)
+            unit_QCD = self.bank.unit(row_QC[:, columns])
+            score_QC[:, columns] = np.einsum("qd,qcd->qc", unit_QD, unit_QCD)
         if self.pair_N2 is not None:
             score_QC = self.pair_N2[row_QC, 0] * score_QC + self.pair_N2[row_QC, 1]
         score_QC[row_QC < 0] = -np.inf
@@ -152,8 +160,9 @@ def ensure_index(
     """Open the index of a model over a bank, built in `folder` where it is missing or damaged.
 
     Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`),
-    to choose how much of the index a search must read. One process at a time builds. Raises
-    ValueError where the bank's files do not match their hashes.
+    to choose how much of the index a search must read. One process at a time builds. Where nothing
+    can be written, the built one is kept in memory, with a line in the log. Raises ValueError where
+    the bank's files do not match their hashes.
     """
     parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model.config]
     parts += [facts.ctx, facts.split, facts.seed]
@@ -163,20 +172,40 @@ def ensure_index(
     if row_correction is not None:
         digest.update(np.ascontiguousarray(row_correction, np.float32).data)
 
-    def tuning_predictions() -> FloatArray:
-        windows = ensure_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
-        return predict_queries(model, bank, windows.queries["val"].head(TUNING_QUERIES))
+    def build() -> ServingIndex:
+        bank.verify()
+        return build_index(
+            bank, lambda: _val_predictions(bank, model, facts), row_correction, sizes
+        )
 
-    path = Path(folder) / digest.hexdigest()[:16]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f".{path.name}.lock"):
+    path, built = Path(folder) / digest.hexdigest()[:16], None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            try:
+                return open_index(path, bank, row_correction)
+            except UNREADABLE:
+                built = build()
+                write_index(built, path)
+        return open_index(path, bank, row_correction)
+    except OSError as error:
+        reason = one_line(str(error))
+    if built is None:  # not even the lock: the index of a read-only disk is opened without
         try:
             return open_index(path, bank, row_correction)
         except UNREADABLE:
-            bank.verify()
-            built = build_index(bank, tuning_predictions, row_correction, sizes)
-            write_index(built, path)
-    return open_index(path, bank, row_correction)
+            built = build()
+    _log.warning("index %s cannot be written (%s); it is kept in memory", path, reason)
+    return built
+
+
+def _val_predictions(bank: Bank, model: nn.Module, facts: Facts) -> FloatArray:
+    """Return predictions (Q, D) to tune on; where no windows can be written, they are planned."""
+    try:
+        windows = ensure_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
+    except OSError:
+        windows = plan_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
+    return predict_queries(model, bank, windows.queries["val"].head(TUNING_QUERIES))
 
 
 def build_index(

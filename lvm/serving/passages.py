@@ -20,6 +20,8 @@ from lvm.retrieval.shortlist import SIZE, Shortlist
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 MAX_PASSAGES = 1000
+MAX_IN_ALL = 100_000  # passages of one request, each a dict of some 500 bytes
+COSINES = 2**24  # compared at a time: 64 MB
 SPARE = 32  # candidates beyond those asked for, of which the context may hold some
 
 
@@ -42,6 +44,14 @@ class Wanted:
             raise ValueError(f"rerank: unknown {self.rerank!r}; choose one of {', '.join(RERANKS)}")
         if self.rerank == LANE and self.k == 0:
             raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
+
+    def check_batch(self, num_contexts: int) -> None:
+        """Raise ValueError where so many contexts would be answered with too many passages."""
+        if self.k * num_contexts > MAX_IN_ALL:
+            raise ValueError(
+                f"k: {self.k:,} passages for each of {num_contexts:,} contexts are more than "
+                f"{MAX_IN_ALL:,} in all; send at most {MAX_IN_ALL // self.k:,} contexts together"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,7 @@ class Retriever:
             row_BC, score_BC = self.index.search(vector_BD, depth)
             is_last_B = row_BC[:, -1] < 0  # the lists that were read hold no more
             for row_C, score_C, unit_TD in zip(row_BC, score_BC, unit_BTD, strict=True):
-                cosine_CT = self.index.bank.unit(row_C) @ unit_TD.T
-                is_held_C = (cosine_CT >= SAME_SCORE).any(axis=1)
+                is_held_C = _is_held(self.index.bank.unit(row_C), unit_TD)
                 row_C[is_held_C], score_C[is_held_C] = -1, -np.inf
             is_enough_B = is_last_B | ((row_BC >= 0).sum(axis=1) >= size)
             if depth == num_passages or is_enough_B.all():
@@ -130,6 +139,14 @@ class Retriever:
     @cached_property
     def _texts(self) -> NDArray[np.object_] | None:
         return self.index.bank.texts()
+
+
+def _is_held(unit_CD: FloatArray, unit_TD: FloatArray) -> NDArray[np.bool_]:
+    """Tell which candidates say the same as a row of the context, in bounded memory."""
+    block = max(1, COSINES // len(unit_TD))
+    starts = range(0, len(unit_CD), block)
+    cosines = (unit_CD[start : start + block] @ unit_TD.T for start in starts)
+    return np.concatenate([(cosine_CT >= SAME_SCORE).any(axis=1) for cosine_CT in cosines])
 
 
 def _ordered(row_BC: IntArray, score_BC: FloatArray, size: int) -> tuple[IntArray, FloatArray]:

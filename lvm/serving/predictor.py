@@ -62,13 +62,18 @@ class ServedPredictor(PythonModel):
         for keep_context=True; where fewer than k are left, row -1 has the lowest float32 as score.
         With `packed`, the contexts are read from there, see `lvm.serving.packed`. Raises Refusal, a
         ValueError, on an empty batch or context, another D, zero or non-finite vectors, an
-        impossible k; where k is asked for, also without the model's bank; for rerank=lane, where
-        the model was logged without lanes.
+        impossible k or one too large for B; where k is asked for, also without the model's bank or
+        where it cannot be read; for rerank=lane, where the model was logged without lanes.
         """
         try:
             return self._answer(model_input, params or {})
         except ValueError as error:
             raise Refusal(str(error)) from error
+        except OSError as error:  # only passages are read from files
+            reason = (
+                f"k: the bank cannot be read ({error}); mend that, or ask without k for vectors"
+            )
+            raise Refusal(reason) from error
 
     def _answer(self, model_input: np.ndarray, params: Mapping[str, Any]) -> Answer:
         wanted = Wanted(
@@ -80,6 +85,7 @@ class ServedPredictor(PythonModel):
         if packed:
             contexts_BTD = unpack(packed, contexts_BTD)
         unit_BTD = unit_contexts(contexts_BTD, self.facts.dim)
+        wanted.check_batch(len(unit_BTD))
         retriever = None if wanted.k == 0 else self._opened()
         vector_BD = predict_contexts(self.model, unit_BTD)
         if retriever is None:

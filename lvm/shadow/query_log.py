@@ -142,8 +142,8 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         if len(set(names)) < len(names):
             raise ValueError("a column stands there twice")
         file = pq.ParquetFile(path, read_dictionary=[n for n in names if n == SEQUENCE])
-        if CONTEXT in names and not _is_list(file.schema_arrow.field(CONTEXT).type):
-            raise ValueError("context_rows holds no lists of row numbers")
+        for name in names:
+            _check_kind(name, file.schema_arrow.field(name).type)
         num_rows = _num_values(file, CONTEXT) if CONTEXT in names else 0
         _check_size(path, file.metadata.num_rows, num_rows)
         table = file.read(names)
@@ -163,9 +163,18 @@ def _num_values(file: pq.ParquetFile, name: str) -> int:
     return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _check_kind(name: str, kind: pa.DataType) -> None:
+    """Raise ValueError unless each value takes a few bytes, however often the file repeats it."""
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in tests)
+    is_list = any(test(kind) for test in tests)
+    value = kind.value_type if is_list else kind
+    is_small = pa.types.is_primitive(value) or pa.types.is_null(value)
+    if name == SEQUENCE and not is_small and not pa.types.is_dictionary(kind):
+        raise ValueError(f"{name} holds {kind}; it must hold names")
+    if name == TARGET and (is_list or not is_small):
+        raise ValueError(f"{name} holds {kind}; it must hold whole numbers, rows of the bank")
+    if name == CONTEXT and not (is_list and is_small):
+        raise ValueError(f"{name} holds no lists of row numbers, but {kind}")
 
 
 def _read_csv(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from lvm.bank.store import Bank
 from lvm.models.memory_gru import SlotMemory
 from lvm.models.table import MODELS, build_model
+from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_queries
 from lvm.prediction.streaming import laid_out_for_steps, open_stream
 from lvm.windows.planning import make_queries
@@ -119,6 +120,15 @@ def test_the_length_of_a_vector_does_not_matter() -> None:
     one.warm(vector_TD), other.warm(7 * vector_TD)
     left_D, right_D = one.append(vector_TD[0]), other.append(0.2 * vector_TD[0])
     np.testing.assert_allclose(left_D, right_D, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e20, 1e37])
+def test_vectors_of_extreme_length_are_read_as_predict_reads_them(scale: float) -> None:
+    model, vector_TD = toy("memory_gru", {}), rows().numpy() * np.float32(scale)
+    expected_TD = windowed(model, torch.from_numpy(unit_contexts(vector_TD[None], DIM)[0]))
+    stream = open_stream(model)
+    streamed_TD = [stream.warm(vector_TD[:9]), *(stream.append(row_D) for row_D in vector_TD[9:])]
+    np.testing.assert_allclose(streamed_TD, expected_TD[8:], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,11 @@
 Shapes: N bank rows, Q queries, D vector dim.
 """
 
+import errno
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,6 +118,26 @@ def test_probing_every_list_is_exact_search(bank, correction, inverted):
     assert agreement(row_QK, exact(bank, correction)[0]) == 1.0
 
 
+def test_many_candidates_of_one_query_are_scored_in_blocks(bank, correction, monkeypatch):
+    built = build_index(bank, no_predictions, correction)
+    query_1D = queries(bank)[:1]
+    row_1K, score_1K = built.search(query_1D, ROWS - TWINS)
+    monkeypatch.setattr("lvm.retrieval.index.CANDIDATES", 64)
+    monkeypatch.setattr(Bank, "unit", at_most(64, Bank.unit))
+    found_1K, found_score_1K = built.search(query_1D, ROWS - TWINS)
+    assert np.array_equal(found_1K, row_1K) and np.array_equal(found_score_1K, score_1K)
+
+
+def at_most(most: int, unit):
+    """Return a `Bank.unit` that reads no more than `most` rows at once."""
+
+    def counted(bank: Bank, rows):
+        assert np.size(rows) <= most
+        return unit(bank, rows)
+
+    return counted
+
+
 def test_one_query_finds_what_a_batch_finds(bank, inverted):
     row_QK, _ = inverted.search(queries(bank), 5)
     alone_QK = [inverted.search(query_1D, 5)[0][0] for query_1D in queries(bank)[:20, None]]
@@ -168,6 +193,50 @@ def test_a_damaged_index_is_built_anew(tiny_bank, tmp_path, spoilt):
     found = ensure_index(*arguments).search(tiny_bank.unit(slice(0, 9)), 5)
     assert np.array_equal(found[0], expected[0])
     open_index(file.parent, tiny_bank)
+
+
+@pytest.mark.parametrize("sizes", [(ROWS, ROWS), (9, 9)])
+@pytest.mark.parametrize("fails", ["mkdir", "write"])
+def test_where_nothing_can_be_written_the_index_is_kept_in_memory(
+    tiny_bank, tmp_path, monkeypatch, caplog, sizes, fails
+):
+    """A file stands where the folders would; or the disk is full."""
+    facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
+    model = MovingAverage(tiny_bank.dim)
+    monkeypatch.chdir(tmp_path)
+    asked_QD = tiny_bank.unit(slice(0, 9))
+    expected = ensure_index(tiny_bank, model, facts, folder="elsewhere", sizes=sizes)
+    shutil.rmtree("data", ignore_errors=True)
+    if fails == "mkdir":
+        Path("data").touch()
+    else:
+        monkeypatch.setattr("lvm.retrieval.index.write_array", full_disk)
+    index = ensure_index(tiny_bank, model, facts, sizes=sizes)
+    assert index.facts == expected.facts
+    assert np.array_equal(index.search(asked_QD, 5)[0], expected.search(asked_QD, 5)[0])
+    (line,) = caplog.messages
+    assert "cannot be written" in line and "kept in memory" in line and "\n" not in line
+    assert not list(tmp_path.glob("data/index/*/index*")), "nothing is left"
+
+
+def full_disk(*parts: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.npy")
+
+
+def test_an_index_on_a_read_only_disk_is_opened_without_a_lock(
+    tiny_bank, tmp_path, monkeypatch, caplog
+):
+    facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
+    arguments = (tiny_bank, MovingAverage(tiny_bank.dim), facts, None, tmp_path)
+    expected = ensure_index(*arguments)
+    monkeypatch.setattr("lvm.retrieval.index.FileLock", read_only)
+    monkeypatch.setattr("lvm.retrieval.index.build_index", no_predictions)
+    assert ensure_index(*arguments).facts == expected.facts
+    assert not caplog.messages
+
+
+def read_only(path: Path) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def test_no_index_is_built_from_a_bank_that_changed(tmp_path):

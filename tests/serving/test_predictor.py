@@ -1,8 +1,11 @@
 """The served predictor, loaded by MLflow from a real sqlite store."""
 
+import errno
 import io
 import json
+import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import mlflow
@@ -20,6 +23,7 @@ from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import alias, registered
 from lvm.retrieval.search import top_rows
+from lvm.serving import passages
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -155,6 +159,21 @@ def test_where_the_context_holds_all_but_some_the_rest_is_padded(served, workpla
     assert (found["scores"][0][~is_found_K] == np.finfo(np.float32).min).all()
 
 
+def test_a_long_context_is_compared_in_blocks(served, workplace, monkeypatch):
+    bank = open_bank(workplace / "bank")
+    context_1TD = bank.unit(slice(0, bank.num_rows - 600))[None]
+    whole = served.predict(context_1TD, params={"k": 300})
+    monkeypatch.setattr(passages, "COSINES", 2**14)
+    tracemalloc.start()
+    try:
+        found = served.predict(context_1TD, params={"k": 300})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found["rows"], whole["rows"])
+    assert peak < 300 * context_1TD.shape[1] * 4, "less than all cosines with the first answers"
+
+
 def test_vectors_of_extreme_length_are_scaled(served):
     for scale in (1e-30, 1e30):
         scaled = served.predict(contexts() * np.float32(scale))
@@ -186,6 +205,13 @@ def test_an_impossible_k_is_refused(served, k):
         served.predict(contexts(), params={"k": k})
 
 
+def test_more_passages_than_can_be_held_are_refused(served):
+    reason = "k: 1,000 passages for each of 101 contexts are more than 100,000 in all; send at most"
+    with pytest.raises(ValueError, match=f"{reason} 100 contexts together"):
+        served.predict(contexts(101, 1), params={"k": 1000})
+    assert served.predict(contexts(101, 1), params={"k": 9})["rows"].shape == (101, 9)
+
+
 def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, workplace):
     fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
     shutil.move(workplace / "bank", workplace / "away")
@@ -199,6 +225,17 @@ def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, w
     finally:
         shutil.rmtree(workplace / "bank")
         shutil.move(workplace / "away", workplace / "bank")
+
+
+def test_a_bank_that_cannot_be_read_is_a_refusal(served, monkeypatch):
+    def denied(*parts: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "bank/bank.json")
+
+    fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
+    monkeypatch.setattr("lvm.serving.predictor.open_bank", denied)
+    with pytest.raises(ValueError, match="k: the bank cannot be read .*Permission denied"):
+        fresh.predict(contexts(), params={"k": 2})
+    assert fresh.predict(contexts()).shape == (3, DIM)
 
 
 def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):

@@ -170,6 +170,30 @@ def test_lists_that_are_none_are_refused_in_parquet(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("target_row", pa.string(), "target_row holds string; it must hold whole numbers"),
+        ("target_row", pa.list_(pa.int64()), "target_row holds list"),
+        ("context_rows", pa.list_(pa.string()), "no lists of row numbers, but list"),
+        ("context_rows", pa.list_(pa.list_(pa.int64())), "no lists of row numbers, but list"),
+        ("sequence", pa.binary(2), "sequence holds fixed_size_binary.2.; it must hold names"),
+    ],
+)
+def test_values_that_may_grow_are_refused_before_they_are_read(
+    name, kind, reason, tmp_path, monkeypatch
+):
+    good = {"target_row": [5], "sequence": ["sequence-0"], "context_rows": [[3, 4]]}
+    value = b"xx" if name == "sequence" else "x" if kind == pa.string() else []
+    table = pa.table(good | {name: pa.array([value], kind)})
+    pq.write_table(table, tmp_path / "log.parquet")
+    read: list[object] = []
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *parts: read.append(parts))
+    with pytest.raises(ValueError, match=reason):
+        read_query_log(tmp_path / "log.parquet")
+    assert not read
+
+
+@pytest.mark.parametrize(
     ("lines", "reason"),
     [
         ("target_row,sequence,target_row\n5,sequence-0,6\n", "names a column twice"),
