@@ -22,8 +22,9 @@ test: .venv/.installed-test
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
 
+# Three on two cores: those that wait for a server or a lock need none.
 test-faults: .venv/.installed-test
-	python -m pytest -n 2 --dist worksteal -m faults tests/faults
+	python -m pytest -n 3 --dist worksteal --durations 10 -m faults tests/faults
 
 soak: .venv/.installed-test
 	SOAK_MINUTES=30 python -m pytest -s -m faults tests/faults/test_soak.py

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,8 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     except Stopped as stop:
         status = RunStatus.KILLED
         end_children()
-        _end_child_runs(run_id)
+        with suppress(StoreError, *DATABASE_ERRORS):  # then the next start closes them
+            _end_child_runs(run_id)
         mlflow.set_tag("error", f"stopped by {stop.signal_name}")
         raise
     except BaseException as error:

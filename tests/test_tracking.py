@@ -109,6 +109,19 @@ def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monke
     assert "MLFLOW_RUN_ID" not in os.environ
 
 
+def test_a_stop_is_told_though_its_clean_up_fails(store, monkeypatch):
+    """The signal can come while a library makes itself ready, which is broken from then on."""
+
+    def broken(run_id):
+        raise mlflow.MlflowException("Invalid clause(s) in filter string")
+
+    monkeypatch.setattr(tracking, "child_runs", broken)
+    with pytest.raises(Stopped), tracking.run("train", {}) as run_id:
+        os.kill(os.getpid(), signal.SIGTERM)
+    found = mlflow.get_run(run_id)
+    assert found.info.status == "KILLED" and found.data.tags["error"] == "stopped by SIGTERM"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
     before = signal.getsignal(number)
