@@ -25,6 +25,7 @@ BASELINE, PREVIOUS = "baseline", "previous"
 MOVE, PENDING = "move/", "pending_move"
 DECIDED, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
 MAX_REASON = 1000
+FAILURES = (MlflowException, OSError, *DATABASE_ERRORS)  # of the store
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -172,7 +173,7 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
         if BASELINE in now:
             client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
         client.set_registered_model_alias(NAME, BASELINE, version)
-    except BaseException:
+    except FAILURES:
         repair()
         if aliases().get(BASELINE) != version:
             raise
@@ -186,7 +187,7 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
         )
     try:
         repair()
-    except (MlflowException, OSError, *DATABASE_ERRORS) as error:
+    except FAILURES as error:
         reason = plain_reason(error)
         print(
             f"version {version} is the baseline; its history follows with the next move: {reason}"
