@@ -77,7 +77,7 @@ class Planner:
     """Plans trainings on one bank as `train` would do them, reading the windows of a ctx once.
 
     The windows are split by document under the one `seed` that the replay will take, so that it
-    neither replaces them nor finds its answers among the rows trained on.
+    finds none of its answers among the rows trained on.
     """
 
     def __init__(self, bank: Bank, seed: int = 0) -> None:

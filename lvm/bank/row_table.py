@@ -90,10 +90,9 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
 
 def _without_categories(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the values of its categories: numbers of lanes stay numbers."""
-    is_coded = [isinstance(dtype, pd.CategoricalDtype) for dtype in rows.dtypes]
-    if not any(is_coded) or not rows.columns.is_unique:
-        return rows
-    return rows.astype({name: object for name in rows.columns[is_coded]})
+    once = [name for name in KINDS if (rows.columns == name).sum() == 1]
+    coded = [name for name in once if isinstance(rows[name].dtype, pd.CategoricalDtype)]
+    return rows.astype(dict.fromkeys(coded, object)) if coded else rows
 
 
 def _check_kinds(rows: pd.DataFrame, where: str) -> None:

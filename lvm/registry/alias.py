@@ -173,11 +173,10 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
         if BASELINE in now:
             client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
         client.set_registered_model_alias(NAME, BASELINE, version)
-    except FAILURES:
-        repair()
+    except FAILURES:  # of the move, or only of its answer
         if aliases().get(BASELINE) != version:
+            repair()
             raise
-        return  # it was done, only the answer was lost
     found = aliases().get(BASELINE)
     if found != version:
         client.delete_registered_model_tag(NAME, PENDING)

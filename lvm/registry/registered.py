@@ -247,6 +247,8 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         if alias:
             return client.get_model_version_by_alias(name, alias)
         name, _, number = name.partition("/")
+        if number == "latest" and name != NAME:
+            raise ValueError(f"model: {reference} is no version of {NAME}; give its number")
         if number == "latest":
             number = max(versions(), key=int, default="")
             if not number:

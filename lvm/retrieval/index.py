@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,25 +179,31 @@ def ensure_index(
             bank, lambda: _val_predictions(bank, model, facts), row_correction, sizes
         )
 
-    path, built = Path(folder) / digest.hexdigest()[:16], None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / f".{path.name}.lock"):
-            try:
-                return open_index(path, bank, row_correction)
-            except UNREADABLE:
-                built = build()
-                write_index(built, path)
-        return open_index(path, bank, row_correction)
-    except OSError as error:
-        reason = one_line(str(error))
-    if built is None:  # not even the lock: the index of a read-only disk is opened without
+    path = Path(folder) / digest.hexdigest()[:16]
+    with _one_builder(path):
         try:
             return open_index(path, bank, row_correction)
         except UNREADABLE:
             built = build()
-    _log.warning("index %s cannot be written (%s); it is kept in memory", path, reason)
-    return built
+        try:
+            write_index(built, path)
+        except OSError as error:
+            reason = one_line(str(error))
+            _log.warning("index %s cannot be written (%s); it is kept in memory", path, reason)
+            return built
+    return open_index(path, bank, row_correction)
+
+
+@contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    """Let one process at a time build; on a disk that takes no lock, each for itself."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(path.parent / f".{path.name}.lock"))
+        except OSError:
+            pass  # whether there is something to write is not known yet
+        yield
 
 
 def _val_predictions(bank: Bank, model: nn.Module, facts: Facts) -> FloatArray:

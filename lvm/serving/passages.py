@@ -46,11 +46,15 @@ class Wanted:
             raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
 
     def check_batch(self, num_contexts: int) -> None:
-        """Raise ValueError where so many contexts would be answered with too many passages."""
-        if self.k * num_contexts > MAX_IN_ALL:
+        """Raise ValueError where so many contexts would be answered with too many passages.
+
+        A re-ranking holds its whole shortlist, however few of it are asked for.
+        """
+        held = max(self.k, SIZE) if self.rerank == LANE else self.k
+        if held * num_contexts > MAX_IN_ALL:
             raise ValueError(
-                f"k: {self.k:,} passages for each of {num_contexts:,} contexts are more than "
-                f"{MAX_IN_ALL:,} in all; send at most {MAX_IN_ALL // self.k:,} contexts together"
+                f"k: {held:,} passages for each of {num_contexts:,} contexts are more than "
+                f"{MAX_IN_ALL:,} in all; send at most {MAX_IN_ALL // held:,} contexts together"
             )
 
 

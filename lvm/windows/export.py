@@ -203,8 +203,9 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
     (overlap, split, seed) names; otherwise planned anew. One process at a time does so. Raises
     ValueError for a named `path` that holds other windows: only an export replaces those.
 
-    Without a path their place is data/windows/ctx<ctx>, from which training reads: an evaluation by
-    another plan leaves it alone, and has a folder beside it, ctx<ctx>-<split>-seed<seed>.
+    Without a path their place is data/windows/ctx<ctx>. Only an export replaces what is there:
+    where another plan or another bank is wanted, or none is there and the plan is not the default,
+    a folder beside it is taken, ctx<ctx>-<split>-seed<seed>-<bank's sha256>.
     """
     place = _place(ctx, path)
     with _one_planner(place):
@@ -216,8 +217,8 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
                 f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
                 f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it anew"
             )
-        if path is None and (not _is_default(plan) or _holds(place, bank, ctx, {})):
-            place = place.with_name(_name(ctx, **plan))
+        if path is None and (_is_there(place) or not _is_default(plan)):
+            place = place.with_name(f"{_name(ctx, **plan)}-{bank.sha256[:8]}")
             if _holds(place, bank, ctx, plan):
                 return open_windows(place, bank)
         return write_windows(plan_windows(bank, ctx, **plan), place)

@@ -75,7 +75,8 @@ def test_phases_are_planned_on_the_split_that_the_replay_takes(planned_bank):
         assert there.leaky == ("split" in other)
         job = Planner(planned_bank).job("1", read_phases()["1"], "dense", {"bank": "bank"})
         assert job.sha256 == first and not job.windows.leaky
-        assert job.parameters["windows"] == "data/windows/ctx100-document-seed0"
+        beside = f"ctx100-document-seed0-{planned_bank.sha256[:8]}"
+        assert job.parameters["windows"] == f"data/windows/{beside}"
         assert ensure_windows(planned_bank, 100).sha256 == there.sha256
 
 

@@ -100,17 +100,38 @@ def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
 
 def test_a_move_whose_answer_is_lost_has_taken_place(old_baseline, monkeypatch):
     set_alias = MlflowClient.set_registered_model_alias
-
-    def lost(self, name, alias, version):
-        set_alias(self, name, alias, version)
-        if alias == "baseline":
-            raise OSError("Max retries exceeded")
-
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost_at("baseline", set_alias))
     alias.promote("2", "1", {"reason": "better"})
     assert alias.aliases() == {"baseline": "2", "previous": "1"}
     assert alias.history()[-1]["reason"] == "better"
     assert MlflowClient().get_model_version("lvm", "2").tags["reason"] == "better"
+
+
+def test_a_move_whose_answer_and_record_are_lost_stands(old_baseline, monkeypatch):
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def locked(*words):
+        raise OSError("database is locked")
+
+    with monkeypatch.context() as patch:
+        lost = lost_at("baseline", set_alias)
+        patch.setattr(MlflowClient, "set_registered_model_alias", lost)
+        patch.setattr(MlflowClient, "set_model_version_tag", locked)
+        alias.promote("2", "1", {})
+    assert alias.aliases()["baseline"] == "2" and len(alias.history()) == 1
+    alias.repair()
+    assert len(alias.history()) == 2
+
+
+def lost_at(which, set_alias):
+    """Return a client's method that sets every alias, and answers for all but one."""
+
+    def lost(self, name, alias, version):
+        set_alias(self, name, alias, version)
+        if alias == which:
+            raise OSError("Max retries exceeded")
+
+    return lost
 
 
 def test_a_move_whose_record_fails_stands_and_is_recorded_by_the_next(

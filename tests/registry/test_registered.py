@@ -67,6 +67,8 @@ def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
     card = registered.read_card(f"models:/other/{made.version}")
     assert made.version in (1, "1") and card.version is None
     assert registered.version_of(card.model_id) == "2"
+    with pytest.raises(ValueError, match="is no version of lvm; give its number"):
+        registered.read_card("models:/other/latest")
 
 
 def test_a_full_disk_is_no_fault_of_the_model(three_versions, monkeypatch):

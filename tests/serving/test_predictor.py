@@ -210,6 +210,8 @@ def test_more_passages_than_can_be_held_are_refused(served):
     with pytest.raises(ValueError, match=f"{reason} 100 contexts together"):
         served.predict(contexts(101, 1), params={"k": 1000})
     assert served.predict(contexts(101, 1), params={"k": 9})["rows"].shape == (101, 9)
+    with pytest.raises(ValueError, match="at most 500 contexts together"):
+        served.predict(contexts(501, 1), params={"k": 1, "rerank": "lane"})
 
 
 def test_passages_of_another_bank_are_refused_while_vectors_are_served(served, workplace):
