@@ -22,7 +22,7 @@ test: .venv/.installed-test
 test-battery: .venv/.installed-test
 	python -m pytest -m battery
 
-# Three on two cores: those that wait for a server or a lock need none.
+# Three on two cores: those that wait for a server or a lock need none. The longest begin first (conftest.py).
 test-faults: .venv/.installed-test
 	python -m pytest -n 3 --dist worksteal --durations 10 -m faults tests/faults
 

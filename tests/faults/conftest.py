@@ -8,6 +8,7 @@ import pytest
 from tabulate import tabulate
 
 PROPERTY = "fault"
+LONGEST = ("test_phases_killed_again_and_again_end_in_the_same_page", "test_a_killed_command")
 
 
 class Tally:
@@ -30,6 +31,11 @@ class Tally:
 @pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Tally:
     return Tally(record_property)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest begin first: at the end they would run alone."""
+    items.sort(key=lambda item: [not item.name.startswith(name) for name in LONGEST])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
