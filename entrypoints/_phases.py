@@ -213,8 +213,14 @@ def shadow_or_find(
 
 
 def standing_replay(key: str, promote: str) -> Shadow | None:
-    """Return the latest replay of this key that can be read and stands."""
-    for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY):
+    """Return the latest replay of this key that can be read and stands.
+
+    One that was killed after its promotion stands, too: the alias moves last.
+    """
+    with alias.locked():
+        alias.repair()
+    promoted = {move["run"] for move in alias.history()}
+    for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
         except ValueError as error:

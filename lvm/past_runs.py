@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,23 @@ def find_finished(tag: str, value: str) -> list[str]:
     return [run.info.run_id for run in _tagged(tag, value) if run.info.status == FINISHED]
 
 
-def find_finished_children(tag: str, value: str, entry: str) -> list[str]:
+def find_finished_children(
+    tag: str, value: str, entry: str, whole: Collection[str] = ()
+) -> list[str]:
     """Return the finished runs of `entry` launched by runs whose `tag` has this value.
 
-    The latest launching run comes first; how it ended itself does not matter.
+    Those of `whole` count as finished. The latest launching run comes first; how it ended itself
+    does not matter.
     """
     children = [
         child for run in _tagged(tag, value) for child in tracking.child_runs(run.info.run_id)
     ]
     found = [child for child in children if child.data.tags.get(tracking.ENTRY) == entry]
-    return [child.info.run_id for child in found if child.info.status == FINISHED]
+    return [
+        child.info.run_id
+        for child in found
+        if child.info.status == FINISHED or child.info.run_id in whole
+    ]
 
 
 def read_text(run_id: str, name: str) -> str:

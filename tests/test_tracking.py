@@ -212,11 +212,14 @@ def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
                 found = tracking.active_run_id()
         with tracking.child_run("shadow-eval", {}):
             tracking.set_tags({tracking.ENTRY: "shadow-eval"})
+            failed = tracking.active_run_id()
             raise ValueError("failed")
     with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
         tracking.set_tags({tracking.ENTRY: "shadow-eval"})
     with tracking.run("phases", {}):
-        assert past_runs.find_finished_children("key", "x", "shadow-eval") == [found]
+        asked = ("key", "x", "shadow-eval")
+        assert past_runs.find_finished_children(*asked) == [found]
+        assert set(past_runs.find_finished_children(*asked, whole={failed})) == {found, failed}
 
 
 def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
