@@ -23,8 +23,13 @@ class Inputs:
 
     bank: Bank
     windows: Windows
-    windows_path: Path
     dataset: Dataset
+
+    @property
+    def windows_path(self) -> Path:
+        """Return the folder of the windows."""
+        assert self.windows.folder is not None
+        return self.windows.folder
 
 
 def read_bank(path: str) -> Bank:
@@ -44,7 +49,6 @@ def make_inputs(
 
 def log_inputs(bank: Bank, windows: Windows, context: str) -> Inputs:
     """Log a bank with its windows, which have a folder, as datasets of the run."""
-    assert windows.folder is not None
-    dataset = datasets.log_bank(bank, context)
-    datasets.log_windows(windows, windows.folder, context)
-    return Inputs(bank, windows, windows.folder, dataset)
+    inputs = Inputs(bank, windows, datasets.log_bank(bank, context))
+    datasets.log_windows(windows, inputs.windows_path, context)
+    return inputs

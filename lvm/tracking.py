@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # most runs draw nothing
     from matplotlib.figure import Figure
 
 StoreError = MlflowException
+STORE_ERRORS = (StoreError, *DATABASE_ERRORS)
 ENTRY = "entry"
 LOG_LEVELS = {
     "mlflow": logging.WARNING,
@@ -92,7 +93,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     except Stopped as stop:
         status = RunStatus.KILLED
         end_children()
-        with suppress(StoreError, *DATABASE_ERRORS):  # then the next start closes them
+        with suppress(*STORE_ERRORS):  # then the next start closes them
             _end_child_runs(run_id)
         mlflow.set_tag("error", f"stopped by {stop.signal_name}")
         raise
@@ -230,7 +231,7 @@ def add_shared(add: Callable[[], object]) -> None:
     """
     try:
         add()
-    except (StoreError, *DATABASE_ERRORS):
+    except STORE_ERRORS:
         add()
 
 

@@ -15,17 +15,17 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lvm.reasons import DATABASE_ERRORS, plain_reason
+from lvm.reasons import plain_reason
 from lvm.registry.page import description
 from lvm.stopping import undisturbed
-from lvm.tracking import SQLITE
+from lvm.tracking import SQLITE, STORE_ERRORS
 
 NAME, ARTIFACT = "lvm", "model"  # of the registered model, of a trained one in its run
 BASELINE, PREVIOUS = "baseline", "previous"
 MOVE, PENDING = "move/", "pending_move"
 DECIDED, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
 MAX_REASON = 1000
-FAILURES = (MlflowException, OSError, *DATABASE_ERRORS)  # of the store
+FAILURES = (*STORE_ERRORS, OSError)
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,18 +174,14 @@ def ensure_index(
     if row_correction is not None:
         digest.update(np.ascontiguousarray(row_correction, np.float32).data)
 
-    def build() -> ServingIndex:
-        bank.verify()
-        return build_index(
-            bank, lambda: _val_predictions(bank, model, facts), row_correction, sizes
-        )
-
     path = Path(folder) / digest.hexdigest()[:16]
     with _one_builder(path):
         try:
             return open_index(path, bank, row_correction)
         except UNREADABLE:
-            built = build()
+            bank.verify()
+            predictions = partial(_val_predictions, bank, model, facts)
+            built = build_index(bank, predictions, row_correction, sizes)
         try:
             write_index(built, path)
         except OSError as error:

@@ -209,28 +209,30 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
     """
     place = _place(ctx, path)
     with _one_planner(place):
-        if _holds(place, bank, ctx, plan):
-            return open_windows(place, bank)
-        if path is not None and _is_there(place):
-            settings = _read_settings(place)
-            raise ValueError(
-                f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
-                f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it anew"
-            )
-        if path is None and (_is_there(place) or not _is_default(plan)):
-            place = place.with_name(f"{_name(ctx, **plan)}-{bank.sha256[:8]}")
-            if _holds(place, bank, ctx, plan):
-                return open_windows(place, bank)
-        return write_windows(plan_windows(bank, ctx, **plan), place)
+        if not _holds(place, bank, ctx, plan):
+            if path is not None and _is_there(place):
+                settings = _read_settings(place)
+                raise ValueError(
+                    f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
+                    f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it "
+                    "anew"
+                )
+            if path is None and (_is_there(place) or _given(plan) != DEFAULTS):
+                place = place.with_name(f"{_name(ctx, plan)}-{bank.sha256[:8]}")
+        return _open_or_plan(place, bank, ctx, plan)
 
 
 def export_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
     """Plan windows at `path` (data/windows/ctx<ctx> when None); others there are replaced."""
     place = _place(ctx, path)
     with _one_planner(place):
-        if _holds(place, bank, ctx, plan):
-            return open_windows(place, bank)
-        return write_windows(plan_windows(bank, ctx, **plan), place)
+        return _open_or_plan(place, bank, ctx, plan)
+
+
+def _open_or_plan(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> Windows:
+    if _holds(place, bank, ctx, plan):
+        return open_windows(place, bank)
+    return write_windows(plan_windows(bank, ctx, **plan), place)
 
 
 def _place(ctx: int, path: str | Path | None) -> Path:
@@ -256,10 +258,12 @@ def _holds(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> bool:
     return all(settings[name] == value for name, value in wanted.items())
 
 
-def _is_default(plan: dict[str, Any]) -> bool:
-    return all(value is None or value == DEFAULTS[name] for name, value in plan.items())
+def _given(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return every setting of a plan, those that it leaves open by their defaults."""
+    return DEFAULTS | {name: value for name, value in plan.items() if value is not None}
 
 
-def _name(ctx: int, split: str = "document", seed: int = 0, overlap: int | None = None) -> str:
-    shared = "" if overlap is None else f"-overlap{overlap}"
-    return f"ctx{ctx}-{split}-seed{seed}{shared}"
+def _name(ctx: int, plan: dict[str, Any]) -> str:
+    given = _given(plan)
+    shared = "" if given["overlap"] is None else f"-overlap{given['overlap']}"
+    return f"ctx{ctx}-{given['split']}-seed{given['seed']}{shared}"

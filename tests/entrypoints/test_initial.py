@@ -1,7 +1,6 @@
 """Which predictors a training may start from."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ def asked(tiny_bank, monkeypatch):
         return Predictor(reference, asked["facts"], model=CopyLast(16))
 
     monkeypatch.setattr(registered, "load", load)
-    asked["inputs"] = Inputs(tiny_bank, windows, Path("windows"), None)
+    asked["inputs"] = Inputs(tiny_bank, windows, None)
     return asked
 
 

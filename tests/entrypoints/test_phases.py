@@ -185,7 +185,7 @@ def test_a_bank_of_one_lane_is_shown_as_ranked(planned_bank, tmp_path, capsys):
 
 def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
     windows = plan_windows(tiny_bank, 20)
-    validation = Validation(Inputs(tiny_bank, windows, tmp_path, None))
+    validation = Validation(Inputs(tiny_bank, windows, None))
     models = [
         CopyLast(tiny_bank.dim),
         ContextMean(tiny_bank.dim),

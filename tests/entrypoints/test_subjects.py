@@ -1,7 +1,6 @@
 """Whether a predictor may know the answers; how what it retrieves is shown."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from lvm.windows.export import plan_windows
 @pytest.mark.parametrize("name", [*FREE_MODELS, "memory_gru"])
 def test_all_that_was_fitted_on_another_bank_is_marked(name, tiny_bank):
     windows = plan_windows(tiny_bank, 20)
-    inputs = Inputs(tiny_bank, windows, Path("windows"), None)
+    inputs = Inputs(tiny_bank, windows, None)
     own = facts_of(name, "none", tiny_bank, windows)
     foreign = dataclasses.replace(own, bank_sha256="0" * 64)
     marked = [
