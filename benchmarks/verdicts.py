@@ -1,6 +1,6 @@
 """Verdicts on banks whose limit is known: truth against verdict, over seeds.
 
-`python -m benchmarks.verdicts --seeds 3 --scratch <folder>`. Each bank is a chain
+`python -m benchmarks.verdicts --seeds 3 --keep <folder>`. Each bank is a chain
 x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag decide what pays:
 
 * data: 64 dims, lag 0, which the skip of any width can express; few documents.
@@ -10,6 +10,7 @@ x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag 
 * unoptimised: the data bank at a hundredth of the learning rate.
 
 Beside each verdict stand the gains of really training on twice the data and at twice the width.
+With `--keep` the cells stay: a second run trains what is new and judges all of them.
 Shapes: N bank rows, D vector dim, H features.
 """
 
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +86,8 @@ def make_bank(path: Path, truth: Truth, seed: int) -> Bank:
         }
     )
     flat_ND = vector_SND.reshape(-1, truth.dim).astype(np.float32)
-    return write_bank(path, flat_ND, table, "synthetic", "benchmarks/verdicts.py", "float32")
+    origin = {"encoder": "synthetic", "created_by": "benchmarks/verdicts.py"}
+    return write_bank(path, flat_ND, table, **origin, dtype="float32", overwrite=True)
 
 
 def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
@@ -125,6 +128,16 @@ def _real_gains(trainer: Trainer, plan: Plan) -> Iterator[str]:
         yield f"{100 * (means[1] - means[0]):+.1f}"
 
 
+@contextmanager
+def _folder(keep: Path | None, name: str) -> Iterator[Path]:
+    """Yield the folder of one bank, one that goes afterwards where none is to be kept."""
+    if keep is not None:
+        yield keep / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def _unit(vector_SD: np.ndarray) -> np.ndarray:
     return vector_SD / np.linalg.norm(vector_SD, axis=-1, keepdims=True)
 
@@ -134,16 +147,16 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first of them.")
 @click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
 @click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Folder of the banks.")
-def main(seeds: int, first_seed: int, truths: str, steps: int | None, scratch: Path | None) -> None:
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder of banks and cells to keep.")
+def main(seeds: int, first_seed: int, truths: str, steps: int | None, keep: Path | None) -> None:
     """Print truth against verdict."""
     torch.set_num_threads(1)
     lines, tally = [], Counter[tuple[str, str]]()
     for seed in range(first_seed, first_seed + seeds):
         for name in truths.split(","):
             truth = TRUTHS[name] if steps is None else replace(TRUTHS[name], steps=steps)
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                verdict, cells, seconds = run(truth, seed, Path(folder))
+            with _folder(keep, f"{name}-{seed}") as folder:
+                verdict, cells, seconds = run(truth, seed, folder)
             right = {truth.verdict: "right", INCONCLUSIVE: "open"}.get(verdict, "WRONG")
             tally[name, right] += 1
             lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])

@@ -109,8 +109,13 @@ def test_hubness_is_measured_with_each_way_of_counting(tmp_path, tiny_bank):
 
 def test_verdicts_are_set_beside_the_truth(tmp_path):
     words = "--seeds 1 --truths unoptimised --steps 4".split()
-    table = printed("verdicts", *words, "--scratch", str(tmp_path), folder=tmp_path)
-    rows = [line.split() for line in table.splitlines()]
+    words += ["--keep", str(tmp_path / "kept")]
+    first = printed("verdicts", *words, folder=tmp_path).splitlines()
+    rows = [line.split() for line in first]
     assert ["unoptimised", "0", "not", "optimised", "right"] in [row[:5] for row in rows]
     assert rows[-1] == ["unoptimised", "1", "0", "0"], "right, open, wrong"
-    assert not list(tmp_path.iterdir()), "the scratch banks are gone"
+    cells = list(tmp_path.glob("kept/unoptimised-0/cells/*.safetensors"))
+    written = [path.stat().st_mtime_ns for path in cells]
+    again = printed("verdicts", *words, folder=tmp_path).splitlines()
+    assert again[0] == first[0], "the sentence of the verdict"
+    assert len(cells) == 4 and written == [path.stat().st_mtime_ns for path in cells]
