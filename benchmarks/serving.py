@@ -23,7 +23,7 @@ from lvm.evaluation.served_latency import measure_search, measure_warm_latency
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.registry import alias, registered
-from lvm.retrieval.index import TUNING_QUERIES
+from lvm.retrieval.building import TUNING_QUERIES
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 

@@ -24,7 +24,7 @@ from lvm.report.examples import examples_page
 from lvm.report.figures import context_figure
 from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
-from lvm.retrieval.index import DEPTH, agreement, ensure_index
+from lvm.retrieval.building import DEPTH, agreement, ensure_index
 from lvm.retrieval.search import top_rows
 
 SEARCHED = 500  # predictions whose index search is compared with exact search

@@ -25,7 +25,7 @@ from lvm.report.figures import confusion_figure, lane_figure
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
 from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.report.notes import lanes_note
-from lvm.retrieval.index import ensure_index
+from lvm.retrieval.building import ensure_index
 from lvm.rules import LaneRules, read_lane_rules
 
 SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4

@@ -27,7 +27,7 @@ from lvm.prediction.predict import predict_contexts
 from lvm.registry import registered
 from lvm.registry.registered import BASELINE_URI, Predictor
 from lvm.report.tables import TEXT, fenced, table
-from lvm.retrieval.index import ensure_index
+from lvm.retrieval.building import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36

@@ -42,14 +42,16 @@ ORDER = {
         "supervision gradients plan symptoms identity state spikes loop"
     ),
     "metrics": "",
-    "retrieval": "search competition exact shortlist hubness structures index",
+    "retrieval": "search competition exact shortlist hubness structures index building",
     "statistics": "",
     "lanes": "assignment agreement figures ceilings diagnosis classifier reranking",
     "evaluation": (
         "answers cold_latency free_predictors evaluate examples reranked controls served_latency"
     ),
     "scaling": "fractions store cells optimised noise fit verdict grid",
-    "shadow": "query_log measuring host store comparison reranked replay child forking process",
+    "shadow": (
+        "log_files query_log measuring host store comparison reranked replay child forking process"
+    ),
     "promotion": "gates decision",
     "phases": "table published measured old_gates",
     "report": (

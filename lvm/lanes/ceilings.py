@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank
 from lvm.lanes.figures import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.metrics import hit_at
+from lvm.retrieval.building import DEPTH
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.index import DEPTH, ServingIndex
+from lvm.retrieval.index import ServingIndex
 from lvm.retrieval.search import FloatArray, IntArray, top_rows
 from lvm.rules import LaneRules
 from lvm.statistics import Difference, paired_difference

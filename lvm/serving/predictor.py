@@ -20,7 +20,8 @@ from lvm.lanes.reranking import NONE, Reranker
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
-from lvm.retrieval.index import ServingIndex, ensure_index
+from lvm.retrieval.building import ensure_index
+from lvm.retrieval.index import ServingIndex
 from lvm.serving.packed import unpack
 from lvm.serving.passages import Retriever, Wanted
 from lvm.serving.refusal import Refusal

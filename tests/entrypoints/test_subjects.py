@@ -12,7 +12,7 @@ from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import CopyLast
 from lvm.models.table import FREE_MODELS
 from lvm.registry.registered import Predictor
-from lvm.retrieval.index import build_index
+from lvm.retrieval.building import build_index
 from lvm.serving.passages import Retriever
 from lvm.windows.export import plan_windows
 

@@ -10,7 +10,7 @@ from lvm.evaluation import cold_latency
 from lvm.evaluation.cold_latency import machine, measure_latency
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
 from lvm.models.baselines import MovingAverage
-from lvm.retrieval.index import build_index
+from lvm.retrieval.building import build_index
 from lvm.windows.export import plan_windows
 
 

@@ -18,8 +18,9 @@ from lvm.checkpoint.weights import load_model, optimizer_tensors, save_model
 from lvm.lanes.reranking import Reranker, fit_reranker
 from lvm.models.table import build_model
 from lvm.registry import registered
+from lvm.retrieval.building import build_index, ensure_index
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.index import build_index, ensure_index, open_index, write_index
+from lvm.retrieval.index import open_index, write_index
 from lvm.scaling.store import CellStore, Kept
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import measurement_path, read_measurement, write_measurement

@@ -20,8 +20,9 @@ from lvm.lanes.ceilings import (
     limit,
     search_table,
 )
+from lvm.retrieval.building import build_index
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.index import ServingIndex, build_index
+from lvm.retrieval.index import ServingIndex
 from lvm.rules import LaneRules, read_lane_rules
 from lvm.seeding import generator
 from lvm.statistics import Difference

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.shadow import query_log
+from lvm.shadow import log_files
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
@@ -150,7 +150,7 @@ def test_a_broken_file_is_refused_in_one_line(name, tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_huge_log_is_refused_before_it_is_held(suffix, tmp_path, monkeypatch):
     path = write(tmp_path / f"log{suffix}", GOOD * 3)
-    monkeypatch.setattr(query_log, "MAX_LOGGED", 5)
+    monkeypatch.setattr(log_files, "MAX_LOGGED", 5)
     with pytest.raises(ValueError, match="holds more than 5 queries; give a part of it"):
         read_query_log(path)
 
@@ -158,7 +158,7 @@ def test_a_huge_log_is_refused_before_it_is_held(suffix, tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_huge_contexts_are_refused(suffix, tmp_path, monkeypatch):
     path = write(tmp_path / f"log{suffix}", RECORDED)
-    monkeypatch.setattr(query_log, "MAX_CONTEXT_ROWS", 103)
+    monkeypatch.setattr(log_files, "MAX_CONTEXT_ROWS", 103)
     with pytest.raises(ValueError, match="more than 103 context rows in all"):
         read_query_log(path)
 
