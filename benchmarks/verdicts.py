@@ -9,7 +9,8 @@ x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag 
 * saturated: 16 dims, lag 0, learnt from the smallest fraction.
 * unoptimised: the data bank at a hundredth of the learning rate.
 
-Beside each verdict stand the gains of really training on twice the data and at twice the width.
+Beside each verdict stand the gains of really training on twice the data and with twice the
+parameters.
 With `--keep` the cells stay: a second run trains what is new and judges all of them.
 Shapes: N bank rows, D vector dim, H features.
 """
@@ -30,6 +31,7 @@ from tabulate import tabulate
 
 from lvm.bank.store import Bank, write_bank
 from lvm.metrics import soft_hit_at
+from lvm.models.table import build_model
 from lvm.rules import read_scaling_rules
 from lvm.scaling.cells import Trainer, divide_queries
 from lvm.scaling.grid import Plan, check_data, run_grid
@@ -42,6 +44,7 @@ from lvm.windows.export import plan_windows
 
 OUTCOMES = ("right", "open", "WRONG")
 CTX, DOCUMENT_ROWS, SEQUENCES = 20, 10, 10
+MODEL, LAYERS = "res_mlp", 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
     bank = make_bank(folder / "bank", truth, seed)
     windows = plan_windows(bank, CTX)
     config = TrainConfig(
-        model="res_mlp", layers=2, dropout=0.0, batch_size=25, negatives=256, precision="fp32"
+        model=MODEL, layers=LAYERS, dropout=0.0, batch_size=25, negatives=256, precision="fp32"
     )
     questions = divide_queries(bank, windows, rules.choice_share, None)
     trainer = Trainer(bank, windows, questions, config, CellStore(folder / "cells"))
@@ -116,16 +119,27 @@ def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
 
 
 def _real_gains(trainer: Trainer, plan: Plan) -> Iterator[str]:
-    """Yield the gain of training on twice the data, then at twice the width, in points."""
-    for fraction, width in ((2.0, 1), (1.0, 2)):
-        if fraction * plan.fractions[-1] > 1:
+    """Yield the gain of training on twice the data, then with twice the parameters, in points."""
+    fraction, width = plan.fractions[-1], plan.widths[-1]
+    wider = _width_of_twice_the_parameters(trainer.bank.dim, width)
+    for more in ((2 * fraction, width), (fraction, wider)):
+        if more[0] > 1:
             yield "-"
             continue
         means = []
-        for f, w in ((1.0, 1), (fraction, width)):
-            cells = [plan.cell(f * plan.fractions[-1], w * plan.widths[-1], s) for s in plan.seeds]
+        for f, w in ((fraction, width), more):
+            cells = [plan.cell(f, w, seed) for seed in plan.seeds]
             means.append(np.mean([soft_hit_at(trainer.result(c).rank_Q, K).mean() for c in cells]))
         yield f"{100 * (means[1] - means[0]):+.1f}"
+
+
+def _width_of_twice_the_parameters(dim: int, width: int) -> int:
+    def count(hidden: int) -> int:
+        sizes = {"model": MODEL, "dim": dim, "hidden": hidden, "layers": LAYERS}
+        return sum(p.numel() for p in build_model(sizes).parameters())
+
+    twice = 2 * count(width)
+    return min(range(width + 2, 4 * width + 1, 2), key=lambda wider: abs(count(wider) - twice))
 
 
 @contextmanager
@@ -162,7 +176,7 @@ def main(seeds: int, first_seed: int, truths: str, steps: int | None, keep: Path
             lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])
             print(tabulate(lines[-1:], tablefmt="plain", disable_numparse=True), flush=True)
     headers = ["truth", "seed", "verdict", "", "twice the data", "really"]
-    headers += ["twice the parameters", "twice the width, really", "seconds"]
+    headers += ["twice the parameters", "really", "seconds"]
     print(tabulate(lines, headers, disable_numparse=True))
     counts = [[name, *(tally[name, one] for one in OUTCOMES)] for name in truths.split(",")]
     print(f"\n{tabulate(counts, ['truth', *OUTCOMES])}")
