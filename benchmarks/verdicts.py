@@ -93,7 +93,7 @@ def make_bank(path: Path, truth: Truth, seed: int) -> Bank:
     return write_bank(path, flat_ND, table, **origin, dtype="float32", overwrite=True)
 
 
-def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
+def run(truth: Truth, seed: int, folder: Path, really: bool) -> tuple[str, list[str], float]:
     """Return verdict, cells of the table, seconds of one bank."""
     begin = time.monotonic()
     rules = read_scaling_rules()
@@ -111,9 +111,8 @@ def run(truth: Truth, seed: int, folder: Path) -> tuple[str, list[str], float]:
     if scaling.soft is None:
         return scaling.verdict.name, ["-"] * 4, time.monotonic() - begin
     cells = []
-    for gain, real in zip(
-        (scaling.soft.data, scaling.soft.parameters), _real_gains(trainer, plan), strict=True
-    ):
+    reals = _real_gains(trainer, plan) if really else ("-", "-")
+    for gain, real in zip((scaling.soft.data, scaling.soft.parameters), reals, strict=True):
         cells += [f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]", real]
     return scaling.verdict.name, cells, time.monotonic() - begin
 
@@ -161,8 +160,11 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first of them.")
 @click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
 @click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
+@click.option("--really/--no-really", default=True, help="Train what the gains foretell, too.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder of banks and cells to keep.")
-def main(seeds: int, first_seed: int, truths: str, steps: int | None, keep: Path | None) -> None:
+def main(
+    seeds: int, first_seed: int, truths: str, steps: int | None, really: bool, keep: Path | None
+) -> None:
     """Print truth against verdict."""
     torch.set_num_threads(1)
     lines, tally = [], Counter[tuple[str, str]]()
@@ -170,7 +172,7 @@ def main(seeds: int, first_seed: int, truths: str, steps: int | None, keep: Path
         for name in truths.split(","):
             truth = TRUTHS[name] if steps is None else replace(TRUTHS[name], steps=steps)
             with _folder(keep, f"{name}-{seed}") as folder:
-                verdict, cells, seconds = run(truth, seed, folder)
+                verdict, cells, seconds = run(truth, seed, folder, really)
             right = {truth.verdict: "right", INCONCLUSIVE: "open"}.get(verdict, "WRONG")
             tally[name, right] += 1
             lines.append([name, seed, verdict, right, *cells, f"{seconds:.0f}"])
