@@ -56,6 +56,7 @@ class ScalingRules:
     min_documents: int
     min_queries: int
     choice_share: float
+    extrapolation_sd: float
     saturated_gain: float
     both_gain: float
     break_even_gain: float

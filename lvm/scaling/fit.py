@@ -18,9 +18,9 @@ RESAMPLES = 2000
 LOWEST, HIGHEST = 0.01, 4.0  # exponents: from growth with the logarithm to a curve that has ended
 EXPONENTS = np.concatenate([[LOWEST], np.geomspace(0.1, HIGHEST, 17)])
 STARTS = 8
-NUM_COEFFICIENTS = 4
-NUM_FITTED = NUM_COEFFICIENTS + 2
 MIN_SIZES = 3  # a power law has three unknowns along each axis
+MIN_SEEDS = 2  # of one seed it is not known how far another would lead
+STEP = 1e-4  # of an exponent, for derivatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class GridValues:
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain with its 95 % interval; variances by cause: documents asked, seeds, the surface."""
+    """A gain with its 95 % interval; variances by cause: documents asked, seeds, surface or law."""
 
     mean: float
     low: float
@@ -65,9 +65,9 @@ class Fitted:
     `data` is the gain from twice the data, `parameters` that from twice the parameters, `lead` the
     first minus the second, on the same resamples. `mean_FW` are the measured means over seeds with
     `interval_FW2`; `next_interval_W2` is that of the surface at twice the data. `seed_sd` is the
-    standard deviation of a cell's mean over its seeds, `backtest` None with fewer than four
-    fractions.
-    `level_B`, `slope_B` and `exponent_B` are the resampled c, a and alpha.
+    standard deviation of a cell's mean over its seeds, known with `seed_freedom`; `backtest` is
+    None with fewer than four fractions, its interval that of the noise alone.
+    `level_B`, `slope_B` and `exponent_B` are the resampled c, a times the factor of the law, alpha.
     """
 
     data: Gain
@@ -79,6 +79,7 @@ class Fitted:
     interval_FW2: FloatArray
     next_interval_W2: FloatArray
     seed_sd: float
+    seed_freedom: int
     backtest: Backtest | None
     level_B: FloatArray
     slope_B: FloatArray
@@ -91,16 +92,20 @@ class Fitted:
         return score_of(c + a * data + b * width + e * data * width)
 
 
-def fit_grid(grid: GridValues, seed: int = 0, resamples: int = RESAMPLES) -> Fitted:
+def fit_grid(
+    grid: GridValues, seed: int = 0, resamples: int = RESAMPLES, extrapolation_sd: float = 0.0
+) -> Fitted:
     """Fit -ln(1 - y) = c + a u(x, alpha) + b u(z, beta) + e u(x, alpha) u(z, beta).
 
     y is the mean score of a cell, so that the share of misses falls by powers, which a score that
     nears 1 can follow; least squares. x and z are data and parameters over their largest, u(x, k) =
     (1 - x^-k) / k: twice the data add a u(2) at the largest width, twice the parameters b u(2) at
     the largest data. Intervals: bootstrap over documents (the same queries in every cell) plus the
-    noise of the means over seeds and of what the surface misses, drawn from Student's distribution.
+    noise of the means over seeds and of what the surface misses, drawn from Student's distribution;
+    what the law adds beyond the grid is right up to a factor whose logarithm has the standard
+    deviation `extrapolation_sd`, drawn for data and for parameters apart.
 
-    Raises ValueError with fewer than three fractions or widths, or queries of one document.
+    Raises ValueError with fewer than three fractions or widths, one seed, queries of one document.
     """
     _check(grid)
     random = generator(seed, "scaling")
@@ -111,17 +116,19 @@ def fit_grid(grid: GridValues, seed: int = 0, resamples: int = RESAMPLES) -> Fit
     point_C = log_misses(mean_FW.ravel())
     pair, coefficient_P = surface.point(point_C)
     residual_C = point_C - surface.design(*pair) @ coefficient_P
-    noise = measure_noise(log_misses(mean_FWS), residual_C.reshape(mean_FW.shape), NUM_FITTED)
+    tangent_CP = surface.tangent(pair, coefficient_P)
+    noise = measure_noise(log_misses(mean_FWS), residual_C.reshape(mean_FW.shape), tangent_CP)
     value_CQ = grid.value_FWSQ.mean(axis=2).reshape(mean_FW.size, -1)
     asked_BC = log_misses(resampled_means(value_CQ, grid.document_Q, random, resamples))
     seed_BC, misfit_BC = noise.draw(random, resamples, (len(x_F), len(z_W)))
     drawn_BC = asked_BC + seed_BC + misfit_BC
-    both, asked, seeds = (
-        surface.fit(value_BC) for value_BC in (drawn_BC, asked_BC, point_C + seed_BC)
-    )
+    factor_B2 = np.exp(extrapolation_sd * random.standard_normal((resamples, 2)))
+    both = surface.fit(drawn_BC, factor_B2)
+    asked, seeds = (surface.fit(value_BC) for value_BC in (asked_BC, point_C + seed_BC))
+    points = _gains(coefficient_P, growth(2.0, np.array(pair)))
     gains = {
         name: _gain(float(point), both[name], asked[name], seeds[name])
-        for name, point in _gains(pair, coefficient_P).items()
+        for name, point in points.items()
     }
     return Fitted(
         **gains,
@@ -131,6 +138,7 @@ def fit_grid(grid: GridValues, seed: int = 0, resamples: int = RESAMPLES) -> Fit
         interval_FW2=_interval(score_of(asked_BC + seed_BC)).reshape(*mean_FW.shape, 2),
         next_interval_W2=_interval(both["next"]),
         seed_sd=float(np.sqrt(noise.seeds) * (1 - mean_FW[-1, -1])),
+        seed_freedom=noise.fraction_freedom,
         backtest=_backtest(x_F, z_W, point_C, drawn_BC),
         level_B=both["level"],
         slope_B=both["slope"],
@@ -176,18 +184,33 @@ class Surface:
         pair = float(best.x[0]), float(best.x[1])
         return pair, self._solve(pair, mean_C)[0]
 
-    def fit(self, mean_BC: FloatArray) -> dict[str, FloatArray]:
-        """Return, for each resample, gains, level, slope, exponent, the score at twice the data."""
+    def fit(
+        self, mean_BC: FloatArray, factor_B2: FloatArray | None = None
+    ) -> dict[str, FloatArray]:
+        """Return, for each resample, gains, level, slope, exponent, the score at twice the data.
+
+        `factor_B2` multiplies what twice the data, twice the parameters add to the fitted misses.
+        """
         best_B = self._errors(mean_BC).argmin(axis=0)
         coefficient_BP = np.einsum("bpc,bc->bp", self._inverse_GPC[best_B], mean_BC)
         pair_B2 = np.array(self._pairs)[best_B]
-        found = _gains((pair_B2[:, 0], pair_B2[:, 1]), coefficient_BP.T)
-        z_W = self._z_C[: self._num_widths]
-        data_B, width_BW = growth(2.0, pair_B2[:, 0]), growth(z_W, pair_B2[:, 1:])
+        factor_B2 = np.ones_like(pair_B2) if factor_B2 is None else factor_B2
+        twice_2B = (factor_B2 * growth(2.0, pair_B2)).T
+        width_BW = growth(self._z_C[: self._num_widths], pair_B2[:, 1:])
         c_B, a_B, b_B, e_B = coefficient_BP.T
-        next_BW = (c_B + a_B * data_B)[:, None] + (b_B + e_B * data_B)[:, None] * width_BW
-        fit = {"level": c_B, "slope": a_B, "exponent": pair_B2[:, 0]}
-        return found | fit | {"next": score_of(next_BW)}
+        next_BW = (c_B + a_B * twice_2B[0])[:, None] + (b_B + e_B * twice_2B[0])[:, None] * width_BW
+        fit = {"level": c_B, "slope": a_B * factor_B2[:, 0], "exponent": pair_B2[:, 0]}
+        return _gains(coefficient_BP.T, twice_2B) | fit | {"next": score_of(next_BW)}
+
+    def tangent(self, pair: tuple[float, float], coefficient_P: FloatArray) -> FloatArray:
+        """Return the derivatives of the surface by its six unknowns in each cell, (C, 6)."""
+        by_exponent = [
+            (self.design(*np.add(pair, step)) - self.design(*np.subtract(pair, step)))
+            @ coefficient_P
+            / (2 * STEP)
+            for step in ((STEP, 0.0), (0.0, STEP))
+        ]
+        return np.column_stack([self.design(*pair), *by_exponent])
 
     def _errors(self, mean_BC: FloatArray) -> FloatArray:
         """Return the squared error of each pair of exponents, (G, B)."""
@@ -225,12 +248,9 @@ def data_for(
     return np.where(np.asarray(slope) > 0, times, np.inf)
 
 
-def _gains(
-    pair: tuple[FloatArray | float, FloatArray | float], coefficient_P: FloatArray
-) -> dict[str, FloatArray]:
+def _gains(coefficient_P: FloatArray, twice_2: FloatArray) -> dict[str, FloatArray]:
     level, top = coefficient_P[0], score_of(coefficient_P[0])
-    data = score_of(level + coefficient_P[1] * growth(2.0, pair[0])) - top
-    parameters = score_of(level + coefficient_P[2] * growth(2.0, pair[1])) - top
+    data, parameters = (score_of(level + coefficient_P[1 + i] * twice_2[i]) - top for i in (0, 1))
     return {"data": data, "parameters": parameters, "lead": data - parameters}
 
 
@@ -270,5 +290,7 @@ def _check(grid: GridValues) -> None:
     for name, sizes in (("fractions", grid.data_F), ("widths", grid.parameters_W)):
         if len(sizes) < MIN_SIZES:
             raise ValueError(f"{name}: {len(sizes)} given; a curve needs at least {MIN_SIZES}")
+    if grid.value_FWSQ.shape[2] < MIN_SEEDS:
+        raise ValueError(f"seeds: 1 given; their noise shows with {MIN_SEEDS} or more")
     if len(np.unique(grid.document_Q)) < 2:
         raise ValueError("queries: all are from one document; an interval needs at least two")

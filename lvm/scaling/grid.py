@@ -13,11 +13,11 @@ from lvm.bank.store import Bank
 from lvm.metrics import hit_at, soft_hit_at
 from lvm.rules import ScalingRules
 from lvm.scaling.cells import Cell, CellResult, Questions, Trainer
-from lvm.scaling.fit import MIN_SIZES, Fitted, GridValues, data_for, fit_grid
+from lvm.scaling.fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.scaling.fractions import num_documents, part_of
 from lvm.scaling.optimised import K, Optimised, judge_optimisation, steps_over_seeds
 from lvm.scaling.verdict import MOST_TIMES, Asked, Verdict, judge, not_optimised
-from lvm.statistics import Difference, paired_difference
+from lvm.statistics import LEVEL, Difference, paired_difference
 from lvm.windows.planning import Windows
 
 HALF = "half the steps"
@@ -43,8 +43,8 @@ class Plan:
         for width in self.widths:
             if width < 2 or width % 2:
                 raise ValueError(f"widths: {width} is no even number of 2 or more")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: need one or more different whole numbers of 0 or more")
+        if len(set(self.seeds)) < max(MIN_SEEDS, len(self.seeds)) or min(self.seeds) < 0:
+            raise ValueError("seeds: need two or more different whole numbers of 0 or more")
 
     def cell(self, fraction: float, width: int, seed: int) -> Cell:
         return Cell(fraction, width, seed, self.steps, self.lr)
@@ -96,6 +96,12 @@ def check_data(
             f"queries: {len(questions.measured)} val queries are left to measure with; at least "
             f"{rules.min_queries} are needed, so give more documents or a larger max_queries"
         )
+    measured = len(np.unique(questions.document_Q))
+    if measured < rules.min_documents:
+        raise ValueError(
+            f"queries: those to measure with are of {measured} val documents; at least "
+            f"{rules.min_documents} are needed, so give more documents"
+        )
     for seed in plan.seeds:
         parts = [part_of(bank, windows, fraction, seed) for fraction in plan.fractions]
         documents = num_documents(bank, parts[0])
@@ -138,11 +144,15 @@ def run_grid(
         for seed in plan.seeds
     ]
     document_Q = trainer.questions.document_Q
-    soft = fit_grid(grid_values(plan, grid, document_Q, soft=True))
-    hit = fit_grid(grid_values(plan, grid, document_Q, soft=False))
+    soft, hit = (
+        fit_grid(
+            grid_values(plan, grid, document_Q, is_soft), extrapolation_sd=rules.extrapolation_sd
+        )
+        for is_soft in (True, False)
+    )
     largest = [one for one in grid if one.cell == replace(plan.largest(), seed=one.cell.seed)]
     halves = [trained(HALF, half_of(one.cell)) for one in largest]
-    steps = steps_over_seeds(largest, halves, document_Q, soft.seed_sd)
+    steps = steps_over_seeds(largest, halves, document_Q, soft.seed_sd, soft.seed_freedom)
     optimised = replace(optimised, steps=steps)
     asked = Asked(len(document_Q), len(np.unique(document_Q)), len(plan.seeds))
     verdict = judge(soft, optimised, asked, rules)
@@ -185,7 +195,7 @@ def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) 
     gain, (level, slope) = rules.break_even_gain, hit.coefficient_P[:2]
     times = float(data_for(gain, level, slope, hit.exponents[0]))
     times_B = data_for(gain, hit.level_B, hit.slope_B, hit.exponent_B)
-    low, high = np.quantile(times_B, [0.025, 0.975], method="nearest")
+    low, high = np.quantile(times_B, [LEVEL / 2, 1 - LEVEL / 2], method="nearest")
     more = [
         max(0.0, trained_on * float(one) - there) if one <= MOST_TIMES else math.inf
         for one in (times, low, high)

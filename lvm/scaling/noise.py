@@ -46,18 +46,16 @@ class Noise:
         return (cell_BFW + fraction_BF).reshape(num, -1), misfit_BFW.reshape(num, -1)
 
 
-def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, num_fitted: int) -> Noise:
-    """Return the noise of a grid by analysis of variance.
+def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, tangent_CP: FloatArray) -> Noise:
+    """Return the noise of a grid of two seeds or more by analysis of variance.
 
-    `fitted_FWS` are the cells of each seed, `residual_FW` what the surface of `num_fitted` unknowns
-    leaves of their means. The misfit counts where it exceeds the noise of the seeds by more than
-    chance has it (F test of the lack of fit); with one seed it is all that is known.
+    `fitted_FWS` are the cells of each seed, `residual_FW` what the surface leaves of their means,
+    `tangent_CP` its derivatives by its unknowns in each cell. The misfit counts where it exceeds
+    what the noise of the seeds leaves there by more than chance has it (F test of the lack of fit).
     """
     num_fractions, num_widths, num_seeds = fitted_FWS.shape
-    over = max(1, residual_FW.size - num_fitted)
+    over, share = _left_over(tangent_CP, num_widths)
     misfit = float((residual_FW**2).sum()) / over
-    if num_seeds == 1:
-        return Noise(0.0, 0.0, misfit, 1, 1, over)
     deviation_FWS = fitted_FWS - fitted_FWS.mean(axis=2, keepdims=True)
     common_FS = deviation_FWS.mean(axis=1)
     alone_FWS = deviation_FWS - common_FS[:, None]
@@ -66,10 +64,28 @@ def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, num_fitted: i
     cell = float((alone_FWS**2).sum()) / freedom / num_seeds
     common = float((common_FS**2).sum()) / common_freedom / num_seeds
     fraction = max(0.0, common - cell / num_widths)
-    spread = cell + fraction
-    is_chance = misfit <= spread * stats.f.ppf(1 - LEVEL, over, common_freedom + freedom)
-    beyond = 0.0 if is_chance else misfit - cell
+    expected = cell + share * fraction
+    is_chance = misfit <= expected * stats.f.ppf(1 - LEVEL, over, freedom)
+    beyond = 0.0 if is_chance else misfit - expected
     return Noise(cell, fraction, beyond, freedom, common_freedom, over)
+
+
+def _left_over(tangent_CP: FloatArray, num_widths: int) -> tuple[int, float]:
+    """Return the freedoms that the surface leaves, the share of the fractions' noise among them.
+
+    The surface follows what all cells of a fraction have in common nearly everywhere: of noise with
+    covariance I (x) J, J all ones over the widths, the mean square of the residuals expects
+    trace(R (I (x) J)) / freedoms, R the projection off the tangents.
+    """
+    length_P = np.linalg.norm(tangent_CP, axis=0)
+    basis_CP, size_P, _ = np.linalg.svd(
+        tangent_CP[:, length_P > 0] / length_P[length_P > 0], full_matrices=False
+    )
+    basis_CP = basis_CP[:, size_P > 1e-6 * size_P[0]]
+    num_cells, num_found = basis_CP.shape
+    over = max(1, num_cells - num_found)
+    sum_FP = basis_CP.reshape(-1, num_widths, num_found).sum(axis=1)
+    return over, max(0.0, num_cells - float((sum_FP**2).sum())) / over
 
 
 def log_misses(score: FloatArray | float) -> FloatArray:

@@ -16,7 +16,6 @@ from lvm.scaling.cells import CellResult
 from lvm.statistics import LEVEL, Difference, paired_difference, points
 
 K = 5
-NORMAL = float(stats.norm.ppf(1 - LEVEL / 2))
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,18 @@ def steps_over_seeds(
     halves: Sequence[CellResult],
     document_Q: ArrayLike,
     seed_sd: float,
+    seed_freedom: int,
 ) -> Difference:
     """Return the gain of all steps over half of them as the mean over seeds.
 
-    `seed_sd` is the standard deviation of such a mean of one cell, by which the interval over
-    documents is widened.
+    `seed_sd` is the standard deviation of such a mean of one cell, known with `seed_freedom`, by
+    which the interval over documents is widened.
     """
     mean_Q, half_Q = (
         np.mean([soft_hit_at(one.rank_Q, K) for one in cells], axis=0) for cells in (fulls, halves)
     )
     found = paired_difference(mean_Q, half_Q, document_Q, seed=0)
-    noise = NORMAL * np.sqrt(2) * seed_sd
+    noise = stats.t.ppf(1 - LEVEL / 2, seed_freedom) * np.sqrt(2) * seed_sd
     low = found.mean - np.hypot(found.mean - found.low, noise)
     high = found.mean + np.hypot(found.high - found.mean, noise)
     return replace(found, low=float(low), high=float(high))

@@ -91,7 +91,7 @@ def needed_to_decide(fitted: Fitted, asked: Asked, rules: ScalingRules) -> Neede
     """Return what would shrink the intervals enough for a verdict, were the gains as estimated.
 
     The variance of a gain is V_d / d + V_s / s + V_m with d times the documents asked, s times the
-    seeds; V_m is what the surface misses, which neither lowers.
+    seeds; V_m is what the surface misses with the error of the law, which neither lowers.
     """
     share = _needed_shrinking(fitted, rules)
     if share <= 0:

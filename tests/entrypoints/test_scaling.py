@@ -14,7 +14,7 @@ from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow
 
-TINY = "--bank bank --ctx 20 --fractions 0.25,0.5,1 --widths 2,4,6 --seeds 0 --model res_mlp"
+TINY = "--bank bank --ctx 20 --fractions 0.25,0.5,1 --widths 2,4,6 --seeds 0,1 --model res_mlp"
 TINY = f"{TINY} --layers 2 --negatives 16 --batch-size 20 --max-steps 8".split()
 
 
@@ -48,7 +48,7 @@ def test_a_grid_is_logged_with_its_verdict_and_trained_once(workplace, monkeypat
     first, *_ = MlflowClient().search_runs(["0"], "params.bank = 'bank'")
     assert first.data.tags["verdict"] == report["verdict"]
     children = MlflowClient().search_runs(["0"], f"tags.mlflow.parentRunId = '{first.info.run_id}'")
-    assert len(children) == len(trained) == 9 + 3
+    assert len(children) == len(trained) == 18 + 3 + 1
     assert {child.data.params["kind"] for child in children} == {
         "grid",
         "half the steps",
@@ -60,7 +60,7 @@ def test_a_grid_is_logged_with_its_verdict_and_trained_once(workplace, monkeypat
     names = {entry.path for entry in MlflowClient().list_artifacts(first.info.run_id)}
     assert {"scaling.md", "scaling.png", "report.json", "config.json"} <= names
     assert scaling.main([*TINY, "--report", "again.json"]) == 0
-    assert len(trained) == 12
+    assert len(trained) == 22
     again = json.loads((workplace / "again.json").read_text())
     assert (again["sentence"], again["gains"]) == (report["sentence"], report["gains"])
 

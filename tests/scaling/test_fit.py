@@ -49,6 +49,24 @@ def test_a_jump_that_no_smooth_curve_foretells_is_in_the_intervals():
     assert fitted.data.low < 0.0 < fitted.data.high
 
 
+def test_the_error_of_the_law_widens_what_lies_beyond_the_grid_alone():
+    sure, fitted = (
+        fit_grid(exact_grid(power_laws), extrapolation_sd=sd, resamples=2000) for sd in (0.0, 0.3)
+    )
+    for name in ("data", "parameters"):
+        gain, exact = getattr(fitted, name), getattr(sure, name)
+        assert gain.mean == exact.mean
+        ends = np.array([gain.low, gain.high]) / exact.low  # of small gains: the factor's quantiles
+        assert ends == pytest.approx(np.exp([-1.96 * 0.3, 1.96 * 0.3]), rel=0.06)
+        assert gain.document_variance == gain.seed_variance == pytest.approx(0, abs=1e-12)
+        assert gain.misfit_variance > 0
+    assert (fitted.interval_FW2 == sure.interval_FW2).all()
+    assert fitted.backtest == sure.backtest
+    width_W = np.diff(fitted.next_interval_W2)[:, 0]
+    assert width_W == pytest.approx(fitted.data.high - fitted.data.low, rel=0.2), "at every width"
+
+
+@pytest.mark.slow
 def test_four_times_the_documents_quarter_their_variance():
     few, many = (
         np.mean([fit_grid(draw_grid(CURVES["both"], s, **size), s, 300).data.document_variance
@@ -111,7 +129,7 @@ def test_the_noise_of_seeds_is_parted_into_cells_and_fractions():
     random = np.random.default_rng(0)
     cell_FWS = random.normal(0, 0.3, (400, 4, 3))
     common_FWS = random.normal(0, 0.4, (400, 1, 3))
-    noise = measure_noise(cell_FWS + common_FWS, np.zeros((400, 4)), 6)
+    noise = measure_noise(cell_FWS + common_FWS, np.zeros((400, 4)), np.ones((1600, 1)))
     assert noise.cell == pytest.approx(0.3**2 / 3, rel=0.1)
     assert noise.fraction == pytest.approx(0.4**2 / 3, rel=0.1)
     assert noise.seeds == pytest.approx(noise.cell + noise.fraction)
@@ -125,12 +143,24 @@ def test_the_noise_of_seeds_is_parted_into_cells_and_fractions():
 
 
 def test_what_the_surface_misses_is_no_noise_of_seeds():
-    mean_FWS = np.random.default_rng(0).normal(0, 0.01, (4, 3, 3))
-    misfit = measure_noise(mean_FWS, np.full((4, 3), 0.1), 6)
+    random = np.random.default_rng(0)
+    mean_FWS, tangent_CP = random.normal(0, 0.01, (4, 3, 3)), random.normal(size=(12, 6))
+    misfit = measure_noise(mean_FWS, np.full((4, 3), 0.1), tangent_CP)
     assert misfit.misfit == pytest.approx(0.1**2 * 12 / 6, rel=0.05)
-    assert measure_noise(mean_FWS, np.full((4, 3), 0.004), 6).misfit == 0
-    alone = measure_noise(mean_FWS[..., :1], np.full((4, 3), 0.1), 6)
-    assert (alone.seeds, alone.misfit) == (0, pytest.approx(0.02))
+    assert measure_noise(mean_FWS, np.full((4, 3), 0.004), tangent_CP).misfit == 0
+
+
+@pytest.mark.parametrize("part_sd", [0.0, 0.012])
+def test_widths_off_the_curve_show_however_much_the_documents_of_a_seed_matter(part_sd):
+    """The surface follows what all widths of a fraction share; it cannot hide a misfit there."""
+    off_W = np.array([0.006, -0.006, 0.006, -0.006])
+    random = np.random.default_rng(0)
+    value = 0.2 + off_W[None, :, None, None] + random.normal(0, 0.0007, (3, 4, 3, 1))
+    value = value + random.normal(0, part_sd, (3, 1, 3, 1)) + np.zeros((3, 4, 3, 100))
+    grid = GridValues(DATA_F[:3], np.array([0.1, 0.3, 1.0, 3.0]), value, np.arange(100) % 20)
+    gain = fit_grid(grid, resamples=300).parameters
+    assert gain.misfit_variance > 10 * gain.seed_variance
+    assert gain.low < -0.001 and gain.high > 0.001
 
 
 def test_data_for_a_gain_inverts_the_curve():
@@ -147,6 +177,7 @@ def test_data_for_a_gain_inverts_the_curve():
     [
         ({"data_F": DATA_F[:2]}, "fractions: 2 given; a curve needs at least 3"),
         ({"parameters_W": PARAMETERS_W[:1]}, "widths: 1 given"),
+        ({"value_FWSQ": np.full((4, 3, 1, 20), 0.3)}, "seeds: 1 given"),
         ({"document_Q": np.zeros(20, int)}, "queries: all are from one document"),
     ],
 )

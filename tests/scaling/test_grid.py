@@ -8,7 +8,7 @@ import pytest
 
 from lvm.rules import read_scaling_rules
 from lvm.scaling import cells
-from lvm.scaling.cells import Cell, CellResult, Trainer, divide_queries
+from lvm.scaling.cells import Cell, CellResult, Questions, Trainer, divide_queries
 from lvm.scaling.fit import fit_grid
 from lvm.scaling.grid import Plan, break_even, check_data, grid_values, run_grid
 from lvm.scaling.store import CellStore, Kept
@@ -21,7 +21,7 @@ from tests.synthetic import make_bank
 CONFIG = TrainConfig(
     model="res_mlp", layers=2, dropout=0.0, batch_size=20, negatives=16, precision="fp32"
 )
-PLAN = Plan((0.25, 0.5, 1.0), (2, 4, 6), (0,), steps=6, lr=1e-3)
+PLAN = Plan((0.25, 0.5, 1.0), (2, 4, 6), (0, 1), steps=6, lr=1e-3)
 LENIENT = replace(read_scaling_rules(), min_steps=1, min_passes=0.0, step_gain=1.0, min_queries=10)
 
 
@@ -61,20 +61,21 @@ def test_a_second_run_trains_nothing_and_says_the_same(bank, windows, tmp_path, 
     first = run_grid(
         trainer(bank, windows, tmp_path), PLAN, LENIENT, lambda kind, r: told.append((kind, r))
     )
-    assert len(trainings) == len(set(trainings)) == 9 + 3
-    assert [kind for kind, _ in told].count("grid") == 9
+    assert len(trainings) == len(set(trainings)) == 18 + 3 + 1
+    assert [kind for kind, _ in told].count("grid") == 18
     again = run_grid(trainer(bank, windows, tmp_path), PLAN, LENIENT)
-    assert len(trainings) == 12
+    assert len(trainings) == 22
     assert all(result.was_kept for result in again.results)
     assert again.verdict == first.verdict and again.soft.data == first.soft.data
-    run_grid(trainer(bank, windows, tmp_path), replace(PLAN, seeds=(0, 1)), LENIENT)
-    assert len(trainings) == 12 + 9 + 1, "a larger grid trains what is new"
+    run_grid(trainer(bank, windows, tmp_path), replace(PLAN, seeds=(0, 1, 2)), LENIENT)
+    assert len(trainings) == 22 + 9 + 1, "a larger grid trains what is new"
 
 
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_from_its_last_round(bank, windows, tmp_path):
     cell, folder = Cell(0.25, 4, 0, 40, 1e-3), tmp_path / "killed"
     undisturbed = trainer(bank, windows, tmp_path / "whole").result(cell)
@@ -127,6 +128,7 @@ def test_a_result_of_another_key_is_not_read(tmp_path):
     assert store.read("a" * 16 + "b" * 48) is None
 
 
+@pytest.mark.slow
 def test_a_training_that_is_not_optimised_stops_the_grid(bank, windows, tmp_path, trainings):
     found = run_grid(trainer(bank, windows, tmp_path), PLAN, read_scaling_rules())
     assert found.verdict.name == NOT_OPTIMISED and found.soft is None
@@ -203,8 +205,9 @@ def test_break_even_counts_documents_to_add():
         ({"fractions": (1.0, 0.5, 0.25)}, "fractions: must be different numbers in ascending"),
         ({"widths": (2, 4, 7)}, "widths: 7 is no even number"),
         ({"widths": (4, 4, 8)}, "widths: must be different"),
-        ({"seeds": ()}, "seeds: need one or more"),
-        ({"seeds": (0, 0)}, "seeds: need one or more different"),
+        ({"seeds": ()}, "seeds: need two or more"),
+        ({"seeds": (0,)}, "seeds: need two or more"),
+        ({"seeds": (0, 0)}, "seeds: need two or more different"),
     ],
 )
 def test_impossible_grids_are_refused(change, message):
@@ -225,5 +228,11 @@ def test_banks_that_are_too_small_are_refused(bank, windows, tmp_path):
         check_data(bank, windows, questions, close, rules)
     with pytest.raises(ValueError, match="queries: .* val queries are left"):
         check_data(bank, windows, questions, PLAN, replace(rules, min_queries=100_000))
+    of_one = questions.document_Q == questions.document_Q[0]
+    short = Questions(
+        questions.choice, questions.measured.take(np.flatnonzero(of_one)), np.full(of_one.sum(), 0)
+    )
+    with pytest.raises(ValueError, match="queries: .* are of 1 val documents; at least 8"):
+        check_data(bank, windows, short, PLAN, rules)
     with pytest.raises(ValueError, match="split=random leaks"):
         check_data(bank, replace(windows, leaky=True), questions, PLAN, rules)

@@ -35,9 +35,9 @@ def optimised(step_gain: float = 0.0, half_width: float = 0.003) -> Optimised:
 def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
     """Return the verdict on a grid whose steps gain nothing, as far as noise lets it be seen."""
     grid = draw_grid(curve, seed, num_seeds=num_seeds, **sizes)
-    fitted = fit_grid(grid, resamples=500)
+    fitted = fit_grid(grid, resamples=500, extrapolation_sd=RULES.extrapolation_sd)
     fulls, halves = (draw_cells(2 * seed + i, num_seeds, grid.document_Q) for i in (0, 1))
-    steps = steps_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd)
+    steps = steps_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd, fitted.seed_freedom)
     asked = Asked(len(grid.document_Q), len(np.unique(grid.document_Q)), num_seeds)
     return judge(fitted, replace(optimised(), steps=steps), asked, RULES).name
 
@@ -45,8 +45,8 @@ def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", CURVES)
 def test_the_limit_is_found_in_nine_of_ten_grids_and_never_another(truth):
-    """With three seeds a saturated grid is called so in seven of ten, else inconclusive."""
-    found = [verdict_of(CURVES[truth], seed, 4, num_queries=10_000) for seed in SEEDS]
+    """With five seeds a saturated grid is called so in eight of ten, else inconclusive."""
+    found = [verdict_of(CURVES[truth], seed, 6, num_queries=10_000) for seed in SEEDS]
     assert found.count(truth) >= 9, found
     assert set(found) <= {truth, INCONCLUSIVE}
 
@@ -59,6 +59,7 @@ def test_less_evidence_gives_no_wrong_verdict(truth, sizes):
     assert set(found) <= {truth, INCONCLUSIVE}
 
 
+@pytest.mark.slow
 def test_a_weak_effect_is_inconclusive():
     found = [verdict_of(WEAK, seed, num_queries=300) for seed in SEEDS]
     assert found.count(INCONCLUSIVE) >= 9
@@ -123,7 +124,7 @@ def test_a_small_certain_gain_of_the_other_does_not_make_both():
 def test_the_noise_of_seeds_widens_the_gain_of_the_steps():
     document_Q = np.arange(6000) % 80
     cells = [draw_cells(seed, 3, document_Q) for seed in (0, 1)]
-    exact, wide = (steps_over_seeds(*cells, document_Q, sd) for sd in (0.0, 0.01))
+    exact, wide = (steps_over_seeds(*cells, document_Q, sd, 100_000) for sd in (0.0, 0.01))
     assert wide.mean == exact.mean
     expected = np.hypot(exact.mean - exact.low, 1.96 * np.sqrt(2) * 0.01)
     assert wide.mean - wide.low == pytest.approx(expected, rel=1e-3)
