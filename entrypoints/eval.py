@@ -97,7 +97,7 @@ def serve(measurement: Measurement) -> dict[str, Any]:
     )
     found, _ = index.search(asked_QD, depth)
     measured = asdict(index.facts) | {"description": str(index.facts)}
-    measured |= {"queries": len(asked_QD), "agreement": agreement(found, exact)}
+    measured |= {"queries": len(asked_QD), "agreement": float(agreement(found, exact).mean())}
     times = measure_search(index, asked_QD)
     times |= measure_warm_latency(model, bank, windows.ctx, index)
     measurement.report["latency_ms"] |= times

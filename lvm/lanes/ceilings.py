@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank
 from lvm.lanes.figures import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.metrics import hit_at
-from lvm.retrieval.building import DEPTH
+from lvm.retrieval.building import DEPTH, agreement
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import ServingIndex
 from lvm.retrieval.search import FloatArray, IntArray, top_rows
@@ -131,7 +131,7 @@ def search_table(
             "oracle_rank_corrected": corrected.rank_raw_Q,
             "oracle_rank_served": _place(oracle_Qk, truth_row_Q),
             "rank_served": np.where(np.isfinite(shallow_Q), shallow_Q, deep_Q),
-            "agreement": (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2).mean(axis=1),
+            "agreement": agreement(found_Qk, exact_Qk),
         }
     )
 

@@ -227,7 +227,8 @@ def true_lane_ranks(
 ) -> Ranks:
     """Return the ranks (Q,) where the true lane were known: its candidates come first.
 
-    No classifier can do better than that with the same lists.
+    No classifier can do better than that with the same lists. The truth is of its own lane, though
+    the row that stands for its duplicates may be of another.
     """
-    is_own_QC = code_N[listed.row_QC] == true_code_Q[:, None]
+    is_own_QC = (code_N[listed.row_QC] == true_code_Q[:, None]) | listed.is_truth_QC
     return ranks_anew(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q, SCORE_TIE)

@@ -131,10 +131,9 @@ def build_index(
     return built
 
 
-def agreement(found_Qk: IntArray, exact_Qk: IntArray) -> float:
-    """Return the mean share of the exact rows (Q, k) that were found too, between 0 and 1."""
-    hit_Qk = (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2)
-    return float(hit_Qk.mean())
+def agreement(found_Qk: IntArray, exact_Qk: IntArray) -> FloatArray:
+    """Return the share (Q,) of the exact rows (Q, k) that were found too, between 0 and 1."""
+    return (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2).mean(axis=1)
 
 
 def _tuned(
@@ -149,7 +148,7 @@ def _tuned(
     num_steps = 2 * round(math.log2(most)) + 1
     for effort in sorted({round(2 ** (step / 2)) for step in range(num_steps)}):
         found_Qk, _ = whole.search(prediction_QD, depth, effort)
-        reached = agreement(found_Qk, exact_Qk)
+        reached = float(agreement(found_Qk, exact_Qk).mean())
         if reached >= AGREEMENT:
             break
     changed = {"effort": effort, "agreement": reached, "tuning_queries": len(prediction_QD)}

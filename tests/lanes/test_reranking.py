@@ -13,7 +13,13 @@ from lvm.evaluation.evaluate import evaluate_rival
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.lanes import classifier, reranking
 from lvm.lanes.classifier import calibration, context_features, fit_lane_classifier, means_of
-from lvm.lanes.reranking import BETAS, fit_reranker, likely_temperature, old_rule_scores
+from lvm.lanes.reranking import (
+    BETAS,
+    fit_reranker,
+    likely_temperature,
+    old_rule_scores,
+    true_lane_ranks,
+)
 from lvm.models.baselines import MovingAverage
 from lvm.report.reranking import reranking_table
 from lvm.retrieval.shortlist import Shortlist
@@ -21,6 +27,8 @@ from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import make_bank
+
+pytestmark = pytest.mark.slow
 
 CTX, DIM, NUM_SEQUENCES, NUM_DOCUMENTS, DOCUMENT_ROWS = 40, 16, 8, 20, 20
 
@@ -182,6 +190,15 @@ def test_likely_temperature_makes_the_truths_likeliest():
     is_truth_QC = np.arange(10) == place_Q[:, None]
     listed = Shortlist(np.tile(np.arange(10), (3000, 1)), score_QC, is_truth_QC)
     assert likely_temperature(listed) == pytest.approx(0.08, rel=0.1)
+
+
+def test_a_truth_whose_twin_stands_in_another_lane_is_of_its_own():
+    """Row 0 stands for the target, which is of lane 1; so are rows 1, 2."""
+    listed = Shortlist(
+        np.arange(4)[None], np.array([[0.9, 0.8, 0.7, 0.6]], np.float32), np.eye(4, dtype=bool)[:1]
+    )
+    ranks = true_lane_ranks(listed, np.ones(1), np.array([1]), np.array([0, 1, 1, 0]))
+    assert ranks.tolist() == [1.0]
 
 
 def test_one_lane_cannot_rank(tmp_path: Path):

@@ -87,13 +87,14 @@ def test_inverted_lists_agree_with_exact_search_on_new_predictions(bank, correct
     assert facts.agreement >= 0.98 and facts.tuning_queries == QUERIES
     exact_row_QK, exact_score_QK = exact(bank, correction)
     row_QK, score_QK = inverted.search(queries(bank), 10)
-    assert agreement(row_QK, exact_row_QK) >= 0.96
+    assert agreement(row_QK, exact_row_QK).mean() >= 0.96
     same = row_QK == exact_row_QK
     np.testing.assert_allclose(score_QK[same], exact_score_QK[same], rtol=0, atol=1e-6)
     few_QK, _ = inverted.search(queries(bank), 10, effort=1)
-    assert agreement(few_QK, exact_row_QK) < facts.agreement
+    assert agreement(few_QK, exact_row_QK).mean() < facts.agreement
 
 
+@pytest.mark.slow
 def test_a_graph_agrees_with_exact_search_and_is_the_same_each_time(bank, correction, tmp_path):
     graphs = [
         build_index(bank, lambda: queries(bank, 2), correction, sizes=(500, ROWS)) for _ in range(2)
@@ -105,12 +106,12 @@ def test_a_graph_agrees_with_exact_search_and_is_the_same_each_time(bank, correc
     found = [one.search(queries(bank), 10) for one in (*graphs, opened)]
     for row_QK, score_QK in found[1:]:
         assert np.array_equal(row_QK, found[0][0]) and np.array_equal(score_QK, found[0][1])
-    assert agreement(found[0][0], exact(bank, correction)[0]) >= 0.96
+    assert agreement(found[0][0], exact(bank, correction)[0]).mean() >= 0.96
 
 
 def test_probing_every_list_is_exact_search(bank, correction, inverted):
     row_QK, _ = inverted.search(queries(bank), 10, effort=inverted.facts.num_lists)
-    assert agreement(row_QK, exact(bank, correction)[0]) == 1.0
+    assert agreement(row_QK, exact(bank, correction)[0]).mean() == 1.0
 
 
 def test_many_candidates_of_one_query_are_scored_in_blocks(bank, correction, monkeypatch):
