@@ -46,6 +46,7 @@ def test_no_texts_give_no_rows(wordllama: Encoder) -> None:
     assert wordllama.encode([]).shape == (0, 256)
 
 
+@pytest.mark.slow
 def test_loading_leaves_the_root_logger_alone() -> None:
     code = (
         "import logging; from lvm.encoders import load_encoder; load_encoder('wordllama'); "
@@ -70,6 +71,7 @@ def test_what_a_hub_logs_on_the_way_to_a_refusal_is_not_shown(
     assert caplog.records == [] and logging.getLogger("huggingface_hub").level == before
 
 
+@pytest.mark.slow
 def test_unknown_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="encoder .*nowhere.*wordllama") as caught:
         load_encoder(str(tmp_path / "nowhere"))

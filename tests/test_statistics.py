@@ -64,6 +64,7 @@ def test_intervals_hold_the_figures_whatever_the_order_or_names():
     assert all(shuffled[name] == pytest.approx(found[name]) for name in FIGURES)
 
 
+@pytest.mark.slow
 def test_neither_interval_nor_p_depends_on_the_size_of_a_block(monkeypatch):
     rank_Q, document_Q = clustered(8, num_documents=50)
 
@@ -112,6 +113,7 @@ def test_queries_of_one_document_count_as_one():
     assert clusters[1] - clusters[0] > 1.2 * (alone[1] - alone[0])
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
     truth = np.mean([figures(clustered(seed, 400)[0])["hit_at_5"] for seed in range(30)])
     held = 0

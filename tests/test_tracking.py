@@ -247,6 +247,7 @@ tracking.configure(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
     """The database of a creation that broke off would be taken for a store by the next command."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -85,6 +85,7 @@ def test_ranks_and_passages_of_extreme_rows_are_those_of_float64(extreme: Bank) 
     np.testing.assert_allclose(chosen_Qk, best_Qk, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "low", "high"), [("float16", 0, 16), ("float32", -40, 40)])
 def test_lengths_change_nothing_to_the_last_bit(
     tiny_bank: Bank, tmp_path: Path, dtype: str, low: int, high: int

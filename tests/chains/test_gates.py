@@ -144,6 +144,7 @@ def plain_repeat_gate(chains: list[Chain], code_N: np.ndarray, share: float) -> 
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 1.0])
 def test_repeats_are_those_of_the_comparison_with_every_earlier_chain(share):
     random = generator(1, "repeats")

@@ -138,6 +138,7 @@ def test_two_ingestions_are_equal_to_the_byte(walked, tmp_path):
     assert other.sha256 != bank.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordnet", "obo", "edges"])
 def test_an_ontology_is_encoded(kind, tmp_path):
     write = {"wordnet": write_wordnet, "obo": write_obo, "edges": write_edges}[kind]

@@ -216,6 +216,7 @@ def test_packages_have_lanes_that_exist() -> None:
     assert len({package.name for package in PACKAGES}) == len(PACKAGES)
 
 
+@pytest.mark.slow
 def test_python_docs_are_whole_modules_in_a_fixed_order() -> None:
     rows = read_corpus("python-docs", 1500)
     assert list(rows.columns) == ["sequence", "document", "lane", "text"]

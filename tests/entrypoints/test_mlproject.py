@@ -216,6 +216,7 @@ def test_conda_yaml_lists_the_pins_of_pyproject():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pinned)
 
 
+@pytest.mark.slow
 def test_dependencies_are_what_is_imported_or_read_as_corpus():
     pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {pin.partition("==")[0].replace("-", "_") for pin in pinned}

@@ -19,6 +19,8 @@ from lvm.registry import alias, registered
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--bank", "bank", "--size", "tiny", "--max-queries", "300"]
 COMMANDS = {"train": train.main, "shadow-eval": shadow_eval.main}
 
@@ -103,7 +105,6 @@ def page() -> str:
     return str(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.md"))
 
 
-@pytest.mark.slow
 def test_an_interrupted_table_goes_on_where_it_was(workplace, uninterrupted, capsys):
     """Death when phase 1 is trained; when all is replayed; then nothing is left to do."""
     first, second, third = Launcher(dies_after=1), Launcher(dies_after=2), Launcher()

@@ -26,6 +26,8 @@ from lvm.windows.planning import Windows
 from tests import reference
 from tests.synthetic import rotation, rotation_bank
 
+pytestmark = pytest.mark.slow
+
 LAG, DIM, CTX = 10, 16, 30
 SHAPE = (4, 40, 6)  # sequences, documents, rows of a document
 

@@ -27,6 +27,8 @@ from lvm.windows.planning import Windows, make_queries
 from tests.reference import ranks, validation_figures
 from tests.synthetic import rotation_bank
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def windows(tiny_bank: Bank) -> Windows:

@@ -124,6 +124,7 @@ def test_the_rule_at_its_thresholds(
     assert limit(1.0, oracle_index, 0.2, difference, RULES) == expected
 
 
+@pytest.mark.slow
 def test_a_larger_k_is_read_from_the_ranks(bank: Bank, windows: Windows) -> None:
     found = ceilings(bank, windows, None)
     for lane in (*found.lanes, found.all_lanes):

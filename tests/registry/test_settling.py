@@ -26,6 +26,8 @@ from tests.shadow_cases import (
     winning_case,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["facts", "registered_store", "three_versions"]  # fixtures
 ROOT = Path(__file__).parents[2]
 RULES = read_gate_rules()
@@ -199,7 +201,6 @@ def test_what_was_rolled_back_is_promoted_by_hand_only(old_baseline):
     assert settled(winning_case()).promote == ("model",)
 
 
-@pytest.mark.slow
 def test_two_settlements_at_once_end_in_one_state_with_nothing_lost(old_baseline):
     rivals = ["tests.registry.rival_settlements", "first", "2", "second", "3"]
     settled = subprocess.run([sys.executable, "-m", *rivals], cwd=ROOT, capture_output=True)

@@ -19,6 +19,8 @@ from lvm.rules import read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.shadow_cases import unscored, winning_case
 
+pytestmark = pytest.mark.slow
+
 
 def assert_drawn(figure: Figure, *texts: str) -> None:
     """The image has 1280 x 800 pixels, is not blank, and holds each text inside its border."""

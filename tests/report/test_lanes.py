@@ -114,6 +114,7 @@ def test_agreement_is_drawn(tiny_bank: Bank) -> None:
     assert_drawn(agreement_figure("kmeans", found), "lane-2", "cluster-00 cell", "unassigned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_lanes", [2, 16])
 def test_a_larger_k_is_drawn(num_lanes: int) -> None:
     drawn = larger_k_figure("ema", ceilings(num_lanes))

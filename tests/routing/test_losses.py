@@ -32,6 +32,7 @@ def test_the_balance_is_least_at_the_prior() -> None:
     assert math.isfinite(balance_loss(torch.tensor([1.0, 0.0, 0.0, 0.0]), PRIOR_X))
 
 
+@pytest.mark.slow
 def test_the_balance_pulls_a_gate_to_the_prior() -> None:
     loss, logit_PX = gate_loss(), torch.zeros(5, 4, requires_grad=True)
     (grad_PX,) = torch.autograd.grad(loss(logit_PX, torch.zeros(5), 0.0), logit_PX)

@@ -37,6 +37,8 @@ from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -96,7 +98,6 @@ def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, t
     return job
 
 
-@pytest.mark.slow
 def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
     by_lane = functools.partial(foretell, tiny_bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)
@@ -261,7 +262,6 @@ def test_a_disk_that_refuses_even_the_message_is_told_by_the_exit_code(tmp_path,
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.slow
 def test_a_killed_host_costs_only_the_candidate_at_hand(
     stuck, tiny_bank, windows, queries, ema, tmp_path
 ):
@@ -358,7 +358,6 @@ def below(parent: subprocess.Popen) -> list[psutil.Process]:
     return processes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_leaves_no_process_behind(number, stuck):
     with measuring(stuck) as parent:
@@ -368,7 +367,6 @@ def test_a_stop_signal_leaves_no_process_behind(number, stuck):
     assert not any(process.is_running() for process in started)
 
 
-@pytest.mark.slow
 def test_a_process_follows_its_parent_even_when_that_is_killed(stuck):
     with measuring(stuck) as parent:
         started = below(parent)

@@ -22,6 +22,8 @@ from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, make_queries
 from tests.synthetic import make_bank, rotation, rotation_bank
 
+pytestmark = pytest.mark.slow
+
 CTX = 20
 RULES = dataclasses.replace(read_gate_rules(), min_queries=100)
 

@@ -23,6 +23,8 @@ from lvm.windows.export import plan_windows
 from tests.synthetic import lane_rotation_bank
 from tests.training.test_loop import TOY, Killed, assert_same, hit_validation, train_toy, weights
 
+pytestmark = pytest.mark.slow
+
 GROWN = {"model": "tmd_experts", "init": "models:/lvm/1", "experts": 4, "expert_rank": 3}
 
 
@@ -66,7 +68,6 @@ def test_the_trunk_is_frozen_where_there_is_an_init_only() -> None:
     assert resolve(resolve(config(), 20), 20) == resolve(config(), 20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "permuted", "dense"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_bank: Bank, tmp_path: Path, control: str
@@ -146,7 +147,6 @@ def test_a_bank_without_lanes_leaves_the_gate_to_equal_shares(tiny_bank: Bank) -
         train_toy(bank, config(experts_control="permuted"), initial=dense())
 
 
-@pytest.mark.slow
 def test_lanes_that_need_other_maps_are_won_by_experts(tmp_path: Path) -> None:
     """Eight rotations of 12 dims: two experts of rank 6 turn one, one of rank 12 not all."""
     bank = lane_rotation_bank(tmp_path / "bank", num_lanes=8)

@@ -17,6 +17,8 @@ from lvm.training.hard_negatives import DEPTH, NONE, POSITIVE_SHARE, HardNegativ
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3
 
 

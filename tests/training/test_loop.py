@@ -21,6 +21,8 @@ from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank
 
+pytestmark = pytest.mark.slow
+
 TOY = TrainConfig(
     hidden=24, layers=2, chunk=10, slots=4, dropout=0.0, negatives=64, batch_size=4, epochs=4
 )

@@ -18,6 +18,8 @@ from lvm.training.state import Progress
 from tests.faults.breakage import after_steps, before_every_step, scramble, weights_of
 from tests.training.test_loop import TOY, assert_same, train_toy
 
+pytestmark = pytest.mark.slow
+
 # 29 steps an epoch; the second copy is taken at step 64, before the damage in epoch 3.
 CONFIG = TrainConfig(
     **(vars(TOY) | {"batch_size": 2, "max_steps": 112, "patience": 9, "dropout": 0.2})

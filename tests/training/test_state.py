@@ -17,6 +17,8 @@ from lvm.training.state import Progress, StateFile
 from tests.training.dying_training import CHECKPOINT_STEPS, CONFIG
 from tests.training.test_loop import assert_same, train_toy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,7 +27,6 @@ def undisturbed(tiny_bank: Bank) -> TrainResult:
     return train_toy(tiny_bank, CONFIG)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("event", "number"), [("read", 100), ("read", 600), ("write", 9)], ids=str)
 def test_a_killed_run_ends_as_an_undisturbed_one(
     tiny_bank: Bank, undisturbed: TrainResult, tmp_path: Path, event: str, number: int

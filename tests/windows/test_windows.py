@@ -276,6 +276,7 @@ def test_two_plannings_are_byte_identical(tiny_bank: Bank, tmp_path: Path):
         assert first.read_bytes() == second.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_windows_take_less_than_a_hundredth_of_the_bank(tmp_path: Path):
     bank = make_bank(tmp_path / "bank", num_documents=100, document_rows=40, dim=64, num_twins=3000)
     write_windows(plan_windows(bank, 100, overlap=90), tmp_path / "windows")
