@@ -58,18 +58,19 @@ def body(options: PredictOptions) -> None:
     """Retrieve the k passages that most likely follow a context."""
     predictor, bank = open_predictor(options)
     ctx = options.ctx or predictor.facts.ctx
-    context_TD = read_context(options, bank)[-ctx:]
-    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
+    context_TD = read_context(options, bank)
+    num_read = min(ctx, len(context_TD))
+    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
     context_1TD = context_TD[None]
-    prediction_1D = predict_contexts(predictor.model, context_1TD)
+    prediction_1D = predict_contexts(predictor.model, context_1TD[:, -ctx:])
     wanted = Wanted(options.k, options.rerank, options.keep_context)
     row_1K, score_1K = retriever.best(context_1TD, prediction_1D, wanted)
     report = {
         "model": predictor.facts.model,
         "bank": str(bank.path),
         "bank_sha256": bank.sha256,
-        "context_rows": len(context_TD),
+        "context_rows": num_read,
         "search": str(retriever.index.facts),
         "score": score_name(retriever, options.rerank),
         "passages": retriever.describe(row_1K[0], score_1K[0]),
@@ -113,7 +114,7 @@ def open_retriever(
             f"rerank: {options.model} is fitted here without lanes; name a registered version of it"
         )
     index = ensure_index(bank, predictor.model, facts, correction)
-    return Retriever(index, predictor.facts.ctx, reranker)
+    return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
 
 
 def score_name(retriever: Retriever, rerank: str) -> str:
