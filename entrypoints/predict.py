@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
-from entrypoints._reports import plain, publish
+from entrypoints._reports import publish
 from entrypoints._subjects import check_dim, open_subject
 from lvm import datasets, tracking
 from lvm.bank.archive import map_array
@@ -29,6 +29,7 @@ from lvm.registry.registered import BASELINE_URI, Predictor
 from lvm.report.tables import TEXT, fenced, table
 from lvm.retrieval.building import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
+from lvm.writing import jsonable
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
@@ -82,7 +83,7 @@ def body(options: PredictOptions) -> None:
     tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
     tracking.log_text(shown + "\n", "predictions.txt")
     publish(report, None)
-    print(json.dumps(plain(report), indent=1) if options.format == JSON else shown)
+    print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
