@@ -19,6 +19,7 @@ from lvm.models.table import FREE_MODELS
 from lvm.registry import alias, registered
 from lvm.registry.alias import BASELINE
 from lvm.registry.registered import Card, LoggedFiles, Predictor
+from lvm.registry.settling import replayed_name
 from lvm.retrieval.hubness import fit_hubness
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate
@@ -69,10 +70,7 @@ class Field:
 
         One whose tags cannot be read takes no part, and stands as its version's number.
         """
-        if self.baseline_version is None:
-            return None
-        names = (name for name, one in self.versions.items() if one == self.baseline_version)
-        return next(names, f"version {self.baseline_version}")
+        return replayed_name(self.baseline_version, self.versions)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,14 @@
 """JSON reports: an artifact of the run plus a file that the user names."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lvm import tracking
 from lvm.scratch import put_whole
-from lvm.writing import writing
+from lvm.writing import jsonable, writing
 
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
 REPORT_HELP = "File to write the JSON report to."
@@ -36,7 +33,7 @@ def check_report(path: str | None) -> None:
 
 def publish(report: Mapping[str, Any], path: str | None) -> None:
     """Log the report as `report.json`; write it to `path`, whole or not at all, unless None."""
-    contents = plain(report)
+    contents = jsonable(report)
     tracking.log_report(contents)
     if path is None:
         return
@@ -44,16 +41,3 @@ def publish(report: Mapping[str, Any], path: str | None) -> None:
     with writing(target), put_whole(target) as made:
         made.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
     print(f"report written to {target}")
-
-
-def plain(value: Any) -> Any:
-    """Return JSON values: numpy's become Python's own, NaN and infinities become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

@@ -79,7 +79,7 @@ def log_examples(measurement: Measurement, split: str) -> None:
     examples = example_table(own, queries, inputs.bank, inputs.windows)
     tracking.log_table(examples, "examples.json")
     title = f"{measurement.subject.name}: examples of the {split} queries"
-    tracking.log_text(examples_page(title, examples), "examples.html")
+    tracking.log_text(examples_page(title, examples, measurement.report["leaky"]), "examples.html")
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:

@@ -83,8 +83,9 @@ def body(options: LaneOptions) -> None:
         lanes = lane_report(answers.own, subject.inputs.bank, subject.inputs.windows.seed)
         answers = replace(answers, subject=subject, report=answers.report | {"lanes": lanes})
     bank, windows = subject.inputs.bank, subject.inputs.windows
+    leaky = bool(answers.report["leaky"])
     diagnosis = diagnose(
-        answers.report["model"], answers.tables, bank, windows, rules, windows.seed
+        answers.report["model"], answers.tables, bank, windows, rules, leaky, windows.seed
     )
     ceilings = searched(answers, rules)
     failing = failing_queries(answers.own, bank, diagnosis.weak).assign(split=answers.split)
@@ -93,7 +94,7 @@ def body(options: LaneOptions) -> None:
     log_decision(diagnosis)
     tracking.describe_run(lanes_note(diagnosis))
     blocks = [lanes_table(diagnosis), supply_line(diagnosis)]
-    blocks += [hits_table(diagnosis), ceilings_table(ceilings)]
+    blocks += [hits_table(diagnosis), ceilings_table(ceilings, leaky)]
     if assignment.method != BANK:
         blocks.insert(0, assignment_table(assignment, agreement))
     table = "\n\n".join(blocks)
@@ -183,7 +184,7 @@ def searched(answers: Answers, rules: LaneRules) -> Ceilings:
 
 def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
     """Log the figures: lanes beside the best free predictor, confusions, Hit@k of a larger k."""
-    inputs, leaky = answers.subject.inputs, bool(answers.report["leaky"])
+    inputs, leaky = answers.subject.inputs, diagnosis.leaky
     measured = {diagnosis.model: diagnosis.lanes}
     free = best_free_lanes(diagnosis, answers.tables, inputs.bank, inputs.windows.seed)
     if free:

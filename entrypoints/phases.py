@@ -119,7 +119,7 @@ def plan_text(jobs: Sequence[Job]) -> str:
         ctx = f"{job.phase.ctx:,}"
         lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])
     headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
-    body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT))
+    body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT), leaky=False)
     shown = (job for job in jobs if first[job.sha256] is job)
     told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
     return "\n".join([body, "", *(f"warning: {one}" for one in told)])

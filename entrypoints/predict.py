@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
-from entrypoints._reports import plain, publish
+from entrypoints._reports import publish
 from entrypoints._subjects import check_dim, open_subject
 from lvm import datasets, tracking
 from lvm.bank.archive import map_array
@@ -29,6 +29,7 @@ from lvm.registry.registered import BASELINE_URI, Predictor
 from lvm.report.tables import TEXT, fenced, table
 from lvm.retrieval.building import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
+from lvm.writing import jsonable
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
@@ -58,18 +59,19 @@ def body(options: PredictOptions) -> None:
     """Retrieve the k passages that most likely follow a context."""
     predictor, bank = open_predictor(options)
     ctx = options.ctx or predictor.facts.ctx
-    context_TD = read_context(options, bank)[-ctx:]
-    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": len(context_TD)})
+    context_TD = read_context(options, bank)
+    num_read = min(ctx, len(context_TD))
+    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
     context_1TD = context_TD[None]
-    prediction_1D = predict_contexts(predictor.model, context_1TD)
+    prediction_1D = predict_contexts(predictor.model, context_1TD[:, -ctx:])
     wanted = Wanted(options.k, options.rerank, options.keep_context)
     row_1K, score_1K = retriever.best(context_1TD, prediction_1D, wanted)
     report = {
         "model": predictor.facts.model,
         "bank": str(bank.path),
         "bank_sha256": bank.sha256,
-        "context_rows": len(context_TD),
+        "context_rows": num_read,
         "search": str(retriever.index.facts),
         "score": score_name(retriever, options.rerank),
         "passages": retriever.describe(row_1K[0], score_1K[0]),
@@ -81,7 +83,7 @@ def body(options: PredictOptions) -> None:
     tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
     tracking.log_text(shown + "\n", "predictions.txt")
     publish(report, None)
-    print(json.dumps(plain(report), indent=1) if options.format == JSON else shown)
+    print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
@@ -113,7 +115,7 @@ def open_retriever(
             f"rerank: {options.model} is fitted here without lanes; name a registered version of it"
         )
     index = ensure_index(bank, predictor.model, facts, correction)
-    return Retriever(index, predictor.facts.ctx, reranker)
+    return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
 
 
 def score_name(retriever: Retriever, rerank: str) -> str:

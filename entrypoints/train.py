@@ -275,7 +275,7 @@ def finish(
     log_best(inputs, model_id, result, own)
     hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
-    curve = training_figure(result.history, result.best_epoch, hits)
+    curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
     tracking.log_figure(curve, "training.png")
     reached = figure_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = registered.register(model_id, facts, reached) if options.register else None

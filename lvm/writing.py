@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -58,3 +59,16 @@ def is_damaged(document: Mapping[str, Any]) -> bool:
 
 def _named(number: int, path: Path) -> OSError:
     return OSError(number, os.strerror(number), str(path))
+
+
+def jsonable(value: Any) -> Any:
+    """Return JSON values: numpy's become Python's own, NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lvm.bank.files import read_columns
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
-from lvm.chains.concepts import Candidates, Chain, bank_pool, lane_names
+from lvm.chains.concepts import Candidates, Chain, bank_pool, row_lane_names
 from lvm.chains.graphs import known_lanes, row_heads
 from lvm.rules import ChainRules
 from lvm.seeding import generator
@@ -55,7 +55,7 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
     own.
     """
     target_Q, failing_Q = read_queries(plan.queries, base, rules)
-    lane_N = lane_names(base)
+    lane_N = row_lane_names(base)
     known_lanes(plan.lanes, list(base.lanes), f"base {base.path}")
     if plan.lanes:
         failing_Q = failing_Q[np.isin(lane_N[failing_Q], plan.lanes)]

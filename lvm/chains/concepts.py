@@ -67,10 +67,10 @@ class Candidates:
 
 def bank_pool(bank: Bank) -> Pool:
     """Return the rows of a bank as a pool; its vectors stay on disk."""
-    return Pool(bank.vectors, lane_names(bank), bank.texts(), bank.encoder)
+    return Pool(bank.vectors, row_lane_names(bank), bank.texts(), bank.encoder)
 
 
-def lane_names(bank: Bank) -> npt.NDArray[np.object_]:
+def row_lane_names(bank: Bank) -> npt.NDArray[np.object_]:
     """Lane of each row by name (N,), "" for a row without one."""
     if bank.lane_N is None:
         return np.full(bank.num_rows, "", dtype=object)

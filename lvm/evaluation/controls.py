@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import jsonable
 from lvm.evaluation.free_predictors import fit_ridge
 from lvm.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.prediction.predict import predict_queries, predict_shuffled
@@ -21,6 +20,7 @@ from lvm.retrieval.exact import exact_ranks
 from lvm.statistics import LEVEL, document_interval, holm, paired_difference
 from lvm.windows.planning import Queries, Windows, make_queries
 from lvm.windows.splits import SPLITS, runs
+from lvm.writing import jsonable
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000

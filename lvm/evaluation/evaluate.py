@@ -3,7 +3,6 @@
 Shapes: Q queries, N bank rows, D vector dim, T time.
 """
 
-import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +33,7 @@ from lvm.retrieval.search import top_rows
 from lvm.statistics import document_interval, paired_difference
 from lvm.windows.planning import Queries, Windows
 from lvm.windows.splits import SPLITS
+from lvm.writing import jsonable
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000
@@ -226,14 +226,3 @@ def _best_baseline(
     document_Q = bank.document_N[queries.target_row_Q]
     difference = paired_difference(own_Q, best_Q, document_Q, seed)
     return {"name": best.name, "hit_at_5_difference": jsonable(vars(difference))}
-
-
-def jsonable(value: Any) -> Any:
-    """Return the report with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

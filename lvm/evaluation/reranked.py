@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import Evaluation, jsonable
+from lvm.evaluation.evaluate import Evaluation
 from lvm.lanes.classifier import calibration, context_features, target_codes
 from lvm.lanes.figures import lane_codes
 from lvm.lanes.reranking import (
@@ -27,6 +27,7 @@ from lvm.metrics import figures, hit_at
 from lvm.retrieval.shortlist import SIZE, Shortlist, ranks_anew, shortlist
 from lvm.statistics import document_interval, paired_difference
 from lvm.windows.planning import Queries, Windows
+from lvm.writing import jsonable
 
 FloatArray = NDArray[np.float32]
 Ranks = NDArray[np.float64]

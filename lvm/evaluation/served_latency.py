@@ -9,11 +9,8 @@ import numpy as np
 from torch import nn
 
 from lvm.bank.store import Bank, FloatArray
-from lvm.evaluation.cold_latency import measure_latency
 from lvm.prediction.streaming import open_stream
 from lvm.retrieval.index import ServingIndex
-
-__all__ = ["measure_latency", "measure_search", "measure_warm_latency"]
 
 MEASURED_ROWS = 200
 PASSAGES = 10

@@ -33,6 +33,7 @@ class Diagnosis:
 
     Attributes:
         model: name of the predictor.
+        leaky: whether it may know the answers.
         hit_at_5: over all queries, the unassigned ones included.
         weak: lanes that are weak by the interval rule; `weak_old_rule` by the old one.
         small_supply: lanes with fewer chains than the rules ask for.
@@ -42,6 +43,7 @@ class Diagnosis:
     """
 
     model: str
+    leaky: bool
     num_queries: int
     hit_at_5: float
     lanes: tuple[LaneFigures, ...]
@@ -79,12 +81,14 @@ def diagnose(
     bank: Bank,
     windows: Windows,
     rules: LaneRules,
+    leaky: bool,
     seed: int = 0,
 ) -> Diagnosis:
     """Judge the lanes of `model` on the queries of `measured`.
 
     `measured` maps `model`, beside any free predictors, to their per-query tables (`target_row`,
-    `rank`, `top_row`), all for the same queries in the same order.
+    `rank`, `top_row`), all for the same queries in the same order; `leaky` marks what may know the
+    answers.
 
     Raises:
         ValueError: the bank has no lanes, the tables hold different queries.
@@ -101,6 +105,7 @@ def diagnose(
     count_LL = confusion_counts(per_query, bank, windows.representative_N)
     return Diagnosis(
         model=model,
+        leaky=leaky,
         num_queries=len(per_query),
         hit_at_5=overall,
         lanes=tuple(lanes),

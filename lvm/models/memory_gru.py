@@ -57,14 +57,14 @@ class EncoderCache:
 
 
 class MemoryGRU(Residual):
-    """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t) from a context of any length.
+    """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t)) from any context.
 
     avg_t is an average of the recent vectors whose weights adapt to their content.
 
     The context is cut into chunks of `chunk` steps that run through the encoder in parallel. When
     a chunk ends, its summary is written into a memory of `slots` vectors; positions of the next
     chunk read the memory as it stood then. Position t never depends on a later one.
-    W_skip starts as the moving average of `decay`, W_out as zero: step 0 equals that baseline.
+    avg_t starts as the moving average of `decay`, W_skip and W_out as zero: step 0 is that.
     """
 
     def __init__(self, **config: object) -> None:

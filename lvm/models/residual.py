@@ -25,7 +25,9 @@ class ResidualCache:
 
 
 class Residual(nn.Module):
-    """Predicts normalise(W_skip [x_t; avg_t] + W_out h_t) from the parts that a subclass makes.
+    """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t)).
+
+    avg_t, ema_t, h_t are the parts that a subclass makes.
 
     Its `encode` says what h_t is, `begin_encoder` and `step_encoder` say the same of a stream.
     """
@@ -99,8 +101,8 @@ class Residual(nn.Module):
 class ResidualPredictor(Residual):
     """Makes the parts of a residual predictor.
 
-    avg_t is an average of the recent vectors whose weights adapt to their content. W_skip starts
-    as the moving average of `decay`, W_out as zero: step 0 equals that baseline.
+    avg_t is an average of the recent vectors whose weights adapt to their content. They start as
+    the moving average of `decay`, W_skip and W_out as zero: step 0 equals that baseline.
     """
 
     def __init__(self, dim: int, hidden: int, decay: float, dropout: float) -> None:

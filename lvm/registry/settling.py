@@ -41,7 +41,7 @@ def settle(
         expected = alias.aliases().get(BASELINE)
         withdrawn = alias.withdrawn()
         barred = frozenset(name for name, version in versions.items() if version in withdrawn)
-        decision = decide(result, _name_of(expected, versions), rules, barred)
+        decision = decide(result, replayed_name(expected, versions), rules, barred)
         if is_enabled:
             for name in decision.promote:
                 registered.load(f"models:/{alias.NAME}/{versions[name]}")
@@ -59,6 +59,18 @@ def settle(
             tell_failure(decision, moved, " ".join(str(error).split()) or type(error).__name__)
             raise
     return decision
+
+
+def replayed_name(version: str | None, versions: Mapping[str, str | None]) -> str | None:
+    """Return the name under which a version is replayed, or its number where it takes no part.
+
+    `versions` as `settle` has them. A replay names its baseline by this too: where the two names
+    differ, the alias has moved.
+    """
+    if version is None:
+        return None
+    names = (name for name, other in versions.items() if other == version)
+    return next(names, f"version {version}")
 
 
 def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_id: str) -> None:
@@ -100,11 +112,3 @@ def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) 
     measured = measured_tags(outcome, result) | {"run": run_id}
     reason = decision.reasons[decision.promote.index(name)]
     return {f"{DECIDED}{key}": text for key, text in measured.items()} | {"reason": reason}
-
-
-def _name_of(version: str | None, versions: Mapping[str, str | None]) -> str | None:
-    """Return the name under which a version was replayed, or its number where it was not."""
-    if version is None:
-        return None
-    names = (name for name, other in versions.items() if other == version)
-    return next(names, f"version {version}")

@@ -18,7 +18,7 @@ from lvm.report.tables import (
 from lvm.statistics import Difference, points
 
 
-def controls_table(controls: Mapping[str, Any], leaky: bool = False, style: str = TEXT) -> str:
+def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:
     """Return Hit@k by rows of context, what that shows, the two controls of order below it."""
     lines = []
     for entry in controls["context"]:

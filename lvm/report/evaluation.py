@@ -70,7 +70,8 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
         f"Lanes of {diagnosis.model}: {diagnosis.num_queries:,} queries, Hit@5 "
         f"{percent(diagnosis.hit_at_5)} % over all [95 % interval by document]"
     ]
-    blocks = [captioned(caption, table(lines, headers, "lrrrrlrl", style), False)]
+    body = table(lines, headers, "lrrrrlrl", style)
+    blocks = [captioned(caption, body, diagnosis.leaky)]
     if diagnosis.pairs:
         pairs = [
             [
@@ -84,7 +85,8 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
         ]
         headers = ["lane of the answer", "lane of the first hit", "queries", "share %", "excess"]
         caption = ["Confusions, by how much they exceed chance"]
-        blocks.append(captioned(caption, table(pairs, headers, "llrrr", style), False))
+        body = table(pairs, headers, "llrrr", style)
+        blocks.append(captioned(caption, body, diagnosis.leaky))
     return "\n\n".join([*blocks, diagnosis.sentence])
 
 

@@ -12,9 +12,7 @@ from lvm.routing.figures import DEAD_SHARE, mutual_information
 SMALL = 0.005
 
 
-def experts_figure(
-    table_LX: NDArray[np.floating], lanes: Sequence[str], leaky: bool = False
-) -> Figure:
+def experts_figure(table_LX: NDArray[np.floating], lanes: Sequence[str], leaky: bool) -> Figure:
     """Draw the load of each expert over the lanes' loads; `table_LX` is that of `lane_table`."""
     num_experts = table_LX.shape[1]
     figure, [axes, below] = canvas(

@@ -27,7 +27,7 @@ from lvm.report.canvas import (
 
 
 def lane_figure(
-    measured: Mapping[str, Sequence[LaneFigures]], overall: Mapping[str, float], leaky: bool = False
+    measured: Mapping[str, Sequence[LaneFigures]], overall: Mapping[str, float], leaky: bool
 ) -> Figure:
     """Draw Hit@5 per lane with intervals, a row of marks per predictor of `measured`.
 
@@ -67,13 +67,16 @@ def lane_figure(
 
 
 def training_figure(
-    history: Sequence[Mapping[str, float]], best_epoch: int, baselines: Mapping[str, float]
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    baselines: Mapping[str, float],
+    leaky: bool,
 ) -> Figure:
     """Draw val Hit@1/5/10 above the training loss, by epoch; `baselines` are val Hit@5, dashed."""
     figure, (axes, below) = canvas(
         "Training: share of val queries answered",
         f"kept: epoch {best_epoch}, chosen by val Hit@5; dashed: val Hit@5 of a free predictor",
-        leaky=False,
+        leaky,
         height_ratios=(3, 1),
     )
     epochs = [record["epoch"] for record in history]
@@ -101,7 +104,7 @@ def training_figure(
     return figure
 
 
-def context_figure(name: str, controls: Mapping[str, Any], leaky: bool = False) -> Figure:
+def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figure:
     """Draw Hit@1/5/10 with intervals against the rows of context that were read."""
     entries = controls["context"]
     figure, [axes] = canvas(
@@ -140,7 +143,7 @@ def confusion_figure(diagnosis: Diagnosis) -> Figure:
         "In which lane does the first hit lie?",
         f"{diagnosis.model}, {diagnosis.num_queries:,} queries; each row is one lane of answers, % "
         "of its queries",
-        leaky=False,
+        diagnosis.leaky,
     )
     names, count_LL = diagnosis.confusion_lanes, diagnosis.confusion_LL
     asked = np.flatnonzero(count_LL.sum(axis=1))

@@ -33,7 +33,7 @@ def agreement_figure(method: str, agreement: Agreement) -> Figure:
     return figure
 
 
-def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool = False) -> Figure:
+def larger_k_figure(model: str, ceilings: Ceilings, leaky: bool) -> Figure:
     """Draw Hit@k of exact search against k, a curve per lane.
 
     Lanes with too few queries to judge are grey, each with a mark of its own.

@@ -16,7 +16,7 @@ from lvm.report.tables import (
 )
 
 
-def ceilings_table(ceilings: Ceilings, style: str = TEXT) -> str:
+def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:
     """Return the ceilings of each lane, Hit@k of a larger k, what limits."""
     entries = [*ceilings.lanes, ceilings.all_lanes]
     lines = [
@@ -40,11 +40,11 @@ def ceilings_table(ceilings: Ceilings, style: str = TEXT) -> str:
         "model, exactly or served. *: corrected, nothing removed. Serving:",
         ceilings.index,
     ]
-    first = captioned(caption, table(lines, headers, "lrrrrrrrl", style))
-    return "\n\n".join([first, _larger_k_table(entries, style), ceilings.sentence()])
+    first = captioned(caption, table(lines, headers, "lrrrrrrrl", style), leaky)
+    return "\n\n".join([first, _larger_k_table(entries, leaky, style), ceilings.sentence()])
 
 
-def _larger_k_table(entries: list[LaneCeiling], style: str) -> str:
+def _larger_k_table(entries: list[LaneCeiling], leaky: bool, style: str) -> str:
     lines = []
     for lane in entries:
         shown = [percent(hit) for hit in lane.hits.values()]
@@ -55,7 +55,8 @@ def _larger_k_table(entries: list[LaneCeiling], style: str) -> str:
     headers = ["lane", *(f"@{int(k):,}" for k in entries[0].hits)]
     headers.append("served - exact @" + ", ".join(entries[0].hits_corrected))
     caption = ["Hit@k of a larger k, percent: exact, plain, filtered; points by serving"]
-    return captioned(caption, table(lines, headers, "l" + "r" * (len(headers) - 1), style))
+    body = table(lines, headers, "l" + "r" * (len(headers) - 1), style)
+    return captioned(caption, body, leaky)
 
 
 def hits_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
@@ -67,7 +68,7 @@ def hits_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
     ]
     caption = [f"Hit@k of {diagnosis.model} in each lane [95 % interval by document]"]
     headers = ["lane", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
-    return captioned(caption, table(lines, headers, "lrrr", style))
+    return captioned(caption, table(lines, headers, "lrrr", style), diagnosis.leaky)
 
 
 def supply_line(diagnosis: Diagnosis) -> str:
@@ -91,7 +92,7 @@ def assignment_table(assignment: Assignment, agreement: Agreement | None, style:
     if agreement is None:
         lines = [[lane, f"{num:,}"] for lane, num in facts["rows"].items()]
         lines.append([UNASSIGNED_LANE, f"{facts['unassigned_rows']:,}"])
-        return captioned(caption, table(lines, ["lane", "rows"], "lr", style))
+        return captioned(caption, table(lines, ["lane", "rows"], "lr", style), leaky=False)
     caption.append(
         f"Against the bank's labels: adjusted Rand {agreement.adjusted_rand:.3f}, NMI "
         f"{agreement.nmi:.3f}; best match one to one {percent(agreement.best_match_accuracy)} % of"
@@ -108,4 +109,4 @@ def assignment_table(assignment: Assignment, agreement: Agreement | None, style:
         found = ", ".join(f"{names[c]} {percent(shares[c])}" for c in order if count_L[c])
         lines.append([label, f"{count_L.sum():,}", agreement.best_match.get(label, ""), found])
     headers = ["label", "rows", "best match", "lanes of its rows, %"]
-    return captioned(caption, table(lines, headers, "lrll", style))
+    return captioned(caption, table(lines, headers, "lrll", style), leaky=False)

@@ -72,7 +72,7 @@ def lanes_note(diagnosis: Diagnosis) -> str:
         for lane in lanes
     ]
     body = page_table(lines, ["lane", "queries", "Hit@5 %", ""], "lrrl")
-    return f"**{diagnosis.sentence}**\n\n{body}"
+    return captioned([f"**{diagnosis.sentence}**"], body, diagnosis.leaky)
 
 
 def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:

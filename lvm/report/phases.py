@@ -64,7 +64,7 @@ def published_table(phases: Mapping[str, Phase], style: str = TEXT) -> str:
         "As published by the replaced system, each phase ranked among its own validation targets",
         "[95 % Wilson interval; the candidates are also the queries]",
     ]
-    return captioned(caption, table(lines, headers, "lr" + "r" * 7, style))
+    return captioned(caption, table(lines, headers, "lr" + "r" * 7, style), leaky=False)
 
 
 def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
@@ -92,7 +92,7 @@ def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
         f"ranked over {found.num_rows:,} bank rows",
         f"({found.num_answers:,} distinct), the same for every phase; [95 % interval by document]",
     ]
-    return captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style))
+    return captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style), leaky=False)
 
 
 def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
@@ -114,7 +114,8 @@ def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
     caption = [
         "Hit@5 % of the same ranks, expected among so many candidates (hypergeometric, raw ranks)"
     ]
-    body = captioned(caption, table(lines, headers, "l" + "r" * (len(headers) - 1), style))
+    body = table(lines, headers, "l" + "r" * (len(headers) - 1), style)
+    body = captioned(caption, body, leaky=False)
     return f"{body}\n\n{_wrapped(pool_note(found), style)}"
 
 
@@ -148,7 +149,7 @@ def pairs_table(found: PhaseComparison, style: str = TEXT) -> str:
         f"p (Holm) of Hit@5, in two families: {len(found.successive)} between phases, "
         f"{len(found.leads)} against a free predictor",
     ]
-    return captioned(caption, table(lines, headers, "llrrrr", style))
+    return captioned(caption, table(lines, headers, "llrrrr", style), leaky=False)
 
 
 def old_decision_text(old: OldDifference, style: str = TEXT) -> str:
@@ -181,7 +182,7 @@ def checks_table(checks: Sequence[OldCheck], style: str = TEXT) -> str:
         for phase, own in by_phase.items()
     ]
     caption = ["The old criteria of success (lvm/phases.yaml); no promotion follows from them"]
-    return captioned(caption, table(lines, ["phase", *GATES], "llll", style))
+    return captioned(caption, table(lines, ["phase", *GATES], "llll", style), leaky=False)
 
 
 def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:

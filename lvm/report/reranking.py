@@ -24,7 +24,7 @@ ORDERS = {
 
 
 def reranking_table(
-    reranked: Mapping[str, Any], report: Mapping[str, Any], leaky: bool = False, style: str = TEXT
+    reranked: Mapping[str, Any], report: Mapping[str, Any], leaky: bool, style: str = TEXT
 ) -> str:
     """Return the ranks as they were above those of each order; what of the lane is foretold.
 
@@ -54,7 +54,7 @@ def reranking_table(
     return f"{captioned(caption, table(lines, headers, 'llrrrrr', style), leaky)}\n\n{told}"
 
 
-def reranked_table(outcomes: Sequence[Reranked], leaky: bool = False, style: str = TEXT) -> str:
+def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT) -> str:
     """Return the re-ranked candidates of a replay, what it changed, their lead."""
     lines = [
         [

@@ -115,7 +115,7 @@ def measurement_table(result: ShadowResult, style: str = TEXT) -> str:
         "Each candidate in its own process; latency of one query whose whole context is read anew,",
         "the model alone, without a search",
     ]
-    return captioned(caption, table(lines, headers, "lrrrrll", style))
+    return captioned(caption, table(lines, headers, "lrrrrll", style), leaky=False)
 
 
 def history_table(moves: Sequence[Mapping[str, str]], style: str = TEXT) -> str:

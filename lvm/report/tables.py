@@ -104,7 +104,7 @@ def table(
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def captioned(caption: Sequence[str], body: str, leaky: bool = False) -> str:
+def captioned(caption: Sequence[str], body: str, leaky: bool) -> str:
     """Put lines of caption above a table, the warning of a leak among them."""
     lines = [*caption, *([LEAKY_NOTE] if leaky else [])]
     return "\n".join([*lines, "", body])

@@ -18,22 +18,10 @@ from lvm.retrieval.search import (
     FloatArray,
     IntArray,
     checked_correction,
-    mean_neighbour_score,
-    neighbour_penalty,
     share_blocks,
-    top_rows,
     unit_predictions,
 )
 from lvm.windows.planning import Queries
-
-__all__ = [
-    "SCORE_TIE",
-    "Ranks",
-    "exact_ranks",
-    "mean_neighbour_score",
-    "neighbour_penalty",
-    "top_rows",
-]
 
 SCORE_TIE = 1e-6  # float32 cosines closer than this are ties
 # Score tile of 2 MB: it stays in the last-level cache with its mask, so that counting costs a few

@@ -56,11 +56,13 @@ class ServedPredictor(PythonModel):
     ) -> Answer:
         """Return the predicted next vectors (B, D), unit length, for contexts (B, T, D).
 
+        The last ctx vectors of each are read, ctx being that of the training.
         With k in `params`: a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first,
         `scores` (B, k), and `passages`, a list per context of what `Retriever.describe` tells.
         Scores are cosines with the model's row correction; rerank=lane changes order and scores as
-        `Retriever.best` says. Passages that say the same as a row of the context are left out, but
-        for keep_context=True; where fewer than k are left, row -1 has the lowest float32 as score.
+        `Retriever.best` says. Passages that say the same as any row of the context are left out,
+        but for keep_context=True; where fewer than k are left, row -1 has the lowest float32 as
+        score.
         With `packed`, the contexts are read from there, see `lvm.serving.packed`. Raises Refusal, a
         ValueError, on an empty batch or context, another D, zero or non-finite vectors, an
         impossible k or one too large for B; where k is asked for, also without the model's bank or
@@ -88,7 +90,7 @@ class ServedPredictor(PythonModel):
         unit_BTD = unit_contexts(contexts_BTD, self.facts.dim)
         wanted.check_batch(len(unit_BTD))
         retriever = None if wanted.k == 0 else self._opened()
-        vector_BD = predict_contexts(self.model, unit_BTD)
+        vector_BD = predict_contexts(self.model, unit_BTD[:, -self.facts.ctx :])
         if retriever is None:
             return vector_BD
         row_BK, score_BK = retriever.best(unit_BTD, vector_BD, wanted)

@@ -22,7 +22,7 @@ from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
-MEASUREMENT = 4
+MEASUREMENT = 5
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
@@ -110,7 +110,7 @@ def measure(
 def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float32]:
     """Return the predicted unit vector (Q, D) of each query, whatever its kind of context.
 
-    Recorded contexts of one length share a pass; each is read whole, from its first row.
+    Recorded contexts of one length share a pass; each is read whole: `queries` are cut to ctx.
     """
     if not isinstance(queries, ContextQueries):
         return predict_queries(model, bank, queries, progress=True)

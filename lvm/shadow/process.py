@@ -111,7 +111,7 @@ class Replayer:
 
     def _job(self, folder: Path, candidate: Candidate, asked: Asked) -> Job:
         if self.foretell is not None:
-            foretold = self.foretell(asked.removed.with_ctx(candidate.facts.ctx))
+            foretold = self.foretell(asked.removed.as_read(candidate.facts.ctx))
             asked = replace(asked, foretold=foretold)
         return write_job(folder, candidate, asked, self.store)
 
@@ -124,7 +124,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
     """
     described = _describe(candidate, folder / MODEL)
     bank, removed, groups = asked.bank, asked.removed, asked.windows.representative_N
-    queries = removed.with_ctx(candidate.facts.ctx)
+    queries = removed.as_read(candidate.facts.ctx)
     write_array(folder / GROUPS, groups)
     correction, correction_sha256 = folder / MODEL / CORRECTION, "none"
     if correction.is_file():

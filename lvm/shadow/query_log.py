@@ -59,8 +59,8 @@ def read_query_log(path: Path) -> QueryLog:
 def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
     """Return the queries of a log in its order, its rows checked against `bank`.
 
-    With recorded contexts each query is asked from exactly those rows, else from the up to `ctx`
-    rows before its target. Raises ValueError for a row outside of the bank, for a sequence that is
+    With recorded contexts the context of a query is exactly those rows, else the up to `ctx` rows
+    before its target. Raises ValueError for a row outside of the bank, for a sequence that is
     not the row's, for a query without context, with its answer in its context, or logged twice.
     """
     _check_range(log, log.target_row_Q, bank)

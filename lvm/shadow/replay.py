@@ -57,7 +57,7 @@ def measure_here(
 ) -> Measurement:
     """Measure a candidate whose model is here in this process, with its own length of context."""
     assert candidate.model is not None
-    queries = removed.with_ctx(candidate.facts.ctx)
+    queries = removed.as_read(candidate.facts.ctx)
     asked = Questions(queries, removed)
     groups = windows.representative_N
     return measure(candidate.model, bank, groups, asked, candidate.row_correction)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lvm.models.recurrent import CELLS
-from lvm.models.table import TRAINED_MODELS
+from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.objectives import TEMPERATURE_RANGE
 from lvm.training.averaging import AVERAGES
 
@@ -82,8 +82,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         for name in ("gate_balance", "gate_z", "gate_lanes"):
             _at_least(name, getattr(self, name), 0)
-        if self.layers % 2:
-            raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
+        known = size_names(self.model) & {field.name for field in fields(self)}
+        SIZES[self.model](dim=1, **{name: getattr(self, name) for name in known})
         low, high = TEMPERATURE_RANGE
         if self.recipe == "dense" and not low <= (self.temperature or low) <= high:
             raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")

@@ -3,7 +3,7 @@
 Shapes: N bank rows, K duplicate groups, Q queries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from lvm.windows.planning import Queries
 
 @dataclass(frozen=True, eq=False)
 class ContextQueries(Queries):
-    """Rows to predict, each from exactly the rows of its own context.
+    """Rows to predict, each from the rows of its own context, wherever they lie.
 
     `context_row_Q` (Q,) holds an int64 array of 1 ... any number of rows, in reading order, for
     each query; `ctx` is the length of the longest. `first_row_Q` equals `target_row_Q`: no run of
@@ -38,6 +38,13 @@ class ContextQueries(Queries):
     def with_ctx(self, ctx: int) -> "ContextQueries":
         """Return these very queries: a recorded context is neither cut nor extended."""
         return self
+
+    def as_read(self, ctx: int) -> "ContextQueries":
+        """Return the same queries with the last `ctx` rows of longer contexts, as served."""
+        if ctx >= self.ctx:
+            return self
+        read_Q = as_objects([rows[-ctx:] for rows in self.context_row_Q])
+        return replace(self, ctx=ctx, context_row_Q=read_Q)
 
     def num_rows(self) -> NDArray[np.int64]:
         """Return the length of each context, (Q,)."""

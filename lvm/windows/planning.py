@@ -66,6 +66,10 @@ class Queries:
         """Return the same targets with contexts of up to `ctx` rows."""
         return make_queries(self.query_Q, self.target_row_Q, self.sequence_start_Q, ctx)
 
+    def as_read(self, ctx: int) -> "Queries":
+        """Return the same queries with the contexts that a predictor of `ctx` rows reads."""
+        return self.with_ctx(ctx)
+
 
 def make_queries(
     query_Q: IntArray, target_row_Q: IntArray, sequence_start_Q: IntArray, ctx: int

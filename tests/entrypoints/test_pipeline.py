@@ -16,6 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
+from lvm.bank.duplicates import SAME_SCORE
+from lvm.bank.store import open_bank
 from lvm.registry import alias
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -177,6 +179,21 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     run = run_of("predict")
     assert run.info.run_name == "predict memory_gru ctx 20 after context.npy"
     assert all(line in run.data.tags["mlflow.note.content"] for line in passages)
+
+
+def test_predict_leaves_out_what_a_context_beyond_ctx_holds(promoted, capsys):
+    bank = open_bank("bank")
+    np.save("context.npy", bank.unit(slice(200, 260)))
+    asked = "--context context.npy --k 1000 --format json --keep-context"
+    found = {}
+    for kept in ("true", "false"):
+        assert predict.main([*asked.split(), kept]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["context_rows"] == 20
+        found[kept] = {one["row"] for one in answer["passages"]}
+    unread_KD, context_TD = bank.unit(np.sort([*found["true"]])), bank.unit(slice(200, 240))
+    assert (unread_KD @ context_TD.T >= SAME_SCORE).any()
+    assert not (bank.unit(np.sort([*found["false"]])) @ context_TD.T >= SAME_SCORE).any()
 
 
 def test_a_promotion_by_hand_is_logged(promoted):

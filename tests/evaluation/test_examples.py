@@ -66,6 +66,7 @@ def test_a_bank_without_texts_names_its_rows(tiny_bank: Bank, measured, tmp_path
 def test_the_page_escapes_texts_and_cuts_none_off() -> None:
     long = "a <b> &" + 300 * " word"
     table = pd.DataFrame([{"outcome": "miss", "rank": 12.5, "truth": long}])
-    page = examples_page("ema", table)
+    page = examples_page("ema", table, leaky=False)
     assert "miss: 1" in page and "12.5" in page
     assert "a &lt;b&gt; &amp;" + 300 * " word" in page
+    assert "LEAKY" not in page and "LEAKY" in examples_page("ema", table, leaky=True)

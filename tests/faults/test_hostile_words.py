@@ -51,7 +51,7 @@ def test_texts_are_escaped_in_pages(tally: Tally) -> None:
     attack = "<script>alert(1)</script>"
     examples = pd.DataFrame({"outcome": ["hit"], "context": [attack], "document": [attack]})
     with tally.injecting("markup in texts"):
-        page = examples_page(attack, examples)
+        page = examples_page(attack, examples, leaky=False)
         assert "<script" not in page and page.count("&lt;script&gt;") == 3
 
 

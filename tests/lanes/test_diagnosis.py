@@ -43,7 +43,7 @@ def judge(
     measured = {"model": ranks_by_lane(bank, windows, model)}
     if baseline is not None:
         measured["ema"] = ranks_by_lane(bank, windows, baseline)
-    return diagnose("model", measured, bank, windows, rules)
+    return diagnose("model", measured, bank, windows, rules, leaky=False)
 
 
 EVEN = {"lane-0": 6, "lane-1": 6, "lane-2": 6}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from entrypoints._candidates import Field
 from lvm.registry import alias
-from lvm.registry.settling import settle, tag_measured
+from lvm.registry.settling import replayed_name, settle, tag_measured
 from lvm.rules import read_gate_rules
 from lvm.stopping import Stopped, stoppable
 from tests.registry.test_registered import facts, registered_store, three_versions
@@ -32,6 +33,14 @@ __all__ = ["facts", "registered_store", "three_versions"]  # fixtures
 ROOT = Path(__file__).parents[2]
 RULES = read_gate_rules()
 VERSIONS = {"old": "1", "model": "2", "ema": "3", "copy-last": None}
+
+
+def test_a_version_is_named_as_it_was_replayed():
+    """A replay and its settlement name the baseline by one rule: else nothing is ever promoted."""
+    assert replayed_name("2", VERSIONS) == "model" and replayed_name(None, VERSIONS) is None
+    assert replayed_name("9", VERSIONS) == "version 9"
+    found = Field(None, {}, "9")
+    assert found.baseline_name == replayed_name("9", found.versions) == "version 9"
 
 
 def tags(version: str) -> dict[str, str]:

@@ -77,8 +77,9 @@ def test_training(num_epochs: int) -> None:
         | {f"val/hit_at_{k}": 0.01 * k + 0.002 * epoch for k in (1, 5, 10)}
         for epoch in range(1, num_epochs + 1)
     ]
-    figure = training_figure(history, num_epochs, {"ema": 0.05})
+    figure = training_figure(history, num_epochs, {"ema": 0.05}, leaky=False)
     assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"kept: epoch {num_epochs}")
+    assert_drawn(training_figure(history, num_epochs, {"ema": 0.05}, leaky=True), "LEAKY")
 
 
 def test_experts() -> None:
@@ -88,7 +89,9 @@ def test_experts() -> None:
     assert_drawn(figure, "Art", "Law", "LEAKY", "share", "98", "load, %")
     shown = {artist.get_text() for artist in figure.findobj(matplotlib.text.Text)}
     assert "Software" not in shown, "a lane without queries has no line"
-    assert_drawn(experts_figure(np.zeros((2, 4)), ("Art", "Law")), "no val query has a lane")
+    assert_drawn(
+        experts_figure(np.zeros((2, 4)), ("Art", "Law"), leaky=False), "no val query has a lane"
+    )
 
 
 @pytest.mark.parametrize("lengths", [(1, 2), (1, 5, 20, 100, 500, 1000, 2000)])
@@ -99,7 +102,7 @@ def test_context(lengths: tuple[int, ...]) -> None:
         ci95 = {key: [value - 0.005, value + 0.01] for key, value in hits.items()}
         entries.append({"ctx": length, **hits, "ci95": ci95})
     controls = {"queries": 2000, "documents": 300, "context": entries}
-    figure = context_figure("memory_gru", controls)
+    figure = context_figure("memory_gru", controls, leaky=False)
     assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "memory_gru, the same 2,000 queries")
     unknown = {**entries[0], "ci95": dict.fromkeys(entries[0]["ci95"], [None, None])}
     alone = {**controls, "context": [unknown, *entries[1:]]}
@@ -112,12 +115,14 @@ def test_lanes_and_confusions(tiny_bank: Bank) -> None:
     table = pd.DataFrame({"target_row": target_row_Q, "top_row": 0})
     table["rank"] = 1.0 + target_row_Q % 9
     lanes = lane_figures(table, {}, tiny_bank)
-    assert_drawn(lane_figure({"model": lanes, "ema": lanes}, {"model": 0.4}), "lane-2", "ema")
+    both = lane_figure({"model": lanes, "ema": lanes}, {"model": 0.4}, leaky=False)
+    assert_drawn(both, "lane-2", "ema")
     assert_drawn(lane_figure({"model": lanes}, {"model": 0.4}, leaky=True), "LEAKY")
     result = winning_case()
     outcomes = [dataclasses.replace(one, lanes=tuple(lanes)) for one in result.outcomes]
     drawn = shadow_lane_figure(dataclasses.replace(result, outcomes=tuple(outcomes)))
     assert_drawn(drawn, "lane-2", "model", "old", "ema", "dashed: model over all lanes, 20.0 %")
     assert_drawn(shadow_lane_figure(result), "the bank has no lanes")
-    diagnosis = diagnose("model", {"model": table}, tiny_bank, windows, read_lane_rules())
+    diagnosis = diagnose("model", {"model": table}, tiny_bank, windows, read_lane_rules(), False)
     assert_drawn(confusion_figure(diagnosis), "lane-0", "lane of the first hit", "% of the row")
+    assert_drawn(confusion_figure(dataclasses.replace(diagnosis, leaky=True)), "LEAKY")

@@ -69,12 +69,13 @@ def agreement(bank: Bank) -> tuple[Assignment, Agreement]:
 
 @pytest.mark.parametrize("style", [TEXT, MARKDOWN])
 def test_ceilings_show_what_limits_each_lane(style: str) -> None:
-    text = ceilings_table(ceilings(), style)
+    text = ceilings_table(ceilings(), leaky=False, style=style)
     first = next(line for line in text.splitlines() if "lane-1" in line)
     for cell in ("99.9", "99.8", "98.7", "97.6", "-1.0 [ -2.0,  -0.5]", "index"):
         assert cell in first
     assert "@1,000" in text and "index of 9 passages" in text and ALL_LANES in text
-    assert "the index limits lane-1" in text
+    assert "the index limits lane-1" in text and "LEAKY" not in text
+    assert ceilings_table(ceilings(), leaky=True, style=style).count("LEAKY") == 2
     if style == TEXT:
         assert max(map(len, text.splitlines()[:-1])) <= 120
 
@@ -84,7 +85,7 @@ def test_hits_and_supply_are_told_for_each_lane(tiny_bank: Bank) -> None:
     target_row_Q = windows.queries["test"].target_row_Q
     measured = pd.DataFrame({"target_row": target_row_Q, "top_row": 0})
     measured["rank"] = 1.0 + target_row_Q % 9
-    found = diagnose("model", {"model": measured}, tiny_bank, windows, read_lane_rules())
+    found = diagnose("model", {"model": measured}, tiny_bank, windows, read_lane_rules(), False)
     text = hits_table(found)
     for lane in found.lanes:
         line = next(line for line in text.splitlines() if line.startswith(lane.lane))
@@ -117,6 +118,6 @@ def test_agreement_is_drawn(tiny_bank: Bank) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_lanes", [2, 16])
 def test_a_larger_k_is_drawn(num_lanes: int) -> None:
-    drawn = larger_k_figure("ema", ceilings(num_lanes))
+    drawn = larger_k_figure("ema", ceilings(num_lanes), leaky=False)
     assert_drawn(drawn, "lane-0", f"lane-{num_lanes - 1}", ALL_LANES, "k (logarithmic)", "1,000")
     assert_drawn(larger_k_figure("ema", ceilings(), leaky=True), "LEAKY")

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from entrypoints._reports import plain
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
@@ -21,6 +20,7 @@ from lvm.scaling.grid import BreakEven, Plan, Scaling
 from lvm.scaling.optimised import Optimised
 from lvm.scaling.verdict import Verdict
 from lvm.statistics import Difference
+from lvm.writing import jsonable
 from tests.scaling.curves import CURVES, draw_grid
 
 PLAN = Plan((0.125, 0.25, 0.5, 1.0), (64, 128, 256), (0, 1), 600, 1e-3)
@@ -71,7 +71,7 @@ def test_a_grid_that_was_not_trained_is_not_shown(scaling):
 
 
 def test_the_report_is_json_without_ranks(scaling):
-    report = plain(scaling_report(scaling, PLAN, FREE, 800))
+    report = jsonable(scaling_report(scaling, PLAN, FREE, 800))
     json.dumps(report, allow_nan=False)
     assert report["verdict"] == "data-limited" and len(report["cells"]) == 24
     assert report["cells"][0]["rank_Q"] is None

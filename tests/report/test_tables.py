@@ -13,6 +13,8 @@ from lvm.lanes.figures import lane_figures
 from lvm.promotion.decision import decide
 from lvm.report.decision import decision_text, gates_table
 from lvm.report.evaluation import evaluation_table, lanes_table
+from lvm.report.lanes import hits_table
+from lvm.report.notes import lanes_note
 from lvm.report.shadow import (
     comparison_table,
     history_table,
@@ -261,13 +263,18 @@ def test_lanes_show_figures_supply_and_verdict(tiny_bank: Bank, style: str) -> N
     top_row_Q = np.where(lane_Q == 2, np.flatnonzero(tiny_bank.lane_N == 0)[0], target_row_Q)
     weak = pd.DataFrame({"target_row": target_row_Q, "rank": rank_Q, "top_row": top_row_Q})
     rules = dataclasses.replace(read_lane_rules(), min_queries=5, min_documents=2)
-    diagnosis = diagnose("model", {"model": weak, "ema": weak}, tiny_bank, windows, rules)
+    diagnosis = diagnose("model", {"model": weak, "ema": weak}, tiny_bank, windows, rules, False)
     text = lanes_table(diagnosis, style)
     lines = [line for line in text.splitlines() if "lane-2" in line]
     assert "WEAK, weak by the old rule" in lines[0] and "0.0 [ 0.0,  0.0]" in lines[0]
     assert "+0.0" in lines[0] and "ema" in lines[0]
     assert text.endswith(diagnosis.sentence) and diagnosis.sentence.startswith("Ingest")
     assert "lane-0" in text.split("Confusions")[1]
+    assert "LEAKY" not in text + lanes_note(diagnosis) + hits_table(diagnosis, style)
+    seen = dataclasses.replace(diagnosis, leaky=True)
+    assert lanes_table(seen, style).count("LEAKY") == 2
+    assert "LEAKY" in lanes_note(seen) and "LEAKY" in hits_table(seen, style)
+    assert diagnosis.report()["leaky"] is False and seen.report()["leaky"] is True
 
 
 def test_a_gain_reads_the_same_in_reason_and_table() -> None:

@@ -18,7 +18,7 @@ from lvm.bank.store import open_bank
 from lvm.checkpoint.facts import facts_of
 from lvm.lanes.classifier import means_of
 from lvm.lanes.reranking import reranker_if_lanes
-from lvm.models.baselines import MovingAverage
+from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.registry import alias, registered
@@ -297,3 +297,20 @@ def test_an_order_that_cannot_be_is_refused(with_lanes, params, reason):
 def test_a_model_without_lanes_cannot_order_by_them(served):
     with pytest.raises(ValueError, match="rerank: the model was logged without lanes"):
         served.predict(contexts(), params={"k": 3, "rerank": "lane"})
+
+
+def test_a_context_beyond_ctx_is_read_as_its_stream_reads_it(served, workplace):
+    """Its last ctx rows are read, all of its rows are left out of the answer."""
+    bank, ctx = open_bank(workplace / "bank"), 50
+    facts = facts_of("context-mean", "none", bank, plan_windows(bank, ctx))
+    with tracking.run("train", {}):
+        model_id = registered.log_predictor(ContextMean(DIM), facts)
+    model = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    context_1TD = bank.unit(slice(200, 200 + 3 * ctx))[None]
+    prediction_1D = model.predict(context_1TD)
+    assert np.array_equal(prediction_1D, model.predict(context_1TD[:, -ctx:]))
+    streamed_D = model.unwrap_python_model().stream().warm(context_1TD[0])
+    np.testing.assert_allclose(prediction_1D[0], streamed_D, rtol=0, atol=4e-6)
+    found = model.predict(context_1TD, params={"k": 60})
+    assert np.array_equal(found["vectors"], prediction_1D)
+    assert not (bank.unit(found["rows"][0]) @ context_1TD[0].T >= SAME_SCORE).any()

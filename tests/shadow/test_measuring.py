@@ -1,4 +1,6 @@
-"""Measurements from recorded contexts: exactly these rows are read, exactly these are removed."""
+"""Measurements from recorded contexts: their last ctx rows are read, exactly they are removed."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,11 +8,13 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.models.baselines import CopyLast
+from lvm.checkpoint.facts import facts_of
+from lvm.models.baselines import ContextMean, CopyLast
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
 from lvm.shadow.measuring import Questions, measure, predict, timed_queries
+from lvm.shadow.replay import Candidate, measure_here
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows, make_queries
@@ -103,6 +107,17 @@ def test_a_recorded_run_of_rows_is_the_frozen_query(tiny_bank, windows):
     found = measure(model, tiny_bank, groups, Questions(recorded, recorded)).ranks
     for column in ("rank", "rank_raw", "top_row", "target_row"):
         assert found[column].tolist() == expected[column].tolist()
+
+
+def test_a_context_beyond_ctx_is_read_as_served_and_removed_whole(tiny_bank, windows, queries):
+    facts = dataclasses.replace(facts_of("context-mean", "none", tiny_bank, windows), ctx=9)
+    model, groups = ContextMean(tiny_bank.dim), windows.representative_N
+    found = measure_here(Candidate("mean", model, facts), tiny_bank, windows, queries).ranks
+    last = [bank_rows[-9:] for bank_rows in queries.context_row_Q]
+    cut = [predict_contexts(model, tiny_bank.unit(rows)[None])[0] for rows in last]
+    (expected,) = exact_ranks(np.stack(cut), queries, tiny_bank, groups)
+    assert found["rank"].tolist() == expected.rank_Q.tolist()
+    assert found["rank_raw"].tolist() == expected.rank_raw_Q.tolist()
 
 
 def test_the_clock_runs_over_contexts_of_the_recorded_lengths(tiny_bank, queries):

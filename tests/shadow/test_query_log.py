@@ -59,6 +59,9 @@ def test_recorded_contexts_are_kept_as_they_were(tmp_path, tiny_bank, suffix):
     contexts = [rows.tolist() for rows in queries.context_row_Q]
     assert contexts == [entry["context_rows"] for entry in RECORDED]
     assert queries.with_ctx(2) is queries and queries.ctx == 100
+    read = queries.as_read(2)
+    assert [rows.tolist() for rows in read.context_row_Q] == [rows[-2:] for rows in contexts]
+    assert read.ctx == 2 and queries.as_read(500).ctx == 100
     turned = queries.take(np.array([2, 0]))
     assert [len(rows) for rows in turned.context_row_Q] == [100, 3]
     assert turned.query_Q.tolist() == [2, 0]

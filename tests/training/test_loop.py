@@ -261,7 +261,9 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
         ({"epochs": 0}, "epochs: 0"),
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
-        ({"layers": 3}, "layers: 3 is odd"),
+        ({"layers": 3}, "layers: 3 is odd; half of them lie below the memory"),
+        ({"layers": 3, "model": "tmd_experts"}, "layers: 3 is odd"),
+        ({"hidden": 7, "model": "transformer"}, "hidden: 7 is odd"),
         ({"max_steps": 0}, "max_steps: 0"),
         ({"averaging": "mean"}, "averaging: unknown 'mean'"),
         ({"hard_negatives": -1}, "hard_negatives: -1"),
@@ -275,6 +277,11 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
 def test_impossible_settings_are_refused(setting: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("name", ["transformer", "res_mlp"])
+def test_models_without_a_memory_have_any_number_of_layers(name: str) -> None:
+    assert TrainConfig(model=name, layers=3).layers == 3
 
 
 def test_the_seed_recipe_keeps_the_old_settings() -> None:
