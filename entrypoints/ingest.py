@@ -25,7 +25,8 @@ class IngestOptions:
 
     source: str = option(
         DEFAULT_SOURCE,
-        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file or a bank folder. "
+        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file, a folder with "
+        "vectors.npy and rows.parquet, or a bank folder. "
         "Chains: ontology:<.obo, edge list, WordNet folder>, graph:<edge list or bank folder>, "
         "anchored:<bank folder>.",
     )

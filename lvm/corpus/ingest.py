@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from lvm.bank.files import CONTENTS, ROWS, file_sha256
+from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.store import Bank, open_bank, open_loose, write_bank
 from lvm.corpus.files import corpus_files
 from lvm.corpus.python_docs import installed_versions, missing_packages
 from lvm.corpus.reading import PYTHON_DOCS, read_corpus
@@ -58,8 +58,9 @@ def ingest(
 ) -> IngestReport:
     """Make the bank at `path` from `source`; reuse a bank there that was made in the same way.
 
-    `source` is "python-docs", a folder or file of text, an .npz or another bank; the vectors of
-    the last two are copied through all checks, and `encoder` then only names what made them.
+    `source` is "python-docs", a folder or file of text, an .npz, a folder with vectors.npy and
+    rows.parquet, or another bank; the vectors of the last three are copied through all checks, and
+    `encoder` then only names what made them.
     One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
     unless `overwrite`.
     """
@@ -101,8 +102,8 @@ def _maker(
     source: str, encoder: str, path: Path, max_rows: int | None, created_by: str
 ) -> Callable[[], tuple[Bank, int]]:
     """Check the source; return what makes the bank of it, with the number of rows it drops."""
-    if holds_vectors(source):
-        whole = open_bank(source, verify=True)
+    if holds_vectors(source) or is_loose(source):
+        whole = _open_source(source)
         return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
     rows, model = read_corpus(source, max_rows), load_encoder(encoder)
 
@@ -118,6 +119,17 @@ def holds_vectors(source: str) -> bool:
     return source.endswith(".npz") or (Path(source) / CONTENTS).is_file()
 
 
+def is_loose(source: str) -> bool:
+    """Whether `source` is a folder with the two files of a bank, but not the third."""
+    folder = Path(source)
+    there = all((folder / name).exists() for name in (VECTORS, ROWS))
+    return there and not (folder / CONTENTS).exists()
+
+
+def _open_source(source: str) -> Bank:
+    return open_loose(source) if is_loose(source) else open_bank(source, verify=True)
+
+
 def _missing(source: str) -> list[str]:
     return missing_packages() if source == PYTHON_DOCS else []
 
@@ -127,8 +139,8 @@ def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
     parts = [f"source={source}", f"encoder={encoder}", f"max_rows={max_rows or 'auto'}"]
     if source == PYTHON_DOCS:
         parts += [f"{name}={version}" for name, version in installed_versions().items()]
-    elif holds_vectors(source):
-        parts.append(f"sha256={open_bank(source).sha256}")
+    elif holds_vectors(source) or is_loose(source):
+        parts.append(f"sha256={_open_source(source).sha256}")
     elif Path(source).exists():
         hashes = [file_sha256(path) for path in corpus_files(Path(source))]
         parts.append(f"sha256={hashlib.sha256(' '.join(hashes).encode()).hexdigest()}")

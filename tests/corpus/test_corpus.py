@@ -400,6 +400,49 @@ def test_npz_becomes_a_bank_folder(tmp_path: Path) -> None:
     assert named.encoder == "some/encoder"
 
 
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    """Two files that a user wrote."""
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    np.save(folder / "vectors.npy", np.eye(6, 4, dtype=np.float32) + 0.1)
+    columns = {"sequence": list("aaabbb"), "lane": ["Law"] * 6, "text": list("uvwxyz")}
+    pd.DataFrame(columns).to_parquet(folder / "rows.parquet")
+    return folder
+
+
+def test_vectors_with_their_row_table_become_a_bank(loose: Path, tmp_path: Path) -> None:
+    report = ingest(str(loose), "wordllama", tmp_path / "bank")
+    bank = open_bank(tmp_path / "bank", verify=True)
+    assert (report.rows, report.encoder, report.lanes) == (6, "unknown", {"Law": 6})
+    assert report.sequences == {"a": 3, "b": 3}
+    texts = bank.texts()
+    assert texts is not None and texts.tolist() == list("uvwxyz")
+    assert ingest(str(loose), "wordllama", tmp_path / "bank").reused
+    np.save(loose / "vectors.npy", np.eye(6, 4, dtype=np.float32) + 0.2)
+    with pytest.raises(ValueError, match="holds something else"):
+        ingest(str(loose), "wordllama", tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "rows", "message"),
+    [
+        (np.array([{}] * 6), {}, "not a whole .npy array of numbers"),
+        (np.zeros((6, 4), np.float32), {}, "6 zero rows"),
+        (np.ones((5, 4), np.float32), {}, "6 rows for 5 vectors"),
+        (np.ones((6, 4), np.float32), {"sequence": list("abaaaa")}, "'a' ends at row 0"),
+    ],
+)
+def test_broken_vectors_or_row_tables_are_refused(
+    loose: Path, tmp_path: Path, vectors: np.ndarray, rows: dict[str, list[str]], message: str
+) -> None:
+    np.save(loose / "vectors.npy", vectors, allow_pickle=True)
+    pd.read_parquet(loose / "rows.parquet").assign(**rows).to_parquet(loose / "rows.parquet")
+    with pytest.raises(ValueError, match=message) as caught:
+        ingest(str(loose), "wordllama", tmp_path / "bank")
+    assert "\n" not in str(caught.value) and not (tmp_path / "bank").exists()
+
+
 def test_max_rows_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_rows 0"):
         ingest("python-docs", "wordllama", tmp_path / "bank", max_rows=0)
