@@ -51,7 +51,7 @@ class IngestReport:
 
 def ingest(
     source: str,
-    encoder: str,
+    encoder: str | None,
     path: str | Path,
     max_rows: int | None = None,
     overwrite: bool = False,
@@ -60,7 +60,7 @@ def ingest(
 
     `source` is "python-docs", a folder or file of text, an .npz, a folder with vectors.npy and
     rows.parquet, or another bank; the vectors of the last three are copied through all checks, and
-    `encoder` then only names what made them.
+    `encoder` then only names what made them. None is wordllama for text, not known for vectors.
     One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
     unless `overwrite`.
     """
@@ -68,6 +68,8 @@ def ingest(
     path = Path(path)
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be 1 or more, or auto for all rows")
+    if encoder is None:
+        encoder = UNKNOWN_ENCODER if is_vectors(source) else WORDLLAMA
     created_by = _created_by(source, encoder, max_rows)
     num_dropped = 0
     reused = path.exists() and not overwrite
@@ -102,7 +104,7 @@ def _maker(
     source: str, encoder: str, path: Path, max_rows: int | None, created_by: str
 ) -> Callable[[], tuple[Bank, int]]:
     """Check the source; return what makes the bank of it, with the number of rows it drops."""
-    if holds_vectors(source) or is_loose(source):
+    if is_vectors(source):
         whole = _open_source(source)
         return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
     rows, model = read_corpus(source, max_rows), load_encoder(encoder)
@@ -126,6 +128,11 @@ def is_loose(source: str) -> bool:
     return there and not (folder / CONTENTS).exists()
 
 
+def is_vectors(source: str) -> bool:
+    """Whether the source is vectors, which no encoder makes here."""
+    return holds_vectors(source) or is_loose(source)
+
+
 def _open_source(source: str) -> Bank:
     return open_loose(source) if is_loose(source) else open_bank(source, verify=True)
 
@@ -136,10 +143,12 @@ def _missing(source: str) -> list[str]:
 
 def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
     """What decides the contents: the settings, then versions or a digest of the source."""
-    parts = [f"source={source}", f"encoder={encoder}", f"max_rows={max_rows or 'auto'}"]
+    # Not `encoder`: older banks of vectors record that of texts there, whose name they do not have.
+    made_by = "vectors_of" if is_vectors(source) else "encoder"
+    parts = [f"source={source}", f"{made_by}={encoder}", f"max_rows={max_rows or 'auto'}"]
     if source == PYTHON_DOCS:
         parts += [f"{name}={version}" for name, version in installed_versions().items()]
-    elif holds_vectors(source) or is_loose(source):
+    elif is_vectors(source):
         parts.append(f"sha256={_open_source(source).sha256}")
     elif Path(source).exists():
         hashes = [file_sha256(path) for path in corpus_files(Path(source))]
@@ -203,9 +212,7 @@ def _copy_bank(
         source.vectors[start : min(start + BATCH_ROWS, num_rows)]
         for start in range(0, num_rows, BATCH_ROWS)
     )
-    name = source.encoder
-    if name == UNKNOWN_ENCODER and encoder != WORDLLAMA:  # an .npz; the default names nothing
-        name = encoder
+    name = encoder if source.encoder == UNKNOWN_ENCODER else source.encoder
     rows, dtype = row_names(source)[:num_rows], source.vectors.dtype.name
     bases = source.bases if num_rows == source.num_rows else ()
     return write_bank(

@@ -24,7 +24,7 @@ CONTRACT = {
     "main": {"size": "quick", "report": "none"},
     "ingest": {
         "source": "python-docs",
-        "encoder": "wordllama",
+        "encoder": "auto",
         "bank": "data/bank",
         "max_rows": "auto",
         "base": "none",
