@@ -213,7 +213,11 @@ def test_a_baseline_that_cannot_be_replayed_is_never_replaced() -> None:
     result = dataclasses.replace(full, outcomes=outcomes, comparisons=kept)
     decision = decide(result, "old", RULES)
     assert decision.promote == () and decision.winner == "old"
-    assert "no comparison with the baseline old" in " ".join(decision.reasons)
+    reasons = " ".join(decision.reasons)
+    assert "no comparison with the baseline old" in reasons
+    best = result.outcome(str(result.best_free))
+    assert best is not None and best.version is not None
+    assert f"anew with {best.name}: `mlflow run . -e promote -P version={best.version}" in reasons
 
 
 def test_a_baseline_missing_from_the_replay_is_never_replaced() -> None:
