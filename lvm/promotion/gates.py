@@ -127,7 +127,7 @@ def _anew(case: Case) -> str:
     start = case.outcome if best is None or best.version is None else best
     named = f"version={start.version or '<version>'}"
     return (
-        f"to start anew with {start.name}: `mlflow run . -e promote -P {named} -P reason=\"a new "
+        f'to start anew with {start.name}: `mlflow run . -e promote -P {named} -P reason="a new '
         'start" --env-manager local`, then shadow-eval again'
     )
 

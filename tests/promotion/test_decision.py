@@ -208,7 +208,8 @@ def test_latency_gate_fires_where_nothing_was_measured() -> None:
 def test_a_baseline_that_cannot_be_replayed_is_never_replaced() -> None:
     full = winning_case()
     lost = unscored("old", refusal="made from another bank (aaaa, this one is bbbb)")
-    outcomes = (full.outcomes[0], *full.outcomes[2:], lost)
+    named = [dataclasses.replace(one, version=str(7 + n)) for n, one in enumerate(full.outcomes)]
+    outcomes = (named[0], *named[2:], lost)
     kept = tuple(pair for pair in full.comparisons if "old" not in (pair.candidate, pair.reference))
     result = dataclasses.replace(full, outcomes=outcomes, comparisons=kept)
     decision = decide(result, "old", RULES)
