@@ -11,9 +11,13 @@ from entrypoints._reports import HITS, REPORT_HELP, check_report
 from entrypoints._subjects import Subject
 from lvm import tracking
 from lvm.evaluation.evaluate import Evaluation, evaluate
+from lvm.models.table import FREE_MODELS
 from lvm.registry.registered import BASELINE_URI
 
-MODEL_HELP = "models:/lvm@baseline, models:/lvm/<version>, runs:/<id>/model or a free predictor."
+MODEL_HELP = (
+    "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "
+    f"predictor: {', '.join(FREE_MODELS)}."
+)
 MEASURED = "measured.parquet"
 
 

@@ -77,6 +77,13 @@ class OrUnset(click.ParamType):
         self.inner, self.word = inner, word
         self.name = f"{inner.name}|{word}"
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what the inner type is shown as, then the word as it is typed."""
+        inner = self.inner.get_metavar(param, ctx)
+        if inner is None:
+            return f"{self.inner.name.upper()}|{self.word}"
+        return f"{inner.removesuffix(']')}|{self.word}]"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value is None or value == self.word:
             return None
@@ -84,6 +91,19 @@ class OrUnset(click.ParamType):
             return self.inner.convert(value, param, ctx)
         except click.BadParameter as error:
             self.fail(f"{error.message.rstrip('.')}, nor the word '{self.word}'.", param, ctx)
+
+
+class RangedOption(click.Option):
+    """An option whose help shows the range of a number beside the word for None, too."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        inner = self.type.inner if isinstance(self.type, OrUnset) else None
+        if isinstance(inner, click.IntRange | click.FloatRange):
+            shown = inner._describe_range()
+            if shown:
+                extra["range"] = shown
+        return extra
 
 
 def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
@@ -97,7 +117,7 @@ def click_options(options_class: type[Any]) -> list[click.Parameter]:
     """Return one click option per field of the dataclass, of the field's type and default."""
     hints = typing.get_type_hints(options_class)
     return [
-        click.Option(
+        RangedOption(
             [f"--{field.name.replace('_', '-')}", field.name],
             type=_click_type(hints[field.name], field),
             default=typed_text(field, field.default),

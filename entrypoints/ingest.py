@@ -25,11 +25,16 @@ class IngestOptions:
 
     source: str = option(
         DEFAULT_SOURCE,
-        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file or a bank folder. "
+        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file, a folder with "
+        "vectors.npy and rows.parquet, or a bank folder. "
         "Chains: ontology:<.obo, edge list, WordNet folder>, graph:<edge list or bank folder>, "
         "anchored:<bank folder>.",
     )
-    encoder: str = option(DEFAULT_ENCODER, "wordllama, or a sentence-transformers name or folder.")
+    encoder: str | None = option(
+        None,
+        "wordllama, or a sentence-transformers name or folder; of vectors, what made them "
+        "(auto: wordllama for text, not known for vectors).",
+    )
     bank: str = option(DEFAULT_BANK, "Folder to write the bank to.")
     max_rows: int | None = option(None, "Keep about so many rows at most (auto: all).", low=1)
     base: str | None = option(None, "Chains: bank whose rows come first.", unset="none")
@@ -80,6 +85,7 @@ def _ingest_chains(options: IngestOptions) -> None:
     if options.max_rows is not None:
         raise ValueError("max_rows: is for text or vectors; for chains give max_chains")
     values = {name: value for name, value in asdict(options).items() if name != "max_rows"}
+    values["encoder"] = options.encoder or DEFAULT_ENCODER
     report = ingest_chains(ChainPlan(**values))
     datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics(chain_metrics(report))
@@ -93,7 +99,7 @@ def describe(
     options: IngestOptions, sequences: Mapping[str, int] | int, report: IngestReport | ChainReport
 ) -> None:
     """Name the run by its source; describe the bank that it wrote."""
-    tracking.name_run(f"{options.source} {options.encoder}")
+    tracking.name_run(f"{options.source} {report.encoder}")
     num_sequences = sequences if isinstance(sequences, int) else len(sequences)
     counts: dict[str, object] = {"rows": report.rows, "dim": report.dim}
     counts |= {"sequences": num_sequences, "lanes": len(report.lanes), "bank": report.path}

@@ -1,7 +1,7 @@
 """Command: which lanes are weak, what to do about them."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from lvm.rules import LaneRules, read_lane_rules
 
 SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
 COMPARED = 8
+EVAL = "eval"  # the entry whose runs can be judged
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,21 @@ class LaneOptions(MeasureOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_run is not None:
+            _refuse_measuring(self)
         if self.encoder is not None and self.lanes != PROTOTYPES:
             raise ValueError(
                 f"encoder: {self.encoder} would not be used with lanes={self.lanes}; give "
                 f"lanes={PROTOTYPES}, or leave it at auto"
+            )
+
+
+def _refuse_measuring(options: LaneOptions) -> None:
+    """Raise ValueError where an option says how to measure beside a run that has measured."""
+    for field in fields(MeasureOptions):
+        if field.name != "report" and getattr(options, field.name) != field.default:
+            raise ValueError(
+                f"{field.name}: would not be used, eval_run measured with its own; leave it away"
             )
 
 
@@ -140,6 +152,9 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
 
 def measured_by(run_id: str) -> Answers:
     """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
+    entry = past_runs.entry_of(run_id)
+    if entry != EVAL:
+        raise ValueError(f"eval_run: {run_id} is a run of {entry or 'no entry'}; give one of eval")
     report, config = past_runs.read_json(run_id, "report.json"), past_runs.read_json(run_id)
     tracking.log_config(config | {"eval_run": run_id})
     bank = read_bank(config["bank"])

@@ -64,7 +64,9 @@ class PhasesOptions:
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
     gates: str = option("none", "Show the old criteria of success.", choices=("none", "old"))
     promote: str = option(
-        "enabled", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
+        "enabled",
+        "enabled: the winner takes the alias if the gates agree; dry_run: it stays.",
+        choices=("dry_run", "enabled"),
     )
     report: str | None = option(None, REPORT_HELP, unset="none")
 

@@ -20,6 +20,7 @@ from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.sentences import split_sentences
 from lvm.encoders import load_encoder
+from lvm.lanes.assignment import UNNAMED_ENCODERS
 from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.contexts import unit_contexts
@@ -164,6 +165,11 @@ def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         raise ValueError(f"text: {path} is not UTF-8 text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
+    if bank.encoder in UNNAMED_ENCODERS:
+        raise ValueError(
+            f"text: bank {bank.path} does not record what made its vectors; give context=<.npy>, "
+            "or ingest it with encoder=<name>"
+        )
     vector_TD = load_encoder(bank.encoder).encode(sentences)
     if vector_TD.shape[1] != bank.dim:
         raise ValueError(f"text: {bank.encoder} gives {vector_TD.shape[1]} dims, not {bank.dim}")

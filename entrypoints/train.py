@@ -78,7 +78,9 @@ class TrainOptions:
     accumulation: int | None = option(TrainConfig.accumulation, "Batches a step.", low=1)
     lr: float | None = option(TrainConfig.lr, "Peak learning rate.", low=0)
     weight_decay: float | None = option(TrainConfig.weight_decay, "AdamW's weight decay.", low=0)
-    alpha: float | None = option(TrainConfig.alpha, "Weight of the second loss term.", low=0)
+    alpha: float | None = option(
+        TrainConfig.alpha, "Weight of a loss term: dense: of 1 - cos; seed: of InfoNCE.", low=0
+    )
     temperature: float | None = option(TrainConfig.temperature, "Softmax temperature.", low=0)
     focus: float | None = option(
         TrainConfig.focus, "Weight of targets within reach: 0 (cross entropy) to 1.", low=0

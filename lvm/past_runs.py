@@ -42,6 +42,17 @@ def find_finished_children(
     ]
 
 
+def entry_of(run_id: str) -> str | None:
+    """Return the entry that made a run, None for a run of none; ValueError where there is none."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if is_of_the_place(error):
+            raise
+        raise ValueError(f"run {run_id}: there is no such run") from None
+    return run.data.tags.get(tracking.ENTRY)
+
+
 def read_text(run_id: str, name: str) -> str:
     """Return a text artifact of a run; raises ValueError where there is none."""
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Arrays from .npy or .npz files, whose sizes are checked before anything is read or inflated."""
 
+import io
 import lzma
 import math
 import tokenize
@@ -14,6 +15,11 @@ import numpy as np
 FREE_BYTES = 256 * 2**20
 MAX_RATIO = 200
 NAME_CHARACTERS = 100
+HEADER_BYTES = 2**14  # numpy itself reads no header above 10,000
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 UNREADABLE = (
     *(OSError, ValueError, EOFError, RuntimeError, OverflowError, MemoryError, TypeError),
     *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -57,6 +63,25 @@ def read_arrays(path: Path, known: Collection[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable .npz file") from error
 
 
+def other_shapes(path: Path, known: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of an .npz that are not `known`, of which no more is read.
+
+    What is no array, or an array whose header numpy would not read, is left out.
+    """
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for name, info in _members(archive, path).items():
+            if name in known:
+                continue
+            try:
+                with archive.open(info) as stream:
+                    start = io.BytesIO(stream.read(HEADER_BYTES))
+                shapes[name] = HEADERS[np.lib.format.read_magic(start)](start)[0]
+            except (KeyError, NotImplementedError, *UNREADABLE):
+                continue
+    return shapes
+
+
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -79,13 +104,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.nd
         )
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
+        if version not in HEADERS:
             raise ValueError(f"{path}: {name} has the version {version}; np.savez writes 1 or 2")
-        shape, _, dtype = readers[version](stream)
+        shape, _, dtype = HEADERS[version](stream)
         if dtype.hasobject:
             raise Pickled(f"{path}: {name} holds pickled objects")
         declared = stream.tell() + math.prod(shape) * dtype.itemsize

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.bank.archive import Pickled, map_array, read_arrays
+from lvm.bank.archive import NAME_CHARACTERS, Pickled, map_array, other_shapes, read_arrays
 from lvm.untrusted import own_file, parse_json, read_settings
 from lvm.writing import is_damaged, write_header, writing
 
@@ -24,9 +24,14 @@ FORMAT = 1
 DTYPES = ("float16", "float32")
 VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
 KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
-NPZ_COLUMNS = {"chain_ids": "sequence", "tmd_lanes": "lane", "concept_texts": "text"}
-NPZ_KINDS = "iufU"
 TEXT = "text"
+NPZ_COLUMNS = {name: name for name in ("sequence", "document", "lane", TEXT)} | {
+    "chain_ids": "sequence",
+    "tmd_lanes": "lane",
+    "concept_texts": TEXT,
+}
+NPZ_UNREAD = ("cpe_ids",)  # of older files
+NPZ_KINDS = "iufU"
 # What pyarrow raises for a damaged parquet file, or the conversion of one to pandas.
 UNREADABLE = (
     OSError,
@@ -146,7 +151,7 @@ def check_hashes(folder: Path, contents: dict) -> None:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read `vectors` and the row table of an .npz; one sequence where there are no chain_ids."""
+    """Read `vectors` and the row table of an .npz; one sequence where none is named."""
     try:
         arrays = read_arrays(path, ("vectors", *NPZ_COLUMNS))
     except Pickled as error:
@@ -158,19 +163,34 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
         raise ValueError(f"{path}: no array 'vectors'; it must hold one of shape (N, D)")
     vectors = arrays.pop("vectors")
     check_vectors(vectors, str(path))
+    _check_names(path, arrays, len(vectors))
+    rows = pd.DataFrame(index=range(len(vectors)))
     for name, column in arrays.items():
         if column.shape != (len(vectors),):
             raise ValueError(f"{path}: {name} is {column.shape}; it must be ({len(vectors)},)")
         if column.dtype.kind == "U" and not _is_text(column):
             raise ValueError(f"{path}: {name} holds what is no text; store array.astype(str)")
-        if column.dtype.kind not in (NPZ_KINDS if name != "concept_texts" else "U"):
+        if column.dtype.kind not in (NPZ_KINDS if NPZ_COLUMNS[name] != TEXT else "U"):
             raise ValueError(f"{path}: {name} holds {column.dtype}; store numbers or plain strings")
-    rows = pd.DataFrame(index=range(len(vectors)))
-    for name, column in arrays.items():
         rows[NPZ_COLUMNS[name]] = column
     if "sequence" not in rows:
         rows["sequence"] = path.stem
     return vectors, rows
+
+
+def _check_names(path: Path, names: Collection[str], num_rows: int) -> None:
+    """Raise ValueError where one column has two names, or an array of a value a row has none."""
+    for column in dict.fromkeys(NPZ_COLUMNS.values()):
+        found = [name for name in names if NPZ_COLUMNS[name] == column]
+        if len(found) > 1:
+            raise ValueError(f"{path}: holds {' and '.join(found)}, the same column; give one")
+    others = other_shapes(path, ("vectors", *NPZ_COLUMNS, *NPZ_UNREAD))
+    unknown = next((name for name, shape in others.items() if shape == (num_rows,)), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{path}: {unknown[:NAME_CHARACTERS]!r} has a value a row, but is no column; name it "
+            f"one of {', '.join(NPZ_COLUMNS)}, or leave it out"
+        )
 
 
 def _is_text(column: np.ndarray) -> bool:

@@ -14,9 +14,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from lvm.bank import files
+from lvm.bank.archive import map_array
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
 from lvm.one_line import in_one_line
 from lvm.scratch import put_whole
+from lvm.untrusted import own_file
 from lvm.writing import sealed, writing
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "open_bank",
+    "open_loose",
     "write_bank",
 ]
 
@@ -128,6 +131,22 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
     raise ValueError(
         f"bank {path}: no such folder or .npz file; make it with `mlflow run . -e ingest`"
     )
+
+
+@in_one_line
+def open_loose(path: str | Path) -> Bank:
+    """Open a folder with vectors.npy and rows.parquet but no bank.json, checked as a bank is.
+
+    `encoder` is "unknown", as that of an .npz; nothing records what the files should be.
+    """
+    path = Path(path)
+    where = own_file(path, files.VECTORS)
+    vectors = map_array(where)
+    files.check_vectors(vectors, str(where))
+    table = row_table(files.read_rows(path, len(vectors)), str(path / files.ROWS))
+    names = (files.VECTORS, files.ROWS)
+    sha256 = files.identity({name: files.file_sha256(path / name) for name in names})
+    return Bank(path, vectors, **vars(table), encoder="unknown", created_by="rows", sha256=sha256)
 
 
 @in_one_line

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from lvm.bank.files import CONTENTS, ROWS, file_sha256
+from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.store import Bank, open_bank, open_loose, write_bank
 from lvm.corpus.files import corpus_files
 from lvm.corpus.python_docs import installed_versions, missing_packages
 from lvm.corpus.reading import PYTHON_DOCS, read_corpus
@@ -51,15 +51,16 @@ class IngestReport:
 
 def ingest(
     source: str,
-    encoder: str,
+    encoder: str | None,
     path: str | Path,
     max_rows: int | None = None,
     overwrite: bool = False,
 ) -> IngestReport:
     """Make the bank at `path` from `source`; reuse a bank there that was made in the same way.
 
-    `source` is "python-docs", a folder or file of text, an .npz or another bank; the vectors of
-    the last two are copied through all checks, and `encoder` then only names what made them.
+    `source` is "python-docs", a folder or file of text, an .npz, a folder with vectors.npy and
+    rows.parquet, or another bank; the vectors of the last three are copied through all checks, and
+    `encoder` then only names what made them. None is wordllama for text, not known for vectors.
     One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
     unless `overwrite`.
     """
@@ -67,6 +68,8 @@ def ingest(
     path = Path(path)
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be 1 or more, or auto for all rows")
+    if encoder is None:
+        encoder = UNKNOWN_ENCODER if is_vectors(source) else WORDLLAMA
     created_by = _created_by(source, encoder, max_rows)
     num_dropped = 0
     reused = path.exists() and not overwrite
@@ -101,8 +104,8 @@ def _maker(
     source: str, encoder: str, path: Path, max_rows: int | None, created_by: str
 ) -> Callable[[], tuple[Bank, int]]:
     """Check the source; return what makes the bank of it, with the number of rows it drops."""
-    if holds_vectors(source):
-        whole = open_bank(source, verify=True)
+    if is_vectors(source):
+        whole = _open_source(source)
         return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
     rows, model = read_corpus(source, max_rows), load_encoder(encoder)
 
@@ -118,17 +121,35 @@ def holds_vectors(source: str) -> bool:
     return source.endswith(".npz") or (Path(source) / CONTENTS).is_file()
 
 
+def is_loose(source: str) -> bool:
+    """Whether `source` is a folder with the two files of a bank, but not the third."""
+    folder = Path(source)
+    there = all((folder / name).exists() for name in (VECTORS, ROWS))
+    return there and not (folder / CONTENTS).exists()
+
+
+def is_vectors(source: str) -> bool:
+    """Whether the source is vectors, which no encoder makes here."""
+    return holds_vectors(source) or is_loose(source)
+
+
+def _open_source(source: str) -> Bank:
+    return open_loose(source) if is_loose(source) else open_bank(source, verify=True)
+
+
 def _missing(source: str) -> list[str]:
     return missing_packages() if source == PYTHON_DOCS else []
 
 
 def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
     """What decides the contents: the settings, then versions or a digest of the source."""
-    parts = [f"source={source}", f"encoder={encoder}", f"max_rows={max_rows or 'auto'}"]
+    # Not `encoder`: older banks of vectors record that of texts there, whose name they do not have.
+    made_by = "vectors_of" if is_vectors(source) else "encoder"
+    parts = [f"source={source}", f"{made_by}={encoder}", f"max_rows={max_rows or 'auto'}"]
     if source == PYTHON_DOCS:
         parts += [f"{name}={version}" for name, version in installed_versions().items()]
-    elif holds_vectors(source):
-        parts.append(f"sha256={open_bank(source).sha256}")
+    elif is_vectors(source):
+        parts.append(f"sha256={_open_source(source).sha256}")
     elif Path(source).exists():
         hashes = [file_sha256(path) for path in corpus_files(Path(source))]
         parts.append(f"sha256={hashlib.sha256(' '.join(hashes).encode()).hexdigest()}")
@@ -191,9 +212,7 @@ def _copy_bank(
         source.vectors[start : min(start + BATCH_ROWS, num_rows)]
         for start in range(0, num_rows, BATCH_ROWS)
     )
-    name = source.encoder
-    if name == UNKNOWN_ENCODER and encoder != WORDLLAMA:  # an .npz; the default names nothing
-        name = encoder
+    name = encoder if source.encoder == UNKNOWN_ENCODER else source.encoder
     rows, dtype = row_names(source)[:num_rows], source.vectors.dtype.name
     bases = source.bases if num_rows == source.num_rows else ()
     return write_bank(

@@ -117,11 +117,19 @@ def _beats_baseline(case: Case) -> Verdict:
     baseline = case.result.outcome(case.baseline)
     why = "it was not replayed" if baseline is None else baseline.why_unscored or baseline.leak
     if why is not None:
-        return False, (
-            f"no comparison with the baseline {case.baseline}: {why}; to start anew, move the "
-            "alias by hand with the entry point promote"
-        )
+        return False, f"no comparison with the baseline {case.baseline}: {why}; {_anew(case)}"
     return _beats(case, case.result.comparison(case.outcome.name, case.baseline), case.baseline)
+
+
+def _anew(case: Case) -> str:
+    """Say how the alias comes to a predictor that can be a reference here: the best free one."""
+    best = None if case.result.best_free is None else case.result.outcome(case.result.best_free)
+    start = case.outcome if best is None or best.version is None else best
+    named = f"version={start.version or '<version>'}"
+    return (
+        f'to start anew with {start.name}: `mlflow run . -e promote -P {named} -P reason="a new '
+        'start" --env-manager local`, then shadow-eval again'
+    )
 
 
 def _beats(case: Case, comparison: Comparison | None, reference: str) -> Verdict:

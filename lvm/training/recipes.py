@@ -96,6 +96,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a share from 0 to below 1")
         if self.focus and self.recipe != "dense":
             raise ValueError("focus: recipe=seed has another loss; use recipe=dense")
+        if self.negatives and self.recipe != "dense":
+            raise ValueError("negatives: recipe=seed reads none of the bank; use recipe=dense")
         if self.hard_negatives and self.recipe != "dense":
             raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
         self._check_experts()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from lvm.bank.files import file_sha256
+from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import Bank
 from lvm.scratch import put_whole
 from lvm.windows.audit import audit_windows, check_audit
@@ -72,7 +73,10 @@ def _check_queries(windows: Windows) -> None:
     for name in SPLITS[1:]:
         if not len(windows.queries[name]):
             dropped = windows.counts[f"{name}_dropped_twins"]
-            needed = "sequences of 10 documents or more, or tens of sequences"
+            needed = (
+                f"sequences of 10 documents or more ({BLOCK_ROWS} rows each where none are named), "
+                "or tens of sequences"
+            )
             if windows.leaky:
                 needed = f"{11 * windows.ctx} rows or more at ctx {windows.ctx}"
             raise ValueError(

@@ -313,9 +313,29 @@ def test_npz_of_vectors_alone_is_one_sequence(tmp_path: Path) -> None:
     assert bank.lane_N is None and bank.texts() is None
 
 
+def test_npz_with_the_names_of_a_row_table(tmp_path: Path) -> None:
+    columns = {
+        "sequence": np.array(["a", "a", "b", "b"]),
+        "document": np.array([1, 2, 1, 1]),
+        "lane": np.array(["Law", "", "Art", "Art"]),
+        "text": np.array(["one", "two", "three", "four"]),
+    }
+    np.savez(tmp_path / "mine.npz", vectors=vectors(4), **columns, matrix=np.ones((4, 4)))
+    bank = open_bank(tmp_path / "mine.npz")
+    assert bank.sequences == ("a", "b") and bank.sequence_N.tolist() == [0, 0, 1, 1]
+    assert bank.documents == ("1", "2", "1") and bank.document_N.tolist() == [0, 1, 2, 2]
+    assert bank.lanes == ("Art", "Law")
+    texts = bank.texts()
+    assert texts is not None and texts.tolist() == columns["text"].tolist()
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"sequences": np.array(["a", "a", "b"])}, "name it one of sequence, document, lane, text"),
+        ({"labels": np.array(["a", None, "b"], dtype=object)}, "'labels' has a value a row"),
+        ({"lane": np.arange(3), "tmd_lanes": np.arange(3)}, "lane and tmd_lanes, the same column"),
+        ({"text": np.arange(3)}, "text holds int64"),
         ({"concept_texts": np.array(["a", None, "b"], dtype=object)}, "pickled objects"),
         ({"tmd_lanes": np.array([0, 99, 1])}, "first 99 at row 1"),
         ({"tmd_lanes": np.array([0, 1])}, r"tmd_lanes is \(2,\); it must be \(3,\)"),

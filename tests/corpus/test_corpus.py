@@ -352,21 +352,21 @@ def test_rows_without_a_vector_are_dropped_and_counted(tmp_path: Path) -> None:
 
 
 def test_bank_is_copied_through_the_checks(tiny_bank: Bank, tmp_path: Path) -> None:
-    report = ingest(str(tiny_bank.path), "wordllama", tmp_path / "copy")
+    report = ingest(str(tiny_bank.path), None, tmp_path / "copy")
     copy = open_bank(tmp_path / "copy", verify=True)
     assert (report.rows, report.encoder) == (1440, "synthetic")
     np.testing.assert_array_equal(copy.vectors, tiny_bank.vectors)
     np.testing.assert_array_equal(copy.document_N, tiny_bank.document_N)
     assert (copy.lanes, copy.documents) == (tiny_bank.lanes, tiny_bank.documents)
     np.testing.assert_array_equal(copy.texts(), tiny_bank.texts())
-    short = ingest(str(tiny_bank.path), "wordllama", tmp_path / "short", max_rows=50)
+    short = ingest(str(tiny_bank.path), None, tmp_path / "short", max_rows=50)
     assert short.rows == 40  # two documents of twenty rows
 
 
 def test_a_copy_keeps_the_splits(tmp_path: Path) -> None:
     rows = pd.DataFrame({"sequence": ["a", "b"], "split": ["train", None]})
     write_bank(tmp_path / "bank", np.eye(2, 4), rows, "none", "test")
-    ingest(str(tmp_path / "bank"), "wordllama", tmp_path / "copy")
+    ingest(str(tmp_path / "bank"), None, tmp_path / "copy")
     copied = pd.read_parquet(tmp_path / "copy" / "rows.parquet")["split"]
     assert copied[0] == "train" and pd.isna(copied[1])
 
@@ -377,7 +377,7 @@ def test_a_whole_copy_extends_what_its_source_extends(tmp_path: Path) -> None:
     bases = ("cafe", "beef")
     write_bank(tmp_path / "bank", vectors, rows, "wordllama", "test", bases=bases)
     for name, max_rows, kept in (("copy", None, bases), ("all", 4, bases), ("cut", 3, ())):
-        ingest(str(tmp_path / "bank"), "wordllama", tmp_path / name, max_rows=max_rows)
+        ingest(str(tmp_path / "bank"), None, tmp_path / name, max_rows=max_rows)
         assert open_bank(tmp_path / name).bases == kept
 
 
@@ -386,19 +386,65 @@ def test_damaged_bank_is_not_copied(tiny_bank: Bank, tmp_path: Path) -> None:
     rows = pd.read_parquet(tmp_path / "source" / "rows.parquet")
     rows.assign(text="other").to_parquet(tmp_path / "source" / "rows.parquet")
     with pytest.raises(ValueError, match="sha256 differs"):
-        ingest(str(tmp_path / "source"), "wordllama", tmp_path / "copy")
+        ingest(str(tmp_path / "source"), None, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
 def test_npz_becomes_a_bank_folder(tmp_path: Path) -> None:
     vector_ND = np.eye(6, 4, dtype=np.float32) + 0.1
     np.savez(tmp_path / "old.npz", vectors=vector_ND, chain_ids=np.array([1, 1, 1, 2, 2, 2]))
-    report = ingest(str(tmp_path / "old.npz"), "wordllama", tmp_path / "bank")
+    report = ingest(str(tmp_path / "old.npz"), None, tmp_path / "bank")
     bank = open_bank(tmp_path / "bank")
     assert bank.vectors.dtype == np.float32 and bank.sequences == ("1", "2")
     assert report.encoder == "unknown" and report.lanes == {}
-    named = ingest(str(tmp_path / "old.npz"), "some/encoder", tmp_path / "named")
-    assert named.encoder == "some/encoder"
+    for name in ("some/encoder", "wordllama"):
+        named = ingest(str(tmp_path / "old.npz"), name, tmp_path / name)
+        assert named.encoder == name
+        with pytest.raises(ValueError, match="not vectors_of=unknown"):
+            ingest(str(tmp_path / "old.npz"), None, tmp_path / name)
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    """Two files that a user wrote."""
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    np.save(folder / "vectors.npy", np.eye(6, 4, dtype=np.float32) + 0.1)
+    columns = {"sequence": list("aaabbb"), "lane": ["Law"] * 6, "text": list("uvwxyz")}
+    pd.DataFrame(columns).to_parquet(folder / "rows.parquet")
+    return folder
+
+
+def test_vectors_with_their_row_table_become_a_bank(loose: Path, tmp_path: Path) -> None:
+    report = ingest(str(loose), None, tmp_path / "bank")
+    bank = open_bank(tmp_path / "bank", verify=True)
+    assert (report.rows, report.encoder, report.lanes) == (6, "unknown", {"Law": 6})
+    assert report.sequences == {"a": 3, "b": 3}
+    texts = bank.texts()
+    assert texts is not None and texts.tolist() == list("uvwxyz")
+    assert ingest(str(loose), None, tmp_path / "bank").reused
+    np.save(loose / "vectors.npy", np.eye(6, 4, dtype=np.float32) + 0.2)
+    with pytest.raises(ValueError, match="holds something else"):
+        ingest(str(loose), None, tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "rows", "message"),
+    [
+        (np.array([{}] * 6), {}, "not a whole .npy array of numbers"),
+        (np.zeros((6, 4), np.float32), {}, "6 zero rows"),
+        (np.ones((5, 4), np.float32), {}, "6 rows for 5 vectors"),
+        (np.ones((6, 4), np.float32), {"sequence": list("abaaaa")}, "'a' ends at row 0"),
+    ],
+)
+def test_broken_vectors_or_row_tables_are_refused(
+    loose: Path, tmp_path: Path, vectors: np.ndarray, rows: dict[str, list[str]], message: str
+) -> None:
+    np.save(loose / "vectors.npy", vectors, allow_pickle=True)
+    pd.read_parquet(loose / "rows.parquet").assign(**rows).to_parquet(loose / "rows.parquet")
+    with pytest.raises(ValueError, match=message) as caught:
+        ingest(str(loose), None, tmp_path / "bank")
+    assert "\n" not in str(caught.value) and not (tmp_path / "bank").exists()
 
 
 def test_max_rows_below_one_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from entrypoints import (
     train,
 )
 from lvm.bank.files import file_sha256
+from lvm.bank.store import write_bank
+from lvm.corpus.ingest import row_names
 from lvm.writing import sealed
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -35,6 +37,8 @@ def workplace(tmp_path_factory, empty_store):
     spoil_vectors(folder, "nan", np.nan)
     spoil_vectors(folder, "zero", 0.0)
     spoil_vectors(folder, "changed", 1.0)
+    bank = make_bank(folder / "again", num_sequences=4)
+    write_bank(folder / "unnamed", bank.vectors, row_names(bank), "unknown", "test")
     spoil_rows(folder, "short", lambda rows: rows.iloc[:-1])
     spoil_rows(folder, "nameless", lambda rows: rows.drop(columns="sequence"))
     spoil_rows(folder, "scattered", lambda rows: rows.iloc[np.arange(len(rows)) * 7 % len(rows)])
@@ -207,6 +211,11 @@ CASES = {
         predict,
         "--model copy-last --bank good --ctx 20 --text missing.txt",
         "text: missing.txt cannot be read: No such file or directory",
+    ),
+    "a text beside vectors of no known encoder": (
+        predict,
+        "--model copy-last --bank unnamed --ctx 20 --text good.txt",
+        "text: bank unnamed does not record what made its vectors; give context=<.npy>, or ingest",
     ),
     "a free predictor re-ranked": (
         predict,

@@ -24,7 +24,7 @@ CONTRACT = {
     "main": {"size": "quick", "report": "none"},
     "ingest": {
         "source": "python-docs",
-        "encoder": "wordllama",
+        "encoder": "auto",
         "bank": "data/bank",
         "max_rows": "auto",
         "base": "none",
@@ -170,6 +170,7 @@ class Example:
     kind: str = option("a", "", choices=("a", "b"))
     flag: bool = option(True, "")
     place: str | None = option(None, "", unset="none")
+    choice: str | None = option(None, "", choices=("x", "y"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,17 @@ def test_click_reads_values_and_the_words_for_none():
             "kind": "a",
             "flag": False,
             "place": None,
+            "choice": None,
         }
+
+
+def test_help_shows_choices_ranges_and_the_word_for_none_as_they_are_typed():
+    command = click.Command("example", params=click_options(Example))
+    with command.make_context("example", []) as context:
+        text = " ".join(command.get_help(context).split())
+    assert "--count INTEGER|auto [default: auto; x>=1]" in text
+    assert "--rate FLOAT [default: 0.5; x>=0]" in text
+    assert "--choice [x|y|auto]" in text and "--place TEXT|none" in text
 
 
 def test_conda_yaml_lists_the_pins_of_pyproject():

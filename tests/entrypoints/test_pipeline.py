@@ -165,6 +165,18 @@ def test_lane_diagnostics_refuses_an_encoder_that_is_not_the_banks(trained, caps
     assert "would not be used with lanes=bank" in capsys.readouterr().err
 
 
+def test_lane_diagnostics_refuses_what_it_would_not_read(trained, capsys):
+    train_run = run_of("train").info.run_id
+    for arguments, reason in (
+        (f"--eval-run {train_run}", f"eval_run: {train_run} is a run of train; give one of eval"),
+        ("--eval-run 0123", "run 0123: there is no such run"),
+        ("--eval-run 0123 --model ema", "model: would not be used"),
+        ("--eval-run 0123 --split val", "split: would not be used"),
+    ):
+        assert lane_diagnostics.main(arguments.split()) == 2
+        assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     np.save("context.npy", np.random.default_rng(0).standard_normal((9, 16)))
     assert predict.main(["--context", "context.npy", "--k", "3"]) == 0

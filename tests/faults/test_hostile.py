@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lvm import tracking
-from lvm.bank.files import CONTENTS, ROWS, VECTORS
+from lvm.bank.files import CONTENTS, NPZ_COLUMNS, ROWS, VECTORS
 from lvm.bank.store import Bank, open_bank
 from lvm.checkpoint.facts import facts_of
 from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
@@ -59,7 +59,7 @@ def test_the_marker_is_written_where_a_pickle_is_read(marker: Path) -> None:
     assert marker.exists()
 
 
-@pytest.mark.parametrize("name", ["vectors", "chain_ids", "tmd_lanes", "concept_texts"])
+@pytest.mark.parametrize("name", ["vectors", *NPZ_COLUMNS])
 def test_a_pickle_in_an_npz(name: str, marker: Path, tmp_path: Path, tally: Tally) -> None:
     arrays = {"vectors": np.eye(6, dtype=np.float32)} | {name: pickled(marker)}
     np.savez(tmp_path / "bank.npz", **arrays)

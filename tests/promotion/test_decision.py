@@ -208,12 +208,17 @@ def test_latency_gate_fires_where_nothing_was_measured() -> None:
 def test_a_baseline_that_cannot_be_replayed_is_never_replaced() -> None:
     full = winning_case()
     lost = unscored("old", refusal="made from another bank (aaaa, this one is bbbb)")
-    outcomes = (full.outcomes[0], *full.outcomes[2:], lost)
+    named = [dataclasses.replace(one, version=str(7 + n)) for n, one in enumerate(full.outcomes)]
+    outcomes = (named[0], *named[2:], lost)
     kept = tuple(pair for pair in full.comparisons if "old" not in (pair.candidate, pair.reference))
     result = dataclasses.replace(full, outcomes=outcomes, comparisons=kept)
     decision = decide(result, "old", RULES)
     assert decision.promote == () and decision.winner == "old"
-    assert "no comparison with the baseline old" in " ".join(decision.reasons)
+    reasons = " ".join(decision.reasons)
+    assert "no comparison with the baseline old" in reasons
+    best = result.outcome(str(result.best_free))
+    assert best is not None and best.version is not None
+    assert f"anew with {best.name}: `mlflow run . -e promote -P version={best.version}" in reasons
 
 
 def test_a_baseline_missing_from_the_replay_is_never_replaced() -> None:

@@ -16,7 +16,7 @@ import torch
 from lvm.bank.store import open_bank
 from lvm.training.distributed import World, joined
 from lvm.training.recipes import TrainConfig
-from tests.training.test_loop import TOY, train_toy
+from tests.training.test_loop import TOY, of_recipe, train_toy
 
 # Five windows a batch: two processes never hold the same number of positions.
 BASE = TrainConfig(
@@ -27,7 +27,7 @@ CONFIGS = {
     "dense": BASE,
     "hard": TrainConfig(**(vars(BASE) | {"hard_negatives": 2, "averaging": "swa"})),
     "recomputed": TrainConfig(**(vars(BASE) | {"gradient_checkpointing": True})),
-    "seed": TrainConfig(**(vars(BASE) | {"recipe": "seed"})),
+    "seed": of_recipe("seed", BASE),
 }
 
 

@@ -61,7 +61,9 @@ def test_every_parameter_has_its_decay_and_its_share(model, recipe, encoder_shar
 
 @pytest.fixture
 def gradients(tiny_bank: Bank, request) -> Gradients:
-    config = settings(recipe=request.param, negatives=32, hard_negatives=0)
+    config = settings(
+        recipe=request.param, negatives=32 if request.param == "dense" else None, hard_negatives=0
+    )
     windows = plan_windows(tiny_bank, 20)
     batches = Batches(tiny_bank, windows, 3, 0, request.param == "dense")
     hard = HardNegatives(tiny_bank, windows.representative_N, batches, 0)
