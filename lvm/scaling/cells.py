@@ -4,8 +4,9 @@ Shapes: Q queries, D vector dim.
 """
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,8 +115,8 @@ class Trainer:
         self.bank, self.windows, self.questions = bank, windows, questions
         self.config, self.store, self.on_round = config, store, on_round
 
-    def steps_per_epoch(self) -> int:
-        """Return the optimiser steps of one pass over all train rows."""
+    def steps_per_epoch(self) -> float:
+        """Return the mean optimiser steps of a pass over all train rows."""
         return self._steps_of(self.windows)
 
     def result(self, cell: Cell) -> CellResult:
@@ -166,6 +167,8 @@ class Trainer:
             on_epoch=lambda record: self.on_round(cell, record),
             state_path=self.store.state_path(key),
         )
+        trained = result.optimiser_steps
+        assert trained == cell.steps, f"{cell.steps} optimiser steps asked for, {trained} trained"
         facts: dict[str, Any] = {
             "parameters": sum(p.numel() for p in result.model.parameters()),
             "rows": len(part.train_rows()),
@@ -178,20 +181,28 @@ class Trainer:
         return Kept(self.ranks(result.model, self.questions.measured), facts)
 
     def _part(self, cell: Cell) -> tuple[Windows, int]:
-        """Return the windows of a cell, repeated so that rounds are as long in all cells.
+        """Return the windows of a cell, the epochs that its steps need.
 
-        A small part would be validated after every few steps otherwise.
+        Windows are repeated so that rounds are as long in all cells: a small part would be
+        validated after every few steps otherwise.
         """
         whole = self.steps_per_epoch()
         round_steps = whole * max(1, math.ceil(cell.steps / ROUNDS / whole))
         part = part_of(self.bank, self.windows, cell.fraction, cell.seed)
         repeats = 1
-        for _ in range(2):  # overlapping windows take turns, which repeating them changes
+        for _ in range(2):  # the first count holds batches that are not full
             repeats = max(1, round(repeats * round_steps / self._steps_of(part)))
             part = part_of(self.bank, self.windows, cell.fraction, cell.seed, repeats)
-        return part, 1 + math.ceil(cell.steps / self._steps_of(part))  # `steps` ends it
+        steps_by_now = itertools.accumulate(self._steps_of_epochs(part))
+        return part, 1 + sum(1 for _ in itertools.takewhile(cell.steps.__gt__, steps_by_now))
 
-    def _steps_of(self, part: Windows) -> int:
+    def _steps_of(self, part: Windows) -> float:
+        """Return the mean optimiser steps of an epoch, since windows take turns."""
+        return sum(itertools.islice(self._steps_of_epochs(part), ROUNDS)) / ROUNDS
+
+    def _steps_of_epochs(self, part: Windows) -> Iterator[int]:
+        """Yield the optimiser steps of each epoch, from epoch 1 on, without an end."""
         settings = resolve(self.config, part.ctx)
         batches = Batches(self.bank, part, settings.batch_size, settings.seed)
-        return math.ceil(batches.num_batches(1) / settings.accumulation)
+        for epoch in itertools.count(1):
+            yield math.ceil(batches.num_batches(epoch) / settings.accumulation)

@@ -24,7 +24,8 @@ def part_of(bank: Bank, windows: Windows, fraction: float, seed: int, repeats: i
     order drawn by `seed`; a part is the shortest beginning of it with `fraction` of the rows. So a
     smaller part lies within a larger one, and its windows are as long. val and test queries,
     candidates and duplicate groups stay those of `windows`. Each window stands there `repeats`
-    times, so that parts of different size can have epochs of one length.
+    times, so that parts of different size can have epochs of one length: where windows overlap, the
+    repetitions take turns as the windows of so many more documents would.
     """
     block_N = train_blocks(bank, windows)
     size_K = np.bincount(block_N[block_N != NO_BLOCK])

@@ -1,7 +1,7 @@
 """Batches of training windows with their negatives, each a function of seed, epoch, step.
 
 Shapes: B windows of a batch that this process holds, G windows of the whole batch, T time,
-D vector dim, K negatives.
+D vector dim, K negatives, W windows of all epochs, R runs of those that overlap.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,6 @@ from torch import Tensor
 from lvm.bank.store import Bank
 from lvm.seeding import generator
 from lvm.windows.planning import Windows
-
-EVERY_TURN = -1
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,15 @@ class Batches:
         size: int = 1,
     ) -> None:
         start_W, rows_W = windows.train_windows()
-        turn_W, self._num_turns = _turns(start_W, rows_W, windows.ctx - windows.overlap)
         if not dense:
             full = rows_W == windows.ctx
             start_W, rows_W = start_W[full], rows_W[full]
-            turn_W, self._num_turns = np.zeros(len(start_W), dtype=np.int64), 1
         if len(start_W) == 0:
             raise ValueError(f"ctx: no training window of {windows.ctx} rows; use a smaller ctx")
         self._bank, self._seed = bank, seed
-        self._start_W, self._rows_W, self._turn_W = start_W, rows_W, turn_W
+        self._start_W, self._rows_W = start_W, rows_W
+        num_turns = -(-windows.ctx // (windows.ctx - windows.overlap)) if dense else 1
+        self._turn_W, self._period_W = _turns(start_W, rows_W, num_turns)
         self._batch_size, self._dense, self._longest = batch_size, dense, windows.ctx
         self._rank, self._size = rank, size
         train_row = windows.train_rows()
@@ -116,8 +114,7 @@ class Batches:
         return torch.from_numpy(self._bank.unit(np.sort(row_K)))
 
     def _windows_of(self, epoch: int) -> NDArray[np.int64]:
-        turn = (epoch - 1) % self._num_turns
-        return np.flatnonzero((self._turn_W == turn) | (self._turn_W == EVERY_TURN))
+        return np.flatnonzero((epoch - 1) % self._period_W == self._turn_W)
 
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the windows of each batch of `epoch`, in the order of their first windows."""
@@ -157,17 +154,22 @@ class Batches:
 
 
 def _turns(
-    start_W: NDArray[np.int64], rows_W: NDArray[np.int32], stride: int
-) -> tuple[NDArray[np.int64], int]:
-    """Return the turn of each window, the number of turns; windows of a turn hardly overlap.
+    start_W: NDArray[np.int64], rows_W: NDArray[np.int32], most_turns: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the turn of each window, of how many: it is read in every so many-th epoch.
 
-    Along a run of overlapping windows the turns alternate; a run of one window has every turn.
+    A run whose windows read its rows n times has n turns, so that an epoch reads it about once,
+    however short it is. Turns go round along a run, then on in the next run of as many turns: all
+    turns have as many windows, give or take one.
     """
-    num_turns = max(1, -(-int(rows_W.max(initial=1)) // stride))
+    end_W = start_W + rows_W
     begins_W = np.ones(len(start_W), dtype=bool)
-    begins_W[1:] = start_W[1:] >= start_W[:-1] + rows_W[:-1]
-    run_W = np.cumsum(begins_W) - 1
-    first_W = np.flatnonzero(begins_W)
-    turn_W = (np.arange(len(start_W)) - first_W[run_W]) % num_turns
-    turn_W[np.bincount(run_W)[run_W] < num_turns] = EVERY_TURN
-    return turn_W, num_turns
+    begins_W[1:] = (start_W[1:] >= end_W[:-1]) | (start_W[1:] <= start_W[:-1])  # <=: a repetition
+    first_R = np.flatnonzero(begins_W)
+    rows_R = np.maximum.reduceat(end_W, first_R) - start_W[first_R]
+    times_R = -(-np.add.reduceat(rows_W.astype(np.int64), first_R) // rows_R)
+    period_W = np.minimum(times_R, most_turns)[np.cumsum(begins_W) - 1]
+    turn_W = np.zeros(len(start_W), dtype=np.int64)
+    by_period = np.argsort(period_W, kind="stable")
+    turn_W[by_period] = np.arange(len(start_W)) % period_W[by_period]
+    return turn_W, period_W

@@ -10,7 +10,7 @@ from lvm.checkpoint import fits
 from lvm.training.recipes import Settings, as_dict
 from lvm.windows.planning import Windows
 
-VERSION = 2  # raised whenever equal settings train another model from the same rows
+VERSION = 3  # raised whenever equal settings train another model from the same rows
 
 
 def training_sha256(config: Settings, windows: Windows, initial: nn.Module | None = None) -> str:
