@@ -167,8 +167,10 @@ class Trainer:
             on_epoch=lambda record: self.on_round(cell, record),
             state_path=self.store.state_path(key),
         )
-        trained = result.optimiser_steps
-        assert trained == cell.steps, f"{cell.steps} optimiser steps asked for, {trained} trained"
+        if result.optimiser_steps != cell.steps:  # it would be compared with cells of all steps
+            raise RuntimeError(
+                f"{cell}: trained {result.optimiser_steps} optimiser steps, not {cell.steps}"
+            )
         facts: dict[str, Any] = {
             "parameters": sum(p.numel() for p in result.model.parameters()),
             "rows": len(part.train_rows()),
