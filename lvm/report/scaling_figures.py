@@ -28,7 +28,7 @@ def scaling_figure(
     """
     figure, panels = canvas(
         f"More data or a wider model? Verdict: {verdict}",
-        "bars: 95 % intervals (those of gains are narrower, being paired); dotted: twice the data; "
+        "bars: 95 % intervals (gains, being paired, have their own); dotted: twice the data; "
         "dashed: best free predictor",
         leaky=False,
         height_ratios=(1, 1),

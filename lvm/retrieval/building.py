@@ -21,6 +21,7 @@ from torch import nn
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank
 from lvm.checkpoint.facts import Facts
+from lvm.checkpoint.fits import model_digest
 from lvm.one_line import one_line
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import (
@@ -62,11 +63,9 @@ def ensure_index(
     can be written, the built one is kept in memory, with a line in the log. Raises ValueError where
     the bank's files do not match their hashes.
     """
-    parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model.config]
+    parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model_digest(model)]
     parts += [facts.ctx, facts.split, facts.seed]
     digest = hashlib.sha256(json.dumps(parts).encode())
-    for _, weight in sorted(model.state_dict().items()):
-        digest.update(weight.detach().cpu().contiguous().numpy().data)
     if row_correction is not None:
         digest.update(np.ascontiguousarray(row_correction, np.float32).data)
 
