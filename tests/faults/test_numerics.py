@@ -39,7 +39,7 @@ pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 # 29 steps an epoch.
-CONFIG = TrainConfig(**(vars(TOY) | {"batch_size": 2, "epochs": 2, "max_steps": 58}))
+CONFIG = TrainConfig(**(vars(TOY) | {"batch_size": 2, "epochs": 3, "max_steps": 87}))
 VALUES = {"NaN": math.nan, "Inf": math.inf, "-Inf": -math.inf}
 INJECTIONS = 4  # into one training
 
@@ -64,7 +64,8 @@ def watched(bank: Bank, folder: Path, config: TrainConfig = CONFIG) -> TrainResu
     with before_every_step(look):
         result = train_toy(bank, config, state_path=state, **options)
     assert all_finite(result.model.state_dict().values())
-    assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
+    same_windows = result.history[-3]  # they take two turns
+    assert result.history[-1]["train/loss"] < same_windows["train/loss"]
     return result
 
 
