@@ -18,6 +18,8 @@ from lvm.encoders import load_encoder
 from lvm.rules import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
+pytestmark = pytest.mark.slow
+
 RULES = read_chain_rules()
 
 
@@ -138,7 +140,6 @@ def test_two_ingestions_are_equal_to_the_byte(walked, tmp_path):
     assert other.sha256 != bank.sha256
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordnet", "obo", "edges"])
 def test_an_ontology_is_encoded(kind, tmp_path):
     write = {"wordnet": write_wordnet, "obo": write_obo, "edges": write_edges}[kind]

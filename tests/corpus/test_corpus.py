@@ -18,6 +18,8 @@ from lvm.corpus.python_docs import PACKAGES, module_sentences
 from lvm.corpus.reading import read_corpus
 from lvm.corpus.sentences import MAX_WORDS, split_sentences
 
+pytestmark = pytest.mark.slow
+
 NUMPYDOC = """
     Return the `mean` of an array, see :func:`~numpy.median` or `the guide <https://x.org>`_.
 
@@ -216,7 +218,6 @@ def test_packages_have_lanes_that_exist() -> None:
     assert len({package.name for package in PACKAGES}) == len(PACKAGES)
 
 
-@pytest.mark.slow
 def test_python_docs_are_whole_modules_in_a_fixed_order() -> None:
     rows = read_corpus("python-docs", 1500)
     assert list(rows.columns) == ["sequence", "document", "lane", "text"]

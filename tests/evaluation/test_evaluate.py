@@ -16,6 +16,8 @@ from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests import reference
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "queries",
     "bank_rows",

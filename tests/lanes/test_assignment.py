@@ -34,6 +34,8 @@ from lvm.rules import read_lane_rules
 from lvm.seeding import generator
 from lvm.windows.export import plan_windows
 
+pytestmark = pytest.mark.slow
+
 RULES = read_lane_rules()
 LANES = ("Economics", "Law", "Medicine", "Software")
 DOCUMENTS, ROWS = 12, 5

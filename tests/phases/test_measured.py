@@ -13,6 +13,8 @@ from lvm.phases.old_gates import old_checks
 from lvm.phases.table import read_old_gates
 from tests.phase_cases import NUM_ANSWERS, compared, per_query, replay, trained
 
+pytestmark = pytest.mark.slow
+
 
 def chance(rank: int, pool: int, k: int) -> float:
     """Chance that fewer than k of the pool - 1 others drawn rank before the truth, by counting."""

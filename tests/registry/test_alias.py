@@ -13,6 +13,8 @@ from lvm.registry import alias
 from lvm.stopping import Stopped, stoppable
 from tests.registry.test_registered import facts, registered_store, three_versions
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["facts", "registered_store", "three_versions"]  # fixtures
 ROOT = Path(__file__).parents[2]
 
@@ -155,7 +157,6 @@ def cut_off(after: str, version: str, expected: str) -> None:
     assert subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode == 9
 
 
-@pytest.mark.slow
 def test_a_move_that_is_killed_between_its_steps_is_undone_or_finished(old_baseline):
     alias.promote("2", "1", {"reason": "second"})
     cut_off("previous", "3", "2")
