@@ -105,7 +105,7 @@ def _maker(
 ) -> Callable[[], tuple[Bank, int]]:
     """Check the source; return what makes the bank of it, with the number of rows it drops."""
     if is_vectors(source):
-        whole = _open_source(source)
+        whole = _open_source(source, verify=True)
         return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
     rows, model = read_corpus(source, max_rows), load_encoder(encoder)
 
@@ -133,8 +133,8 @@ def is_vectors(source: str) -> bool:
     return holds_vectors(source) or is_loose(source)
 
 
-def _open_source(source: str) -> Bank:
-    return open_loose(source) if is_loose(source) else open_bank(source, verify=True)
+def _open_source(source: str, verify: bool = False) -> Bank:
+    return open_loose(source) if is_loose(source) else open_bank(source, verify)
 
 
 def _missing(source: str) -> list[str]:
