@@ -17,7 +17,7 @@ from lvm import past_runs, tracking
 from lvm.bank.store import Bank
 from lvm.lanes.classifier import check_lanes
 from lvm.lanes.reranking import LANE, NONE
-from lvm.phases.measured import Trained
+from lvm.phases.compared import Trained
 from lvm.phases.table import Phase
 from lvm.registry import alias, registered
 from lvm.registry.alias import BASELINE

@@ -18,7 +18,8 @@ from entrypoints._phases import (
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm import datasets, tracking
 from lvm.bank.store import Bank
-from lvm.phases.measured import PhaseComparison, measure_phases
+from lvm.phases.compared import PhaseComparison
+from lvm.phases.measured import measure_phases
 from lvm.phases.old_gates import old_checks
 from lvm.phases.published import OLD_DECISION, old_difference
 from lvm.phases.table import chosen_phases, read_old_gates, read_phases

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.phases.measured import PhaseComparison, Trained, measure_phases
+from lvm.phases.compared import PhaseComparison, Trained
+from lvm.phases.measured import measure_phases
 from lvm.phases.table import read_phases
 
 NUM_ANSWERS = 1200

@@ -53,7 +53,7 @@ ORDER = {
         "log_files query_log measuring host store comparison reranked replay child forking process"
     ),
     "promotion": "gates decision",
-    "phases": "table published measured old_gates",
+    "phases": "table published compared measured old_gates",
     "report": (
         "canvas tables warnings figures expert_figures lane_figures shadow_figures phase_figure "
         "scaling_figures evaluation lanes controls reranking decision shadow phases scaling notes "

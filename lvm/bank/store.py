@@ -24,15 +24,24 @@ from lvm.writing import sealed, writing
 __all__ = [
     "TMD_LANES",
     "UNASSIGNED",
+    "UNKNOWN_ENCODER",
     "Bank",
     "FloatArray",
     "IntArray",
     "open_bank",
     "open_loose",
+    "unit_rows",
     "write_bank",
 ]
 
 FloatArray = npt.NDArray[np.float32]
+UNKNOWN_ENCODER = "unknown"  # of vectors that came without the name of what made them
+
+
+def unit_rows(vectors: np.ndarray, rows: IntArray | slice) -> FloatArray:
+    """Return `vectors[rows]` (..., D) as float32, of length 1 each; none may be zero."""
+    picked = np.asarray(vectors[rows], dtype=np.float32)
+    return picked / np.linalg.norm(picked, axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +79,7 @@ class Bank:
 
     def unit(self, rows: IntArray | slice) -> FloatArray:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
-        vectors = np.asarray(self.vectors[rows], dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return unit_rows(self.vectors, rows)
 
     def unit_blocks(self, block: int = 16384) -> Iterator[tuple[int, FloatArray]]:
         """Yield (first row, unit vectors (b, D)) over the whole bank in row order."""
@@ -137,7 +145,7 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
 def open_loose(path: str | Path) -> Bank:
     """Open a folder with vectors.npy and rows.parquet but no bank.json, checked as a bank is.
 
-    `encoder` is "unknown", as that of an .npz; nothing records what the files should be.
+    `encoder` is UNKNOWN_ENCODER, as that of an .npz; nothing records what the files should be.
     """
     path = Path(path)
     where = own_file(path, files.VECTORS)
@@ -146,7 +154,9 @@ def open_loose(path: str | Path) -> Bank:
     table = row_table(files.read_rows(path, len(vectors)), str(path / files.ROWS))
     names = (files.VECTORS, files.ROWS)
     sha256 = files.identity({name: files.file_sha256(path / name) for name in names})
-    return Bank(path, vectors, **vars(table), encoder="unknown", created_by="rows", sha256=sha256)
+    return Bank(
+        path, vectors, **vars(table), encoder=UNKNOWN_ENCODER, created_by="rows", sha256=sha256
+    )
 
 
 @in_one_line
@@ -219,4 +229,6 @@ def _open_npz(path: Path) -> Bank:
     vectors, rows = files.read_npz(path)
     table = row_table(rows, str(path))
     sha256 = files.identity({"npz": files.file_sha256(path)})
-    return Bank(path, vectors, **vars(table), encoder="unknown", created_by="npz", sha256=sha256)
+    return Bank(
+        path, vectors, **vars(table), encoder=UNKNOWN_ENCODER, created_by="npz", sha256=sha256
+    )

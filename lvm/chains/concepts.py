@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.store import Bank, FloatArray, unit_rows
 
 
 class Chain(NamedTuple):
@@ -47,8 +47,7 @@ class Pool:
 
     def unit(self, rows: IntArray | slice) -> FloatArray:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
-        vectors = np.asarray(self.stored[rows], dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return unit_rows(self.stored, rows)
 
 
 @dataclass(frozen=True)

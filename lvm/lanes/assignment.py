@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.encoders import Encoder, load_encoder
 from lvm.one_line import in_one_line
 from lvm.rules import LaneRules
@@ -25,7 +25,7 @@ from lvm.windows.planning import Windows
 
 BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")
 DOMAINS_FILE = Path(__file__).with_name("domains.yaml")
-UNNAMED_ENCODERS = ("", "unknown", "none")
+UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")
 CHECKED_ROWS = 8
 SAME_ENCODER = 0.9  # the bank's own encoder gives its rows again to 0.99 and more, others below 0.5
 CLUSTERS = 16  # where the bank has no lanes to count

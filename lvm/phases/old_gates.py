@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lvm.phases.measured import PhaseComparison, Row
+from lvm.phases.compared import PhaseComparison, Row
 from lvm.phases.table import OldGates
 
 GATES = ("gain", "converged", "latency")

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lvm.lanes.reranking import NONE
-from lvm.phases.measured import PhaseComparison, Row
+from lvm.phases.compared import PhaseComparison, Row
 from lvm.phases.published import published_report
 from lvm.phases.table import Phase
 from lvm.report.canvas import (

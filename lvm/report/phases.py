@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lvm.lanes.reranking import NONE
 from lvm.metrics import POOLS
-from lvm.phases.measured import Measured, Pair, PhaseComparison
+from lvm.phases.compared import Measured, Pair, PhaseComparison
 from lvm.phases.old_gates import GATES, OldCheck
 from lvm.phases.published import OldDifference, published_report
 from lvm.phases.table import Phase

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.phases.measured import PhaseComparison, measure_phases
+from lvm.phases.compared import PhaseComparison
+from lvm.phases.measured import measure_phases
 from lvm.phases.old_gates import old_checks
 from lvm.phases.published import OLD_DECISION, old_difference
 from lvm.phases.table import read_old_gates, read_phases
