@@ -4,9 +4,10 @@
 x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag decide what pays:
 
 * data: 64 dims, lag 0, which the skip of any width can express; few documents.
-* capacity: 12 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
+* capacity: 64 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
   the rank of the map they can express is at most their width.
-* saturated: 16 dims, lag 0, learnt from the smallest fraction.
+* saturated: 16 dims, lag 0, learnt from the smallest fraction; four seeds a cell, since intervals
+  must lie within half a point.
 * unoptimised: the data bank at a hundredth of the learning rate.
 
 Beside each verdict stand the gains of really training on twice the data and with twice the
@@ -44,7 +45,7 @@ from lvm.windows.export import plan_windows
 
 OUTCOMES = ("right", "open", "WRONG")
 CTX, DOCUMENT_ROWS, SEQUENCES = 20, 10, 10
-MODEL, LAYERS = "res_mlp", 2
+MODEL = "res_mlp"
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Truth:
     widths: tuple[int, ...]
     lr: float
     steps: int
+    layers: int = 2
+    seeds: int = 3
 
 
-WHOLE, HALF = (0.125, 0.25, 0.5, 1.0), (0.0625, 0.125, 0.25, 0.5)
+FEW, HALF, WHOLE = (0.02, 0.04, 0.08), (0.125, 0.25, 0.5), (0.25, 0.5, 1.0)
 TRUTHS = {
-    "data": Truth(DATA, 64, 12_000, 1.3, 0, (0.01, 0.02, 0.04, 0.08), (8, 32, 128), 5e-2, 500),
-    "capacity": Truth(CAPACITY, 12, 12_000, 0.3, 4, WHOLE, (2, 4, 8), 1e-1, 1000),
-    "saturated": Truth(SATURATED, 16, 12_000, 0.4, 0, HALF, (4, 16, 64), 8e-2, 300),
+    "data": Truth(DATA, 64, 12_000, 1.3, 0, FEW, (8, 32, 128), 5e-2, 500),
+    "capacity": Truth(CAPACITY, 64, 12_000, 0.7, 4, WHOLE, (2, 4, 8), 1e-1, 800, layers=1),
+    "saturated": Truth(SATURATED, 16, 12_000, 0.4, 0, HALF, (4, 16, 64), 8e-2, 300, seeds=4),
 }
 TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=5e-4)
 
@@ -100,11 +103,16 @@ def run(truth: Truth, seed: int, folder: Path, really: bool) -> tuple[str, list[
     bank = make_bank(folder / "bank", truth, seed)
     windows = plan_windows(bank, CTX)
     config = TrainConfig(
-        model=MODEL, layers=LAYERS, dropout=0.0, batch_size=25, negatives=256, precision="fp32"
+        model=MODEL,
+        layers=truth.layers,
+        dropout=0.0,
+        batch_size=25,
+        negatives=256,
+        precision="fp32",
     )
     questions = divide_queries(bank, windows, rules.choice_share, None)
     trainer = Trainer(bank, windows, questions, config, CellStore(folder / "cells"))
-    plan = Plan(truth.fractions, truth.widths, (0, 1, 2), truth.steps, truth.lr)
+    plan = Plan(truth.fractions, truth.widths, tuple(range(truth.seeds)), truth.steps, truth.lr)
     check_data(bank, windows, questions, plan, rules)
     scaling = run_grid(trainer, plan, rules)
     print(scaling.verdict.sentence, flush=True)
@@ -120,7 +128,7 @@ def run(truth: Truth, seed: int, folder: Path, really: bool) -> tuple[str, list[
 def _real_gains(trainer: Trainer, plan: Plan) -> Iterator[str]:
     """Yield the gain of training on twice the data, then with twice the parameters, in points."""
     fraction, width = plan.fractions[-1], plan.widths[-1]
-    wider = _width_of_twice_the_parameters(trainer.bank.dim, width)
+    wider = _width_of_twice_the_parameters(trainer, width)
     for more in ((2 * fraction, width), (fraction, wider)):
         if more[0] > 1:
             yield "-"
@@ -132,13 +140,15 @@ def _real_gains(trainer: Trainer, plan: Plan) -> Iterator[str]:
         yield f"{100 * (means[1] - means[0]):+.1f}"
 
 
-def _width_of_twice_the_parameters(dim: int, width: int) -> int:
+def _width_of_twice_the_parameters(trainer: Trainer, width: int) -> int:
+    layers, dim = trainer.config.layers, trainer.bank.dim
+
     def count(hidden: int) -> int:
-        sizes = {"model": MODEL, "dim": dim, "hidden": hidden, "layers": LAYERS}
+        sizes = {"model": MODEL, "dim": dim, "hidden": hidden, "layers": layers}
         return sum(p.numel() for p in build_model(sizes).parameters())
 
     twice = 2 * count(width)
-    return min(range(width + 2, 4 * width + 1, 2), key=lambda wider: abs(count(wider) - twice))
+    return min(range(width + 2, 32 * width + 1, 2), key=lambda wider: abs(count(wider) - twice))
 
 
 @contextmanager
