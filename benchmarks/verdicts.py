@@ -66,11 +66,11 @@ class Truth:
 
 FEW, HALF, WHOLE = (0.02, 0.04, 0.08), (0.125, 0.25, 0.5), (0.25, 0.5, 1.0)
 TRUTHS = {
-    "data": Truth(DATA, 64, 12_000, 1.3, 0, FEW, (8, 32, 128), 5e-2, 500),
+    "data": Truth(DATA, 64, 12_000, 1.3, 0, FEW, (8, 16, 64), 7e-2, 500),
     "capacity": Truth(CAPACITY, 64, 12_000, 0.7, 4, WHOLE, (2, 4, 8), 1e-1, 800, layers=1),
     "saturated": Truth(SATURATED, 16, 12_000, 0.3, 0, HALF, (4, 16, 64), 8e-2, 300),
 }
-TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=5e-4)
+TRUTHS["unoptimised"] = replace(TRUTHS["data"], verdict=NOT_OPTIMISED, lr=7e-4)
 
 
 def make_bank(path: Path, truth: Truth, seed: int) -> Bank:
