@@ -15,7 +15,15 @@ from lvm.rules import ScalingRules
 from lvm.scaling.cells import Cell, CellResult, Questions, Trainer
 from lvm.scaling.fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.scaling.fractions import num_documents, part_of
-from lvm.scaling.optimised import K, Optimised, judge_optimisation, steps_over_seeds
+from lvm.scaling.optimised import (
+    K,
+    Optimised,
+    Trials,
+    gain_over_seeds,
+    is_in_doubt,
+    judge_optimisation,
+    pays,
+)
 from lvm.scaling.verdict import MOST_TIMES, Asked, Verdict, judge, not_optimised
 from lvm.statistics import LEVEL, Difference, paired_difference
 from lvm.windows.planning import Windows
@@ -152,7 +160,7 @@ def run_grid(
     )
     largest = [one for one in grid if one.cell == replace(plan.largest(), seed=one.cell.seed)]
     halves = [trained(HALF, half_of(one.cell)) for one in largest]
-    steps = steps_over_seeds(largest, halves, document_Q, soft.seed_sd, soft.seed_freedom)
+    steps = gain_over_seeds(largest, halves, document_Q, soft.seed_sd, soft.seed_freedom)
     optimised = replace(optimised, steps=steps)
     asked = Asked(len(document_Q), len(np.unique(document_Q)), len(plan.seeds))
     verdict = judge(soft, optimised, asked, rules)
@@ -214,17 +222,34 @@ def _optimised(
     rules: ScalingRules,
     trained: Callable[[str, Cell], CellResult],
 ) -> Optimised:
-    """Train the largest cell, half of its steps, then half of them at other learning rates."""
+    """Train the largest cell, half of its steps, then half of them at other learning rates.
+
+    What one training has over another may be luck: before it stops the grid, every seed is asked.
+    """
     cell = plan.largest()
-    full = trained("grid", cell)
-    half = trained(HALF, half_of(cell))
-    rates = [
-        trained("other lr", replace(half.cell, lr=lr))
-        for lr in (cell.lr / rules.lr_factor, cell.lr * rules.lr_factor)
-    ]
     passes = plan.steps / trainer.steps_per_epoch() / plan.fractions[-1]
     document_Q = trainer.questions.document_Q
-    return judge_optimisation(full, half, rates, passes, document_Q, rules)
+    other_rates = (cell.lr / rules.lr_factor, cell.lr * rules.lr_factor)
+
+    def judged(full: int, half: int, rates: Sequence[int]) -> Optimised:
+        """Judge by so many seeds of each."""
+        cells = [replace(cell, seed=seed) for seed in plan.seeds]
+        trials = Trials(
+            full=[trained("grid", one) for one in cells[:full]],
+            half=[trained(HALF, half_of(one)) for one in cells[:half]],
+            rates=[
+                [trained("other lr", replace(half_of(one), lr=lr)) for one in cells[:number]]
+                for lr, number in zip(other_rates, rates, strict=True)
+            ],
+        )
+        return judge_optimisation(trials, passes, document_Q, rules)
+
+    found = judged(1, 1, (1, 1))
+    if not is_in_doubt(found, rules):
+        return found
+    num = len(plan.seeds)
+    rates = [num if pays(gain, rules) else 1 for _, gain in found.rates]
+    return judged(num if pays(found.steps, rules) else 1, num, rates)
 
 
 def _check_sizes(name: str, sizes: Sequence[float]) -> None:

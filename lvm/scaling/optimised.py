@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from lvm.metrics import soft_hit_at
@@ -38,38 +38,45 @@ class Optimised:
     advice: str
 
 
+@dataclass(frozen=True)
+class Trials:
+    """Trainings of the largest data and width, each for one seed or more, the same ones first.
+
+    `half` has half the steps of `full`, `rates` those steps at other learning rates.
+    """
+
+    full: Sequence[CellResult]
+    half: Sequence[CellResult]
+    rates: Sequence[Sequence[CellResult]]
+
+
 def judge_optimisation(
-    full: CellResult,
-    half: CellResult,
-    rates: Sequence[CellResult],
-    passes: float,
-    document_Q: ArrayLike,
-    rules: ScalingRules,
+    trials: Trials, passes: float, document_Q: ArrayLike, rules: ScalingRules
 ) -> Optimised:
     """Compare a training with one of half its steps, and that one with other learning rates.
 
     A cosine schedule flattens the end of any training, so that its own loss curve cannot tell
     whether more steps would pay; a shorter training with a schedule of its own can.
     """
-    steps = _difference(full.rank_Q, half.rank_Q, document_Q)
-    by_rate = tuple((r.cell.lr, _difference(r.rank_Q, half.rank_Q, document_Q)) for r in rates)
+    full, half = trials.full[0], trials.half[0]
+    steps = _gain(trials.full, trials.half, document_Q)
+    by_rate = tuple((r[0].cell.lr, _gain(r, trials.half, document_Q)) for r in trials.rates)
     num_steps, more_steps = full.cell.steps, []
-    reasons, advice = [], []
+    reasons, advice = _too_short(num_steps, passes, rules), []
     if num_steps < rules.min_steps:
-        reasons.append(f"{num_steps} optimiser steps are fewer than {rules.min_steps}")
         more_steps.append(rules.min_steps)
     if passes < rules.min_passes:
-        reasons.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
         more_steps.append(int(np.ceil(num_steps * rules.min_passes / passes)))
-    if _pays(steps, rules):
-        reasons.append(f"the second half of the steps gained {points(steps)} points")
+    over = f" over {len(trials.half)} seeds" if len(trials.half) > 1 else ""
+    if pays(steps, rules):
+        reasons.append(f"the second half of the steps gained {points(steps)} points{over}")
         more_steps.append(2 * num_steps)
     if more_steps:
         advice.append(f"max_steps={max(more_steps)}")
     better = max(by_rate, key=lambda one: one[1].mean, default=None)
-    if better is not None and _pays(better[1], rules):
+    if better is not None and pays(better[1], rules):
         reasons.append(
-            f"lr {better[0]:g} is {points(better[1])} points better than {half.cell.lr:g}"
+            f"lr {better[0]:g} is {points(better[1])} points better than {half.cell.lr:g}{over}"
         )
         advice.append(f"lr={better[0]:g}")
     return Optimised(
@@ -85,36 +92,62 @@ def judge_optimisation(
     )
 
 
-def steps_over_seeds(
-    fulls: Sequence[CellResult],
-    halves: Sequence[CellResult],
+def is_in_doubt(found: Optimised, rules: ScalingRules) -> bool:
+    """Tell whether only comparisons of trainings speak against a plan, not its very size."""
+    return bool(found.reasons) and not _too_short(found.num_steps, found.passes, rules)
+
+
+def pays(change: Difference, rules: ScalingRules) -> bool:
+    """Tell whether a gain is one for which a grid is not begun."""
+    return change.low > 0 and change.mean > rules.step_gain
+
+
+def gain_over_seeds(
+    better: Sequence[CellResult],
+    worse: Sequence[CellResult],
     document_Q: ArrayLike,
     seed_sd: float,
     seed_freedom: int,
 ) -> Difference:
-    """Return the gain of all steps over half of them as the mean over seeds.
+    """Return the gain in soft Hit@5 as the mean over seeds.
 
     `seed_sd` is the standard deviation of such a mean of one cell, known with `seed_freedom`, by
     which the interval over documents is widened.
     """
-    mean_Q, half_Q = (
-        np.mean([soft_hit_at(one.rank_Q, K) for one in cells], axis=0) for cells in (fulls, halves)
+    mean_Q, other_Q = (
+        np.mean([soft_hit_at(one.rank_Q, K) for one in cells], axis=0) for cells in (better, worse)
     )
-    found = paired_difference(mean_Q, half_Q, document_Q, seed=0)
+    found = paired_difference(mean_Q, other_Q, document_Q, seed=0)
     noise = stats.t.ppf(1 - LEVEL / 2, seed_freedom) * np.sqrt(2) * seed_sd
     low = found.mean - np.hypot(found.mean - found.low, noise)
     high = found.mean + np.hypot(found.high - found.mean, noise)
     return replace(found, low=float(low), high=float(high))
 
 
-def _difference(
-    rank_Q: NDArray[np.float64], other_Q: ArrayLike, documents: ArrayLike
+def _gain(
+    better: Sequence[CellResult], worse: Sequence[CellResult], document_Q: ArrayLike
 ) -> Difference:
-    return paired_difference(soft_hit_at(rank_Q, K), soft_hit_at(other_Q, K), documents, seed=0)
+    """Return the gain over the seeds that both have; of one seed, its noise is not known."""
+    seeds = min(len(better), len(worse))
+    better, worse = better[:seeds], worse[:seeds]
+    if seeds == 1:
+        return gain_over_seeds(better, worse, document_Q, seed_sd=0.0, seed_freedom=1)
+    variances = [np.var([_score(one) for one in cells], ddof=1) for cells in (better, worse)]
+    seed_sd = float(np.sqrt(np.mean(variances) / seeds))
+    return gain_over_seeds(better, worse, document_Q, seed_sd, 2 * (seeds - 1))
 
 
-def _pays(change: Difference, rules: ScalingRules) -> bool:
-    return change.low > 0 and change.mean > rules.step_gain
+def _score(result: CellResult) -> float:
+    return float(soft_hit_at(result.rank_Q, K).mean())
+
+
+def _too_short(num_steps: int, passes: float, rules: ScalingRules) -> list[str]:
+    found = []
+    if num_steps < rules.min_steps:
+        found.append(f"{num_steps} optimiser steps are fewer than {rules.min_steps}")
+    if passes < rules.min_passes:
+        found.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
+    return found
 
 
 def _loss_change(losses: Sequence[float]) -> float:

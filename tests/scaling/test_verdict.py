@@ -8,7 +8,7 @@ import pytest
 from lvm.rules import read_scaling_rules
 from lvm.scaling.cells import CellResult
 from lvm.scaling.fit import Gain, fit_grid
-from lvm.scaling.optimised import Optimised, judge_optimisation, steps_over_seeds
+from lvm.scaling.optimised import Optimised, Trials, gain_over_seeds, judge_optimisation
 from lvm.scaling.verdict import (
     DATA,
     INCONCLUSIVE,
@@ -37,7 +37,7 @@ def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
     grid = draw_grid(curve, seed, num_seeds=num_seeds, **sizes)
     fitted = fit_grid(grid, resamples=500, extrapolation_sd=RULES.extrapolation_sd)
     fulls, halves = (draw_cells(2 * seed + i, num_seeds, grid.document_Q) for i in (0, 1))
-    steps = steps_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd, fitted.seed_freedom)
+    steps = gain_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd, fitted.seed_freedom)
     asked = Asked(len(grid.document_Q), len(np.unique(grid.document_Q)), num_seeds)
     return judge(fitted, replace(optimised(), steps=steps), asked, RULES).name
 
@@ -124,10 +124,13 @@ def test_a_small_certain_gain_of_the_other_does_not_make_both():
 def test_the_noise_of_seeds_widens_the_gain_of_the_steps():
     document_Q = np.arange(6000) % 80
     cells = [draw_cells(seed, 3, document_Q) for seed in (0, 1)]
-    exact, wide = (steps_over_seeds(*cells, document_Q, sd, 100_000) for sd in (0.0, 0.01))
+    exact, wide = (gain_over_seeds(*cells, document_Q, sd, 100_000) for sd in (0.0, 0.01))
     assert wide.mean == exact.mean
     expected = np.hypot(exact.mean - exact.low, 1.96 * np.sqrt(2) * 0.01)
     assert wide.mean - wide.low == pytest.approx(expected, rel=1e-3)
+
+
+LUCKY, BETTER = (0.4, -0.3, 0.1), (0.4, 0.35, 0.45)
 
 
 def result(shift: float, steps: int = 600, lr: float = 1e-3) -> CellResult:
@@ -138,7 +141,8 @@ def result(shift: float, steps: int = 600, lr: float = 1e-3) -> CellResult:
 
 def judged(full: CellResult, rates: list[CellResult], passes: float = 9.0) -> Optimised:
     document_Q = np.arange(2000) % 40
-    return judge_optimisation(full, result(0.0, 300), rates, passes, document_Q, RULES)
+    trials = Trials([full], [result(0.0, 300)], [[rate] for rate in rates])
+    return judge_optimisation(trials, passes, document_Q, RULES)
 
 
 def test_an_optimised_training_has_no_reasons_against_it():
@@ -161,3 +165,17 @@ def test_each_sign_of_a_training_cut_short_stops_the_grid(full, rates, passes, r
     assert len(found.reasons) == 1 and reason in found.reasons[0]
     verdict = not_optimised(found)
     assert verdict.name == NOT_OPTIMISED and advice in verdict.sentence
+
+
+def test_a_rate_that_is_better_for_one_seed_alone_is_not_better():
+    document_Q = np.arange(2000) % 40
+    half = [result(0.0, 300)] * 3
+    lucky, better = ([result(shift, 300, 2e-3) for shift in shifts] for shifts in (LUCKY, BETTER))
+    for rate, is_reason in ((lucky, False), (better, True)):
+        alone, together = (
+            judge_optimisation(Trials([result(0.0)], half[:n], [rate[:n]]), 9.0, document_Q, RULES)
+            for n in (1, 3)
+        )
+        assert alone.advice == "lr=0.002"
+        assert (together.advice == "lr=0.002") is is_reason
+    assert "over 3 seeds" in together.reasons[0]
