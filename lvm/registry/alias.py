@@ -57,7 +57,7 @@ def promote(
             raise ValueError(
                 f"version: baseline moved from {expected} to {current} meanwhile; decide again"
             )
-        check_version(version)
+        version = check_version(version)
         if version == current:
             raise ValueError(f"version: {version} is the baseline already")
         _move(version, now, evidence, how)
@@ -86,16 +86,17 @@ def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
         return now[PREVIOUS], now[BASELINE]
 
 
-def check_version(version: str) -> None:
-    """Raise ValueError where `lvm` has no such version."""
-    try:
-        MlflowClient().get_model_version(NAME, version)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
+def check_version(version: str) -> str:
+    """Return the number of a version as MLflow writes it, which reads 01 as 1, too.
+
+    Raises ValueError where `lvm` has no such version.
+    """
+    number = _number_of(version)
+    if number is None:
         found = MlflowClient().search_model_versions(f"name = '{NAME}'")
         known = ", ".join(sorted((str(one.version) for one in found), key=int)) or "none"
-        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}") from None
+        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
+    return number
 
 
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
@@ -200,10 +201,20 @@ def _record(planned: Mapping[str, Any]) -> None:
 
 
 def _set_previous(version: str | None) -> None:
-    if version is not None:
+    """Set `previous` as it was; a version that was deleted meanwhile is none."""
+    if version is not None and _number_of(version) is not None:
         MlflowClient().set_registered_model_alias(NAME, PREVIOUS, version)
     elif PREVIOUS in aliases():
         MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
+
+
+def _number_of(version: str) -> str | None:
+    try:
+        return str(MlflowClient().get_model_version(NAME, version).version)
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return None
 
 
 def _tags() -> dict[str, str]:
