@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lvm.reasons import plain_reason
-from lvm.registry.page import description
+from lvm.registry import page
 from lvm.stopping import undisturbed
 from lvm.tracking import SQLITE, STORE_ERRORS
 
@@ -45,7 +45,8 @@ def promote(
     """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
 
     `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
-    version, and with `reason`, `decision_run` and `how` a line of the history. Raises ValueError
+    version, in place of that of an earlier decision, and with `reason`, `decision_run` and `how` a
+    line of the history. Raises ValueError
     where the version is unknown, where it is the baseline already, or where the alias has moved
     since the decision; nothing is changed then.
     """
@@ -109,7 +110,7 @@ def tag_version(version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             client.set_model_version_tag(NAME, version, key, value)
         known = client.get_model_version(NAME, version).tags
-        client.update_model_version(NAME, version, description=description(known))
+        client.update_model_version(NAME, version, description=page.description(known))
 
 
 def history() -> list[dict[str, str]]:
@@ -195,9 +196,20 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
 
 
 def _record(planned: Mapping[str, Any]) -> None:
-    text = json.dumps(planned["move"])
-    tag_version(planned["move"]["version"], planned.get("tags", {}) | {planned["key"]: text})
+    version, text = planned["move"]["version"], json.dumps(planned["move"])
+    tags = planned.get("tags", {})
+    if tags:  # a rollback has none: the evidence of before holds again
+        _drop_evidence(version, kept=tags)
+    tag_version(version, tags | {planned["key"]: text})
     MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
+
+
+def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
+    """Delete what an earlier decision left on a version: a move by hand has no figures."""
+    client = MlflowClient()
+    for key in client.get_model_version(NAME, version).tags:
+        if key.startswith(page.DECIDED) and key not in kept:
+            client.delete_model_version_tag(NAME, version, key)
 
 
 def _set_previous(version: str | None) -> None:
