@@ -250,3 +250,20 @@ def test_promotion_by_hand_and_rollback_are_logged(promoted):
     assert rollback.main([]) == 0
     assert alias.aliases() == {"baseline": before, "previous": other}
     assert alias.withdrawn() == {other}
+
+
+def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys):
+    first = alias.aliases()["baseline"]
+    other = next(version for version in registered.versions() if version != first)
+    assert promote.main(["--version", other, "--reason", "a test"]) == 0
+    before, moves = alias.aliases(), alias.history()
+    model_id = registered.read_card(f"models:/lvm/{first}").model_id
+    (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
+    aside = weights.rename(weights.with_name("aside"))
+    assert rollback.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rollback: the previous baseline, version" in line and "entry point promote" in line
+    assert (alias.aliases(), alias.history()) == (before, moves)
+    aside.rename(weights)
+    assert rollback.main([]) == 0
+    assert alias.aliases() == {"baseline": first, "previous": other}
