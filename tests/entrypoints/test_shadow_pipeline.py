@@ -132,7 +132,9 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
     (failed,) = (one for one in outcomes if one["version"] == version)
     assert "does not match the sha256" in failed["failure"] and not failed["figures"]
     assert sum(bool(one["figures"]) for one in outcomes) == len(FREE_MODELS) + 1
-    assert "takes no part: its tags are not those" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "takes no part: its tags are not those" in printed
+    assert f"bank {Path('bank').resolve()} (of version {version}, the newest trained)" in printed
     for number in (version, str(int(version) + 1)):
         MlflowClient().delete_model_version("lvm", number)
 
