@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from entrypoints._inputs import DEFAULT_CTX, Inputs, make_inputs
+from entrypoints._replay_bank import Known, is_made_from, open_replay_bank
 from entrypoints._subjects import fit_free
 from lvm.bank.store import Bank
 from lvm.checkpoint import fits
@@ -97,7 +98,7 @@ def gather(wanted: Wanted, register: bool, log: QueryLog | None = None) -> Field
     for version, reason in registered.unreadable_versions().items():
         print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
     named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
-    bank = read_bank(wanted.bank or _bank_of(named, known))
+    bank = open_replay_bank(wanted.bank, Known(known, named, baseline), register)
     if log is not None:
         log_queries(log, bank, DEFAULT_CTX)
     cards = _trained_ones(known, bank) if named is None else named
@@ -122,9 +123,8 @@ def split_seed(baseline: Card | None, trained: Sequence[Facts], bank: Bank) -> i
 
     Candidates of another seed were trained on other rows: some of the answers were among them.
     """
-    if baseline is not None and baseline.facts.bank_sha256 in (bank.sha256, *bank.bases):
-        if not baseline.facts.leaky:
-            return baseline.facts.seed
+    if baseline is not None and is_made_from(baseline, bank) and not baseline.facts.leaky:
+        return baseline.facts.seed
     counts = Counter(facts.seed for facts in trained if not facts.leaky)
     return min(counts, key=lambda seed: (-counts[seed], seed), default=0)
 
@@ -149,13 +149,6 @@ def choose_queries(
     return asked, (
         f"{part}the log {log.path.name}, each asked from {contexts}; rows by split: {shares}"
     )
-
-
-def _bank_of(named: list[Card] | None, known: dict[str, Card]) -> str:
-    """Return the path of the bank that the first named or the newest trained model is from."""
-    cards = named or list(reversed(known.values()))
-    trained = (card.facts.bank for card in cards if card.facts.kind == TRAINED)
-    return next(trained, DEFAULT_BANK)
 
 
 def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
@@ -183,7 +176,7 @@ def _trained_ones(known: dict[str, Card], bank: Bank) -> list[Card]:
 
 
 def _is_trained_on(card: Card, bank: Bank) -> bool:
-    return card.facts.kind == TRAINED and card.facts.bank_sha256 in (bank.sha256, *bank.bases)
+    return card.facts.kind == TRAINED and is_made_from(card, bank)
 
 
 def _with_version(card: Card) -> Card:

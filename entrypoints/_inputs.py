@@ -1,5 +1,6 @@
 """The bank of a command with its windows."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ class Inputs:
 def read_bank(path: str) -> Bank:
     """Open the bank, its hashes recomputed; a missing default one is ingested before."""
     if path == DEFAULT_BANK and not Path(path).exists():
-        print(f"{path} is not there yet: ingesting {DEFAULT_SOURCE}", flush=True)
+        notice = f"{path} is not there yet: ingesting {DEFAULT_SOURCE}"
+        print(notice, file=sys.stderr, flush=True)
         ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
     return open_bank(path, verify=True)
 

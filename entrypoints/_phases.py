@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -171,8 +171,11 @@ def one_at_a_time(sha256: str, what: str) -> Iterator[None]:
 
 
 def read_done(run_id: str) -> Done:
-    """Read what a training left; register its model where that was left out."""
-    card = registered.read_card(reference(run_id))
+    """Read what a training left, its model whole; register that where it was left out.
+
+    Raises ValueError where a part of it cannot be read.
+    """
+    card = registered.load(reference(run_id))
     assert card.model_id is not None
     report = past_runs.read_json(run_id, "report.json")
     version = registered.version_of(card.model_id)
@@ -190,9 +193,9 @@ def shadow_or_find(
 ) -> Shadow:
     """Return one shadow evaluation over all models, launched unless it stands already.
 
-    One of before stands while its models, data, rules are these, the alias is where it left it, and
-    it can be read. This run is tagged with what it wants replayed before the replay is launched, so
-    that the replay is found however this run ends.
+    One of before stands while its models, data, rules are these, the alias is where it left it, all
+    were scored in it, and it can be read. This run is tagged with what it wants replayed before the
+    replay is launched, so that the replay is found however this run ends.
     """
     longest = max((job.windows for job in jobs), key=lambda windows: windows.ctx)
     by_lane = any(job.phase.rerank == LANE for job in jobs) and has_lanes(bank, longest)
@@ -202,7 +205,7 @@ def shadow_or_find(
     parts = [MEASUREMENT, bank.sha256, longest.sha256, models, asked, asdict(read_gate_rules())]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     with one_at_a_time(key, REPLAY):
-        found = standing_replay(key, promote)
+        found = standing_replay(key, promote, {one.version for one in done})
         if found is not None:
             print(f"{REPLAY}: run {found.run_id} replayed these models, nothing to do", flush=True)
             return found
@@ -212,8 +215,8 @@ def shadow_or_find(
         return read_shadow(tracking.launch(REPLAY, candidates | asked))
 
 
-def standing_replay(key: str, promote: str) -> Shadow | None:
-    """Return the latest replay of this key that can be read and stands.
+def standing_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None:
+    """Return the latest replay of this key that can be read, scored these versions, and stands.
 
     One that was killed after its promotion stands, too: the alias moves last.
     """
@@ -223,6 +226,7 @@ def standing_replay(key: str, promote: str) -> Shadow | None:
     for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
+            check_scored(found.report, versions)
         except ValueError as error:
             print(f"{REPLAY}: run {run_id} is of no use: {error}", flush=True)
             continue
@@ -235,6 +239,19 @@ def read_shadow(run_id: str) -> Shadow:
     """Read what a replay left; raises ValueError where a part of it cannot be read."""
     report = past_runs.read_json(run_id, "report.json")
     return Shadow(run_id, report, past_runs.read_frame(run_id, "per_query.parquet"))
+
+
+def check_scored(replay: dict[str, Any], versions: Set[str]) -> None:
+    """Raise ValueError where one of these versions, or every free predictor, was left unscored.
+
+    The next replay may score it: what was killed for want of memory need not be again.
+    """
+    scored = {str(one["version"]) for one in replay["outcomes"] if one["figures"]}
+    missing = sorted(versions - scored, key=int)
+    if missing:
+        raise ValueError(f"version {', '.join(missing)} was not scored in it")
+    if replay["best_free"] is None:
+        raise ValueError("no free predictor was scored in it")
 
 
 def replay_stands(replay: dict[str, Any], promote: str) -> bool:

@@ -30,6 +30,7 @@ def body(options: PromoteOptions) -> None:
     version = options.version.removeprefix(f"models:/{alias.NAME}/")
     current = alias.aliases().get(BASELINE)
     predictor = registered.load(f"models:/{alias.NAME}/{version}")
+    version = alias.check_version(version)
     evidence = {
         "decision_run": tracking.active_run_id(),
         "replaced_version": str(current).lower(),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from entrypoints._options import EntryPoint
 from lvm import tracking
-from lvm.registry import alias
-from lvm.registry.alias import BASELINE
+from lvm.registry import alias, registered
+from lvm.registry.alias import BASELINE, PREVIOUS
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,29 @@ class RollbackOptions:
 
 
 def body(options: RollbackOptions) -> None:
-    """Give the alias back to the version that had it before."""
+    """Give the alias back to the version that had it before, which is read whole first."""
     tracking.log_config({})
-    restored, withdrawn = alias.rollback({"decision_run": tracking.active_run_id()})
+    with alias.locked():
+        alias.repair()
+        check_previous(alias.aliases().get(PREVIOUS))
+        restored, withdrawn = alias.rollback({"decision_run": tracking.active_run_id()})
     tracking.name_run(f"to version {restored}")
     tracking.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
     tracking.set_tags({"decision": "rolled back", BASELINE: restored})
     tracking.log_report({"moves": alias.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
+
+
+def check_previous(version: str | None) -> None:
+    """Raise ValueError where there is a previous baseline that cannot be read."""
+    try:
+        if version is not None:
+            registered.load(f"models:/{alias.NAME}/{version}")
+    except ValueError as error:
+        raise ValueError(
+            f"rollback: the previous baseline, version {version}, cannot be restored; give the "
+            f"alias to another with the entry point promote: {error}"
+        ) from None
 
 
 main = EntryPoint("rollback", RollbackOptions, body)

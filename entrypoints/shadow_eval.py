@@ -46,7 +46,9 @@ class ShadowOptions:
     promote: str = option(
         "dry_run", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
     )
-    bank: str | None = option(None, f"{BANK_HELP} auto: that of the newest candidate.")
+    bank: str | None = option(
+        None, f"{BANK_HELP} auto: of the first candidate named, or the newest trained."
+    )
     ctx: int | None = option(None, "Context of the free predictors; auto: the longest.", low=2)
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
     rerank: str = option(NONE, "Show every candidate re-ranked by lane, too.", choices=RERANKS)

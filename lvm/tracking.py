@@ -106,9 +106,12 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
 
 
 def reap(experiment_ids: Collection[str] | None = None) -> None:
-    """Close the runs of these experiments (None: all) whose process is gone; print which."""
+    """Close the runs of these experiments (None: all) whose process is gone; print which.
+
+    To stderr, as all that is no result: some commands print JSON alone.
+    """
     for run_id in close_abandoned(None if experiment_ids is None else list(experiment_ids)):
-        print(f"run {run_id} is closed: its process is gone", flush=True)
+        print(f"run {run_id} is closed: its process is gone", file=sys.stderr, flush=True)
 
 
 def refuse_launched_run(reason: str) -> None:

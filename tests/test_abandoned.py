@@ -79,7 +79,9 @@ def test_the_next_run_closes_those_of_its_experiment(store, capsys):
         assert (status(abandoned), status(run_id)) == ("KILLED", "RUNNING")
         with tracking.child_run("one lane", {}):
             assert close_abandoned() == [elsewhere]
-    assert capsys.readouterr().out == f"run {abandoned} is closed: its process is gone\n"
+    printed = capsys.readouterr()
+    assert printed.err == f"run {abandoned} is closed: its process is gone\n"
+    assert printed.out == "", "what a command prints may be JSON alone"
     assert status(run_id) == "FINISHED"
 
 

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lvm.reasons import plain_reason
-from lvm.registry.page import description
+from lvm.registry import page
 from lvm.stopping import undisturbed
 from lvm.tracking import SQLITE, STORE_ERRORS
 
@@ -45,7 +45,8 @@ def promote(
     """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
 
     `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
-    version, and with `reason`, `decision_run` and `how` a line of the history. Raises ValueError
+    version, in place of that of an earlier decision, and with `reason`, `decision_run` and `how` a
+    line of the history. Raises ValueError
     where the version is unknown, where it is the baseline already, or where the alias has moved
     since the decision; nothing is changed then.
     """
@@ -57,7 +58,7 @@ def promote(
             raise ValueError(
                 f"version: baseline moved from {expected} to {current} meanwhile; decide again"
             )
-        check_version(version)
+        version = check_version(version)
         if version == current:
             raise ValueError(f"version: {version} is the baseline already")
         _move(version, now, evidence, how)
@@ -86,16 +87,17 @@ def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
         return now[PREVIOUS], now[BASELINE]
 
 
-def check_version(version: str) -> None:
-    """Raise ValueError where `lvm` has no such version."""
-    try:
-        MlflowClient().get_model_version(NAME, version)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
+def check_version(version: str) -> str:
+    """Return the number of a version as MLflow writes it, which reads 01 as 1, too.
+
+    Raises ValueError where `lvm` has no such version.
+    """
+    number = _number_of(version)
+    if number is None:
         found = MlflowClient().search_model_versions(f"name = '{NAME}'")
         known = ", ".join(sorted((str(one.version) for one in found), key=int)) or "none"
-        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}") from None
+        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
+    return number
 
 
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
@@ -108,7 +110,7 @@ def tag_version(version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             client.set_model_version_tag(NAME, version, key, value)
         known = client.get_model_version(NAME, version).tags
-        client.update_model_version(NAME, version, description=description(known))
+        client.update_model_version(NAME, version, description=page.description(known))
 
 
 def history() -> list[dict[str, str]]:
@@ -194,16 +196,37 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
 
 
 def _record(planned: Mapping[str, Any]) -> None:
-    text = json.dumps(planned["move"])
-    tag_version(planned["move"]["version"], planned.get("tags", {}) | {planned["key"]: text})
+    version, text = planned["move"]["version"], json.dumps(planned["move"])
+    tags = planned.get("tags", {})
+    if tags:  # a rollback has none: the evidence of before holds again
+        _drop_evidence(version, kept=tags)
+    tag_version(version, tags | {planned["key"]: text})
     MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
 
 
+def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
+    """Delete what an earlier decision left on a version: a move by hand has no figures."""
+    client = MlflowClient()
+    for key in client.get_model_version(NAME, version).tags:
+        if key.startswith(page.DECIDED) and key not in kept:
+            client.delete_model_version_tag(NAME, version, key)
+
+
 def _set_previous(version: str | None) -> None:
-    if version is not None:
+    """Set `previous` as it was; a version that was deleted meanwhile is none."""
+    if version is not None and _number_of(version) is not None:
         MlflowClient().set_registered_model_alias(NAME, PREVIOUS, version)
     elif PREVIOUS in aliases():
         MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
+
+
+def _number_of(version: str) -> str | None:
+    try:
+        return str(MlflowClient().get_model_version(NAME, version).version)
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return None
 
 
 def _tags() -> dict[str, str]:

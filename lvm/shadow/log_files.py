@@ -126,6 +126,10 @@ def _read_csv(path: Path) -> dict[str, Any]:
     header = rows[0] if rows else []
     if len(set(header)) < len(header):
         raise ValueError(f"queries: {path} names a column twice in its first line")
+    if CONTEXT in header:
+        raise ValueError(
+            f"queries: {path} has a column {CONTEXT}, but CSV holds no lists; give JSONL or parquet"
+        )
     for number, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise ValueError(

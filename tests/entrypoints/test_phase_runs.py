@@ -130,6 +130,8 @@ def test_an_interrupted_table_goes_on_where_it_was(workplace, uninterrupted, cap
     check_training(found[1])
     check_parent(found[5])
     a_run_without_a_model_is_passed_over(found[1])
+    a_replay_without_figures_of_a_phase_is_done_anew(found[4], report)
+    damaged_weights_are_trained_anew(report)
     a_lost_table_of_ranks_is_measured_anew(found[4])
     a_deleted_version_is_replaced(report)
     a_lost_model_is_trained_anew(report)
@@ -141,6 +143,33 @@ def a_run_without_a_model_is_passed_over(trained: mlflow.entities.Run) -> None:
         tracking.set_tags({TRAINING_TAG: trained.data.tags[TRAINING_TAG]})
     again = run_phases("1,2,2B", Launcher(patience=0))
     assert again["phases"][0]["run"] == trained.info.run_id
+
+
+def a_replay_without_figures_of_a_phase_is_done_anew(
+    shadow: mlflow.entities.Run, report: dict[str, Any]
+) -> None:
+    """As one whose child was killed for want of memory leaves it, though it ended FINISHED."""
+    path = Path("store/mlruns/0") / shadow.info.run_id / "artifacts/report.json"
+    whole = path.read_text()
+    replay = json.loads(whole)
+    for one in replay["outcomes"]:
+        if one["version"] == report["phases"][0]["version"]:
+            one["figures"] = {}
+    path.write_text(json.dumps(replay))
+    with pytest.raises(Killed):
+        run_phases("1,2,2B", Launcher(patience=0))
+    path.write_text(whole)
+
+
+def damaged_weights_are_trained_anew(report: dict[str, Any]) -> None:
+    """Their card can be read, the model cannot."""
+    model = registered.read_card(f"runs:/{report['phases'][0]['run']}/model").model_id
+    (weights,) = Path("store").rglob(f"{model}/artifacts/artifacts/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    with pytest.raises(Killed):
+        run_phases("1,2,2B", Launcher(patience=0))
+    weights.write_bytes(whole)
 
 
 def a_lost_table_of_ranks_is_measured_anew(shadow: mlflow.entities.Run) -> None:

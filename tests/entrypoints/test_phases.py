@@ -16,6 +16,7 @@ from entrypoints._phases import (
     Done,
     Planner,
     as_trained,
+    check_scored,
     has_lanes,
     one_at_a_time,
     replay_seed,
@@ -51,6 +52,17 @@ def test_a_replay_stands_while_the_alias_is_where_it_left_it(monkeypatch, promot
     outcomes = [{"name": "old", "version": "1"}, {"name": "better", "version": "2"}]
     replay = {"decision": {"winner": "better", "baseline": "old"}, "outcomes": outcomes}
     assert replay_stands(replay, promote) is stands
+
+
+def test_a_replay_that_left_a_phase_unscored_is_of_no_use():
+    outcomes = [{"version": "1", "figures": {"hit_at_5": 0.1}}, {"version": "2", "figures": {}}]
+    outcomes.append({"version": None, "figures": {"hit_at_5": 0.1}})
+    replay = {"outcomes": outcomes, "best_free": "ema"}
+    check_scored(replay, {"1"})
+    with pytest.raises(ValueError, match="^version 2, 10 was not scored in it$"):
+        check_scored(replay, {"1", "10", "2"})
+    with pytest.raises(ValueError, match="no free predictor was scored in it"):
+        check_scored(replay | {"best_free": None}, {"1"})
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
-"""What a command prints: no text from a file steers the terminal."""
+"""What a command prints: no text from a file steers the terminal; notices are no output."""
 
 import io
 
+from entrypoints import _inputs
+from entrypoints._inputs import DEFAULT_BANK, read_bank
 from entrypoints._options import Printable
+from tests.synthetic import make_bank
 
 
 def test_controls_are_printed_as_escapes():
@@ -16,3 +19,13 @@ def test_what_else_a_stream_has_is_that_of_the_stream():
     printable = Printable(stream)
     assert printable.encoding == "utf-8" and not printable.isatty()
     assert printable.write("abc") == 3
+
+
+def test_a_default_bank_that_is_made_first_is_told_beside_the_output(tmp_path, monkeypatch, capsys):
+    """`predict format=json` prints JSON alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_inputs, "ingest", lambda source, encoder, path: make_bank(tmp_path / path))
+    assert read_bank(DEFAULT_BANK).num_rows == 1440
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "data/bank is not there yet: ingesting python-docs\n"

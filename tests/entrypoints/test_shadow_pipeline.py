@@ -132,7 +132,9 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
     (failed,) = (one for one in outcomes if one["version"] == version)
     assert "does not match the sha256" in failed["failure"] and not failed["figures"]
     assert sum(bool(one["figures"]) for one in outcomes) == len(FREE_MODELS) + 1
-    assert "takes no part: its tags are not those" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "takes no part: its tags are not those" in printed
+    assert f"bank {Path('bank').resolve()} (of version {version}, the newest trained)" in printed
     for number in (version, str(int(version) + 1)):
         MlflowClient().delete_model_version("lvm", number)
 
@@ -250,3 +252,20 @@ def test_promotion_by_hand_and_rollback_are_logged(promoted):
     assert rollback.main([]) == 0
     assert alias.aliases() == {"baseline": before, "previous": other}
     assert alias.withdrawn() == {other}
+
+
+def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys):
+    first = alias.aliases()["baseline"]
+    other = next(version for version in registered.versions() if version != first)
+    assert promote.main(["--version", other, "--reason", "a test"]) == 0
+    before, moves = alias.aliases(), alias.history()
+    model_id = registered.read_card(f"models:/lvm/{first}").model_id
+    (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
+    aside = weights.rename(weights.with_name("aside"))
+    assert rollback.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rollback: the previous baseline, version" in line and "entry point promote" in line
+    assert (alias.aliases(), alias.history()) == (before, moves)
+    aside.rename(weights)
+    assert rollback.main([]) == 0
+    assert alias.aliases() == {"baseline": first, "previous": other}

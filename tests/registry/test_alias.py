@@ -52,6 +52,15 @@ def test_promotion_of_a_wrong_version_changes_nothing(three_versions, version, r
     assert alias.aliases() == {"baseline": "1"}
 
 
+def test_a_version_is_the_one_that_mlflow_reads(old_baseline):
+    alias.promote("02", "1", {"reason": "better"})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert [move["version"] for move in alias.history()] == ["1", "2"]
+    with pytest.raises(ValueError, match="2 is the baseline already"):
+        alias.promote("02", "2", {})
+    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+
+
 def test_rollback_restores_the_previous_baseline(three_versions):
     alias.promote("1", None, {})
     with pytest.raises(ValueError, match="no previous baseline"):
@@ -169,6 +178,16 @@ def test_a_move_that_is_killed_between_its_steps_is_undone_or_finished(old_basel
     moves = alias.history()
     assert [move["version"] for move in moves] == ["1", "2", "1", "3", "1"]
     assert moves[3]["reason"] == "cut off"
+
+
+def test_a_cut_off_move_whose_previous_was_deleted_hinders_no_later_one(old_baseline):
+    alias.promote("2", "1", {})
+    cut_off("previous", "3", "2")
+    MlflowClient().delete_model_version("lvm", "1")
+    alias.repair()
+    assert alias.aliases() == {"baseline": "2"}
+    alias.promote("3", "2", {})
+    assert alias.aliases() == {"baseline": "3", "previous": "2"}
 
 
 def test_rollback_refuses_where_previous_is_the_baseline_itself(old_baseline):

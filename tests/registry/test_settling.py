@@ -150,6 +150,21 @@ def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
     assert found["log_hit_at_5"].startswith("0.1000") and "asked.jsonl" in found["log_source"]
 
 
+def test_a_move_by_hand_takes_the_figures_of_an_earlier_decision_away(old_baseline):
+    settled(winning_case())
+    alias.promote("1", "2", {"reason": "by hand: a test"}, alias.BY_HAND)
+    assert tags("2")["decision_hit_at_5"], "what it once took the alias by"
+    evidence = {"decision_run": "hand", "replaced_version": "1", "reason": "by hand: it is better"}
+    alias.promote("2", "1", evidence, alias.BY_HAND)
+    assert {key for key in tags("2") if key.startswith("decision_")} == {"decision_run"}
+    page = MlflowClient().get_model_version("lvm", "2").description
+    assert "Took the alias by [run hand](#/runs/hand): by hand: it is better" in page
+    assert "the decision that gave it the alias" not in page
+    alias.promote("3", "2", {"reason": "by hand: another test"}, alias.BY_HAND)
+    alias.rollback({"decision_run": "back"})
+    assert tags("2")["decision_run"] == "hand"
+
+
 HALF = winning_case().outcomes[0].figures | {"hit_at_5": 0.1}
 HALF_CI95 = {key: [0.05, 0.15] for key in HALF}
 

@@ -204,6 +204,8 @@ def test_values_that_may_grow_are_refused_before_they_are_read(
         ("target_row,sequence\n7,5,sequence-0\n8,6,sequence-0\n", "row 1: has 3 fields"),
         ("target_row,sequence\n5.0,sequence-0\n", "row 1: target_row is '5.0'"),
         ('target_row,sequence\n5,"sequence-0\n', "cannot be read as CSV"),
+        ('target_row,sequence,context_rows\n5,sequence-0,"[3, 4]"\n', "CSV holds no lists"),
+        ("context_rows,target_row\n[3],5\n", "CSV holds no lists; give JSONL or parquet"),
     ],
 )
 def test_a_csv_says_what_it_says(lines, reason, tmp_path, tiny_bank):
