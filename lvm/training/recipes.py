@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lvm.checkpoint.weights import MAX_SIZE
 from lvm.models.recurrent import CELLS
 from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.objectives import TEMPERATURE_RANGE
@@ -76,6 +77,7 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("hidden", "layers", "chunk", "slots", "experts", "expert_rank"):
             _at_least(name, getattr(self, name), 1)
+            _can_be_saved(name, getattr(self, name))
         for name in ("lr", "temperature"):
             _above_zero(name, getattr(self, name))
         for name in ("weight_decay", "alpha", "negatives", "hard_negatives", "seed"):
@@ -208,6 +210,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float | None, low: float) -> None:
     if value is not None and not low <= value < float("inf"):
         raise ValueError(f"{name}: {value} is not a finite number of at least {low}")
+
+
+def _can_be_saved(name: str, size: int) -> None:
+    if size > MAX_SIZE:
+        raise ValueError(f"{name}: {size} is above {MAX_SIZE:,}, the largest size of a saved model")
 
 
 def _above_zero(name: str, value: float | None) -> None:

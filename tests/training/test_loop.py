@@ -267,6 +267,8 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"layers": 3}, "layers: 3 is odd; half of them lie below the memory"),
+        ({"chunk": 20_000_000}, "chunk: 20000000 is above 10,000,000"),
+        ({"slots": 10**7 + 1}, "slots: 10000001 is above 10,000,000"),
         ({"layers": 3, "model": "tmd_experts"}, "layers: 3 is odd"),
         ({"hidden": 7, "model": "transformer"}, "hidden: 7 is odd"),
         ({"max_steps": 0}, "max_steps: 0"),
