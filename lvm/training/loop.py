@@ -254,7 +254,8 @@ class _Loop:
             "train/skipped_steps": len(losses) - len(finite),
             "train/rollbacks": self.progress.rollbacks,
             "train/temperature": self.objective.temperature().item(),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            # Not the optimiser's: after a resumed run's last step of an epoch, it has taken none.
+            "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
         }
         if self.config.hard_negatives:
@@ -298,9 +299,8 @@ class _Loop:
         training, as do more than 10 returns to the last good weights.
         """
         progress = self.progress
-        rate = self.config.lr * lr_share(progress.step, self.plan.steps, self.plan.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_share"]
+            group["lr"] = self._rate(progress.step) * group["lr_share"]
         total = self.gradients.backward(progress.step, pending)
         counts = self.guard.step(progress, total)
         progress.skipped_in_a_row = 0 if counts else progress.skipped_in_a_row + 1
@@ -310,6 +310,9 @@ class _Loop:
         if num_rollbacks(progress) > MAX_ROLLBACKS:
             raise self._diverged(f"loss spiked more than {MAX_ROLLBACKS} times")
         return total if counts else math.nan
+
+    def _rate(self, step: int) -> float:
+        return self.config.lr * lr_share(step, self.plan.steps, self.plan.warmup)
 
     def _diverged(self, reason: str) -> ValueError:
         return ValueError(f"lr: {self.config.lr} diverged, {reason}; use a smaller lr")

@@ -119,6 +119,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bank: Bank, tmp_path: Pa
     assert_same(whole, resumed)
 
 
+def test_a_run_resumed_between_an_epochs_last_step_and_its_end_equals_it(
+    tiny_bank: Bank, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TOY, epochs=2, layers=2)
+    whole, state = train_toy(tiny_bank, config), tmp_path / "state"
+
+    def dying(model: nn.Module) -> dict[str, float]:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_toy(tiny_bank, config, validate=dying, state_path=state, checkpoint_steps=1)
+    assert_same(whole, train_toy(tiny_bank, config, state_path=state))
+
+
 def test_a_state_of_another_configuration_is_not_resumed(tiny_bank: Bank, tmp_path: Path) -> None:
     state = tmp_path / "state"
     first = TrainConfig(**(vars(TOY) | {"epochs": 2}))
