@@ -248,13 +248,14 @@ class _Loop:
         finite = [loss for loss in losses if math.isfinite(loss)]
         if losses and not finite:
             raise self._diverged("no loss of an epoch finite")
+        learnt, given = self.objective.temperature().item(), self.config.temperature
         record = {
             "epoch": epoch,
             "train/loss": sum(finite) / max(1, len(finite)),
             "train/skipped_steps": len(losses) - len(finite),
             "train/rollbacks": self.progress.rollbacks,
-            "train/temperature": self.objective.temperature().item(),
-            # Not the optimiser's: after a resumed run's last step of an epoch, it has taken none.
+            "train/temperature": learnt if self.config.recipe == "dense" else given,
+            # Not the optimiser's own: it has taken no step where a run goes on at an epoch's end.
             "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
         }
