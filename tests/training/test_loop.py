@@ -4,6 +4,7 @@ Shapes: D vector dim, Q queries.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.training.batches import Batches
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
-from lvm.training.recipes import TrainConfig, resolve
+from lvm.training.recipes import TrainConfig, as_dict, resolve
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank
@@ -289,6 +290,7 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
         ({"averaging": "mean"}, "averaging: unknown 'mean'"),
         ({"hard_negatives": -1}, "hard_negatives: -1"),
         ({"hard_negatives": 2, "recipe": "seed"}, "hard_negatives: need"),
+        ({"hard_negatives": 201}, "hard_negatives: 201 are more than the 200 rows"),
         ({"negatives": 2, "recipe": "seed"}, "negatives: recipe=seed reads none"),
         ({"hard_from": 1.0}, "hard_from: 1.0"),
         ({"temperature": 0.02}, "temperature: 0.02 is outside"),
@@ -299,6 +301,49 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
 def test_impossible_settings_are_refused(setting: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TrainConfig(**setting)
+
+
+EXPERTS = {"model": "tmd_experts"}
+DENSE = EXPERTS | {"experts_control": "dense"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "idle", "reader"),
+    [
+        ({"model": "transformer"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({"model": "res_mlp"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({"model": "res_mlp"}, {"cell": "mingru"}, "recurrent layers (model=memory_gru, "),
+        ({}, {"experts": 4}, "model=tmd_experts without experts_control=dense alone"),
+        ({}, {"expert_rank": 4}, "model=tmd_experts alone; leave it at 64"),
+        ({}, {"gate_z": 0.0}, "the gate of 2 experts or more (model=tmd_experts without "),
+        (DENSE, {"experts": 4}, "model=tmd_experts without experts_control=dense alone"),
+        (DENSE, {"gate_balance": 0.0}, "the gate of 2 experts or more"),
+        (EXPERTS | {"experts": 1}, {"gate_lanes": 0.0}, "the gate of 2 experts or more"),
+        ({}, {"hard_from": 0.5}, "hard_negatives of 1 or more alone; leave it at 0.25"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(setting: dict, idle: dict, reader: str) -> None:
+    TrainConfig(**setting)
+    ((name, value),) = idle.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {value} is for {reader}")) as caught:
+        TrainConfig(**setting, **idle)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"slots": 4, "cell": "mingru"},
+        EXPERTS | {"slots": 4, "cell": "mingru", "experts": 4, "expert_rank": 4, "gate_z": 0.0},
+        DENSE | {"expert_rank": 4},
+        {"hard_negatives": 200, "hard_from": 0.5},
+        {"model": "transformer", "chunk": 100},
+        {"model": "res_mlp", "chunk": 100},
+    ],
+)
+def test_a_setting_that_something_reads_is_taken(setting: dict) -> None:
+    config = TrainConfig(**setting)
+    assert as_dict(resolve(resolve(config, 20), 20)).items() >= setting.items()
 
 
 @pytest.mark.parametrize("name", ["transformer", "res_mlp"])

@@ -104,7 +104,8 @@ def at_step():
 
 def one_step(bank: Bank, **options: object) -> dict[str, float]:
     """Return the record of a training of one step."""
-    config = TrainConfig(**(vars(TOY) | {"max_steps": 1, "model": "res_mlp"} | options))
+    model = {"model": "res_mlp", "slots": TrainConfig.slots}
+    config = TrainConfig(**(vars(TOY) | {"max_steps": 1} | model | options))
     return train_toy(bank, config, validate=lambda model: {"hit_at_5": 0.0}).history[0]
 
 
