@@ -3,6 +3,7 @@
 from torch import nn
 
 from entrypoints._inputs import Inputs
+from lvm.checkpoint.facts import FREE
 from lvm.registry import alias, registered
 
 KNOWN = ("models:/", "runs:/")
@@ -11,8 +12,8 @@ KNOWN = ("models:/", "runs:/")
 def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     """Read the predictor `reference`, a version's number among others; None without one.
 
-    Raises ValueError where it cannot be read, or was made from another bank (one that this bank
-    extends is none) or split: val and test rows may be among what it has seen.
+    Raises ValueError where it cannot be read, is a free predictor, or was made from another bank
+    (one that this bank extends is none) or split: val and test rows may be among what it has seen.
     """
     if reference is None:
         return None
@@ -27,6 +28,10 @@ def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     except ValueError as error:
         raise ValueError(f"init: {str(error).removeprefix('model: ')}") from None
     facts, bank, windows = found.facts, inputs.bank, inputs.windows
+    if facts.kind == FREE:
+        raise ValueError(
+            f"init: {full} is a free predictor ({facts.model}), from which no training can start"
+        )
     is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
     if not is_own or (facts.split, facts.seed) != (windows.split, windows.seed):
         raise ValueError(

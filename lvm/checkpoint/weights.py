@@ -33,7 +33,8 @@ def save_model(
     """Write `model.safetensors` and `config.json` into `folder`, replacing it as a whole.
 
     `beside` writes further files by name. `config.json` holds the predictor's configuration plus
-    `weights_sha256`, the hashes of the files beside, its own.
+    `weights_sha256`, the hashes of the files beside, its own. Raises ValueError for sizes that
+    `load_model` would refuse; nothing is written then.
     """
     folder = Path(folder)
     with put_whole(folder) as made:
@@ -41,6 +42,7 @@ def save_model(
         tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
         with writing(folder / WEIGHTS):
             save_file(tensors, made / WEIGHTS)
+        _check_size(model.config, made / WEIGHTS, folder)  # type: ignore[arg-type]
         for name, write in (beside or {}).items():
             write(made / name)
         config = dict(model.config) | {"weights_sha256": _sha256(made / WEIGHTS)}  # type: ignore[arg-type]
@@ -72,7 +74,7 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
             )
         if recorded != _sha256(path):
             raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
-    _check_size(config, weights)
+    _check_size(config, weights, folder)
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
@@ -107,24 +109,27 @@ def model_text(folder: str | Path) -> str:
     return json.dumps(own, indent=1) + "\n"
 
 
-def _check_size(config: Mapping[str, Any], weights: Path) -> None:
-    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+def _check_size(config: Mapping[str, Any], weights: Path, folder: Path) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them.
+
+    `folder` is what the model is called by, `weights` may still lie elsewhere.
+    """
     sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
     if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
-        raise ValueError(f"{weights.parent / CONFIG}: holds a size that no model has")
+        raise ValueError(f"{folder / CONFIG}: holds a size that no model has")
     try:
         with safe_open(weights, framework="pt") as opened:
             shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS}: is no safetensors file: {error}") from error
     longest = max((size for shape in shapes for size in shape), default=MAX_SIZE)
     too_large = [key for key in FILLED if sizes.get(key, 0) > longest]
     too_large += ["layers"] * (sizes.get("layers", 0) > len(shapes))
     too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > weights.stat().st_size)
     if too_large:
         raise ValueError(
-            f"{weights}: does not fit model '{config.get('model')}', whose {too_large[0]} is "
-            f"{sizes[too_large[0]]}"
+            f"{folder / WEIGHTS}: does not fit model '{config.get('model')}', whose "
+            f"{too_large[0]} is {sizes[too_large[0]]}"
         )
 
 

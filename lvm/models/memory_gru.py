@@ -16,6 +16,8 @@ from lvm.models.recurrent import make_encoder
 from lvm.models.residual import Residual
 from lvm.models.skip import AdaptiveAverage
 
+ROOM = 1024  # rows of a chunk for which a stream takes memory at first
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryGRUConfig:
@@ -44,8 +46,8 @@ class MemoryGRUConfig:
 class EncoderCache:
     """What the encoder keeps of a stream: states, memory, what the present chunk will write.
 
-    `slots` are what reads need of the memory. `chunk_SH` has room for a whole chunk; its first
-    `num_filled` rows are there.
+    `slots` are what reads need of the memory. `chunk_SH` has room for a chunk, of a very long one
+    for as much as has come so far; its first `num_filled` rows are there.
     """
 
     lower: Any
@@ -112,7 +114,8 @@ class MemoryGRU(Residual):
         read_TH = self.memory.read(slots, lower_1CSH)[0].flatten(0, 1)[:num_steps]
         upper_TH, upper = self.upper.begin(lower_TH + read_TH, chunk)  # type: ignore[operator]
         num_filled = num_steps - chunk * (lower_1CSH.shape[1] - 1)
-        chunk_SH = lower_TH.new_zeros(self.sizes.chunk, lower_TH.shape[1])
+        room = min(self.sizes.chunk, num_filled + ROOM)
+        chunk_SH = lower_TH.new_zeros(room, lower_TH.shape[1])
         chunk_SH[:num_filled] = lower_TH[-num_filled:]
         memory_MH = memory_1CMH[0, -1].clone()  # a view would keep every chunk's
         slots = self.memory.slots(memory_MH)
@@ -129,6 +132,9 @@ class MemoryGRU(Residual):
         lower_H, cache.lower = self.lower.step(self.project_in(recent_E), cache.lower, is_first)  # type: ignore[operator]
         read_H = self.memory.read(cache.slots, lower_H[None])[0]
         upper_H, cache.upper = self.upper.step(lower_H + read_H, cache.upper, is_first)  # type: ignore[operator]
+        if cache.num_filled == len(cache.chunk_SH):
+            more = min(cache.num_filled, self.sizes.chunk - cache.num_filled)
+            cache.chunk_SH = pad(cache.chunk_SH, (0, 0, 0, more))
         cache.chunk_SH[cache.num_filled] = lower_H
         cache.num_filled += 1
         return self.norm(upper_H)

@@ -16,6 +16,7 @@ from lvm.bank.store import Bank
 from lvm.objectives import OwnNegatives
 from lvm.training.batches import Batch, Batches
 from lvm.training.distributed import World
+from lvm.training.recipes import HARD_DEPTH
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -23,7 +24,6 @@ FloatArray = NDArray[np.float32]
 # A search costs rows x positions x dim: at 100,000 rows of 384 dims a sample of 16,384 positions
 # is 1.3e12 multiply-adds, about the arithmetic of 20,000 positions of training.
 SAMPLE_POSITIONS = 16_384
-DEPTH = 200
 POSITIVE_SHARE = 0.95
 ROW_BLOCK = 32_768
 POSITION_BLOCK = 4_096
@@ -144,13 +144,13 @@ class HardNegatives:
         for part in _slices(len(candidate_row), ROW_BLOCK):
             block_row = np.sort(candidate_row[part])
             block_ND = self._bank.unit(block_row)
-            depth = min(DEPTH, len(block_row))
+            depth = min(HARD_DEPTH, len(block_row))
             score, place = faiss.knn(
                 prediction_PD, block_ND, depth, metric=faiss.METRIC_INNER_PRODUCT
             )
             score_PK = np.concatenate([score_PK, score], axis=1)
             row_PK = np.concatenate([row_PK, block_row[place]], axis=1)
-            best_PK = np.argsort(-score_PK, axis=1, kind="stable")[:, :DEPTH]
+            best_PK = np.argsort(-score_PK, axis=1, kind="stable")[:, :HARD_DEPTH]
             score_PK = np.take_along_axis(score_PK, best_PK, axis=1)
             row_PK = np.take_along_axis(row_PK, best_PK, axis=1)
         return score_PK, row_PK

@@ -248,13 +248,15 @@ class _Loop:
         finite = [loss for loss in losses if math.isfinite(loss)]
         if losses and not finite:
             raise self._diverged("no loss of an epoch finite")
+        learnt, given = self.objective.temperature().item(), self.config.temperature
         record = {
             "epoch": epoch,
             "train/loss": sum(finite) / max(1, len(finite)),
             "train/skipped_steps": len(losses) - len(finite),
             "train/rollbacks": self.progress.rollbacks,
-            "train/temperature": self.objective.temperature().item(),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/temperature": learnt if self.config.recipe == "dense" else given,
+            # Not the optimiser's own: it has taken no step where a run goes on at an epoch's end.
+            "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
         }
         if self.config.hard_negatives:
@@ -298,9 +300,8 @@ class _Loop:
         training, as do more than 10 returns to the last good weights.
         """
         progress = self.progress
-        rate = self.config.lr * lr_share(progress.step, self.plan.steps, self.plan.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_share"]
+            group["lr"] = self._rate(progress.step) * group["lr_share"]
         total = self.gradients.backward(progress.step, pending)
         counts = self.guard.step(progress, total)
         progress.skipped_in_a_row = 0 if counts else progress.skipped_in_a_row + 1
@@ -310,6 +311,9 @@ class _Loop:
         if num_rollbacks(progress) > MAX_ROLLBACKS:
             raise self._diverged(f"loss spiked more than {MAX_ROLLBACKS} times")
         return total if counts else math.nan
+
+    def _rate(self, step: int) -> float:
+        return self.config.lr * lr_share(step, self.plan.steps, self.plan.warmup)
 
     def _diverged(self, reason: str) -> ValueError:
         return ValueError(f"lr: {self.config.lr} diverged, {reason}; use a smaller lr")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lvm.checkpoint.weights import MAX_SIZE
 from lvm.models.recurrent import CELLS
 from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.objectives import TEMPERATURE_RANGE
@@ -16,6 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")
 EXPERTS_CONTROLS = ("none", "dense", "permuted")
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
+HARD_DEPTH = 200  # train rows nearest to a prediction, among which its hard negatives are found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("hidden", "layers", "chunk", "slots", "experts", "expert_rank"):
             _at_least(name, getattr(self, name), 1)
+            _can_be_saved(name, getattr(self, name))
         for name in ("lr", "temperature"):
             _above_zero(name, getattr(self, name))
         for name in ("weight_decay", "alpha", "negatives", "hard_negatives", "seed"):
@@ -100,7 +103,13 @@ class TrainConfig:
             raise ValueError("negatives: recipe=seed reads none of the bank; use recipe=dense")
         if self.hard_negatives and self.recipe != "dense":
             raise ValueError("hard_negatives: need bank negatives beside them; use recipe=dense")
+        if self.hard_negatives > HARD_DEPTH:
+            raise ValueError(
+                f"hard_negatives: {self.hard_negatives} are more than the {HARD_DEPTH} rows among "
+                "which they are found"
+            )
         self._check_experts()
+        self._check_readers()
 
     def _check_experts(self) -> None:
         _one_of("experts_control", self.experts_control, EXPERTS_CONTROLS)
@@ -114,6 +123,31 @@ class TrainConfig:
             raise ValueError(f"trunk: {self.model} is all trunk, nothing would train; use auto")
         if self.trunk == "frozen" and self.init is None:
             raise ValueError("trunk: frozen needs the weights of a trained one; give init, or auto")
+
+    def _check_readers(self) -> None:
+        """Raise ValueError for an option that was changed where nothing reads it.
+
+        A phase sets `chunk` for every model, so that may stand idle.
+        """
+        sizes = size_names(self.model)
+        chooses = "experts" in sizes and self.experts_control != "dense"
+        experts = "model=tmd_experts without experts_control=dense"
+        gated = chooses and self.experts > 1, f"the gate of 2 experts or more ({experts})"
+        readers = {
+            "slots": ("slots" in sizes, "a memory (model=memory_gru, tmd_experts)"),
+            "cell": ("cell" in sizes, "recurrent layers (model=memory_gru, tmd_experts)"),
+            "experts": (chooses, experts),
+            "expert_rank": ("expert_rank" in sizes, "model=tmd_experts"),
+            "gate_balance": gated,
+            "gate_z": gated,
+            "gate_lanes": gated,
+            "hard_from": (self.hard_negatives > 0, "hard_negatives of 1 or more"),
+        }
+        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        for name, (is_read, reader) in readers.items():
+            value, default = getattr(self, name), defaults[name]
+            if not is_read and value != default:
+                raise ValueError(f"{name}: {value} is for {reader} alone; leave it at {default}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +242,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float | None, low: float) -> None:
     if value is not None and not low <= value < float("inf"):
         raise ValueError(f"{name}: {value} is not a finite number of at least {low}")
+
+
+def _can_be_saved(name: str, size: int) -> None:
+    if size > MAX_SIZE:
+        raise ValueError(f"{name}: {size} is above {MAX_SIZE:,}, the largest size of a saved model")
 
 
 def _above_zero(name: str, value: float | None) -> None:

@@ -63,6 +63,25 @@ def test_sizes_are_looked_at_before_memory_is_taken(folder, sizes, reason) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"chunk": 10**7 + 1}, "config.json: holds a size that no model has"),
+        ({"slots": 10**9}, "config.json: holds a size that no model has"),
+        ({"layers": 900}, "does not fit model 'memory_gru', whose layers is 900"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, sizes, reason) -> None:
+    model = build_model({"model": "memory_gru", "dim": 4, "hidden": 4, "layers": 2})
+    path = save_model(model, tmp_path / "model")
+    written = (path / "config.json").read_bytes()
+    model.config = model.config | sizes
+    with pytest.raises(ValueError, match=f"{path}/.*{reason}"):
+        save_model(model, path)
+    assert (path / "config.json").read_bytes() == written
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_state_round_trips_and_a_torn_one_is_refused(tmp_path) -> None:
     path = tmp_path / "state"
     tensors = {"a": torch.arange(3.0), "b": torch.tensor(2)}

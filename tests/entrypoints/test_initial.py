@@ -10,10 +10,12 @@ from entrypoints import train
 from entrypoints._initial import read_initial
 from entrypoints._inputs import Inputs
 from lvm.checkpoint.facts import facts_of
-from lvm.models.baselines import CopyLast
+from lvm.models.table import FREE_MODELS, build_model
 from lvm.registry import registered
 from lvm.registry.registered import Predictor
 from lvm.windows.export import plan_windows
+
+MODEL = build_model({"model": "memory_gru", "dim": 16, "hidden": 8, "layers": 2})
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def asked(tiny_bank, monkeypatch):
 
     def load(reference: str) -> Predictor:
         asked["references"].append(reference)
-        return Predictor(reference, asked["facts"], model=CopyLast(16))
+        return Predictor(reference, asked["facts"], model=MODEL)
 
     monkeypatch.setattr(registered, "load", load)
     asked["inputs"] = Inputs(tiny_bank, windows, None)
@@ -35,13 +37,22 @@ def test_a_number_is_a_version(asked):
     assert read_initial(None, asked["inputs"]) is None
     assert asked["references"] == []
     for reference in ("3", "models:/lvm@baseline", "runs:/abc/model"):
-        assert isinstance(read_initial(reference, asked["inputs"]), CopyLast)
+        assert read_initial(reference, asked["inputs"]) is MODEL
     assert asked["references"] == ["models:/lvm/3", "models:/lvm@baseline", "runs:/abc/model"]
 
 
 def test_what_has_no_weights_is_no_init(asked):
     with pytest.raises(ValueError, match="init: unknown 'ema'; give a version's number"):
         read_initial("ema", asked["inputs"])
+
+
+@pytest.mark.parametrize("name", FREE_MODELS)
+def test_a_free_predictor_is_no_init(asked, tiny_bank, name):
+    asked["facts"] = facts_of(name, "none", tiny_bank, asked["inputs"].windows)
+    reason = f"init: models:/lvm/1 is a free predictor .{name}., from which no training can start"
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_initial("1", asked["inputs"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_trunk_of_another_context_length_may_be_grown(asked, tiny_bank):
@@ -61,7 +72,7 @@ def test_a_model_of_the_bank_that_this_one_extends_may_be_grown(asked, tiny_bank
 def test_what_may_have_seen_val_rows_is_refused(asked, monkeypatch, changed):
     facts = dataclasses.replace(asked["facts"], **changed)
     monkeypatch.setattr(
-        registered, "load", lambda reference: Predictor(reference, facts, model=CopyLast(16))
+        registered, "load", lambda reference: Predictor(reference, facts, model=MODEL)
     )
     with pytest.raises(ValueError, match="init: 1 was trained on bank") as caught:
         read_initial("1", asked["inputs"])

@@ -138,11 +138,33 @@ def test_a_res_mlp_sees_the_last_vectors_alone() -> None:
     assert moved_T.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
 
 
+def num_parameters(name: str, **sizes: object) -> int:
+    model = build_model({"model": name} | sizes)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["transformer", "res_mlp"])
 def test_a_rival_is_no_larger_than_the_default_memory_gru(name: str) -> None:
-    own, rival = (build_model({"model": one, "dim": 768}) for one in ("memory_gru", name))
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (own, rival)]
-    assert 0.75 * sizes[0] < sizes[1] <= sizes[0]
+    own, rival = (num_parameters(one, dim=768) for one in ("memory_gru", name))
+    assert 0.75 * own < rival <= own
+
+
+@pytest.mark.parametrize(
+    ("hidden", "dim", "larger"),
+    [
+        (128, 340, set()),
+        (128, 384, {"res_mlp"}),
+        (512, 1370, set()),
+        (512, 1372, {"res_mlp"}),
+    ],
+)
+def test_a_res_mlp_of_wide_vectors_is_the_only_larger_rival(
+    hidden: int, dim: int, larger: set[str]
+) -> None:
+    sizes = {"dim": dim, "hidden": hidden}
+    own = num_parameters("memory_gru", **sizes)
+    rivals = ("transformer", "res_mlp")
+    assert larger == {name for name in rivals if num_parameters(name, **sizes) > own}
 
 
 def test_the_default_memory_gru_has_about_11_million_parameters() -> None:

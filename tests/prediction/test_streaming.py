@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lvm.bank.store import Bank
+from lvm.models import memory_gru
 from lvm.models.memory_gru import SlotMemory
 from lvm.models.table import MODELS, build_model
 from lvm.prediction.contexts import unit_contexts
@@ -102,6 +103,27 @@ def test_an_append_never_reads_the_context_again(cell: str, monkeypatch) -> None
     monkeypatch.setattr(SlotMemory, "read", lambda *parts: seen.append(1) or read(*parts))
     stream.append(rows()[30].numpy())
     assert max(seen) <= model.sizes.slots  # rows that any map saw at once
+
+
+@pytest.mark.parametrize("name", ["memory_gru", "transformer"])
+def test_a_chunk_beyond_every_context_takes_no_memory_for_its_rows(name: str) -> None:
+    model, context_TD = toy(name, {"chunk": 10**14}), rows()
+    stream = open_stream(model)
+    stream.warm(context_TD[:-1].numpy())
+    expected_D = windowed(model, context_TD)[-1]
+    streamed_D = stream.append(context_TD[-1].numpy())
+    np.testing.assert_allclose(streamed_D, expected_D, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("warm_rows", [1, 5, 20])
+def test_the_room_of_a_chunk_grows_with_its_rows(warm_rows: int, monkeypatch) -> None:
+    monkeypatch.setattr(memory_gru, "ROOM", 1)
+    model, context_TD = toy("memory_gru", {"chunk": 11}), rows()
+    stream = open_stream(model)
+    first_D = stream.warm(context_TD[:warm_rows].numpy())
+    later_TD = [stream.append(vector_D) for vector_D in context_TD[warm_rows:].numpy()]
+    expected_TD = windowed(model, context_TD)[warm_rows - 1 :]
+    np.testing.assert_allclose([first_D, *later_TD], expected_TD, rtol=0, atol=TOLERANCE)
 
 
 def counted(seen: list[int], forward):

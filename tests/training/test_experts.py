@@ -29,7 +29,11 @@ GROWN = {"model": "tmd_experts", "init": "models:/lvm/1", "experts": 4, "expert_
 
 
 def config(**changed: object) -> TrainConfig:
-    return TrainConfig(**(vars(TOY) | GROWN | {"epochs": 3} | changed))
+    """Return the grown toy; `experts`, `expert_rank` keep their defaults where none reads them."""
+    chosen = vars(TOY) | GROWN | {"epochs": 3} | changed
+    idle = {"experts"} if chosen["experts_control"] == "dense" else set()
+    idle |= set() if chosen["model"] == "tmd_experts" else {"experts", "expert_rank"}
+    return TrainConfig(**{name: value for name, value in chosen.items() if name not in idle})
 
 
 def dense(dim: int = 16, seed: int = 5) -> nn.Module:
@@ -170,7 +174,7 @@ def test_lanes_that_need_other_maps_are_won_by_experts(tmp_path: Path) -> None:
         ({"cell": "mingru"}, {}, "cell gru, here mingru"),
         ({"decay": 0.7}, {}, "decay 0.5, here 0.7"),
         ({}, {"dim": 8}, "dim 8, here 16"),
-        ({"model": "transformer"}, {}, "is a memory_gru, from which no transformer"),
+        ({"model": "transformer", "slots": 16}, {}, "is a memory_gru, from which no transformer"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(changed: dict, other: dict, named: str) -> None:

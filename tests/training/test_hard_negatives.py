@@ -13,7 +13,8 @@ from lvm.seeding import generator
 from lvm.training import hard_negatives
 from lvm.training.batches import Batches
 from lvm.training.distributed import World
-from lvm.training.hard_negatives import DEPTH, NONE, POSITIVE_SHARE, HardNegatives
+from lvm.training.hard_negatives import NONE, POSITIVE_SHARE, HardNegatives
+from lvm.training.recipes import HARD_DEPTH
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 
@@ -60,7 +61,7 @@ def by_hand(bank: Bank, windows: Windows, model, start: int, num_rows: int) -> l
     for step, prediction_D in enumerate(prediction_TD):
         target = start + step + 1
         score = {row: float(bank.unit(row) @ prediction_D) for row in first_of_group.values()}
-        nearest = sorted(score, key=lambda row: -score[row])[:DEPTH]  # noqa: B023
+        nearest = sorted(score, key=lambda row: -score[row])[:HARD_DEPTH]  # noqa: B023
         truth = float(bank.unit(target) @ prediction_D)
         found.append(
             [

@@ -4,6 +4,7 @@ Shapes: D vector dim, Q queries.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.training.batches import Batches
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
-from lvm.training.recipes import TrainConfig, resolve
+from lvm.training.recipes import TrainConfig, as_dict, resolve
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank
@@ -117,6 +118,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bank: Bank, tmp_path: Pa
     )
     assert seen == [3, 4]
     assert_same(whole, resumed)
+
+
+def test_a_run_resumed_between_an_epochs_last_step_and_its_end_equals_it(
+    tiny_bank: Bank, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TOY, epochs=2, layers=2)
+    whole, state = train_toy(tiny_bank, config), tmp_path / "state"
+
+    def dying(model: nn.Module) -> dict[str, float]:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_toy(tiny_bank, config, validate=dying, state_path=state, checkpoint_steps=1)
+    assert_same(whole, train_toy(tiny_bank, config, state_path=state))
 
 
 def test_a_state_of_another_configuration_is_not_resumed(tiny_bank: Bank, tmp_path: Path) -> None:
@@ -267,12 +282,15 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"layers": 3}, "layers: 3 is odd; half of them lie below the memory"),
+        ({"chunk": 20_000_000}, "chunk: 20000000 is above 10,000,000"),
+        ({"slots": 10**7 + 1}, "slots: 10000001 is above 10,000,000"),
         ({"layers": 3, "model": "tmd_experts"}, "layers: 3 is odd"),
         ({"hidden": 7, "model": "transformer"}, "hidden: 7 is odd"),
         ({"max_steps": 0}, "max_steps: 0"),
         ({"averaging": "mean"}, "averaging: unknown 'mean'"),
         ({"hard_negatives": -1}, "hard_negatives: -1"),
         ({"hard_negatives": 2, "recipe": "seed"}, "hard_negatives: need"),
+        ({"hard_negatives": 201}, "hard_negatives: 201 are more than the 200 rows"),
         ({"negatives": 2, "recipe": "seed"}, "negatives: recipe=seed reads none"),
         ({"hard_from": 1.0}, "hard_from: 1.0"),
         ({"temperature": 0.02}, "temperature: 0.02 is outside"),
@@ -283,6 +301,49 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
 def test_impossible_settings_are_refused(setting: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TrainConfig(**setting)
+
+
+EXPERTS = {"model": "tmd_experts"}
+DENSE = EXPERTS | {"experts_control": "dense"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "idle", "reader"),
+    [
+        ({"model": "transformer"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({"model": "res_mlp"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({"model": "res_mlp"}, {"cell": "mingru"}, "recurrent layers (model=memory_gru, "),
+        ({}, {"experts": 4}, "model=tmd_experts without experts_control=dense alone"),
+        ({}, {"expert_rank": 4}, "model=tmd_experts alone; leave it at 64"),
+        ({}, {"gate_z": 0.0}, "the gate of 2 experts or more (model=tmd_experts without "),
+        (DENSE, {"experts": 4}, "model=tmd_experts without experts_control=dense alone"),
+        (DENSE, {"gate_balance": 0.0}, "the gate of 2 experts or more"),
+        (EXPERTS | {"experts": 1}, {"gate_lanes": 0.0}, "the gate of 2 experts or more"),
+        ({}, {"hard_from": 0.5}, "hard_negatives of 1 or more alone; leave it at 0.25"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(setting: dict, idle: dict, reader: str) -> None:
+    TrainConfig(**setting)
+    ((name, value),) = idle.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {value} is for {reader}")) as caught:
+        TrainConfig(**setting, **idle)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"slots": 4, "cell": "mingru"},
+        EXPERTS | {"slots": 4, "cell": "mingru", "experts": 4, "expert_rank": 4, "gate_z": 0.0},
+        DENSE | {"expert_rank": 4},
+        {"hard_negatives": 200, "hard_from": 0.5},
+        {"model": "transformer", "chunk": 100},
+        {"model": "res_mlp", "chunk": 100},
+    ],
+)
+def test_a_setting_that_something_reads_is_taken(setting: dict) -> None:
+    config = TrainConfig(**setting)
+    assert as_dict(resolve(resolve(config, 20), 20)).items() >= setting.items()
 
 
 @pytest.mark.parametrize("name", ["transformer", "res_mlp"])

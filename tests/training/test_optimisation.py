@@ -104,7 +104,8 @@ def at_step():
 
 def one_step(bank: Bank, **options: object) -> dict[str, float]:
     """Return the record of a training of one step."""
-    config = TrainConfig(**(vars(TOY) | {"max_steps": 1, "model": "res_mlp"} | options))
+    model = {"model": "res_mlp", "slots": TrainConfig.slots}
+    config = TrainConfig(**(vars(TOY) | {"max_steps": 1} | model | options))
     return train_toy(bank, config, validate=lambda model: {"hit_at_5": 0.0}).history[0]
 
 
@@ -146,3 +147,9 @@ def test_a_step_leaves_the_temperature_in_its_range(tiny_bank, at_step, pushed: 
     at_step(push)
     bound = TEMPERATURE_RANGE[pushed > 0]
     assert one_step(tiny_bank)["train/temperature"] == pytest.approx(bound)
+
+
+def test_the_temperature_of_a_recipe_that_learns_none_is_the_given_one(tiny_bank: Bank) -> None:
+    seed = {"recipe": "seed", "negatives": None}
+    assert one_step(tiny_bank, **seed, temperature=0.5)["train/temperature"] == 0.5
+    assert one_step(tiny_bank, **seed)["train/temperature"] == 0.07
