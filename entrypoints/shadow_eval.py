@@ -41,7 +41,8 @@ class ShadowOptions:
         "all", "all, or versions, models:/lvm@<alias>, runs:/<id>/model, models:/m-<id>, by commas."
     )
     queries: str = option(
-        "test", "test, or a log: .parquet, .jsonl, .csv with target_row and sequence|context_rows."
+        "test",
+        "test, or a log of target_row and sequence (csv too) or context_rows: .parquet, .jsonl.",
     )
     promote: str = option(
         "dry_run", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
