@@ -42,7 +42,9 @@ def save_model(
         tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
         with writing(folder / WEIGHTS):
             save_file(tensors, made / WEIGHTS)
-        _check_size(model.config, made / WEIGHTS, folder)  # type: ignore[arg-type]
+        shapes = [list(value.shape) for value in tensors.values()]
+        num_bytes = (made / WEIGHTS).stat().st_size
+        _check_sizes(dict(model.config), shapes, num_bytes, folder)  # type: ignore[arg-type]
         for name, write in (beside or {}).items():
             write(made / name)
         config = dict(model.config) | {"weights_sha256": _sha256(made / WEIGHTS)}  # type: ignore[arg-type]
@@ -74,7 +76,7 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
             )
         if recorded != _sha256(path):
             raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
-    _check_size(config, weights, folder)
+    _check_sizes(config, _shapes(weights), weights.stat().st_size, folder)
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
@@ -109,23 +111,25 @@ def model_text(folder: str | Path) -> str:
     return json.dumps(own, indent=1) + "\n"
 
 
-def _check_size(config: Mapping[str, Any], weights: Path, folder: Path) -> None:
-    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them.
+def _shapes(weights: Path) -> list[list[int]]:
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            return [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
 
-    `folder` is what the model is called by, `weights` may still lie elsewhere.
-    """
+
+def _check_sizes(
+    config: Mapping[str, Any], shapes: list[list[int]], num_bytes: int, folder: Path
+) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
     sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
     if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
         raise ValueError(f"{folder / CONFIG}: holds a size that no model has")
-    try:
-        with safe_open(weights, framework="pt") as opened:
-            shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: is no safetensors file: {error}") from error
     longest = max((size for shape in shapes for size in shape), default=MAX_SIZE)
     too_large = [key for key in FILLED if sizes.get(key, 0) > longest]
     too_large += ["layers"] * (sizes.get("layers", 0) > len(shapes))
-    too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > weights.stat().st_size)
+    too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > num_bytes)
     if too_large:
         raise ValueError(
             f"{folder / WEIGHTS}: does not fit model '{config.get('model')}', whose "
