@@ -46,9 +46,8 @@ def promote(
 
     `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
     version, in place of that of an earlier decision, and with `reason`, `decision_run` and `how` a
-    line of the history. Raises ValueError
-    where the version is unknown, where it is the baseline already, or where the alias has moved
-    since the decision; nothing is changed then.
+    line of the history. Raises ValueError where the version is unknown, where it is the baseline
+    already, or where the alias has moved since the decision; nothing is changed then.
     """
     with locked(), undisturbed():
         repair()

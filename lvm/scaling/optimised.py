@@ -61,12 +61,9 @@ def judge_optimisation(
     full, half = trials.full[0], trials.half[0]
     steps = _gain(trials.full, trials.half, document_Q)
     by_rate = tuple((r[0].cell.lr, _gain(r, trials.half, document_Q)) for r in trials.rates)
-    num_steps, more_steps = full.cell.steps, []
-    reasons, advice = _too_short(num_steps, passes, rules), []
-    if num_steps < rules.min_steps:
-        more_steps.append(rules.min_steps)
-    if passes < rules.min_passes:
-        more_steps.append(int(np.ceil(num_steps * rules.min_passes / passes)))
+    num_steps, advice = full.cell.steps, []
+    too_short = _too_short(num_steps, passes, rules)
+    reasons, more_steps = list(too_short), list(too_short.values())
     over = f" over {len(trials.half)} seeds" if len(trials.half) > 1 else ""
     if pays(steps, rules):
         reasons.append(f"the second half of the steps gained {points(steps)} points{over}")
@@ -141,12 +138,15 @@ def _score(result: CellResult) -> float:
     return float(soft_hit_at(result.rank_Q, K).mean())
 
 
-def _too_short(num_steps: int, passes: float, rules: ScalingRules) -> list[str]:
-    found = []
+def _too_short(num_steps: int, passes: float, rules: ScalingRules) -> dict[str, int]:
+    """Return why a training is too short for a judgement, with the steps that would do."""
+    found = {}
     if num_steps < rules.min_steps:
-        found.append(f"{num_steps} optimiser steps are fewer than {rules.min_steps}")
+        reason = f"{num_steps} optimiser steps are fewer than {rules.min_steps}"
+        found[reason] = rules.min_steps
     if passes < rules.min_passes:
-        found.append(f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}")
+        reason = f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}"
+        found[reason] = int(np.ceil(num_steps * rules.min_passes / passes))
     return found
 
 
