@@ -1,6 +1,6 @@
 # One venv, .venv, holds everything; its bin comes first, so that `mlflow run` finds its python.
 PYTHON ?= python3
-# The view of the run list that every run saves: lvm/run_list.py.
+# The view of the run list that every run saves: lvm/tracking/run_list.py.
 RUNS_PAGE = http://127.0.0.1:5000/\#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=lvm
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.
@@ -55,11 +55,12 @@ check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy lvm
+	lint-imports
 	$(PYTEST) -q -m "not slow and not faults and not ui"
 
 # Once, under a lock that `mlflow run` does not take: afterwards several may start together.
 mlflow.db: | .venv/.installed
-	python -c "from lvm import tracking; tracking.configure()"
+	python -c "from lvm.tracking import runs; runs.configure()"
 
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
@@ -67,7 +68,7 @@ ui: .venv/.installed
 
 # What every start does for its own experiment: runs whose process is gone end as KILLED.
 reap: .venv/.installed
-	python -c "from lvm import tracking; tracking.configure(); tracking.reap()"
+	python -c "from lvm.tracking import runs; runs.configure(); runs.reap()"
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.serving import register_and_load, scratch_store
 from lvm.bank.store import Bank, open_bank
-from lvm.registry import registered
+from lvm.tracking import versions as registered
 from lvm.windows.export import ensure_windows
 
 STARTING = 120  # seconds

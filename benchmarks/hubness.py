@@ -17,12 +17,12 @@ from tabulate import tabulate
 
 from lvm.bank.store import open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.metrics import figures, hit_at
+from lvm.evaluation.intervals import paired_difference
+from lvm.evaluation.metrics import figures, hit_at
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import NEIGHBOURS, train_positions
 from lvm.retrieval.search import neighbour_penalty
-from lvm.statistics import paired_difference
 from lvm.windows.export import ensure_windows
 
 BLOCK = 1024

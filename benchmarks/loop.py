@@ -20,10 +20,11 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm import past_runs, tracking
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.ingest import existing_bank, row_names
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.tracking import past_runs
+from lvm.tracking import runs as tracking
 
 LATE = 0.8  # documents that begin before this share of their sequence can be held back
 SEED = 0

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lvm.models.recurrent import CELLS
 from lvm.models.table import build_model
-from lvm.training.recipes import TrainConfig, resolve
+from lvm.training.config import TrainConfig, resolve
 
 HIDDEN, LAYERS = 512, 4
 MATRIX = 2048

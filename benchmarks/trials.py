@@ -15,13 +15,13 @@ from torch import nn
 
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.metrics import figures, hit_at
+from lvm.evaluation.intervals import Difference, paired_difference
+from lvm.evaluation.metrics import figures, hit_at
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import fit_hubness
-from lvm.statistics import Difference, paired_difference
+from lvm.training.config import TrainConfig
 from lvm.training.loop import train
-from lvm.training.recipes import TrainConfig
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 

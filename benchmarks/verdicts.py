@@ -31,16 +31,16 @@ import torch
 from tabulate import tabulate
 
 from lvm.bank.store import Bank, write_bank
-from lvm.metrics import soft_hit_at
+from lvm.evaluation.metrics import soft_hit_at
 from lvm.models.table import build_model
-from lvm.rules import read_scaling_rules
-from lvm.scaling.cells import Trainer, divide_queries
-from lvm.scaling.grid import Plan, check_data, run_grid
-from lvm.scaling.optimised import K
-from lvm.scaling.store import CellStore
-from lvm.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED
-from lvm.seeding import generator
-from lvm.training.recipes import TrainConfig
+from lvm.studies.scaling.cells import Trainer, divide_queries
+from lvm.studies.scaling.grid import Plan, check_data, run_grid
+from lvm.studies.scaling.optimised import K
+from lvm.studies.scaling.store import CellStore
+from lvm.studies.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED
+from lvm.system.seeding import generator
+from lvm.system.thresholds import read_scaling_rules
+from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 
 OUTCOMES = ("right", "open", "WRONG")

@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 
-from lvm.stopping import follow_parent, remember_signals
+from lvm.system.signals import follow_parent, remember_signals
 
 # While `python -m` is still locating the module, argv[0] is "-m": the run is not open yet.
 if sys.argv[:1] == ["-m"]:

@@ -11,19 +11,20 @@ from entrypoints._inputs import DEFAULT_CTX, Inputs, make_inputs
 from entrypoints._replay_bank import Known, is_made_from, open_replay_bank
 from entrypoints._subjects import fit_free
 from lvm.bank.store import Bank
-from lvm.checkpoint import fits
-from lvm.checkpoint.facts import FREE, TRAINED, Facts
 from lvm.evaluation.evaluate import MAX_QUERIES
-from lvm.lanes.classifier import check_lanes
-from lvm.lanes.reranking import reranker_if_lanes
+from lvm.evaluation.lane_classifier import check_lanes
+from lvm.evaluation.rerank import reranker_if_lanes
+from lvm.models import fits
+from lvm.models.facts import FREE, TRAINED, Facts
 from lvm.models.table import FREE_MODELS
-from lvm.registry import alias, registered
-from lvm.registry.alias import BASELINE
-from lvm.registry.registered import Card, LoggedFiles, Predictor
-from lvm.registry.settling import replayed_name
 from lvm.retrieval.hubness import fit_hubness
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate
+from lvm.tracking import alias
+from lvm.tracking import versions as registered
+from lvm.tracking.alias import BASELINE
+from lvm.tracking.promotion import replayed_name
+from lvm.tracking.versions import Card, LoggedFiles, Predictor
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 from lvm.windows.splits import SPLITS

@@ -1,6 +1,6 @@
 """Warnings of a training run, told as soon as they are known."""
 
-from lvm import tracking
+from lvm.tracking import runs as tracking
 
 
 class Doubts:

@@ -3,8 +3,9 @@
 from torch import nn
 
 from entrypoints._inputs import Inputs
-from lvm.checkpoint.facts import FREE
-from lvm.registry import alias, registered
+from lvm.models.facts import FREE
+from lvm.tracking import alias
+from lvm.tracking import versions as registered
 
 KNOWN = ("models:/", "runs:/")
 

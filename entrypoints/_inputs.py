@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvm import datasets
 from lvm.bank.store import Bank, open_bank
 from lvm.corpus.ingest import ingest
-from lvm.tracking import Dataset
+from lvm.tracking import datasets
+from lvm.tracking.runs import Dataset
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 

@@ -9,10 +9,10 @@ from entrypoints._inputs import BANK_HELP
 from entrypoints._options import option
 from entrypoints._reports import HITS, REPORT_HELP, check_report
 from entrypoints._subjects import Subject
-from lvm import tracking
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.models.table import FREE_MODELS
-from lvm.registry.registered import BASELINE_URI
+from lvm.tracking import runs as tracking
+from lvm.tracking.versions import BASELINE_URI
 
 MODEL_HELP = (
     "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "

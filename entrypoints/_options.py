@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from lvm import tracking
-from lvm.one_line import one_line, printable
-from lvm.reasons import DATABASE_ERRORS, plain_reason
+from lvm.system.errors import one_line, printable
+from lvm.system.reasons import DATABASE_ERRORS, plain_reason
+from lvm.tracking import runs as tracking
 
 Options = TypeVar("Options")
 USER_ERRORS = (ValueError, OSError, tracking.StoreError, *DATABASE_ERRORS)

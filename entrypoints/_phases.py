@@ -13,20 +13,21 @@ from filelock import FileLock, Timeout
 
 from entrypoints._candidates import split_seed
 from entrypoints.train import TrainOptions
-from lvm import past_runs, tracking
 from lvm.bank.store import Bank
-from lvm.lanes.classifier import check_lanes
-from lvm.lanes.reranking import LANE, NONE
-from lvm.phases.compared import Trained
-from lvm.phases.table import Phase
-from lvm.registry import alias, registered
-from lvm.registry.alias import BASELINE
-from lvm.rules import read_gate_rules
+from lvm.evaluation.lane_classifier import check_lanes
+from lvm.evaluation.rerank import LANE, NONE
 from lvm.shadow.measuring import MEASUREMENT
+from lvm.studies.phases.compared import Trained
+from lvm.studies.phases.table import Phase
+from lvm.system.thresholds import read_gate_rules
+from lvm.tracking import alias, past_runs
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.tracking.alias import BASELINE
 from lvm.training.batches import Batches
-from lvm.training.identity import training_sha256
+from lvm.training.config import resolve
+from lvm.training.fingerprint import training_sha256
 from lvm.training.plan import TrainingPlan, plan_training
-from lvm.training.recipes import resolve
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from entrypoints._inputs import DEFAULT_BANK, read_bank
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import TRAINED
-from lvm.registry.registered import Card
+from lvm.models.facts import TRAINED
+from lvm.tracking.versions import Card
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lvm import tracking
-from lvm.scratch import put_whole
-from lvm.writing import jsonable, writing
+from lvm.system.atomic import put_whole
+from lvm.system.writing import jsonable, writing
+from lvm.tracking import runs as tracking
 
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
 REPORT_HELP = "File to write the JSON report to."

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import Facts, facts_of
 from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.models.facts import Facts, facts_of
 from lvm.models.table import FREE_MODELS
-from lvm.registry import registered
-from lvm.registry.registered import Predictor
+from lvm.tracking import versions as registered
+from lvm.tracking.versions import Predictor
 
 UNFITTED = ("copy-last", "context-mean")
 

@@ -11,13 +11,12 @@ from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measur
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, publish
 from entrypoints._subjects import open_subject
-from lvm import tracking
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
+from lvm.evaluation.lane_classifier import check_lanes
+from lvm.evaluation.rerank import LANE, NONE, RERANKS
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
-from lvm.lanes.classifier import check_lanes
-from lvm.lanes.reranking import LANE, NONE, RERANKS
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
 from lvm.report.examples import examples_page
@@ -26,6 +25,7 @@ from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
 from lvm.retrieval.building import DEPTH, agreement, ensure_index
 from lvm.retrieval.search import top_rows
+from lvm.tracking import runs as tracking
 
 SEARCHED = 500  # predictions whose index search is compared with exact search
 

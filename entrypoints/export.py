@@ -7,8 +7,8 @@ from typing import Any
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, log_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
-from lvm import tracking
 from lvm.report.notes import counts_note
+from lvm.tracking import runs as tracking
 from lvm.windows.export import export_windows
 from lvm.windows.planning import SPLIT_KINDS
 from lvm.windows.splits import SPLITS

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
-from lvm import datasets, tracking
 from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainReport, ingest_chains
 from lvm.chains.plan import ChainPlan, holds_chains
@@ -15,6 +14,8 @@ from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN, TEXT, table
+from lvm.tracking import datasets
+from lvm.tracking import runs as tracking
 
 SHOWN = 12
 

@@ -12,13 +12,12 @@ from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from entrypoints._subjects import Subject, open_subject
-from lvm import past_runs, tracking
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
-from lvm.lanes.agreement import Agreement, lane_agreement
-from lvm.lanes.assignment import BANK, METHODS, PROTOTYPES, Assignment, assign_lanes
-from lvm.lanes.ceilings import Ceilings, failing_queries, lane_ceilings, search_table
-from lvm.lanes.diagnosis import Diagnosis, best_free_lanes, diagnose
+from lvm.evaluation.lane_agreement import Agreement, lane_agreement
+from lvm.evaluation.lane_assignment import BANK, METHODS, PROTOTYPES, Assignment, assign_lanes
+from lvm.evaluation.lane_ceilings import Ceilings, failing_queries, lane_ceilings, search_table
+from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes, diagnose
 from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import lanes_table
 from lvm.report.figures import confusion_figure, lane_figure
@@ -26,7 +25,9 @@ from lvm.report.lane_figures import agreement_figure, larger_k_figure
 from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.report.notes import lanes_note
 from lvm.retrieval.building import ensure_index
-from lvm.rules import LaneRules, read_lane_rules
+from lvm.system.thresholds import LaneRules, read_lane_rules
+from lvm.tracking import past_runs
+from lvm.tracking import runs as tracking
 
 SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
 COMPARED = 8

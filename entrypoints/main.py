@@ -7,10 +7,10 @@ from typing import Any
 from entrypoints._inputs import DEFAULT_BANK
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
-from lvm import past_runs, tracking
-from lvm.registry import alias
 from lvm.report.notes import pipeline_note
-from lvm.run_list import RUNS_PAGE
+from lvm.tracking import alias, past_runs
+from lvm.tracking import runs as tracking
+from lvm.tracking.run_list import RUNS_PAGE
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,20 @@ from entrypoints._phases import (
     train_all,
 )
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm import datasets, tracking
 from lvm.bank.store import Bank
-from lvm.phases.compared import PhaseComparison
-from lvm.phases.measured import measure_phases
-from lvm.phases.old_gates import old_checks
-from lvm.phases.published import OLD_DECISION, old_difference
-from lvm.phases.table import chosen_phases, read_old_gates, read_phases
 from lvm.report.phase_figure import phase_figure
 from lvm.report.phases import PhaseStory, phases_markdown, phases_table, phases_text
 from lvm.report.tables import MARKDOWN, TEXT, captioned, table
 from lvm.report.warnings import merged_warnings
-from lvm.training.recipes import RECIPES
-from lvm.training.symptoms import planned_warnings
+from lvm.studies.phases.compared import PhaseComparison
+from lvm.studies.phases.measured import measure_phases
+from lvm.studies.phases.old_gates import old_checks
+from lvm.studies.phases.published import OLD_DECISION, old_difference
+from lvm.studies.phases.table import chosen_phases, read_old_gates, read_phases
+from lvm.tracking import datasets
+from lvm.tracking import runs as tracking
+from lvm.training.config import RECIPES
+from lvm.training.warnings import planned_warnings
 
 FIGURE = "phases.png"
 # Options of `train` beside those of a phase; the recipe has the rest.

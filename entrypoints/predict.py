@@ -15,22 +15,23 @@ from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from entrypoints._subjects import check_dim, open_subject
-from lvm import datasets, tracking
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
+from lvm.corpus.encoders import load_encoder
 from lvm.corpus.sentences import split_sentences
-from lvm.encoders import load_encoder
-from lvm.lanes.assignment import UNNAMED_ENCODERS
-from lvm.lanes.reranking import LANE, NONE, RERANKS
+from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
+from lvm.evaluation.rerank import LANE, NONE, RERANKS
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
-from lvm.registry import registered
-from lvm.registry.registered import BASELINE_URI, Predictor
 from lvm.report.tables import TEXT, fenced, table
 from lvm.retrieval.building import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
-from lvm.writing import jsonable
+from lvm.system.writing import jsonable
+from lvm.tracking import datasets
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.tracking.versions import BASELINE_URI, Predictor
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"

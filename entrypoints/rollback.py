@@ -4,9 +4,10 @@ import sys
 from dataclasses import dataclass
 
 from entrypoints._options import EntryPoint
-from lvm import tracking
-from lvm.registry import alias, registered
-from lvm.registry.alias import BASELINE, PREVIOUS
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.tracking.alias import BASELINE, PREVIOUS
 
 
 @dataclass(frozen=True)

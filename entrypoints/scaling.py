@@ -9,9 +9,9 @@ from typing import Any
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import REPORT_HELP, check_report, publish
-from lvm import tracking
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.metrics import figures, soft_hit_at
+from lvm.evaluation.intervals import document_interval
+from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
@@ -21,13 +21,13 @@ from lvm.report.scaling import (
     scaling_text,
 )
 from lvm.report.scaling_figures import scaling_figure
-from lvm.rules import read_scaling_rules
-from lvm.scaling.cells import Cell, CellResult, Trainer, divide_queries
-from lvm.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
-from lvm.scaling.optimised import K
-from lvm.scaling.store import CellStore
-from lvm.statistics import document_interval
-from lvm.training.recipes import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
+from lvm.studies.scaling.cells import Cell, CellResult, Trainer, divide_queries
+from lvm.studies.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
+from lvm.studies.scaling.optimised import K
+from lvm.studies.scaling.store import CellStore
+from lvm.system.thresholds import read_scaling_rules
+from lvm.tracking import runs as tracking
+from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
 DENSE_MODELS = ("memory_gru", "transformer", "res_mlp")  # experts grow from a trained one

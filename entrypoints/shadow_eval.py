@@ -11,23 +11,23 @@ from entrypoints._candidates import Field, Wanted, choose_queries, gather
 from entrypoints._inputs import BANK_HELP, Inputs
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm import tracking
-from lvm.lanes.reranking import LANE, NONE, RERANKS, Foretold, foretell
-from lvm.promotion.decision import Decision
-from lvm.registry import alias
-from lvm.registry.alias import BASELINE
-from lvm.registry.settling import settle, tag_measured
+from lvm.evaluation.rerank import LANE, NONE, RERANKS, Foretold, foretell
 from lvm.report.decision import decision_text
 from lvm.report.notes import shadow_note
 from lvm.report.reranking import reranked_table
 from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
-from lvm.rules import read_gate_rules
 from lvm.shadow.comparison import ShadowResult
+from lvm.shadow.decision import Decision
 from lvm.shadow.process import Replayer
 from lvm.shadow.query_log import read_query_log
 from lvm.shadow.replay import replay
 from lvm.shadow.reranked import reranked_outcomes
+from lvm.system.thresholds import read_gate_rules
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking.alias import BASELINE
+from lvm.tracking.promotion import settle, tag_measured
 from lvm.windows.planning import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}

@@ -15,27 +15,25 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, ma
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from entrypoints._validation import Validation
-from lvm import tracking
-from lvm.checkpoint.facts import facts_of
-from lvm.checkpoint.weights import load_state
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.lanes.reranking import reranker_if_lanes
+from lvm.evaluation.rerank import reranker_if_lanes
+from lvm.models.facts import facts_of
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
-from lvm.phases.table import read_phases
-from lvm.registry import alias, registered
-from lvm.registry.page import figure_tags
+from lvm.models.weights import load_state
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
 from lvm.report.notes import training_note
-from lvm.stopping import SIGNALS
+from lvm.studies.phases.table import read_phases
+from lvm.system.signals import SIGNALS
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.tracking.page import figure_tags
 from lvm.training.averaging import AVERAGES
-from lvm.training.distributed import joined, launched_rank, launched_size
-from lvm.training.identity import state_sha256, training_sha256
-from lvm.training.loop import TrainResult, train
-from lvm.training.recipes import (
+from lvm.training.config import (
     DEVICES,
     EXPERTS_CONTROLS,
     PRECISIONS,
@@ -46,6 +44,9 @@ from lvm.training.recipes import (
     chosen_device,
     resolve,
 )
+from lvm.training.distributed import joined, launched_rank, launched_size
+from lvm.training.fingerprint import state_sha256, training_sha256
+from lvm.training.loop import TrainResult, train
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")

@@ -39,7 +39,9 @@ def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A created, unused sqlite store: creating one takes MLflow seconds, copying it none."""
     root = tmp_path_factory.mktemp("store")
-    from lvm import tracking  # here, because MLflow takes seconds that most tests need not spend
+    from lvm.tracking import (
+        runs as tracking,  # here, because MLflow takes seconds that most tests need not spend
+    )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -57,7 +59,7 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def copy_store(database: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Copy a store's database into `folder`, which gets its new artifacts; make it the store."""
-    from lvm import tracking
+    from lvm.tracking import runs as tracking
 
     folder.mkdir()
     with sqlite3.connect(database) as connection:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.phases.compared import PhaseComparison, Trained
-from lvm.phases.measured import measure_phases
-from lvm.phases.table import read_phases
+from lvm.studies.phases.compared import PhaseComparison, Trained
+from lvm.studies.phases.measured import measure_phases
+from lvm.studies.phases.table import read_phases
 
 NUM_ANSWERS = 1200
 NUM_QUERIES = 240

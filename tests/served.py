@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lvm import tracking
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import facts_of
-from lvm.lanes.reranking import Reranker
+from lvm.evaluation.rerank import Reranker
 from lvm.models.baselines import MovingAverage
-from lvm.registry import alias, registered
+from lvm.models.facts import facts_of
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 

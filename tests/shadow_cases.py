@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from lvm.evaluation.intervals import Difference
 from lvm.shadow.comparison import Comparison, LaneChange, Outcome, ShadowResult
-from lvm.statistics import Difference
 
 
 def difference(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank, write_bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 
 
 def make_bank(

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from benchmarks import loop
 from benchmarks.loop import LATE, hold_back, run_of
-from lvm import tracking
 from lvm.bank.store import Bank, open_bank
+from lvm.tracking import runs as tracking
 
 
 def early_documents(bank: Bank, lane: str) -> int:

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 
 PROJECTION_DIMS = 8  # fastest of 4 to 32 on 120,000 text vectors: fewer pairs, yet a short search
 SAMPLE_ROWS = 4096

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvm.bank.archive import NAME_CHARACTERS, Pickled, map_array, other_shapes, read_arrays
-from lvm.untrusted import own_file, parse_json, read_settings
-from lvm.writing import is_damaged, write_header, writing
+from lvm.system.untrusted import own_file, parse_json, read_settings
+from lvm.system.writing import is_damaged, write_header, writing
 
 FORMAT = 1
 DTYPES = ("float16", "float32")

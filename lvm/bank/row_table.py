@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lvm.one_line import CONTROL
+from lvm.system.errors import CONTROL
 
 IntArray = npt.NDArray[np.integer]
 

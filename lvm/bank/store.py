@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from lvm.bank import files
 from lvm.bank.archive import map_array
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
-from lvm.one_line import in_one_line
-from lvm.scratch import put_whole
-from lvm.untrusted import own_file
-from lvm.writing import sealed, writing
+from lvm.system.atomic import put_whole
+from lvm.system.errors import in_one_line
+from lvm.system.untrusted import own_file
+from lvm.system.writing import sealed, writing
 
 __all__ = [
     "TMD_LANES",

@@ -17,8 +17,8 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Candidates, Chain, bank_pool, row_lane_names
 from lvm.chains.graphs import known_lanes, row_heads
-from lvm.rules import ChainRules
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.system.thresholds import ChainRules
 
 NUMBERS = ("target_row", "rank")
 COLUMNS = (*NUMBERS, "split")

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import FloatArray
 from lvm.chains.concepts import Chain, Pool, flat_rows
-from lvm.rules import ChainRules
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.system.thresholds import ChainRules
 
 BLOCK_QUERIES = 512
 SAMPLE_COLUMNS = 256

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from lvm.bank.files import UNREADABLE, read_columns
-from lvm.one_line import CONTROL, in_one_line
+from lvm.system.errors import CONTROL, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MAX_ROWS = 20_000_000

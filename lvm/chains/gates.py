@@ -16,7 +16,7 @@ import pandas as pd
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Chain, Pool, flat_rows
-from lvm.rules import ChainRules
+from lvm.system.thresholds import ChainRules
 
 BLOCK_ROWS = 16384
 BLOCK_CHAINS = 1024

@@ -12,9 +12,9 @@ from lvm.bank.store import Bank, FloatArray
 from lvm.chains import gates
 from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.chains.gates import CoherenceRule, Gate
+from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
-from lvm.encoders import Encoder
-from lvm.rules import ChainRules
+from lvm.system.thresholds import ChainRules
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, drawn_lengths
 from lvm.chains.edges import read_concepts, read_edges
-from lvm.rules import ChainRules
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.system.thresholds import ChainRules
 
 FLAT_ROWS = 50_000  # a larger lane is searched through inverted lists
 LISTS_PROBED = 16

@@ -16,7 +16,7 @@ from lvm.chains.plan import ChainPlan, check_plan, created_by
 from lvm.chains.sources import find_candidates
 from lvm.chains.writing import ChainBank, check_records, read_report, write_chains
 from lvm.corpus.ingest import existing_bank
-from lvm.rules import ChainRules, read_chain_rules
+from lvm.system.thresholds import ChainRules, read_chain_rules
 
 PERCENTILES = (5, 25, 50, 75, 95)
 

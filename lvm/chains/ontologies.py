@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvm.chains.edges import SUFFIXES, read_concepts, read_edges
-from lvm.one_line import CONTROL, in_one_line
+from lvm.system.errors import CONTROL, in_one_line
 
 if TYPE_CHECKING:  # loaded by the reader that needs it: most commands read no ontology
     import networkx

@@ -11,8 +11,8 @@ from lvm.chains.edges import SUFFIXES, edge_files
 from lvm.chains.ontologies import ontology_kind
 from lvm.chains.wordnet import NEEDED
 from lvm.corpus.ingest import holds_vectors
-from lvm.one_line import in_one_line
-from lvm.rules import ChainRules
+from lvm.system.errors import in_one_line
+from lvm.system.thresholds import ChainRules
 
 KINDS = ("ontology", "anchored", "graph")
 

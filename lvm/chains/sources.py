@@ -8,8 +8,8 @@ from lvm.chains.concepts import Candidates
 from lvm.chains.graphs import GraphWalk, edge_candidates, neighbour_candidates
 from lvm.chains.plan import ChainPlan, lane_mapping, listed
 from lvm.chains.walks import HierarchyWalk, ontology_candidates
-from lvm.encoders import Encoder, load_encoder
-from lvm.rules import ChainRules
+from lvm.corpus.encoders import Encoder, load_encoder
+from lvm.system.thresholds import ChainRules
 
 
 def find_candidates(

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from lvm.chains.concepts import Candidates, Chain, Concepts, drawn_lengths, pieces
 from lvm.chains.ontologies import ontology_kind, read_ontology
-from lvm.rules import ChainRules
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.system.thresholds import ChainRules
 
 if TYPE_CHECKING:  # loaded by what walks
     import networkx

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains.concepts import Chain, Pool, flat_rows
 from lvm.corpus.ingest import BATCH_ROWS, row_names
-from lvm.scratch import put_whole
+from lvm.system.atomic import put_whole
 
 CPESH, REPORT = "cpesh.parquet", "chains.json"
 TRAIN = "train"

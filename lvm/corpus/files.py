@@ -10,8 +10,8 @@ from typing import NamedTuple
 from lvm.corpus.documents import Document, block_documents
 from lvm.corpus.markup import paragraphs
 from lvm.corpus.sentences import split_sentences
-from lvm.one_line import CONTROL, printable
-from lvm.untrusted import own_file, parse_json
+from lvm.system.errors import CONTROL, printable
+from lvm.system.untrusted import own_file, parse_json
 
 SUFFIXES = (".md", ".rst", ".txt", ".jsonl")
 _MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+(\S.*)$")

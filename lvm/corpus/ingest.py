@@ -19,10 +19,10 @@ from tqdm import tqdm
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
+from lvm.corpus.encoders import WORDLLAMA, Encoder, load_encoder
 from lvm.corpus.files import corpus_files
 from lvm.corpus.python_docs import installed_versions, missing_packages
 from lvm.corpus.reading import PYTHON_DOCS, read_corpus
-from lvm.encoders import WORDLLAMA, Encoder, load_encoder
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"

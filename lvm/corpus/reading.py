@@ -9,7 +9,7 @@ from tqdm import tqdm
 from lvm.corpus.documents import Document
 from lvm.corpus.files import read_files
 from lvm.corpus.python_docs import read_python_docs
-from lvm.one_line import in_one_line
+from lvm.system.errors import in_one_line
 
 PYTHON_DOCS = "python-docs"
 

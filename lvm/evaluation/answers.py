@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.lanes.figures import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.evaluation.lane_metrics import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.exact import Ranks
 from lvm.windows.planning import Queries
 

@@ -14,13 +14,13 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_ridge
-from lvm.metrics import figures, hit_at, reciprocal_rank_at
+from lvm.evaluation.intervals import LEVEL, document_interval, holm, paired_difference
+from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import exact_ranks
-from lvm.statistics import LEVEL, document_interval, holm, paired_difference
+from lvm.system.writing import jsonable
 from lvm.windows.planning import Queries, Windows, make_queries
 from lvm.windows.splits import SPLITS, runs
-from lvm.writing import jsonable
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000

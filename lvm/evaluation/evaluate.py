@@ -16,8 +16,9 @@ from lvm.bank.store import Bank
 from lvm.evaluation.answers import ranks_table
 from lvm.evaluation.cold_latency import measure_latency
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
-from lvm.lanes.figures import lane_codes, lane_figures, lane_names
-from lvm.metrics import (
+from lvm.evaluation.intervals import document_interval, paired_difference
+from lvm.evaluation.lane_metrics import lane_codes, lane_figures, lane_names
+from lvm.evaluation.metrics import (
     FIGURES,
     POOLS,
     contrastive_accuracy,
@@ -30,10 +31,9 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.search import top_rows
-from lvm.statistics import document_interval, paired_difference
+from lvm.system.writing import jsonable
 from lvm.windows.planning import Queries, Windows
 from lvm.windows.splits import SPLITS
-from lvm.writing import jsonable
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000

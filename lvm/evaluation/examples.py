@@ -9,7 +9,7 @@ import pandas as pd
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation
 from lvm.retrieval.search import IntArray, top_rows
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.planning import Queries, Windows
 
 EACH, K = 20, 5

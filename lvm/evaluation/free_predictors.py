@@ -12,8 +12,7 @@ from scipy import linalg
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.fits import Fit, kept
-from lvm.metrics import selection_score
+from lvm.evaluation.metrics import selection_score
 from lvm.models.baselines import (
     ContextMean,
     CopyLast,
@@ -22,10 +21,11 @@ from lvm.models.baselines import (
     Ridge,
     ridge_features,
 )
+from lvm.models.fits import Fit, kept
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.planning import Windows
 from lvm.windows.splits import SPLITS, TRAIN, runs
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation
-from lvm.lanes.classifier import calibration, context_features, target_codes
-from lvm.lanes.figures import lane_codes
-from lvm.lanes.reranking import (
+from lvm.evaluation.intervals import document_interval, paired_difference
+from lvm.evaluation.lane_classifier import calibration, context_features, target_codes
+from lvm.evaluation.lane_metrics import lane_codes
+from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.rerank import (
     Weights,
     all_codes,
     fit_reranker,
@@ -23,11 +25,9 @@ from lvm.lanes.reranking import (
     old_rule_scores,
     true_lane_ranks,
 )
-from lvm.metrics import figures, hit_at
 from lvm.retrieval.shortlist import SIZE, Shortlist, ranks_anew, shortlist
-from lvm.statistics import document_interval, paired_difference
+from lvm.system.writing import jsonable
 from lvm.windows.planning import Queries, Windows
-from lvm.writing import jsonable
 
 FloatArray = NDArray[np.float32]
 Ranks = NDArray[np.float64]

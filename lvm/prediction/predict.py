@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.models.tmd_experts import TMDExperts, top_gates
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.planning import Queries
 
 POSITIONS_PER_PASS = 16_000

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvm.evaluation.controls import longest_beaten
+from lvm.evaluation.intervals import Difference, points
 from lvm.report.tables import (
     HITS,
     TEXT,
@@ -15,7 +16,6 @@ from lvm.report.tables import (
     read_difference,
     table,
 )
-from lvm.statistics import Difference, points
 
 
 def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:

@@ -2,8 +2,8 @@
 
 import textwrap
 
-from lvm.promotion.decision import Decision
 from lvm.report.tables import MARKDOWN, TEXT, bullet, table
+from lvm.shadow.decision import Decision
 
 WIDTH = 100
 

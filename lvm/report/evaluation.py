@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvm.lanes.diagnosis import Diagnosis
+from lvm.evaluation.intervals import points
+from lvm.evaluation.lane_diagnosis import Diagnosis
 from lvm.report.tables import (
     LEAKY,
     TEXT,
@@ -17,7 +18,6 @@ from lvm.report.tables import (
     read_difference,
     table,
 )
-from lvm.statistics import points
 
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:

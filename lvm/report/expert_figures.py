@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lvm.report.canvas import BLACK, BLUE, FONT, GREY, LIGHT, canvas, empty
-from lvm.routing.figures import DEAD_SHARE, mutual_information
+from lvm.training.gate_figures import DEAD_SHARE, mutual_information
 
 SMALL = 0.005
 

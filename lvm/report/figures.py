@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lvm.lanes.diagnosis import Diagnosis
-from lvm.lanes.figures import LaneFigures
+from lvm.evaluation.lane_diagnosis import Diagnosis
+from lvm.evaluation.lane_metrics import LaneFigures
 from lvm.report.canvas import (
     BLACK,
     BLUE,

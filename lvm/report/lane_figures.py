@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.lanes.agreement import Agreement
-from lvm.lanes.ceilings import UNKNOWN, Ceilings, LaneCeiling
-from lvm.lanes.figures import UNASSIGNED_LANE
+from lvm.evaluation.lane_agreement import Agreement
+from lvm.evaluation.lane_ceilings import UNKNOWN, Ceilings, LaneCeiling
+from lvm.evaluation.lane_metrics import UNASSIGNED_LANE
 from lvm.report.canvas import BLACK, FONT, GREY, LIGHT, SERIES, canvas, end_labels, heat_map
 
 DASHES = ("-", "--")

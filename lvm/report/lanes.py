@@ -1,10 +1,10 @@
 """Tables of lanes: what search allows in them, how they agree with labels."""
 
-from lvm.lanes.agreement import Agreement
-from lvm.lanes.assignment import Assignment
-from lvm.lanes.ceilings import Ceilings, LaneCeiling
-from lvm.lanes.diagnosis import Diagnosis
-from lvm.lanes.figures import UNASSIGNED_LANE
+from lvm.evaluation.lane_agreement import Agreement
+from lvm.evaluation.lane_assignment import Assignment
+from lvm.evaluation.lane_ceilings import Ceilings, LaneCeiling
+from lvm.evaluation.lane_diagnosis import Diagnosis
+from lvm.evaluation.lane_metrics import UNASSIGNED_LANE
 from lvm.report.tables import (
     HITS,
     TEXT,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvm.lanes.diagnosis import Diagnosis
-from lvm.promotion.decision import Decision
+from lvm.evaluation.intervals import points
+from lvm.evaluation.lane_diagnosis import Diagnosis
 from lvm.report.tables import (
     HITS,
     LEAKY,
@@ -17,7 +17,7 @@ from lvm.report.tables import (
     table,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
-from lvm.statistics import points
+from lvm.shadow.decision import Decision
 
 SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
 SHOWN = 10  # lines of a table that grows with its candidates: a description has little room

@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.lanes.reranking import NONE
-from lvm.phases.compared import PhaseComparison, Row
-from lvm.phases.published import published_report
-from lvm.phases.table import Phase
+from lvm.evaluation.rerank import NONE
 from lvm.report.canvas import (
     BLACK,
     BLUE,
@@ -21,6 +18,9 @@ from lvm.report.canvas import (
     canvas,
     label,
 )
+from lvm.studies.phases.compared import PhaseComparison, Row
+from lvm.studies.phases.published import published_report
+from lvm.studies.phases.table import Phase
 
 COLORS, SIDES = {"dense": GREEN, "seed": BLUE}, {"dense": -1, "seed": 1}
 

@@ -5,12 +5,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lvm.lanes.reranking import NONE
-from lvm.metrics import POOLS
-from lvm.phases.compared import Measured, Pair, PhaseComparison
-from lvm.phases.old_gates import GATES, OldCheck
-from lvm.phases.published import OldDifference, published_report
-from lvm.phases.table import Phase
+from lvm.evaluation.intervals import points
+from lvm.evaluation.metrics import POOLS
+from lvm.evaluation.rerank import NONE
 from lvm.report.tables import (
     HITS,
     MARKDOWN,
@@ -24,7 +21,10 @@ from lvm.report.tables import (
     table,
 )
 from lvm.report.warnings import merged_warnings
-from lvm.statistics import points
+from lvm.studies.phases.compared import Measured, Pair, PhaseComparison
+from lvm.studies.phases.old_gates import GATES, OldCheck
+from lvm.studies.phases.published import OldDifference, published_report
+from lvm.studies.phases.table import Phase
 
 NOTHING = "-"
 WIDTH = 100

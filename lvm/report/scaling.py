@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lvm.evaluation.intervals import Difference, points
 from lvm.report.tables import (
     MARKDOWN,
     TEXT,
@@ -15,9 +16,8 @@ from lvm.report.tables import (
     percent,
     table,
 )
-from lvm.scaling.fit import Fitted, Gain
-from lvm.scaling.grid import BreakEven, Plan, Scaling
-from lvm.statistics import Difference, points
+from lvm.studies.scaling.fit import Fitted, Gain
+from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
 
 LEAST_SPAN = 3.0
 Free = Mapping[str, Mapping[str, Any]]

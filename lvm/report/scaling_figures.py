@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lvm.report.canvas import BLACK, GREY, LIGHT, SERIES, canvas, end_labels
-from lvm.scaling.fit import Fitted
+from lvm.studies.scaling.fit import Fitted
 
 POINTS = 60
 LABELS = 11

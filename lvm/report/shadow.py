@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from lvm.promotion.decision import Decision
 from lvm.report.decision import checks_markdown, decision_text
 from lvm.report.tables import (
     LEAKY,
@@ -19,6 +18,7 @@ from lvm.report.tables import (
     table,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
+from lvm.shadow.decision import Decision
 
 
 def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:

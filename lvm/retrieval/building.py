@@ -20,9 +20,8 @@ from torch import nn
 
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import Facts
-from lvm.checkpoint.fits import model_digest
-from lvm.one_line import one_line
+from lvm.models.facts import Facts
+from lvm.models.fits import model_digest
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import (
     FORMAT,
@@ -34,6 +33,7 @@ from lvm.retrieval.index import (
 )
 from lvm.retrieval.search import FloatArray, IntArray, checked_correction, top_rows
 from lvm.retrieval.structures import FLAT, HNSW, IVF, STRUCTURES
+from lvm.system.errors import one_line
 from lvm.windows.export import ensure_windows, plan_windows
 
 FOLDER = Path("data/index")

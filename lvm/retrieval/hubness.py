@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.fits import Fit, kept, model_digest
-from lvm.metrics import selection_score
+from lvm.evaluation.metrics import selection_score
+from lvm.models.fits import Fit, kept, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.planning import Queries, Windows, make_queries
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)

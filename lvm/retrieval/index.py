@@ -23,8 +23,8 @@ from lvm.retrieval.search import (
     unit_predictions,
 )
 from lvm.retrieval.structures import FLAT, HNSW, IVF
-from lvm.scratch import put_whole
-from lvm.writing import is_damaged, sealed, write_array, writing
+from lvm.system.atomic import put_whole
+from lvm.system.writing import is_damaged, sealed, write_array, writing
 
 FORMAT = 3
 QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single queries cost far more

@@ -15,7 +15,7 @@ import torch
 
 from lvm.bank.store import Bank
 from lvm.retrieval.search import FloatArray, IntArray
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 
 FLAT, HNSW, IVF = "flat", "hnsw", "ivf"
 HNSW_LINKS, HNSW_BUILD_EFFORT = 32, 80

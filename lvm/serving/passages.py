@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvm.bank.duplicates import SAME_SCORE
-from lvm.lanes.classifier import means_of
-from lvm.lanes.figures import lane_codes, lane_names
-from lvm.lanes.reranking import LANE, NONE, RERANKS, Reranker, all_codes, lane_scores
+from lvm.evaluation.lane_classifier import means_of
+from lvm.evaluation.lane_metrics import lane_codes, lane_names
+from lvm.evaluation.rerank import LANE, NONE, RERANKS, Reranker, all_codes, lane_scores
 from lvm.retrieval.index import ServingIndex
 from lvm.retrieval.shortlist import SIZE, Shortlist
 

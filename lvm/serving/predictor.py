@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
-from lvm.checkpoint.facts import Facts
-from lvm.checkpoint.weights import load_model
-from lvm.lanes.reranking import NONE, Reranker
+from lvm.evaluation.rerank import NONE, Reranker
+from lvm.models.facts import Facts
+from lvm.models.weights import load_model
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream

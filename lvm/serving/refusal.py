@@ -3,7 +3,7 @@
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from lvm.one_line import one_line
+from lvm.system.errors import one_line
 
 
 class Refusal(MlflowException, ValueError):

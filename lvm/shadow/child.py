@@ -14,8 +14,8 @@ import numpy as np
 
 from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
-from lvm.checkpoint.weights import load_model
-from lvm.lanes.reranking import Foretold
+from lvm.evaluation.rerank import Foretold
+from lvm.models.weights import load_model
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import write_measurement
 from lvm.windows.context_rows import ContextQueries, as_objects

@@ -14,16 +14,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import FREE
-from lvm.lanes.figures import LaneFigures, lane_codes, lane_figures, lane_names
-from lvm.metrics import figures, hit_at, reciprocal_rank_at
-from lvm.statistics import (
+from lvm.evaluation.intervals import (
     Difference,
     document_interval,
     holm,
     paired_difference,
     smallest_detectable,
 )
+from lvm.evaluation.lane_metrics import LaneFigures, lane_codes, lane_figures, lane_names
+from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
+from lvm.models.facts import FREE
 from lvm.windows.planning import Queries, Windows
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lvm.shadow.child import run, told_in
-from lvm.stopping import SIGNALS, Stopped, follow_parent, stoppable
+from lvm.system.signals import SIGNALS, Stopped, follow_parent, stoppable
 
 
 def main(arguments: list[str]) -> None:

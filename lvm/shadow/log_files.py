@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvm.bank.files import UNREADABLE
-from lvm.untrusted import parse_json
+from lvm.system.untrusted import parse_json
 
 MAX_LOGGED = 1_000_000  # queries of one log
 MAX_LINE = 2**24  # characters, enough for a context of more than a million rows

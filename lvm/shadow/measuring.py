@@ -14,7 +14,7 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.cold_latency import measure_latency
-from lvm.lanes.reranking import Foretold, chosen_weights, lane_scores
+from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.shortlist import ranks_anew, shortlist

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import model_text, save_model
-from lvm.lanes.reranking import Foretold
-from lvm.reasons import OF_DISKS
+from lvm.evaluation.rerank import Foretold
+from lvm.models.weights import model_text, save_model
 from lvm.shadow.child import (
     CORRECTION,
     ERROR,
@@ -39,8 +38,9 @@ from lvm.shadow.store import (
     queries_sha256,
     read_measurement,
 )
+from lvm.system.reasons import OF_DISKS
+from lvm.system.writing import write_array
 from lvm.windows.planning import Queries, Windows
-from lvm.writing import write_array
 
 Note = Callable[[str], None]
 REFUSED_BY_DISK = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.one_line import in_one_line
 from lvm.shadow.log_files import CONTEXT, SEQUENCE, TARGET, WANTED, place_of, read_columns
+from lvm.system.errors import in_one_line
 from lvm.windows.context_rows import context_queries
 from lvm.windows.planning import Queries, make_queries
 

@@ -15,8 +15,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import Facts
 from lvm.evaluation.answers import query_table
+from lvm.models.facts import Facts
 from lvm.shadow.comparison import Replay, ShadowResult, compare
 from lvm.shadow.measuring import Measurement, MeasurementFailed, Questions, measure
 from lvm.windows.planning import Queries, Windows

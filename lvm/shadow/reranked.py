@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lvm.bank.store import Bank
-from lvm.metrics import figures, hit_at
+from lvm.evaluation.intervals import Difference, document_interval, paired_difference
+from lvm.evaluation.metrics import figures, hit_at
 from lvm.shadow.comparison import ShadowResult
-from lvm.statistics import Difference, document_interval, paired_difference
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import torch
 
 from lvm.evaluation.cold_latency import machine
-from lvm.scratch import put_whole
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
+from lvm.system.atomic import put_whole
+from lvm.system.writing import writing
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
-from lvm.writing import writing
 
 STORE = Path("data/replays")
 META = b"lvm"

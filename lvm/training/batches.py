@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvm.bank.store import Bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.planning import Windows
 
 

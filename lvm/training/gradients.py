@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lvm.objectives import OwnNegatives
-from lvm.routing.losses import Told
-from lvm.seeding import torch_seed
+from lvm.system.seeding import torch_seed
 from lvm.training.batches import Batch, Batches
 from lvm.training.distributed import World
+from lvm.training.gate_losses import Told
 from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
+from lvm.training.loss import OwnNegatives
 from lvm.training.supervision import Supervised
 
 

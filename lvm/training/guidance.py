@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from lvm.bank.store import UNASSIGNED, Bank
-from lvm.routing.lanes import expert_prior, lane_experts, permuted_lanes, train_lanes
-from lvm.routing.losses import GateLoss, Told
 from lvm.training.batches import Batch, Batches
-from lvm.training.recipes import Settings
+from lvm.training.config import Settings
+from lvm.training.gate_lanes import expert_prior, lane_experts, permuted_lanes, train_lanes
+from lvm.training.gate_losses import GateLoss, Told
 from lvm.windows.planning import Windows
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lvm.bank.store import Bank
-from lvm.objectives import OwnNegatives
 from lvm.training.batches import Batch, Batches
+from lvm.training.config import HARD_DEPTH
 from lvm.training.distributed import World
-from lvm.training.recipes import HARD_DEPTH
+from lvm.training.loss import OwnNegatives
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -7,8 +7,8 @@ from torch import nn
 
 from lvm.models.table import build_model, size_names
 from lvm.models.tmd_experts import ACTIVE, TMDExperts
-from lvm.seeding import torch_seed
-from lvm.training.recipes import Settings, as_dict
+from lvm.system.seeding import torch_seed
+from lvm.training.config import Settings, as_dict
 
 KIND_OR_NOISE = ("model", "dropout")
 

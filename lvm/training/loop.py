@@ -10,26 +10,26 @@ from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import optimizer_tensors, restore_optimizer
 from lvm.models.tmd_experts import has_gate
-from lvm.objectives import SampledSoftmax
-from lvm.routing.figures import load_figures
-from lvm.seeding import generator
+from lvm.models.weights import optimizer_tensors, restore_optimizer
+from lvm.system.seeding import generator
 from lvm.training.averaging import WeightAverage
 from lvm.training.batches import Batch, Batches
+from lvm.training.checkpoint import Progress, StateFile
+from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.distributed import World
+from lvm.training.fingerprint import state_sha256
+from lvm.training.gate_figures import load_figures
 from lvm.training.gradients import Gradients
+from lvm.training.guard import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
 from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
-from lvm.training.identity import state_sha256
 from lvm.training.initial import starting_model
-from lvm.training.optimisation import lr_share, make_optimizer
+from lvm.training.loss import SampledSoftmax
+from lvm.training.optimizer import lr_share, make_optimizer
 from lvm.training.plan import TrainingPlan, plan_training
-from lvm.training.recipes import Settings, TrainConfig, resolve
-from lvm.training.spikes import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
-from lvm.training.state import Progress, StateFile
 from lvm.training.supervision import Supervised
-from lvm.training.symptoms import training_warnings, warnings_by_now
+from lvm.training.warnings import training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lvm.training.batches import Batches
-from lvm.training.recipes import Settings
+from lvm.training.config import Settings
 
 WARMUP_SHARE = 0.05
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lvm.objectives import OwnNegatives, SampledSoftmax, seed_loss
-from lvm.routing.losses import GateLoss, Told
 from lvm.training.batches import Batch
-from lvm.training.recipes import Settings
+from lvm.training.config import Settings
+from lvm.training.gate_losses import GateLoss, Told
+from lvm.training.loss import OwnNegatives, SampledSoftmax, seed_loss
 
 
 class Supervised(nn.Module):

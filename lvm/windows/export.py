@@ -17,7 +17,8 @@ from filelock import FileLock
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import Bank
-from lvm.scratch import put_whole
+from lvm.system.atomic import put_whole
+from lvm.system.writing import is_damaged, sealed, writing
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
     SPLIT_KINDS,
@@ -27,7 +28,6 @@ from lvm.windows.planning import (
     make_queries,
 )
 from lvm.windows.splits import SPLITS, runs
-from lvm.writing import is_damaged, sealed, writing
 
 FORMAT = 1
 DEFAULTS = {"overlap": None, "split": "document", "seed": 0}

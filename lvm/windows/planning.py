@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.splits import (
     SPLITS,
     TRAIN,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 
 IntArray = NDArray[np.int64]
 SplitArray = NDArray[np.int8]

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank, write_bank
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 
 
 def brute_force_groups(bank: Bank, threshold: float) -> np.ndarray:

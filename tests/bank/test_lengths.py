@@ -15,8 +15,8 @@ from lvm.corpus.ingest import row_names
 from lvm.retrieval.building import build_index
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.search import top_rows
-from lvm.seeding import generator
-from lvm.training.recipes import TrainConfig
+from lvm.system.seeding import generator
+from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 from tests import reference
 from tests.training.test_loop import TOY, assert_same, train_toy

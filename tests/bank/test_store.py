@@ -11,8 +11,8 @@ import pytest
 
 from lvm.bank.row_table import TMD_LANES
 from lvm.bank.store import Bank, open_bank, write_bank
-from lvm.seeding import generator
-from lvm.writing import sealed
+from lvm.system.seeding import generator
+from lvm.system.writing import sealed
 from tests.synthetic import make_bank, noise_bank, rotation, rotation_bank
 
 

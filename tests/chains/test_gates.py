@@ -10,9 +10,9 @@ from lvm.bank.store import Bank
 from lvm.chains import gates
 from lvm.chains.concepts import Chain, Pool
 from lvm.chains.cpesh import mine
-from lvm.objectives import TWIN_COSINE
-from lvm.rules import read_chain_rules
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.system.thresholds import read_chain_rules
+from lvm.training.loss import TWIN_COSINE
 
 RULES = read_chain_rules()
 

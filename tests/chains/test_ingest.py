@@ -14,8 +14,8 @@ from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains import sources
 from lvm.chains.ingest import ingest_chains
 from lvm.chains.plan import ChainPlan
-from lvm.encoders import load_encoder
-from lvm.rules import read_chain_rules
+from lvm.corpus.encoders import load_encoder
+from lvm.system.thresholds import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from lvm.chains.gates import lane_gate
 from lvm.chains.graphs import GraphWalk, edge_candidates, neighbour_candidates
 from lvm.chains.ontologies import read_ontology
 from lvm.chains.walks import HierarchyWalk, ontology_candidates
-from lvm.rules import read_chain_rules
+from lvm.system.thresholds import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 RULES = read_chain_rules()

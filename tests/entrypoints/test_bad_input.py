@@ -24,7 +24,7 @@ from entrypoints import (
 from lvm.bank.files import file_sha256
 from lvm.bank.store import write_bank
 from lvm.corpus.ingest import row_names
-from lvm.writing import sealed
+from lvm.system.writing import sealed
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 

@@ -9,10 +9,10 @@ from mlflow.tracking import MlflowClient
 from entrypoints import train
 from entrypoints._initial import read_initial
 from entrypoints._inputs import Inputs
-from lvm.checkpoint.facts import facts_of
+from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
-from lvm.registry import registered
-from lvm.registry.registered import Predictor
+from lvm.tracking import versions as registered
+from lvm.tracking.versions import Predictor
 from lvm.windows.export import plan_windows
 
 MODEL = build_model({"model": "memory_gru", "dim": 16, "hidden": 8, "layers": 2})

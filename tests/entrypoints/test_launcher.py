@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm import tracking
-from lvm.registry import alias, registered
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from tests.checkout import copy_project
 
 pytestmark = pytest.mark.slow

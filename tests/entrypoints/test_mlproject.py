@@ -15,7 +15,7 @@ import yaml
 from entrypoints._options import EntryPoint, click_options, option, typed_text
 from entrypoints.train import TrainOptions
 from lvm.corpus.python_docs import PACKAGES
-from lvm.training.recipes import TrainConfig
+from lvm.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())

@@ -14,8 +14,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from entrypoints import phases, shadow_eval, train
 from entrypoints._phases import TRAINING_TAG
-from lvm import tracking
-from lvm.registry import alias, registered
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 

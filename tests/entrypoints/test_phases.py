@@ -25,14 +25,15 @@ from entrypoints._phases import (
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import facts_of
-from lvm.metrics import hit_at
+from lvm.evaluation.intervals import smallest_detectable
+from lvm.evaluation.metrics import hit_at
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
-from lvm.phases.table import read_phases
+from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
-from lvm.registry import alias, registered
-from lvm.registry.registered import Card
-from lvm.statistics import smallest_detectable
+from lvm.studies.phases.table import read_phases
+from lvm.tracking import alias
+from lvm.tracking import versions as registered
+from lvm.tracking.versions import Card
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
 
@@ -219,8 +220,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
         "torch.__version__",
-        "lvm.training.identity.VERSION",
-        "lvm.checkpoint.fits.VERSION",
+        "lvm.training.fingerprint.VERSION",
+        "lvm.models.fits.VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")

@@ -18,7 +18,7 @@ from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
 from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.store import open_bank
-from lvm.registry import alias
+from lvm.tracking import alias
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 

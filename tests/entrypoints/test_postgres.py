@@ -17,11 +17,12 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import export, ingest, shadow_eval, train
-from lvm import datasets, tracking
 from lvm.bank.files import file_sha256
-from lvm.checkpoint.weights import CONFIG, WEIGHTS
 from lvm.models.table import FREE_MODELS
-from lvm.registry import alias, registered
+from lvm.models.weights import CONFIG, WEIGHTS
+from lvm.tracking import alias, datasets
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL, runs
 from tests.postgres import mlflow_server, postgres
 from tests.synthetic import make_bank

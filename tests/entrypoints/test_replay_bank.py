@@ -8,8 +8,8 @@ from entrypoints import _replay_bank
 from entrypoints._inputs import DEFAULT_BANK
 from entrypoints._replay_bank import Known, open_replay_bank
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import facts_of
-from lvm.registry.registered import Card
+from lvm.models.facts import facts_of
+from lvm.tracking.versions import Card
 from lvm.windows.export import plan_windows
 
 OLD, NEW, WIDER = "data/old", "data/new", "data/wider"

@@ -12,12 +12,13 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import promote, rollback, shadow_eval
 from entrypoints._candidates import Wanted, choose_queries, gather
-from lvm import tracking
-from lvm.checkpoint import fits
-from lvm.checkpoint.facts import facts_of
+from lvm.models import fits
+from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
-from lvm.registry import alias, registered
 from lvm.shadow.query_log import read_query_log
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.entrypoints.test_pipeline import artifacts, run_of

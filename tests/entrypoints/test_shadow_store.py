@@ -12,11 +12,12 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from entrypoints import rollback, shadow_eval
-from lvm import tracking
 from lvm.bank.store import Bank, write_bank
-from lvm.checkpoint.facts import TRAINED, Facts, facts_of
 from lvm.models.baselines import CopyLast, Ridge
-from lvm.registry import alias, registered
+from lvm.models.facts import TRAINED, Facts, facts_of
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import rotation

@@ -16,11 +16,11 @@ from lvm.evaluation import controls
 from lvm.evaluation.controls import Questions, longest_beaten, mirrored, run_controls
 from lvm.evaluation.evaluate import evaluate
 from lvm.evaluation.free_predictors import fit_ridge
-from lvm.metrics import hit_at
+from lvm.evaluation.metrics import hit_at
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, ridge_features
 from lvm.prediction.predict import predict_queries
 from lvm.report.controls import controls_table
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests import reference

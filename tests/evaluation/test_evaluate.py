@@ -10,7 +10,7 @@ import torch
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
 from lvm.evaluation.free_predictors import FREE
-from lvm.metrics import FIGURES
+from lvm.evaluation.metrics import FIGURES
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

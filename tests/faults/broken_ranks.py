@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lvm.bank.store import open_bank
+from lvm.training.config import TrainConfig
 from lvm.training.distributed import World, joined
-from lvm.training.recipes import TrainConfig
 from lvm.training.supervision import Supervised
 from lvm.windows.export import plan_windows
 from tests.faults.breakage import Optimizer, after_steps, at_losses, scramble, weights_of

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from lvm import tracking
 from lvm.bank.store import Bank, open_bank
-from lvm.checkpoint.facts import facts_of
-from lvm.checkpoint.fits import Fit, kept
-from lvm.checkpoint.weights import load_model, optimizer_tensors, save_model
-from lvm.lanes.reranking import Reranker, fit_reranker
+from lvm.evaluation.rerank import Reranker, fit_reranker
+from lvm.models.facts import facts_of
+from lvm.models.fits import Fit, kept
 from lvm.models.table import build_model
-from lvm.registry import registered
+from lvm.models.weights import load_model, optimizer_tensors, save_model
 from lvm.retrieval.building import build_index, ensure_index
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.index import open_index, write_index
-from lvm.scaling.store import CellStore, Kept
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import measurement_path, read_measurement, write_measurement
-from lvm.training.state import Progress, StateFile
+from lvm.studies.scaling.store import CellStore, Kept
+from lvm.system.writing import write_array
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.training.checkpoint import Progress, StateFile
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
-from lvm.writing import write_array
 from tests.faults.commands import Command
 from tests.synthetic import make_bank
 

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from lvm.bank.row_table import TMD_LANES
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import Facts, facts_from_tags
-from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
-from lvm.lanes.assignment import DOMAINS_FILE, read_domains, with_lanes
+from lvm.evaluation.lane_assignment import DOMAINS_FILE, read_domains, with_lanes
+from lvm.models.facts import Facts, facts_from_tags
 from lvm.models.memory_gru import MemoryGRU
-from lvm.phases.table import PHASES_FILE, chosen_phases, read_old_gates, read_phases
-from lvm.rules import (
+from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model
+from lvm.studies.phases.table import PHASES_FILE, chosen_phases, read_old_gates, read_phases
+from lvm.system.thresholds import (
     GATES_FILE,
     read_chain_rules,
     read_gate_rules,
     read_lane_rules,
     read_scaling_rules,
 )
-from lvm.writing import SEAL, sealed
+from lvm.system.writing import SEAL, sealed
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import (
     ODD_TEXTS,

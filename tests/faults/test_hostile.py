@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from lvm import tracking
 from lvm.bank.files import CONTENTS, NPZ_COLUMNS, ROWS, VECTORS
 from lvm.bank.store import Bank, open_bank
-from lvm.checkpoint.facts import facts_of
-from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
-from lvm.lanes.assignment import read_domains
+from lvm.evaluation.lane_assignment import read_domains
 from lvm.models.baselines import MovingAverage
-from lvm.phases.table import read_phases
-from lvm.registry import registered
-from lvm.rules import read_gate_rules
+from lvm.models.facts import facts_of
+from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
+from lvm.studies.phases.table import read_phases
+from lvm.system.thresholds import read_gate_rules
+from lvm.system.writing import sealed
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
-from lvm.writing import sealed
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused
 from tests.synthetic import make_bank

@@ -20,9 +20,9 @@ from lvm.bank.files import CONTENTS, ROWS, VECTORS
 from lvm.bank.store import open_bank
 from lvm.chains.edges import read_edges
 from lvm.chains.ontologies import read_ontology
-from lvm.checkpoint.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.corpus.reading import read_corpus
 from lvm.models.baselines import MovingAverage
+from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.shadow.query_log import read_query_log
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused

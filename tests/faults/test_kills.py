@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lvm.registry import alias
-from lvm.seeding import generator
+from lvm.system.seeding import generator
+from lvm.tracking import alias
 from tests.checkout import copy_project
 from tests.faults.conftest import Tally
 from tests.faults.workplace import Workplace, files_sha256

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from entrypoints import train as train_command
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import load_state
-from lvm.seeding import generator
+from lvm.models.weights import load_state
+from lvm.system.seeding import generator
+from lvm.training.config import TrainConfig
+from lvm.training.guard import all_finite
 from lvm.training.loop import TrainResult, train
-from lvm.training.recipes import TrainConfig
-from lvm.training.spikes import all_finite
 from lvm.training.supervision import Supervised
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from tests.faults.conftest import Tally
 from tests.faults.test_kills import CASES, Case, prepared, undisturbed
 from tests.faults.workplace import Workplace

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.http import http_server, json_body, packed_body
-from lvm.registry import registered
+from lvm.tracking import versions as registered
 from tests.faults.load import Question, comfortable_rate, open_load
 from tests.served import baseline_of
 from tests.synthetic import make_bank

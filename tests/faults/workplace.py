@@ -11,8 +11,8 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from lvm import tracking
-from lvm.registry import alias
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
 from tests.faults.commands import Command
 
 # A training that was killed after it had registered its model leaves one version more.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.checkpoint.weights import load_model, save_model
 from lvm.models.baselines import MovingAverage
 from lvm.models.table import FREE_MODELS, MODELS, TRAINED_MODELS, build_model
+from lvm.models.weights import load_model, save_model
 
 DIM = 12
 TOY_SIZES = {

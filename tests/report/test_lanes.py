@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.lanes.agreement import Agreement, lane_agreement
-from lvm.lanes.assignment import KMEANS, Assignment
-from lvm.lanes.ceilings import (
+from lvm.evaluation.intervals import Difference
+from lvm.evaluation.lane_agreement import Agreement, lane_agreement
+from lvm.evaluation.lane_assignment import KMEANS, Assignment
+from lvm.evaluation.lane_ceilings import (
     ALL_LANES,
     INDEX_LIMITED,
     KS,
@@ -18,12 +19,11 @@ from lvm.lanes.ceilings import (
     Ceilings,
     LaneCeiling,
 )
-from lvm.lanes.diagnosis import diagnose
+from lvm.evaluation.lane_diagnosis import diagnose
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
 from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.report.tables import MARKDOWN, TEXT
-from lvm.rules import read_lane_rules
-from lvm.statistics import Difference
+from lvm.system.thresholds import read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.report.test_figures import assert_drawn
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from lvm.promotion.decision import decide
 from lvm.report.notes import (
     SHOWN,
     counts_note,
@@ -13,7 +12,8 @@ from lvm.report.notes import (
     shadow_note,
     training_note,
 )
-from lvm.rules import read_gate_rules
+from lvm.shadow.decision import decide
+from lvm.system.thresholds import read_gate_rules
 from tests.shadow_cases import winning_case
 
 HITS = {"hit_at_1": 0.1, "hit_at_5": 0.3, "hit_at_10": 0.4}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lvm.evaluation.intervals import Difference
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
@@ -14,14 +15,13 @@ from lvm.report.scaling import (
     scaling_text,
 )
 from lvm.report.scaling_figures import scaling_figure
-from lvm.scaling.cells import CellResult
-from lvm.scaling.fit import fit_grid
-from lvm.scaling.grid import BreakEven, Plan, Scaling
-from lvm.scaling.optimised import Optimised
-from lvm.scaling.verdict import Verdict
-from lvm.statistics import Difference
-from lvm.writing import jsonable
-from tests.scaling.curves import CURVES, draw_grid
+from lvm.studies.scaling.cells import CellResult
+from lvm.studies.scaling.fit import fit_grid
+from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
+from lvm.studies.scaling.optimised import Optimised
+from lvm.studies.scaling.verdict import Verdict
+from lvm.system.writing import jsonable
+from tests.studies.scaling.curves import CURVES, draw_grid
 
 PLAN = Plan((0.125, 0.25, 0.5, 1.0), (64, 128, 256), (0, 1), 600, 1e-3)
 FREE = {"ema": {"hit_at_5": 0.16, "soft": 0.15, "ci95": {"hit_at_5": [0.14, 0.18]}}}

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.lanes.diagnosis import diagnose
-from lvm.lanes.figures import lane_figures
-from lvm.promotion.decision import decide
+from lvm.evaluation.lane_diagnosis import diagnose
+from lvm.evaluation.lane_metrics import lane_figures
 from lvm.report.decision import decision_text, gates_table
 from lvm.report.evaluation import evaluation_table, lanes_table
 from lvm.report.lanes import hits_table
@@ -26,7 +25,8 @@ from lvm.report.shadow import (
 )
 from lvm.report.tables import MARKDOWN, PredictorRow, difference_cell, interval_cell, p_cell
 from lvm.report.tables import predictors_table as predictors
-from lvm.rules import read_gate_rules, read_lane_rules
+from lvm.shadow.decision import decide
+from lvm.system.thresholds import read_gate_rules, read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.shadow_cases import CLEAR_GAIN, difference, outcome, unscored, winning_case
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
-from lvm.metrics import selection_score
+from lvm.evaluation.metrics import selection_score
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness

@@ -14,8 +14,8 @@ import pytest
 
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank, write_bank
-from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import MovingAverage
+from lvm.models.facts import facts_of
 from lvm.retrieval.building import agreement, build_index, ensure_index
 from lvm.retrieval.index import open_index, write_index
 from lvm.retrieval.search import top_rows

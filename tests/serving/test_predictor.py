@@ -12,18 +12,19 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm import tracking
 from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.store import open_bank
-from lvm.checkpoint.facts import facts_of
-from lvm.lanes.classifier import means_of
-from lvm.lanes.reranking import reranker_if_lanes
+from lvm.evaluation.lane_classifier import means_of
+from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models.baselines import ContextMean, MovingAverage
+from lvm.models.facts import facts_of
 from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
-from lvm.registry import alias, registered
 from lvm.retrieval.search import top_rows
 from lvm.serving import passages
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import facts_of
 from lvm.models.baselines import ContextMean, CopyLast
+from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks

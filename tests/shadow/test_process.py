@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import FREE, Facts, facts_of
-from lvm.checkpoint.weights import save_model
 from lvm.evaluation.evaluate import evaluate_rival
+from lvm.evaluation.rerank import fit_reranker, foretell
 from lvm.evaluation.reranked import evaluate_reranking
-from lvm.lanes.reranking import fit_reranker, foretell
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
+from lvm.models.facts import FREE, Facts, facts_of
+from lvm.models.weights import save_model
 from lvm.shadow.child import told_in
 from lvm.shadow.host import Host
 from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
@@ -334,7 +334,7 @@ import threading
 from pathlib import Path
 import psutil
 from lvm.shadow.host import Host
-from lvm.stopping import stoppable
+from lvm.system.signals import stoppable
 job, held = Path(sys.argv[1]), []
 def tell():
     held.append(open(job / "queries.npz", "wb"))

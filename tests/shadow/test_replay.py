@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.facts import FREE, TRAINED, Facts, facts_of
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
-from lvm.promotion.decision import Decision, decide
+from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.report.shadow import comparison_table
-from lvm.rules import read_gate_rules
 from lvm.shadow.comparison import Replay, ShadowResult, compare
+from lvm.shadow.decision import Decision, decide
 from lvm.shadow.replay import Candidate, replay, replay_candidate
+from lvm.system.thresholds import read_gate_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, make_queries
 from tests.synthetic import make_bank, rotation, rotation_bank

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lvm.bank.store import Bank, open_bank
-from lvm.training.recipes import TrainConfig
+from lvm.training.config import TrainConfig
 from tests.training.test_loop import TOY, train_toy
 
 # The second half of training has hard negatives; an epoch takes 21 steps.

@@ -11,8 +11,8 @@ import pytest
 
 from lvm.bank.store import Bank, write_bank
 from lvm.training.batches import Batches
+from lvm.training.config import TrainConfig, resolve
 from lvm.training.plan import plan_training
-from lvm.training.recipes import TrainConfig, resolve
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from lvm.windows.splits import TRAIN, train_windows

@@ -9,12 +9,12 @@ import torch
 
 from lvm.bank.store import Bank
 from lvm.models.table import build_model
-from lvm.seeding import generator
+from lvm.system.seeding import generator
 from lvm.training import hard_negatives
 from lvm.training.batches import Batches
+from lvm.training.config import HARD_DEPTH
 from lvm.training.distributed import World
 from lvm.training.hard_negatives import NONE, POSITIVE_SHARE, HardNegatives
-from lvm.training.recipes import HARD_DEPTH
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 

@@ -16,9 +16,9 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.prediction.predict import predict_queries
 from lvm.training.batches import Batches
+from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
-from lvm.training.recipes import TrainConfig, as_dict, resolve
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import load_state, save_state
-from lvm.seeding import generator
-from lvm.training import spikes
+from lvm.models.weights import load_state, save_state
+from lvm.system.seeding import generator
+from lvm.training import guard as spikes
+from lvm.training.checkpoint import Progress
+from lvm.training.config import TrainConfig
+from lvm.training.guard import SNAPSHOT_STEPS, SPAN, WINDOW, loss_bar, sees_spike
 from lvm.training.loop import TrainResult
-from lvm.training.recipes import TrainConfig
-from lvm.training.spikes import SNAPSHOT_STEPS, SPAN, WINDOW, loss_bar, sees_spike
-from lvm.training.state import Progress
 from tests.faults.breakage import after_steps, before_every_step, scramble, weights_of
 from tests.training.test_loop import TOY, assert_same, train_toy
 

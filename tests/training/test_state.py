@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lvm.bank.store import Bank
-from lvm.checkpoint.weights import load_state
-from lvm.training import state
+from lvm.models.weights import load_state
+from lvm.training import checkpoint as state
+from lvm.training.checkpoint import Progress, StateFile
 from lvm.training.loop import TrainResult
-from lvm.training.state import Progress, StateFile
 from tests.training.dying_training import CHECKPOINT_STEPS, CONFIG
 from tests.training.test_loop import assert_same, train_toy
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
-from lvm.objectives import SampledSoftmax
 from lvm.training.batches import Batch, Batches
-from lvm.training.recipes import TrainConfig, resolve
+from lvm.training.config import TrainConfig, resolve
+from lvm.training.loss import SampledSoftmax
 from lvm.training.supervision import Supervised, recomputed
 from lvm.windows.export import plan_windows
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lvm.bank.store import Bank
+from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.training.plan import TrainingPlan
-from lvm.training.recipes import TrainConfig
-from lvm.training.symptoms import (
+from lvm.training.warnings import (
     epoch_warnings,
     planned_warnings,
     training_warnings,

@@ -8,8 +8,8 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.registry import alias
-from lvm.run_list import RUNS_PAGE
+from lvm.tracking import alias
+from lvm.tracking.run_list import RUNS_PAGE
 from tests.conftest import copy_store
 from tests.ui.project import make_project
 

@@ -1,1 +1,0 @@
-"""What is kept of a predictor: weights, fits on train rows, facts."""

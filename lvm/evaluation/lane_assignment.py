@@ -1,0 +1,255 @@
+"""Lanes for the rows of a bank: its own labels, written prototypes or clusters.
+
+A document is assigned as a whole, by its mean vector: that agrees with known subjects far better
+than row by row (docs/LOG.md, 2026-11-25). Shapes: N bank rows, M documents, D vector dim, L lanes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
+from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
+from lvm.corpus.encoders import Encoder, load_encoder
+from lvm.system.errors import in_one_line
+from lvm.system.seeding import torch_seed
+from lvm.system.thresholds import LaneRules
+from lvm.system.untrusted import read_yaml
+from lvm.windows.planning import Windows
+
+BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")
+DOMAINS_FILE = Path(__file__).with_name("domains.yaml")
+UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")
+CHECKED_ROWS = 8
+SAME_ENCODER = 0.9  # the bank's own encoder gives its rows again to 0.99 and more, others below 0.5
+CLUSTERS = 16  # where the bank has no lanes to count
+STARTS = 10
+TERMS = 2
+WORD = r"(?u)\b[^\W\d_]{3,}\b"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A bank with the lanes of one method; `facts` are JSON-able words on how they came about."""
+
+    method: str
+    bank: Bank
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def assign_lanes(
+    bank: Bank,
+    windows: Windows,
+    rules: LaneRules,
+    method: str = BANK,
+    encoder: str | None = None,
+    seed: int = 0,
+) -> Assignment:
+    """Return the bank with the lanes of `method`; `encoder` None is the one the bank names.
+
+    Raises ValueError for an unknown method, a bank without lanes of its own where they are asked
+    for, an encoder that is not at hand or not the bank's.
+    """
+    if method == BANK:
+        if bank.lane_N is None:
+            raise ValueError(
+                f"lanes: bank {bank.path} has no labels of its own; use lanes={PROTOTYPES}, "
+                f"lanes={KMEANS}, or add a column 'lane' to its row table"
+            )
+        return Assignment(BANK, bank)
+    if method == PROTOTYPES:
+        found = prototype_lanes(bank, bank_encoder(bank, encoder), read_domains(), rules)
+        return replace(found, facts=found.facts | {"checked_rows": len(checked_texts(bank)[1])})
+    if method == KMEANS:
+        return cluster_lanes(bank, windows, len(bank.lanes) or CLUSTERS, seed)
+    raise ValueError(f"lanes: {method!r} is unknown; use one of {', '.join(METHODS)}")
+
+
+@in_one_line
+def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -> Bank:
+    """Return the bank with these lanes, one name a document, None where it has no lane.
+
+    Raises ValueError for a name that is not among `lanes`.
+    """
+    code = {name: place for place, name in enumerate(lanes)} | {None: UNASSIGNED}
+    unknown = sorted({str(name) for name in lane_M if name not in code})
+    if unknown:
+        raise ValueError(
+            f"lanes: {', '.join(unknown)} unknown; a lane is one of {', '.join(lanes)}"
+        )
+    code_M = np.array([code[name] for name in lane_M], np.int16)
+    return replace(bank, lane_N=code_M[bank.document_N], lanes=tuple(lanes))
+
+
+def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
+    """Load the encoder of the bank, nothing downloaded; `name` None is the one the bank records.
+
+    Raises ValueError where it is not known or not at hand, has another dim, or does not give the
+    vectors of the bank's own texts again (see `checked_texts`).
+    """
+    name = name or bank.encoder
+    if name in UNNAMED_ENCODERS:
+        raise ValueError(
+            f"encoder: bank {bank.path} does not record what made its vectors; give its encoder: "
+            "wordllama or the local folder of a sentence-transformers model"
+        )
+    encoder = load_encoder(name, download=False)
+    if encoder.dim != bank.dim:
+        raise ValueError(
+            f"encoder {name!r}: gives {encoder.dim} dims, bank {bank.path} has {bank.dim}; give "
+            f"the encoder that made the bank ({bank.encoder})"
+        )
+    row_R, texts = checked_texts(bank)
+    if texts:
+        unit_RD = encoder.encode(texts)
+        same = float(np.median(np.einsum("rd,rd->r", unit_RD, bank.unit(row_R))))
+        if same < SAME_ENCODER:
+            raise ValueError(
+                f"encoder {name!r}: gives texts of bank {bank.path} other vectors (median cosine "
+                f"{same:.2f}); give the encoder that made the bank ({bank.encoder})"
+            )
+    return encoder
+
+
+def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
+    """Return up to eight rows with their texts, spread over the rows that have one."""
+    text_N = bank.texts()
+    told = [] if text_N is None else [row for row, text in enumerate(text_N) if text.strip()]
+    if text_N is None or not told:
+        return np.empty(0, np.int64), []
+    place = np.unique(np.linspace(0, len(told) - 1, CHECKED_ROWS).astype(np.int64))
+    row_R = np.array(told)[place]
+    return row_R, text_N[row_R].tolist()
+
+
+@in_one_line
+def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
+    """Read the sentences that describe each domain; raises ValueError on a wrong file."""
+    contents = read_yaml(Path(path), "domains")
+    if not isinstance(contents, dict) or not contents:
+        raise ValueError(f"domains {path}: must name domains, each with a list of sentences")
+    for name, sentences in contents.items():
+        if name not in TMD_LANES:
+            known = ", ".join(TMD_LANES)
+            raise ValueError(f"domains {path}: {name!r} is no lane; the lanes are {known}")
+        texts = sentences if isinstance(sentences, list) else []
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"domains {path}: {name} must have a list of one or more sentences")
+    return contents
+
+
+def prototype_lanes(
+    bank: Bank, encoder: Encoder, domains: Mapping[str, Sequence[str]], rules: LaneRules
+) -> Assignment:
+    """Give each document the domain whose prototype is nearest to its mean vector.
+
+    Both are centred on the mean prototype first, which takes out what all texts of an encoder have
+    in common. A document too near to two prototypes, or to none, has no lane (see LaneRules).
+    """
+    prototype_LD = _unit(
+        np.stack([encoder.encode(list(sentences)).mean(axis=0) for sentences in domains.values()])
+    )
+    centre_D = prototype_LD.mean(axis=0)
+    mean_MD = document_means(bank)
+    score_ML = _unit(mean_MD - centre_D) @ _unit(prototype_LD - centre_D).T
+    order_ML = np.argsort(-score_ML, axis=1, kind="stable")
+    sorted_ML = np.take_along_axis(score_ML, order_ML, axis=1)
+    best_M = sorted_ML[:, 0]
+    second_M = sorted_ML[:, 1] if len(domains) > 1 else np.full_like(best_M, -1)
+    is_sure_M = (best_M >= rules.assign_score) & (best_M - second_M >= rules.assign_margin)
+    names = list(domains)
+    lane_M = [names[c] if sure else None for c, sure in zip(order_ML[:, 0], is_sure_M, strict=True)]
+    facts = {
+        "encoder": encoder.name,
+        "min_score": rules.assign_score,
+        "min_margin": rules.assign_margin,
+    }
+    return _assignment(PROTOTYPES, with_lanes(bank, lane_M, names), facts)
+
+
+def cluster_lanes(bank: Bank, windows: Windows, num_lanes: int, seed: int = 0) -> Assignment:
+    """Cluster the documents by k-means, fitted on the mean vectors of their train rows.
+
+    A lane is called cluster-<number> with the terms that set it apart where the bank has texts.
+    Raises ValueError for fewer documents with train rows than lanes.
+    """
+    is_train_N = np.zeros(bank.num_rows, bool)
+    is_train_N[windows.train_rows()] = True
+    train_rows_M = np.bincount(bank.document_N, weights=is_train_N)
+    in_train_M = train_rows_M > 0
+    if in_train_M.sum() < num_lanes:
+        raise ValueError(
+            f"lanes: {in_train_M.sum()} documents with train rows in bank {bank.path} make no "
+            f"{num_lanes} clusters; use a larger bank"
+        )
+    seed_32 = torch_seed(seed, "lane clusters") % 2**32
+    clusters = KMeans(num_lanes, n_init=STARTS, random_state=seed_32)
+    train_mean_MD = document_means(bank, is_train_N)[in_train_M]
+    clusters.fit(train_mean_MD, sample_weight=train_rows_M[in_train_M])
+    code_M = clusters.predict(document_means(bank))
+    names = [f"cluster-{code:02d}" for code in range(num_lanes)]
+    terms = _terms(bank, code_M, in_train_M, num_lanes)
+    names = [" ".join([name, *words]) for name, words in zip(names, terms, strict=True)]
+    found = with_lanes(bank, [names[code] for code in code_M], names)
+    return _assignment(KMEANS, found, {"clusters": num_lanes, "seed": seed})
+
+
+def document_means(bank: Bank, use_N: NDArray[np.bool_] | None = None) -> FloatArray:
+    """Return the unit mean vector of each document's rows, of those in `use_N` alone, (M, D).
+
+    A document without such a row has a zero vector.
+    """
+    sum_MD = np.zeros((len(bank.documents), bank.dim), np.float32)
+    for start, unit_BD in bank.unit_blocks():
+        code_B = bank.document_N[start : start + len(unit_BD)]
+        if use_N is not None:
+            unit_BD = unit_BD * use_N[start : start + len(unit_BD), None]
+        first = run_starts(code_B)
+        sum_MD[code_B[first]] += np.add.reduceat(unit_BD, first, axis=0)
+    return _unit(sum_MD)
+
+
+def _assignment(method: str, bank: Bank, facts: dict[str, Any]) -> Assignment:
+    assert bank.lane_N is not None
+    num_unassigned = int((bank.lane_N == UNASSIGNED).sum())
+    count = np.bincount(bank.lane_N[bank.lane_N >= 0], minlength=len(bank.lanes))
+    rows = dict(zip(bank.lanes, count.tolist(), strict=True))
+    return Assignment(method, bank, facts | {"rows": rows, "unassigned_rows": num_unassigned})
+
+
+def _terms(
+    bank: Bank, code_M: NDArray[np.integer], in_train_M: NDArray[np.bool_], num_lanes: int
+) -> list[list[str]]:
+    """Return the words by whose TF-IDF the train documents of each cluster exceed all others."""
+    text_N = bank.texts()
+    terms: list[list[str]] = [[] for _ in range(num_lanes)]
+    if text_N is None:
+        return terms
+    first_row, num_rows = bank.document_table()[["first_row", "num_rows"]].to_numpy().T
+    text_M = [
+        " ".join(text_N[row : row + num]) for row, num in zip(first_row, num_rows, strict=True)
+    ]
+    chosen = np.flatnonzero(in_train_M)
+    weights = TfidfVectorizer(stop_words="english", token_pattern=WORD, sublinear_tf=True)
+    try:
+        weight_MW = weights.fit_transform([text_M[place] for place in chosen])
+    except ValueError:  # no word at all
+        return terms
+    words = weights.get_feature_names_out()
+    overall_W = np.asarray(weight_MW.mean(axis=0)).ravel()
+    for code in np.unique(code_M[chosen]):
+        own_W = np.asarray(weight_MW[code_M[chosen] == code].mean(axis=0)).ravel()
+        best = np.argsort(overall_W - own_W, kind="stable")[:TERMS]
+        terms[code] = [str(words[place]) for place in best if own_W[place] > overall_W[place]]
+    return terms
+
+
+def _unit(vector_MD: NDArray[np.floating]) -> FloatArray:
+    length_M1 = np.linalg.norm(vector_MD, axis=1, keepdims=True)
+    return np.asarray(vector_MD / np.where(length_M1 > 0, length_M1, 1), np.float32)

@@ -1,1 +1,0 @@
-"""Figures of each lane, from which weak lanes are told."""

@@ -1,0 +1,76 @@
+"""What a predictor is, what it was made from: the facts that travel with it."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from lvm.bank.store import Bank
+from lvm.models.fits import VERSION
+from lvm.models.table import FREE_MODELS
+from lvm.windows.planning import Windows
+
+FREE, TRAINED = "free", "trained"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
+
+    `fit_version` is the fits.VERSION that a free predictor was fitted by, `recipe` what a trained
+    one was trained by.
+    """
+
+    model: str
+    kind: str
+    phase: str
+    dim: int
+    ctx: int
+    bank: str
+    bank_sha256: str
+    windows_sha256: str
+    split: str
+    seed: int
+    leaky: bool
+    fit_version: int = 0
+    recipe: str = "none"
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, kind = getattr(self, one.name), one.type
+            if type(value) is not kind:
+                raise ValueError(f"{one.name}: {value!r} is no {getattr(kind, '__name__', kind)}")
+        if self.dim < 1 or self.ctx < 1:
+            raise ValueError(f"dim, ctx: {self.dim}, {self.ctx} must be 1 or more")
+
+
+def facts_of(name: str, phase: str, bank: Bank, windows: Windows, recipe: str = "none") -> Facts:
+    """Return the facts of the predictor `name` made from the train rows of `windows`."""
+    return Facts(
+        model=name,
+        kind=FREE if name in FREE_MODELS else TRAINED,
+        phase=phase,
+        dim=bank.dim,
+        ctx=windows.ctx,
+        bank=str(bank.path.resolve()),
+        bank_sha256=bank.sha256,
+        windows_sha256=windows.sha256,
+        split=windows.split,
+        seed=windows.seed,
+        leaky=windows.leaky,
+        fit_version=VERSION,
+        recipe=recipe,
+    )
+
+
+def facts_from_tags(tags: Mapping[str, str]) -> Facts:
+    """Read facts back from the strings of `tags`; one with a default may be missing.
+
+    Raises KeyError or ValueError where they fail.
+    """
+    kinds: dict[Any, Any] = {int: int, bool: _bool, str: str}
+    needed = [f for f in fields(Facts) if f.default is MISSING or f.name in tags]
+    return Facts(**{f.name: kinds[f.type](tags[f.name]) for f in needed})
+
+
+def _bool(text: str) -> bool:
+    return {"True": True, "False": False}[text]

@@ -1,0 +1,210 @@
+"""Predictors on disk beside training states, as safetensors without pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lvm.models.table import build_model
+from lvm.system.atomic import put_whole
+from lvm.system.errors import in_one_line
+from lvm.system.untrusted import own_file, parse_json, read_settings
+from lvm.system.writing import SEAL, is_damaged, sealed, writing
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+BESIDE = "beside_sha256"
+META, SHA256 = "meta", "sha256"
+MAX_SIZE = 10**7
+FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
+Write = Callable[[Path], object]
+
+
+def save_model(
+    model: nn.Module, folder: str | Path, beside: Mapping[str, Write] | None = None
+) -> Path:
+    """Write `model.safetensors` and `config.json` into `folder`, replacing it as a whole.
+
+    `beside` writes further files by name. `config.json` holds the predictor's configuration plus
+    `weights_sha256`, the hashes of the files beside, its own. Raises ValueError for sizes that
+    `load_model` would refuse; nothing is written then.
+    """
+    folder = Path(folder)
+    with put_whole(folder) as made:
+        made.mkdir()
+        tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+        with writing(folder / WEIGHTS):
+            save_file(tensors, made / WEIGHTS)
+        shapes = [list(value.shape) for value in tensors.values()]
+        num_bytes = (made / WEIGHTS).stat().st_size
+        _check_sizes(dict(model.config), shapes, num_bytes, folder)  # type: ignore[arg-type]
+        for name, write in (beside or {}).items():
+            write(made / name)
+        config = dict(model.config) | {"weights_sha256": _sha256(made / WEIGHTS)}  # type: ignore[arg-type]
+        if beside:
+            config[BESIDE] = {name: _sha256(made / name) for name in beside}
+        with writing(folder / CONFIG):
+            (made / CONFIG).write_text(json.dumps(sealed(config), indent=1) + "\n")
+    return folder
+
+
+@in_one_line
+def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
+    """Read the predictor that `save_model` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: a file is missing, one does not match its hash, or a tensor is absent, unknown
+            or of another shape.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    expected = {WEIGHTS: config.pop("weights_sha256", None)} | config.pop(BESIDE, {})
+    config.pop(SEAL, None)
+    weights = folder / WEIGHTS
+    for name, recorded in expected.items():
+        path = own_file(folder, name)
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: missing; a model folder holds {', '.join(expected)}, {CONFIG}"
+            )
+        if recorded != _sha256(path):
+            raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
+    _check_sizes(config, _shapes(weights), weights.stat().st_size, folder)
+    model = build_model(config)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{weights}: does not fit model '{config['model']}': {error}") from error
+    return model.to(device).eval()
+
+
+@in_one_line
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the configuration of a saved predictor.
+
+    Raises:
+        ValueError: `config.json` is missing, no JSON object, or differs from the hash in it.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = parse_json(read_settings(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds no JSON object of sizes")
+    if is_damaged(config):
+        raise ValueError(f"{path}: differs from the sha256 in it; copy the model again")
+    return config
+
+
+def model_text(folder: str | Path) -> str:
+    """Return what identifies a saved predictor, whatever lies beside it, as text."""
+    config = read_config(folder)
+    own = {name: value for name, value in config.items() if name not in (BESIDE, SEAL)}
+    return json.dumps(own, indent=1) + "\n"
+
+
+def _shapes(weights: Path) -> list[list[int]]:
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            return [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
+
+
+def _check_sizes(
+    config: Mapping[str, Any], shapes: list[list[int]], num_bytes: int, folder: Path
+) -> None:
+    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+    sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
+    if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
+        raise ValueError(f"{folder / CONFIG}: holds a size that no model has")
+    longest = max((size for shape in shapes for size in shape), default=MAX_SIZE)
+    too_large = [key for key in FILLED if sizes.get(key, 0) > longest]
+    too_large += ["layers"] * (sizes.get("layers", 0) > len(shapes))
+    too_large += ["hidden"] * (sizes.get("hidden", 0) ** 2 > num_bytes)
+    if too_large:
+        raise ValueError(
+            f"{folder / WEIGHTS}: does not fit model '{config.get('model')}', whose "
+            f"{too_large[0]} is {sizes[too_large[0]]}"
+        )
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a training state as one safetensors file; a reader sees the old or the new one.
+
+    It holds a hash of its contents. Raises OSError, which names the file, where it cannot be
+    written; nothing is left beside it then.
+    """
+    flat = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+    text = json.dumps(meta)
+    # One entry: safetensors writes several in an order that differs from run to run.
+    sealed_meta = {**meta, SHA256: contents_sha256(flat, text)}
+    metadata = {META: json.dumps(sealed_meta)}
+    with writing(path), put_whole(path) as made:
+        save_file(flat, made, metadata=metadata)
+        with made.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+@in_one_line
+def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote: the tensors by name, the meta data.
+
+    One without a hash, as was written before, is read where `is_hash_needed` is False.
+
+    Raises:
+        ValueError: the file is no complete training state, or differs from the hash in it.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        meta = json.loads(metadata[META])
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
+        raise ValueError(f"{path}: not a complete training state ({error}); delete it") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: not a complete training state; delete it")
+    recorded = meta.pop(SHA256, None)
+    is_old = recorded is None and not is_hash_needed
+    if not is_old and recorded != contents_sha256(tensors, json.dumps(meta)):
+        raise ValueError(f"{path}: its contents are not those of the sha256 in it; delete it")
+    return tensors, meta
+
+
+def contents_sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return a hash of a text with the names, types, shapes, values of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's per-parameter tensors, named `<parameter number>.<name>`."""
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back the tensors that `optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,1 +1,0 @@
-"""Who takes the alias after a replay, gate by gate."""

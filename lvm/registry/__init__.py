@@ -1,1 +1,0 @@
-"""The registered model `lvm` in MLflow: versions, alias, settlements."""

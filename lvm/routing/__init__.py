@@ -1,1 +1,0 @@
-"""Gates over experts: the lanes that they are told, their losses, their figures."""

@@ -1,0 +1,296 @@
+"""Gains from twice the data or twice the parameters, fitted to a grid of trained models.
+
+Shapes: F fractions, W widths, S seeds, Q queries, M documents, C = F W cells, B resamples,
+G pairs of exponents, P = 4 coefficients.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from lvm.evaluation.intervals import LEVEL, FloatArray
+from lvm.studies.scaling.noise import log_misses, measure_noise, resampled_means, score_of
+from lvm.system.seeding import generator
+
+RESAMPLES = 2000
+LOWEST, HIGHEST = 0.01, 4.0  # exponents: from growth with the logarithm to a curve that has ended
+EXPONENTS = np.concatenate([[LOWEST], np.geomspace(0.1, HIGHEST, 17)])
+STARTS = 8
+MIN_SIZES = 3  # a power law has three unknowns along each axis
+MIN_SEEDS = 2  # of one seed it is not known how far another would lead
+STEP = 1e-4  # of an exponent, for derivatives
+
+
+@dataclass(frozen=True, eq=False)
+class GridValues:
+    """What a grid measured: `value_FWSQ`, a score from 0 to 1 a query, the same queries a cell.
+
+    `data_F` are amounts of training data, `parameters_W` numbers of parameters, both ascending, in
+    any unit. `document_Q` names the document of each query.
+    """
+
+    data_F: FloatArray
+    parameters_W: FloatArray
+    value_FWSQ: FloatArray
+    document_Q: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain with its 95 % interval; variances by cause: documents asked, seeds, surface or law."""
+
+    mean: float
+    low: float
+    high: float
+    document_variance: float
+    seed_variance: float
+    misfit_variance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """The score at the largest data and width - what smaller data foretell, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The surface through a grid, with what it says at the largest data and width.
+
+    `data` is the gain from twice the data, `parameters` that from twice the parameters, `lead` the
+    first minus the second, on the same resamples. `mean_FW` are the measured means over seeds with
+    `interval_FW2`; `next_interval_W2` is that of the surface at twice the data. `seed_sd` is the
+    standard deviation of a cell's mean over its seeds, known with `seed_freedom`; `backtest` is
+    None with fewer than four fractions, its interval that of the noise alone.
+    `level_B`, `slope_B` and `exponent_B` are the resampled c, a times the factor of the law, alpha.
+    """
+
+    data: Gain
+    parameters: Gain
+    lead: Gain
+    exponents: tuple[float, float]
+    coefficient_P: FloatArray
+    mean_FW: FloatArray
+    interval_FW2: FloatArray
+    next_interval_W2: FloatArray
+    seed_sd: float
+    seed_freedom: int
+    backtest: Backtest | None
+    level_B: FloatArray
+    slope_B: FloatArray
+    exponent_B: FloatArray
+
+    def at(self, x: FloatArray | float, z: float) -> FloatArray:
+        """Return the surface at x times the largest data, z times the largest parameters."""
+        data, width = growth(x, self.exponents[0]), growth(z, self.exponents[1])
+        c, a, b, e = self.coefficient_P
+        return score_of(c + a * data + b * width + e * data * width)
+
+
+def fit_grid(
+    grid: GridValues, seed: int = 0, resamples: int = RESAMPLES, extrapolation_sd: float = 0.0
+) -> Fitted:
+    """Fit -ln(1 - y) = c + a u(x, alpha) + b u(z, beta) + e u(x, alpha) u(z, beta).
+
+    y is the mean score of a cell, so that the share of misses falls by powers, which a score that
+    nears 1 can follow; least squares. x and z are data and parameters over their largest, u(x, k) =
+    (1 - x^-k) / k: twice the data add a u(2) at the largest width, twice the parameters b u(2) at
+    the largest data. Intervals: bootstrap over documents (the same queries in every cell) plus the
+    noise of the means over seeds and of what the surface misses, drawn from Student's distribution;
+    what the law adds beyond the grid is right up to a factor whose logarithm has the standard
+    deviation `extrapolation_sd`, drawn for data and for parameters apart.
+
+    Raises ValueError with fewer than three fractions or widths, one seed, queries of one document.
+    """
+    _check(grid)
+    random = generator(seed, "scaling")
+    x_F, z_W = grid.data_F / grid.data_F[-1], grid.parameters_W / grid.parameters_W[-1]
+    surface = Surface(x_F, z_W)
+    mean_FWS = grid.value_FWSQ.mean(axis=3)
+    mean_FW = mean_FWS.mean(axis=2)
+    point_C = log_misses(mean_FW.ravel())
+    pair, coefficient_P = surface.point(point_C)
+    residual_C = point_C - surface.design(*pair) @ coefficient_P
+    tangent_CP = surface.tangent(pair, coefficient_P)
+    noise = measure_noise(log_misses(mean_FWS), residual_C.reshape(mean_FW.shape), tangent_CP)
+    value_CQ = grid.value_FWSQ.mean(axis=2).reshape(mean_FW.size, -1)
+    asked_BC = log_misses(resampled_means(value_CQ, grid.document_Q, random, resamples))
+    seed_BC, misfit_BC = noise.draw(random, resamples, (len(x_F), len(z_W)))
+    drawn_BC = asked_BC + seed_BC + misfit_BC
+    factor_B2 = np.exp(extrapolation_sd * random.standard_normal((resamples, 2)))
+    both = surface.fit(drawn_BC, factor_B2)
+    asked, seeds = (surface.fit(value_BC) for value_BC in (asked_BC, point_C + seed_BC))
+    points = _gains(coefficient_P, growth(2.0, np.array(pair)))
+    gains = {
+        name: _gain(float(point), both[name], asked[name], seeds[name])
+        for name, point in points.items()
+    }
+    return Fitted(
+        **gains,
+        exponents=pair,
+        coefficient_P=coefficient_P,
+        mean_FW=mean_FW,
+        interval_FW2=_interval(score_of(asked_BC + seed_BC)).reshape(*mean_FW.shape, 2),
+        next_interval_W2=_interval(both["next"]),
+        seed_sd=float(np.sqrt(noise.seeds) * (1 - mean_FW[-1, -1])),
+        seed_freedom=noise.fraction_freedom,
+        backtest=_backtest(x_F, z_W, point_C, drawn_BC),
+        level_B=both["level"],
+        slope_B=both["slope"],
+        exponent_B=both["exponent"],
+    )
+
+
+class Surface:
+    """The least-squares surface over a grid: linear in four coefficients given two exponents.
+
+    Variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 1973): for each pair of exponents the
+    coefficients are solved for, so that only the pair is searched.
+    """
+
+    def __init__(self, x_F: FloatArray, z_W: FloatArray) -> None:
+        self._x_C, self._z_C = (side.ravel() for side in np.meshgrid(x_F, z_W, indexing="ij"))
+        self._num_widths = len(z_W)
+        self._pairs = [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
+        designs = [_scaled(self.design(*pair)) for pair in self._pairs]
+        self._basis_GCP = np.stack([np.linalg.qr(design)[0] for design, _ in designs])
+        self._inverse_GPC = np.stack([np.linalg.pinv(d) / scale[:, None] for d, scale in designs])
+
+    def design(self, alpha: float, beta: float) -> FloatArray:
+        """Return what the four coefficients multiply in each cell, (C, P)."""
+        data_C, width_C = growth(self._x_C, alpha), growth(self._z_C, beta)
+        return np.stack([np.ones_like(data_C), data_C, width_C, data_C * width_C], axis=1)
+
+    def point(self, mean_C: FloatArray) -> tuple[tuple[float, float], FloatArray]:
+        """Return the best exponents with their coefficients, from the best STARTS of the grid."""
+        error_G = self._errors(mean_C[None])[:, 0]
+        scale = np.std(mean_C) or 1.0  # the search stops at absolute steps, too
+        best = min(
+            (
+                optimize.least_squares(
+                    lambda pair: self._solve(pair, mean_C)[1] / scale,
+                    self._pairs[start],
+                    bounds=(LOWEST - 1e-9, HIGHEST + 1e-9),
+                )
+                for start in np.argsort(error_G)[:STARTS]
+            ),
+            key=lambda found: float(found.cost),
+        )
+        pair = float(best.x[0]), float(best.x[1])
+        return pair, self._solve(pair, mean_C)[0]
+
+    def fit(
+        self, mean_BC: FloatArray, factor_B2: FloatArray | None = None
+    ) -> dict[str, FloatArray]:
+        """Return, for each resample, gains, level, slope, exponent, the score at twice the data.
+
+        `factor_B2` multiplies what twice the data, twice the parameters add to the fitted misses.
+        """
+        best_B = self._errors(mean_BC).argmin(axis=0)
+        coefficient_BP = np.einsum("bpc,bc->bp", self._inverse_GPC[best_B], mean_BC)
+        pair_B2 = np.array(self._pairs)[best_B]
+        factor_B2 = np.ones_like(pair_B2) if factor_B2 is None else factor_B2
+        twice_2B = (factor_B2 * growth(2.0, pair_B2)).T
+        width_BW = growth(self._z_C[: self._num_widths], pair_B2[:, 1:])
+        c_B, a_B, b_B, e_B = coefficient_BP.T
+        next_BW = (c_B + a_B * twice_2B[0])[:, None] + (b_B + e_B * twice_2B[0])[:, None] * width_BW
+        fit = {"level": c_B, "slope": a_B * factor_B2[:, 0], "exponent": pair_B2[:, 0]}
+        return _gains(coefficient_BP.T, twice_2B) | fit | {"next": score_of(next_BW)}
+
+    def tangent(self, pair: tuple[float, float], coefficient_P: FloatArray) -> FloatArray:
+        """Return the derivatives of the surface by its six unknowns in each cell, (C, 6)."""
+        by_exponent = [
+            (self.design(*np.add(pair, step)) - self.design(*np.subtract(pair, step)))
+            @ coefficient_P
+            / (2 * STEP)
+            for step in ((STEP, 0.0), (0.0, STEP))
+        ]
+        return np.column_stack([self.design(*pair), *by_exponent])
+
+    def _errors(self, mean_BC: FloatArray) -> FloatArray:
+        """Return the squared error of each pair of exponents, (G, B)."""
+        inside_GBP = np.einsum("gcp,bc->gbp", self._basis_GCP, mean_BC)
+        return (mean_BC**2).sum(axis=1) - (inside_GBP**2).sum(axis=2)
+
+    def _solve(
+        self, pair: tuple[float, float], mean_C: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the coefficients (P,), what they leave over (C,)."""
+        design_CP, scale_P = _scaled(self.design(*pair))
+        solved_P = np.linalg.lstsq(design_CP, mean_C)[0]
+        return solved_P / scale_P, design_CP @ solved_P - mean_C
+
+
+def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
+    """Return (1 - x^-k) / k: 0 at x = 1, ln x for k towards 0."""
+    return (1 - np.asarray(x) ** -np.asarray(exponent)) / exponent
+
+
+def data_for(
+    gain: float,
+    level: FloatArray | float,
+    slope: FloatArray | float,
+    exponent: FloatArray | float,
+) -> FloatArray:
+    """Return how many times the data add `gain` to the score at c = `level`, a = `slope`.
+
+    Infinite where the curve ends below.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = -np.log(np.maximum(0.0, 1 - gain * np.exp(level)))
+        left = 1 - needed * np.asarray(exponent) / slope
+        times = np.where(left > 0, left, 0.0) ** (-1 / np.asarray(exponent))
+    return np.where(np.asarray(slope) > 0, times, np.inf)
+
+
+def _gains(coefficient_P: FloatArray, twice_2: FloatArray) -> dict[str, FloatArray]:
+    level, top = coefficient_P[0], score_of(coefficient_P[0])
+    data, parameters = (score_of(level + coefficient_P[1 + i] * twice_2[i]) - top for i in (0, 1))
+    return {"data": data, "parameters": parameters, "lead": data - parameters}
+
+
+def _gain(point: float, both_B: FloatArray, asked_B: FloatArray, seed_B: FloatArray) -> Gain:
+    low, high = _interval(both_B)
+    asked, seeds = float(asked_B.var()), float(seed_B.var())
+    rest = max(0.0, float(both_B.var()) - asked - seeds)
+    return Gain(point, float(low), float(high), asked, seeds, rest)
+
+
+def _interval(value_BX: FloatArray) -> FloatArray:
+    return np.quantile(value_BX, [LEVEL / 2, 1 - LEVEL / 2], axis=0).T
+
+
+def _scaled(design_CP: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the columns at unit length with their lengths: x^-4 is large at an eighth."""
+    scale_P = np.linalg.norm(design_CP, axis=0)
+    return design_CP / scale_P, scale_P
+
+
+def _backtest(
+    x_F: FloatArray, z_W: FloatArray, point_C: FloatArray, drawn_BC: FloatArray
+) -> Backtest | None:
+    if len(x_F) <= MIN_SIZES:
+        return None
+    known, times = Surface(x_F[:-1] / x_F[-2], z_W), x_F[-1] / x_F[-2]
+    smaller = len(point_C) - len(z_W)
+    pair, coefficient_P = known.point(point_C[:smaller])
+    foretold = score_of(coefficient_P[0] + coefficient_P[1] * growth(times, pair[0]))
+    fit = known.fit(drawn_BC[:, :smaller])
+    foretold_B = score_of(fit["level"] + fit["slope"] * growth(times, fit["exponent"]))
+    low, high = _interval(score_of(drawn_BC[:, -1]) - foretold_B)
+    return Backtest(float(score_of(point_C[-1]) - foretold), float(low), float(high))
+
+
+def _check(grid: GridValues) -> None:
+    for name, sizes in (("fractions", grid.data_F), ("widths", grid.parameters_W)):
+        if len(sizes) < MIN_SIZES:
+            raise ValueError(f"{name}: {len(sizes)} given; a curve needs at least {MIN_SIZES}")
+    if grid.value_FWSQ.shape[2] < MIN_SEEDS:
+        raise ValueError(f"seeds: 1 given; their noise shows with {MIN_SEEDS} or more")
+    if len(np.unique(grid.document_Q)) < 2:
+        raise ValueError("queries: all are from one document; an interval needs at least two")

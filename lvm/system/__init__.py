@@ -1,0 +1,1 @@
+"""What every part needs and nothing of vectors: files, signals, processes, errors."""

@@ -1,0 +1,1 @@
+"""All of MLflow: runs, datasets, logged models, versions, the alias."""

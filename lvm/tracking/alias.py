@@ -1,0 +1,253 @@
+"""The alias `baseline` of the registered model: its moves, each whole or undone, in a history."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from lvm.system.reasons import plain_reason
+from lvm.system.signals import undisturbed
+from lvm.tracking import page
+from lvm.tracking.runs import SQLITE, STORE_ERRORS
+
+NAME, ARTIFACT = "lvm", "model"  # of the registered model, of a trained one in its run
+BASELINE, PREVIOUS = "baseline", "previous"
+MOVE, PENDING = "move/", "pending_move"
+DECIDED, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
+MAX_REASON = 1000
+FAILURES = (*STORE_ERRORS, OSError)
+UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def aliases() -> dict[str, str]:
+    """Return alias -> version of `lvm`; nothing where no version was ever registered."""
+    try:
+        return {k: str(v) for k, v in MlflowClient().get_registered_model(NAME).aliases.items()}
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return {}
+
+
+def promote(
+    version: str, expected: str | None, evidence: Mapping[str, str], how: str = DECIDED
+) -> None:
+    """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
+
+    `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
+    version, in place of that of an earlier decision, and with `reason`, `decision_run` and `how` a
+    line of the history. Raises ValueError where the version is unknown, where it is the baseline
+    already, or where the alias has moved since the decision; nothing is changed then.
+    """
+    with locked(), undisturbed():
+        repair()
+        now = aliases()
+        current = now.get(BASELINE)
+        if current != expected:
+            raise ValueError(
+                f"version: baseline moved from {expected} to {current} meanwhile; decide again"
+            )
+        version = check_version(version)
+        if version == current:
+            raise ValueError(f"version: {version} is the baseline already")
+        _move(version, now, evidence, how)
+
+
+def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Swap the aliases `baseline` and `previous`; return the restored and the withdrawn version.
+
+    Raises ValueError where there is no previous baseline.
+    """
+    with locked(), undisturbed():
+        repair()
+        now = aliases()
+        if BASELINE not in now or PREVIOUS not in now:
+            raise ValueError(
+                "rollback: no previous baseline is recorded; use the entry point promote"
+            )
+        if now[PREVIOUS] == now[BASELINE]:
+            known = [one["replaced"] for one in history() if one["version"] == now[BASELINE]]
+            raise ValueError(
+                f"rollback: previous and baseline are both version {now[BASELINE]}; the history "
+                f"says it replaced version {known[-1] if known else 'none'}: use promote"
+            )
+        told = {"reason": "rolled back", **(evidence or {})}
+        _move(now[PREVIOUS], now, told, ROLLED_BACK)
+        return now[PREVIOUS], now[BASELINE]
+
+
+def check_version(version: str) -> str:
+    """Return the number of a version as MLflow writes it, which reads 01 as 1, too.
+
+    Raises ValueError where `lvm` has no such version.
+    """
+    number = _number_of(version)
+    if number is None:
+        found = MlflowClient().search_model_versions(f"name = '{NAME}'")
+        known = ", ".join(sorted((str(one.version) for one in found), key=int)) or "none"
+        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
+    return number
+
+
+def tag_version(version: str, tags: Mapping[str, str]) -> None:
+    """Set tags on a version of `lvm`; its description, which is made of them, follows.
+
+    Under the lock: figures of two replays that end at once would be mixed.
+    """
+    client = MlflowClient()
+    with locked():
+        for key, value in tags.items():
+            client.set_model_version_tag(NAME, version, key, value)
+        known = client.get_model_version(NAME, version).tags
+        client.update_model_version(NAME, version, description=page.description(known))
+
+
+def history() -> list[dict[str, str]]:
+    """Return every move of the alias `baseline`, the first one first.
+
+    A move has `at` (UTC), `version`, `replaced` (a version or none), `run`, `reason`, `how`
+    (DECIDED, BY_HAND or ROLLED_BACK). It is kept as a tag `move/<time>-<run>` of the registered
+    model as well as of the version that took the alias.
+    """
+    tags = _tags()
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(MOVE)]
+
+
+def withdrawn() -> set[str]:
+    """Return the versions that a rollback took the alias from and that no hand gave it again."""
+    found: set[str] = set()
+    for move in history():
+        how = move.get("how", DECIDED)
+        if how == ROLLED_BACK:
+            found.add(move["replaced"])
+        if how != DECIDED:
+            found.discard(move["version"])
+    return found
+
+
+def repair() -> None:
+    """Finish or undo a move that was cut off between its steps, under the lock.
+
+    A move writes what it is about to do as the tag `pending_move` first, so that a process killed
+    at any point leaves a state that can be told.
+    """
+    pending = _tags().get(PENDING)
+    if pending is None:
+        return
+    planned = json.loads(pending)
+    if aliases().get(BASELINE) == planned["move"]["version"]:
+        _record(planned)
+    else:
+        _set_previous(planned["previous"])
+    MlflowClient().delete_registered_model_tag(NAME, PENDING)
+
+
+def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how: str) -> None:
+    """Set both aliases, or leave both: where the second fails, the first is put back.
+
+    A move whose record cannot be written any more has taken place; `repair` writes that later.
+    """
+    client, at = MlflowClient(), datetime.now(UTC)
+    move = {
+        "at": at.isoformat(timespec="seconds"),
+        "version": version,
+        "replaced": now.get(BASELINE, "none"),
+        "run": evidence.get("decision_run", "none"),
+        "reason": evidence.get("reason", "none")[:MAX_REASON],
+        "how": how,
+    }
+    key = f"{MOVE}{at:%Y%m%dT%H%M%S.%f}-{move['run'][:8]}"
+    tags = {} if how == ROLLED_BACK else dict(evidence)
+    planned = {"key": key, "move": move, "previous": now.get(PREVIOUS), "tags": tags}
+    client.set_registered_model_tag(NAME, PENDING, json.dumps(planned))
+    try:
+        if BASELINE in now:
+            client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
+        client.set_registered_model_alias(NAME, BASELINE, version)
+    except FAILURES:  # of the move, or only of its answer
+        if aliases().get(BASELINE) != version:
+            repair()
+            raise
+    found = aliases().get(BASELINE)
+    if found != version:
+        client.delete_registered_model_tag(NAME, PENDING)
+        raise ValueError(
+            f"version: another user set baseline to version {found} at the same moment as this to "
+            f"{version}; look at the history, then decide again"
+        )
+    try:
+        repair()
+    except FAILURES as error:
+        reason = plain_reason(error)
+        print(
+            f"version {version} is the baseline; its history follows with the next move: {reason}"
+        )
+
+
+def _record(planned: Mapping[str, Any]) -> None:
+    version, text = planned["move"]["version"], json.dumps(planned["move"])
+    tags = planned.get("tags", {})
+    if tags:  # a rollback has none: the evidence of before holds again
+        _drop_evidence(version, kept=tags)
+    tag_version(version, tags | {planned["key"]: text})
+    MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
+
+
+def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
+    """Delete what an earlier decision left on a version: a move by hand has no figures."""
+    client = MlflowClient()
+    for key in client.get_model_version(NAME, version).tags:
+        if key.startswith(page.DECIDED) and key not in kept:
+            client.delete_model_version_tag(NAME, version, key)
+
+
+def _set_previous(version: str | None) -> None:
+    """Set `previous` as it was; a version that was deleted meanwhile is none."""
+    if version is not None and _number_of(version) is not None:
+        MlflowClient().set_registered_model_alias(NAME, PREVIOUS, version)
+    elif PREVIOUS in aliases():
+        MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
+
+
+def _number_of(version: str) -> str | None:
+    try:
+        return str(MlflowClient().get_model_version(NAME, version).version)
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return None
+
+
+def _tags() -> dict[str, str]:
+    try:
+        return dict(MlflowClient().get_registered_model(NAME).tags)
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        return {}
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Let one process of this user on this machine decide over the aliases of a store at a time.
+
+    Whoever holds the lock may take it again. On a tracking server others are not held off; a move
+    notices when it was overtaken.
+    """
+    uri = mlflow.get_registry_uri()
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{digest}.lock"
+    if uri.startswith(SQLITE):
+        path = Path(f"{uri.removeprefix(SQLITE)}.registry.lock")
+    with FileLock(path, is_singleton=True):
+        yield

@@ -1,1 +1,0 @@
-"""Gates: lanes, losses, figures."""

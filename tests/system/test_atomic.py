@@ -1,0 +1,152 @@
+"""Files and folders that appear whole, what killed processes leave of them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lvm.system.atomic import REPLACED, put_whole, scratch_beside
+from lvm.system.signals import Stopped, stoppable
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from lvm.system.atomic import put_whole
+with put_whole(Path(sys.argv[1])) as made:
+    made.write_text("half")
+    print(made.parent.name, flush=True)
+    input()
+"""
+
+KILLED_BETWEEN_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from lvm.system.atomic import put_whole
+os.replace = lambda made, path: os.kill(os.getpid(), signal.SIGKILL)
+with put_whole(Path(sys.argv[1])) as made:
+    made.mkdir()
+    (made / "new").touch()
+"""
+
+
+def folder_with(path, name):
+    path.mkdir()
+    (path / name).touch()
+    return path
+
+
+def content(folder):
+    return {str(one.relative_to(folder)) for one in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_made_takes_the_place_of_what_was_there(tmp_path, is_folder):
+    path = tmp_path / "new" / "thing"
+    for text in ("first", "second"):
+        with put_whole(path) as made:
+            if is_folder:
+                made.mkdir()
+            (made / "part" if is_folder else made).write_text(text)
+    assert (path / "part" if is_folder else path).read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "thing"
+    path.write_text("before")
+    with pytest.raises(OSError, match="disk"), put_whole(path) as made:
+        made.write_text("half")
+        raise OSError("disk")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match="folder"), put_whole(tmp_path / "folder") as made:
+        made.touch()
+    with pytest.raises(NotADirectoryError), put_whole(tmp_path / "file") as made:
+        made.mkdir()
+    assert {one.name for one in tmp_path.rglob("*")} == {"folder", "precious", "file"}
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    def fail(made, path):
+        raise OSError("disk")
+
+    path = folder_with(tmp_path / "thing", "old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk"), put_whole(path) as made:
+        folder_with(made, "new")
+    assert content(tmp_path) == {"thing", "thing/old"}
+
+
+def test_a_stop_signal_between_the_renames_waits(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def interrupted(source, target):
+        rename(source, target)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    path = folder_with(tmp_path / "thing", "old")
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(Stopped), stoppable(), put_whole(path) as made:
+        folder_with(made, "new")
+    assert content(tmp_path) == {"thing", "thing/new"}
+
+
+def killed_between_renames(path):
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(path)])
+    assert not path.exists()
+    (scratch,) = path.parent.iterdir()
+    return scratch
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    path = folder_with(tmp_path / "thing", "old")
+    killed_between_renames(path)
+    with scratch_beside(path):
+        assert content(path) == {"old"}
+    assert content(tmp_path) == {"thing", "thing/old"}
+
+
+def test_a_folder_made_since_then_stays(tmp_path):
+    path = folder_with(tmp_path / "thing", "old")
+    killed_between_renames(path)
+    folder_with(path, "another")
+    with scratch_beside(path):
+        assert content(path) == {"another"}
+
+
+def test_what_was_replaced_already_is_not_put_back(tmp_path):
+    """Such a folder may be half removed, and its user may have removed the new one since."""
+    path = folder_with(tmp_path / "thing", "old")
+    scratch = killed_between_renames(path)
+    shutil.rmtree(scratch / "thing")
+    assert (scratch / REPLACED / "old").exists()
+    with scratch_beside(path):
+        assert not path.exists()
+
+
+def test_the_remains_of_a_killed_process_go_those_of_a_living_one_stay(tmp_path):
+    path = tmp_path / "thing"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [sys.executable, "-c", DYING, str(path)]
+    dying, living = (subprocess.Popen(words, **pipes) for _ in range(2))
+    names = [process.stdout.readline().strip() for process in (dying, living)]
+    os.kill(dying.pid, signal.SIGKILL)
+    dying.wait()
+    foreign = tmp_path / ".thing~another-host~1~2~3.00~x.scratch"
+    of_another = tmp_path / names[0].replace(".thing~", ".thing2~")
+    for folder in (foreign, of_another):
+        folder.mkdir()
+    with scratch_beside(path) as scratch:
+        expected = {scratch.name, names[1], foreign.name, of_another.name}
+        assert {one.name for one in tmp_path.iterdir()} == expected
+    living.communicate("\n")
+    assert path.read_text() == "half"

@@ -1,0 +1,277 @@
+"""Runs in a real sqlite store: identity, parameters, figures, every way to end."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lvm.bank.store import write_bank
+from lvm.system.checkout import is_dirty
+from lvm.system.signals import SIGNALS, Stopped, remember_signals
+from lvm.tracking import datasets, past_runs
+from lvm.tracking import runs as tracking
+from lvm.windows.export import ensure_windows
+from tests.synthetic import make_bank
+
+ROOT = Path(__file__).parents[2]
+
+
+def finished(run_id: str) -> mlflow.entities.Run:
+    return MlflowClient().get_run(run_id)
+
+
+def launched(monkeypatch, params: dict[str, str]) -> str:
+    """Do what `mlflow run` does before it starts a command; return the run's id."""
+    run = MlflowClient().create_run("0")
+    for key, value in params.items():
+        MlflowClient().log_param(run.info.run_id, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    return run.info.run_id
+
+
+def test_default_store_lies_in_the_project_with_its_artifacts(empty_store):
+    with sqlite3.connect(empty_store) as connection:
+        mode = connection.execute("PRAGMA journal_mode").fetchone()
+        place = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+    connection.close()
+    assert mode == ("wal",)
+    assert place == [(str(empty_store.parent / "mlruns" / "0"),)]
+
+
+def test_the_environment_chooses_the_store(store):
+    assert tracking.configure() == mlflow.get_tracking_uri() == f"sqlite:///{store}/mlflow.db"
+    assert tracking.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db"
+
+
+def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
+    with tracking.run("train", {"lr": "auto", "ctx": "50"}) as run_id:
+        tracking.log_config({"lr": 0.1, "ctx": 50})
+    run = finished(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "train"
+    assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
+    dirty = {True: "true", False: "false", None: None}[is_dirty()]
+    assert run.data.tags.get("mlflow.source.git.dirty") == dirty
+    assert json.loads(past_runs.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
+
+
+def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeypatch):
+    run_id = launched(monkeypatch, {"lr": "1e-3", "ctx": "2000"})
+    with tracking.run("train", {"lr": "0.001", "ctx": "2000", "seed": "0"}) as opened:
+        assert opened == run_id
+    assert finished(run_id).data.params == {"lr": "1e-3", "ctx": "2000", "seed": "0"}
+    assert finished(run_id).info.status == "FINISHED"
+
+
+def test_a_name_given_by_the_user_stays(store, monkeypatch):
+    run_id = launched(monkeypatch, {})
+    MlflowClient().set_tag(run_id, "mlflow.runName", "my own name")
+    with tracking.run("train", {}):
+        tracking.name_run("memory_gru ctx 50")
+    assert finished(run_id).info.run_name == "my own name"
+
+
+def test_a_run_without_a_name_gets_a_telling_one_with_a_description(store):
+    with tracking.run("train", {}) as run_id:
+        tracking.name_run("memory_gru ctx 50")
+        tracking.describe_run("**best** epoch 3")
+    run = finished(run_id)
+    assert run.info.run_name == "train memory_gru ctx 50"
+    assert (run.data.tags["entry"], run.data.tags["mlflow.note.content"]) == (
+        "train",
+        "**best** epoch 3",
+    )
+
+
+def test_an_exception_fails_the_run_with_its_reason(store):
+    with pytest.raises(ValueError, match="no such bank"), tracking.run("eval", {}) as run_id:
+        raise ValueError("bank: no such bank\nanywhere")
+    run = finished(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "bank: no such bank anywhere"
+    assert "Traceback" in past_runs.read_text(run_id, "error.txt")
+
+
+def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monkeypatch):
+    run_id = launched(monkeypatch, {"lr": "banana"})
+    tracking.refuse_launched_run("'banana' is not a valid float")
+    assert finished(run_id).info.status == "FAILED"
+    assert finished(run_id).data.tags["error"] == "'banana' is not a valid float"
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+def test_a_stop_is_told_though_its_clean_up_fails(store, monkeypatch):
+    """The signal can come while a library makes itself ready, which is broken from then on."""
+
+    def broken(run_id):
+        raise mlflow.MlflowException("Invalid clause(s) in filter string")
+
+    monkeypatch.setattr(tracking, "child_runs", broken)
+    with pytest.raises(Stopped), tracking.run("train", {}) as run_id:
+        os.kill(os.getpid(), signal.SIGTERM)
+    found = mlflow.get_run(run_id)
+    assert found.info.status == "KILLED" and found.data.tags["error"] == "stopped by SIGTERM"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
+    before = signal.getsignal(number)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(Stopped) as stopped, tracking.run("train", {}) as run_id:
+        child = subprocess.Popen(sleeper)
+        nested = MlflowClient().create_run("0", tags={"mlflow.parentRunId": run_id})
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == 128 + number
+    assert not psutil.pid_exists(child.pid)
+    assert finished(run_id).info.status == "KILLED"
+    assert finished(run_id).data.tags["error"] == f"stopped by {number.name}"
+    assert finished(nested.info.run_id).info.status == "KILLED"
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        remember_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped), tracking.run("train", {}):
+            pass
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.info.status == "KILLED"
+
+
+def test_metrics_carry_their_step_and_get_legal_names(store):
+    with tracking.run("train", {}) as run_id:
+        for epoch in (1, 2):
+            tracking.log_metrics({"val/hit_at_5": epoch / 10, "lanes/C++ @ home": 1.0}, epoch)
+    history = MlflowClient().get_metric_history(run_id, "val/hit_at_5")
+    assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
+    assert finished(run_id).data.metrics["lanes/C__ _ home"] == 1.0
+
+
+def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
+    windows = ensure_windows(tiny_bank, 50, tmp_path / "windows")
+    with tracking.run("export", {}) as run_id:
+        datasets.log_bank(tiny_bank, "training")
+        datasets.log_windows(windows, tmp_path / "windows", "training")
+    run = finished(run_id)
+    logged = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert logged["bank:bank"].digest == tiny_bank.sha256[:36]
+    assert logged["windows:windows"].digest == windows.sha256[:36]
+    assert json.loads(logged["bank:bank"].profile)["sha256"] == tiny_bank.sha256
+    tags = run.data.tags
+    assert (tags["bank_sha256"], tags["windows_sha256"]) == (tiny_bank.sha256, windows.sha256)
+    assert (tags["bank"], tags["ctx"], tags["leaky"]) == ("bank", str(windows.ctx), "false")
+
+
+def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
+    bank = make_bank(tmp_path / "one")
+    vectors = np.array(bank.vectors)
+    vectors[-1] = -vectors[-1]
+    rows = bank.document_table().loc[lambda table: table.index.repeat(table["num_rows"])]
+    other = write_bank(tmp_path / "two", vectors, rows.astype(str), "synthetic", "test")
+    with tracking.run("export", {}):
+        digests = {datasets.log_bank(one, "training").digest for one in (bank, other)}
+    assert len(digests) == 2
+
+
+def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
+    """Neither one that failed, nor one of another value, nor the open one itself."""
+    made = {}
+    for name, value in (("older", "x"), ("newer", "x"), ("other", "y")):
+        with tracking.run("train", {}) as made[name]:
+            tracking.set_tags({"key": value})
+    with pytest.raises(ValueError), tracking.run("train", {}):
+        tracking.set_tags({"key": "x"})
+        raise ValueError("failed")
+    with tracking.run("phases", {}):
+        tracking.set_tags({"key": "x"})
+        assert past_runs.find_finished("key", "x") == [made["newer"], made["older"]]
+        assert past_runs.find_finished("key", "z") == []
+
+
+def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
+    """Neither another entry point below it, nor what failed, nor what another run launched."""
+    with pytest.raises(ValueError), tracking.run("phases", {}):
+        tracking.set_tags({"key": "x"})
+        for entry in ("train", "shadow-eval"):
+            with tracking.child_run(entry, {}):
+                tracking.set_tags({tracking.ENTRY: entry})
+                found = tracking.active_run_id()
+        with tracking.child_run("shadow-eval", {}):
+            tracking.set_tags({tracking.ENTRY: "shadow-eval"})
+            failed = tracking.active_run_id()
+            raise ValueError("failed")
+    with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
+        tracking.set_tags({tracking.ENTRY: "shadow-eval"})
+    with tracking.run("phases", {}):
+        asked = ("key", "x", "shadow-eval")
+        assert past_runs.find_finished_children(*asked) == [found]
+        assert set(past_runs.find_finished_children(*asked, whole={failed})) == {found, failed}
+
+
+def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
+    with tracking.run("train", {"ctx": "1000", "lr": "auto", "chunk": "200"}) as run_id:
+        tracking.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided_otherwise={"ctx"})
+    params = finished(run_id).data.params
+    assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
+    assert "resolved/chunk" not in params
+
+
+def test_patience_with_a_server_is_the_users_where_they_set_one(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    tracking.configure()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
+
+
+SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from lvm.tracking import runs as tracking
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+tracking.configure(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
+    """The database of a creation that broke off would be taken for a store by the next command."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlruns", "mlflow.db.lock"}
+    tracking.configure(tmp_path)
+    assert (tmp_path / "mlflow.db").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_others_added_at_the_same_moment_is_asked_for_once_more():
+    with sqlite3.connect(":memory:") as shared:
+        shared.execute("CREATE TABLE tags (key TEXT PRIMARY KEY)")
+        shared.execute("INSERT INTO tags VALUES ('view')")
+        tries = []
+
+        def add() -> None:
+            tries.append("INSERT" if not tries else "INSERT OR REPLACE")
+            shared.execute(f"{tries[-1]} INTO tags VALUES ('view')")
+
+        tracking.add_shared(add)
+        assert tries == ["INSERT", "INSERT OR REPLACE"]
+        with pytest.raises(sqlite3.IntegrityError):
+            tracking.add_shared(lambda: shared.execute("INSERT INTO tags VALUES ('view')"))
+    shared.close()

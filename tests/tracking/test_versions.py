@@ -1,0 +1,192 @@
+"""The registered model in a real sqlite store: versions, aliases, predictors read back."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from lvm.models.facts import facts_from_tags, facts_of
+from lvm.models.table import build_model
+from lvm.models.weights import load_model
+from lvm.prediction.predict import predict_contexts
+from lvm.tracking import alias
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.windows.export import plan_windows
+from tests.conftest import copy_store
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_bank):
+    return facts_of("ema", "2B", tiny_bank, plan_windows(tiny_bank, 50))
+
+
+@pytest.fixture(scope="module")
+def registered_store(empty_store, tmp_path_factory, facts):
+    """A store with three versions of lvm, no alias."""
+    folder = tmp_path_factory.mktemp("registered") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        copy_store(empty_store, folder, patch)
+        with tracking.run("train", {}):
+            for decay in (0.2, 0.5, 0.8):
+                model = build_model({"model": "ema", "dim": 16, "decay": decay})
+                registered.register(registered.log_predictor(model, facts), facts)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def three_versions(registered_store, tmp_path, monkeypatch):
+    """The numbers of three versions of lvm, no alias."""
+    copy_store(registered_store, tmp_path / "store", monkeypatch)
+    return list(registered.versions())
+
+
+def contexts() -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((2, 7, 16)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def test_facts_survive_as_tags(facts):
+    assert facts_from_tags({key: str(value) for key, value in asdict(facts).items()}) == facts
+
+
+def test_an_empty_registry_is_empty(store):
+    assert alias.aliases() == {}
+    assert registered.versions() == {}
+
+
+def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
+    client = MlflowClient()
+    client.create_registered_model("other")
+    ours = client.get_model_version("lvm", "2")
+    made = client.create_model_version("other", ours.source, model_id=ours.model_id)
+    card = registered.read_card(f"models:/other/{made.version}")
+    assert made.version in (1, "1") and card.version is None
+    assert registered.version_of(card.model_id) == "2"
+    with pytest.raises(ValueError, match="is no version of lvm; give its number"):
+        registered.read_card("models:/other/latest")
+
+
+def test_a_full_disk_is_no_fault_of_the_model(three_versions, monkeypatch):
+    def full(*words, **named):
+        raise MlflowException("while downloading: [Errno 28] No space left on device: '/tmp/x'")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", full)
+    with pytest.raises(MlflowException, match="No space left"):
+        registered.load("models:/lvm/1")
+
+
+def test_versions_carry_their_facts(three_versions, facts):
+    assert three_versions == ["1", "2", "3"]
+    assert registered.versions() == dict.fromkeys(three_versions, facts)
+    assert (facts.model, facts.kind, facts.phase, facts.ctx) == ("ema", "free", "2B", 50)
+
+
+def test_a_predictor_read_back_predicts_bit_for_bit_the_same(store, facts, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    torch.manual_seed(0)
+    sizes = {"model": "memory_gru", "dim": 16, "hidden": 8, "layers": 2, "chunk": 4, "slots": 2}
+    model = build_model(sizes).eval()
+    torch.nn.init.normal_(model.project_out.weight)
+    correction = np.ones((1440, 2), np.float32)
+    with tracking.run("train", {}) as run_id:
+        trained = facts_of_kind(facts, "trained")
+        model_id = registered.log_predictor(model, trained, correction, step=3)
+        version = registered.register(model_id, trained)
+    alias.promote(version, None, {})
+    references = ("models:/lvm@baseline", "models:/lvm/1", f"runs:/{run_id}/model")
+    for reference in (*references, f"models:/{model_id}"):
+        predictor = registered.load(reference)
+        expected = predict_contexts(model, contexts())
+        assert np.array_equal(predict_contexts(predictor.model, contexts()), expected)
+        assert np.array_equal(predictor.row_correction, correction)
+        assert predictor.facts == trained
+        assert (predictor.model_id, predictor.run_id) == (model_id, run_id)
+    assert registered.load("models:/lvm/1").version == "1"
+    assert registered.load(f"models:/{model_id}").version is None
+
+
+def facts_of_kind(facts, kind):
+    return type(facts)(**{**asdict(facts), "kind": kind})
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("banana", "unknown 'banana'; give copy-last, ema"),
+        ("models:/lvm@champion", "models:/lvm@champion does not exist; registered: 1, 2, 3"),
+        ("models:/lvm/9", "models:/lvm/9 does not exist; registered: 1, 2, 3"),
+        ("models:/lvm/one", "models:/lvm/one does not exist"),
+        ("models:/other/1", "models:/other/1 does not exist"),
+        ("models:/m-0123", "models:/m-0123 cannot be read by lvm"),
+        ("runs:/0123/model", "runs:/0123/model cannot be read by lvm"),
+    ],
+)
+def test_an_unknown_reference_is_refused_in_one_line(three_versions, reference, reason):
+    with pytest.raises(ValueError) as refused:
+        registered.load(reference)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_version_from_elsewhere_is_left_out_with_its_reason(three_versions, facts):
+    MlflowClient().create_model_version("lvm", "file:///nowhere")
+    assert list(registered.versions()) == three_versions
+    (reason,) = registered.unreadable_versions().items()
+    assert reason[0] == "4" and "KeyError: 'model'" in reason[1]
+    assert registered.version_of("m-0") is None
+
+
+def test_facts_without_a_later_field_are_read(facts):
+    tags = {key: str(value) for key, value in asdict(facts).items()}
+    assert facts_from_tags({k: v for k, v in tags.items() if k != "fit_version"}).fit_version == 0
+    with pytest.raises(KeyError):
+        facts_from_tags({k: v for k, v in tags.items() if k != "leaky"})
+
+
+def test_all_pages_of_versions_are_read(three_versions, monkeypatch):
+    monkeypatch.setattr(registered, "PAGE", 2)
+    assert list(registered.versions()) == three_versions
+
+
+def test_a_first_registration_that_another_forestalls_is_no_error(store, facts, monkeypatch):
+    with tracking.run("train", {}):
+        model_id = registered.log_predictor(build_model({"model": "copy-last", "dim": 16}), facts)
+    make = MlflowClient.create_registered_model
+
+    def forestalled(self, name, **others):
+        monkeypatch.undo()
+        make(self, name)
+        return make(self, name, **others)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", forestalled)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+    assert registered.register(model_id, facts) == "1"
+
+
+def test_a_card_and_the_small_files_come_without_the_weights(three_versions, facts, tmp_path):
+    card = registered.read_card("models:/lvm/2")
+    assert (card.facts, card.version) == (facts, "2")
+    assert card == registered.cards()[1]
+    files = registered.LoggedFiles(card)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    files.describe(folder)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    files.fetch(folder)
+    assert load_model(folder).decay == 0.5
+
+
+def test_an_empty_row_correction_is_refused_in_one_line(store, facts):
+    model = build_model({"model": "copy-last", "dim": 16})
+    with tracking.run("train", {}):
+        model_id = registered.log_predictor(model, facts, np.ones((4, 2), np.float32))
+    place = Path(MlflowClient().get_logged_model(model_id).artifact_location)
+    (place / "artifacts" / "row_correction.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"models:/{model_id} cannot be read by lvm"):
+        registered.load(f"models:/{model_id}")
