@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.archive import map_array
-from lvm.evaluation.rerank import NONE, Reranker
 from lvm.models.facts import TRAINED, Facts, facts_from_tags
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
+from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.errors import one_line
 from lvm.system.reasons import is_of_the_place
 from lvm.system.writing import write_array

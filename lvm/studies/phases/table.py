@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvm.evaluation.rerank import NONE, RERANKS
 from lvm.models.table import TRAINED_MODELS
+from lvm.retrieval.rerank import NONE, RERANKS
 from lvm.system.errors import CONTROL, in_one_line
 from lvm.system.untrusted import read_yaml
 
