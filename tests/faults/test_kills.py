@@ -94,7 +94,7 @@ def prepared(root: Path, case: Case) -> Workplace:
     return place
 
 
-def defer_signals(place: Workplace, case: Case) -> tuple[Any, float]:
+def undisturbed(place: Workplace, case: Case) -> tuple[Any, float]:
     """Return what the command leaves, after how many seconds; it runs twice for its caches."""
     place.finish(*case.words)
     place.restore()
@@ -117,7 +117,7 @@ def kill_after(seconds: float, place: Workplace, case: Case) -> None:
 def test_a_killed_command_is_run_again(name: str, tmp_path: Path, tally: Tally) -> None:
     case = CASES[name]
     place = prepared(tmp_path, case)
-    expected, seconds = defer_signals(place, case)
+    expected, seconds = undisturbed(place, case)
     for moment in sorted(generator(0, f"kills of {name}").uniform(0, seconds, KILLS)):
         place.restore()
         with tally.injecting(f"SIGKILL in {name}"):

@@ -8,7 +8,7 @@ import pytest
 
 from lvm.system.seeding import generator
 from tests.faults.conftest import Tally
-from tests.faults.test_kills import CASES, Case, defer_signals, prepared
+from tests.faults.test_kills import CASES, Case, undisturbed, prepared
 from tests.faults.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -23,7 +23,7 @@ def test_a_stopped_command_says_so(
 ) -> None:
     case = CASES[name]
     place = prepared(tmp_path, case)
-    expected, seconds = defer_signals(place, case)
+    expected, seconds = undisturbed(place, case)
     for moment in generator(0, f"{number} in {name}").uniform(0, seconds, STOPS):
         place.restore()
         with tally.injecting(f"{number.name} in {name}"):

@@ -74,9 +74,9 @@ def new_store(empty_store: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def defer_signals(tmp_path_factory, empty_store) -> Place:
+def undisturbed(tmp_path_factory, empty_store) -> Place:
     """A place where every command has run once, in the order of COMMANDS."""
-    root = tmp_path_factory.mktemp("defer_signals")
+    root = tmp_path_factory.mktemp("undisturbed")
     make_bank(root / "bank", num_sequences=3)
     place = Place(root / "work", root / "store")
     for folder in (place.folder, place.store):
@@ -95,9 +95,9 @@ def disk(tmp_path) -> Iterator[Disk]:
 
 
 @pytest.fixture(params=["data", "store"])
-def small(request, tmp_path, disk, defer_signals, empty_store) -> tuple[Place, Disk]:
+def small(request, tmp_path, disk, undisturbed, empty_store) -> tuple[Place, Disk]:
     """A place whose data folder or whose tracking store lies on the small disk."""
-    shutil.copytree(defer_signals.folder.parent / "bank", tmp_path / "bank")
+    shutil.copytree(undisturbed.folder.parent / "bank", tmp_path / "bank")
     other = tmp_path / "elsewhere"
     other.mkdir()
     place = Place(disk.path, other) if request.param == "data" else Place(other, disk.path)
@@ -106,7 +106,7 @@ def small(request, tmp_path, disk, defer_signals, empty_store) -> tuple[Place, D
 
 
 @pytest.mark.parametrize("entry", COMMANDS)
-def test_a_full_disk(tally, small, defer_signals, entry):
+def test_a_full_disk(tally, small, undisturbed, entry):
     """More is free each time; what failed before stays there, as on a real disk."""
     place, disk = small
     if entry in ("eval", "shadow_eval"):
@@ -128,7 +128,7 @@ def test_a_full_disk(tally, small, defer_signals, entry):
     assert codes[0] == 2
     ended = place.run(*COMMANDS[entry])
     assert ended.code == 0, ended
-    assert place.result(entry) == defer_signals.result(entry)
+    assert place.result(entry) == undisturbed.result(entry)
     check_whole(place)
     assert left_behind(place.folder) == []
 
@@ -152,9 +152,9 @@ def left_behind(folder: Path) -> list[str]:
     return [name for name in hidden if not name.endswith(".lock")]
 
 
-def test_a_disk_that_fills_up_in_mid_training(tally, disk, defer_signals, empty_store, tmp_path):
+def test_a_disk_that_fills_up_in_mid_training(tally, disk, undisturbed, empty_store, tmp_path):
     """The first state finds its place, the next one does not: training goes on from the first."""
-    shutil.copytree(defer_signals.folder.parent / "bank", tmp_path / "bank")
+    shutil.copytree(undisturbed.folder.parent / "bank", tmp_path / "bank")
     place = Place(disk.path, tmp_path / "store")
     place.store.mkdir()
     new_store(empty_store, place.store)
@@ -185,13 +185,13 @@ def test_a_disk_that_fills_up_in_mid_training(tally, disk, defer_signals, empty_
     disk.empty()
     ended = place.run(*TRAIN)
     assert ended.code == 0 and "going on from" in ended.printed
-    assert place.result("train") == defer_signals.result("train")
+    assert place.result("train") == undisturbed.result("train")
     assert not state.exists()
 
 
 @pytest.mark.parametrize("entry", ["train", "shadow_eval"])
-def test_a_full_disk_of_temporary_files(tally, disk, defer_signals, empty_store, tmp_path, entry):
-    shutil.copytree(defer_signals.folder.parent / "bank", tmp_path / "bank")
+def test_a_full_disk_of_temporary_files(tally, disk, undisturbed, empty_store, tmp_path, entry):
+    shutil.copytree(undisturbed.folder.parent / "bank", tmp_path / "bank")
     place = Place(tmp_path / "work", tmp_path / "work")
     place.folder.mkdir()
     new_store(empty_store, place.store)
@@ -204,10 +204,10 @@ def test_a_full_disk_of_temporary_files(tally, disk, defer_signals, empty_store,
             assert ended.code == 0 or "disk full" in ended.line()
     ended = place.run(*COMMANDS[entry])
     assert ended.code == 0
-    assert place.result(entry) == defer_signals.result(entry)
+    assert place.result(entry) == undisturbed.result(entry)
 
 
-def test_read_only_folders(tally, small, defer_signals):
+def test_read_only_folders(tally, small, undisturbed):
     place, disk = small
     assert place.run(*TRAIN).code == 0
     where = "data" if place.folder == disk.path else "store"
@@ -219,5 +219,5 @@ def test_read_only_folders(tally, small, defer_signals):
         ended = place.run(*words)
         assert ended.code == 0, ended
         if entry != "shadow_eval":
-            assert place.result(entry) == defer_signals.result(entry)
+            assert place.result(entry) == undisturbed.result(entry)
     check_whole(place)

@@ -78,7 +78,7 @@ class Killed(Exception):
 @pytest.mark.slow
 def test_a_killed_cell_goes_on_from_its_last_round(bank, windows, tmp_path):
     cell, folder = Cell(0.25, 4, 0, 40, 1e-3), tmp_path / "killed"
-    defer_signals = trainer(bank, windows, tmp_path / "whole").result(cell)
+    undisturbed = trainer(bank, windows, tmp_path / "whole").result(cell)
 
     def die(_, record):
         if record["epoch"] == 2:
@@ -93,7 +93,7 @@ def test_a_killed_cell_goes_on_from_its_last_round(bank, windows, tmp_path):
     going_on.on_round = lambda _, record: rounds.append(record["epoch"])
     result = going_on.result(cell)
     assert rounds[0] == 3
-    assert (result.rank_Q == defer_signals.rank_Q).all()
+    assert (result.rank_Q == undisturbed.rank_Q).all()
     assert not list(folder.glob("*-state.safetensors"))
 
 
