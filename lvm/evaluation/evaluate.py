@@ -31,7 +31,7 @@ from lvm.retrieval.exact import Ranks, exact_ranks
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import top_rows
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows
 from lvm.windows.splits import SPLITS
 

@@ -27,7 +27,7 @@ from lvm.retrieval.rerank import (
     shortlist,
     true_lane_ranks,
 )
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows
 
 FloatArray = NDArray[np.float32]

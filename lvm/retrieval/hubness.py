@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.models.fits import Fit, kept, model_digest
+from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.search import FloatArray, share_blocks, unit_predictions
@@ -59,7 +59,7 @@ def fit_hubness(
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
     name = "hubness" if omits_own else "hubness-own"
-    found = kept(windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own))
+    found = cached_fit(windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own))
     return Hubness(found.values["beta"], found.tensors["row_correction"].numpy())
 
 

@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.models.fits import Fit, kept, model_digest
+from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.models.weights import load_state, save_state
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import SCORE_TIE, Competition, exact_ranks, selection_score
@@ -83,10 +83,11 @@ def shortlist(
     competition = Competition.of(bank, queries.take(order_Q), representative_N)
     row_K, pair_N2 = competition.row_K, checked_correction(row_correction, bank)
     num_listed = min(size, len(row_K))
-    found = best_candidates(unit_QD, bank, row_K, num_listed, pair_N2, competition.hidden)
-    row_QC, score_QC = (values[np.argsort(order_Q)] for values in found)
-    truth_Q = representative_N[queries.target_row_Q]
-    return Shortlist(row_QC, score_QC, row_QC == truth_Q[:, None])
+    hidden = competition.hidden
+    row_QC, score_QC = best_candidates(unit_QD, bank, row_K, num_listed, pair_N2, hidden)
+    back_Q = np.argsort(order_Q)
+    is_truth_QC = row_QC[back_Q] == representative_N[queries.target_row_Q, None]
+    return Shortlist(row_QC[back_Q], score_QC[back_Q], is_truth_QC)
 
 
 def ranks_anew(
@@ -203,7 +204,7 @@ def fit_reranker(
     digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
     inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
     inputs |= {"lanes": lanes_sha256(bank), "scipy": installed_version("scipy")}
-    found = kept(windows, "lane-reranker", inputs, fit).values
+    found = cached_fit(windows, "lane-reranker", inputs, fit).values
     return Reranker(classifier, Weights(**found["plain"]), Weights(**found["corrected"]))
 
 
@@ -234,12 +235,11 @@ def chosen_weights(
     for correction, before in zip(row_corrections, ranks, strict=True):
         listed = shortlist(prediction_QD, removed, bank, representative_N, correction)
         tau = likely_temperature(listed)
-
-        def quality(beta: float, listed=listed, tau=tau, before=before) -> tuple[float, float]:
+        scores = {}
+        for beta in BETAS:
             score_QC = lane_scores(listed, lanes.val_log_p_QL, lanes.code_N, tau * beta)
-            return selection_score(ranks_anew(listed, score_QC, before.rank_Q))
-
-        found.append(Weights(tau, max(BETAS, key=lambda beta: (quality(beta), -beta))))
+            scores[beta] = selection_score(ranks_anew(listed, score_QC, before.rank_Q))
+        found.append(Weights(tau, max(BETAS, key=lambda beta: (scores[beta], -beta))))
     return found
 
 
