@@ -10,6 +10,10 @@ from lvm.models.table import FREE_MODELS
 from lvm.tracking import versions as registered
 from lvm.tracking.versions import Predictor
 
+MODEL_HELP = (
+    "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "
+    f"predictor: {', '.join(FREE_MODELS)}."
+)
 UNFITTED = ("copy-last", "context-mean")
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from entrypoints._inputs import read_bank
-from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from entrypoints._subjects import Subject, open_subject
+from entrypoints.eval import MEASURED, MeasureOptions, measure_subject
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
 from lvm.evaluation.lane_assignment import (
@@ -65,7 +65,7 @@ class LaneOptions(MeasureOptions):
 
 
 def _refuse_measuring(options: LaneOptions) -> None:
-    """Raise ValueError where an option says how to measure beside a run that has measured."""
+    """Raise ValueError where an option says how to measure if a finished run is judged."""
     for field in fields(MeasureOptions):
         if field.name != "report" and getattr(options, field.name) != field.default:
             raise ValueError(

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrypoints._inputs import BANK_HELP, read_bank
-from entrypoints._measuring import MODEL_HELP
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
-from entrypoints._subjects import check_dim, open_subject
+from entrypoints._subjects import MODEL_HELP, check_dim, open_subject
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder

@@ -38,6 +38,11 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
         captioned(caption, predictors_table(rows, style), leaky),
         f"Ceiling: a search with the answer itself has Hit@5 {oracle} %.",
     ]
+    if report.get("hubness_counts_own"):
+        blocks[1] += (
+            f"\n{report['model']} is corrected as it was logged: the hubness of a row counts "
+            "predictions of its own document, that of the free predictors does not."
+        )
     best = report["best_baseline"]
     if best is not None:
         difference = read_difference(best["hit_at_5_difference"])
@@ -46,6 +51,16 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
             f"{points(difference)}, p = {p_cell(difference.p_value)}."
         )
     return "\n\n".join(blocks)
+
+
+def serving_lines(report: Mapping[str, Any]) -> str:
+    """Return two lines: the serving index with its agreement, and what an answer takes."""
+    index, times = report["index"], report["latency_ms"]
+    return (
+        f"Serving: {index['description']}; on these queries {index['agreement']:.3f}.\n"
+        f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
+        f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
+    )
 
 
 def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
