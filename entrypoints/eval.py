@@ -17,12 +17,14 @@ from lvm.evaluation.lane_classifier import check_lanes
 from lvm.evaluation.rerank import LANE, NONE, RERANKS
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.evaluation.served_latency import measure_search, measure_warm_latency
-from lvm.report.controls import controls_table
-from lvm.report.evaluation import evaluation_table
-from lvm.report.examples import examples_page
-from lvm.report.figures import context_figure
+from lvm.report.evaluation import (
+    context_figure,
+    controls_table,
+    evaluation_table,
+    examples_page,
+    reranking_table,
+)
 from lvm.report.notes import evaluation_note
-from lvm.report.reranking import reranking_table
 from lvm.retrieval.building import DEPTH, agreement, ensure_index
 from lvm.retrieval.search import top_rows
 from lvm.tracking import runs as tracking

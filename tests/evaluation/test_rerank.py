@@ -27,7 +27,7 @@ from lvm.evaluation.rerank import (
 )
 from lvm.evaluation.reranked import evaluate_reranking
 from lvm.models.baselines import MovingAverage
-from lvm.report.reranking import reranking_table
+from lvm.report.evaluation import reranking_table
 from lvm.retrieval.shortlist import Shortlist
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
