@@ -38,8 +38,8 @@ from lvm.shadow.store import (
     queries_sha256,
     read_measurement,
 )
-from lvm.system.reasons import OF_DISKS
-from lvm.system.writing import write_array
+from lvm.system.atomic import write_array
+from lvm.system.errors import DISK_ERRNOS
 from lvm.windows.planning import Queries, Windows
 
 Note = Callable[[str], None]
@@ -196,10 +196,10 @@ def finish(code: int, job: Job) -> Measurement:
     if code > 0:
         told = job.folder / ERROR
         reason = (told.read_text() if told.is_file() else "") or "it left no message"
-        if code in OF_DISKS:
+        if code in DISK_ERRNOS:
             raise OSError(code, os.strerror(code), str(told))
         refused = REFUSED_BY_DISK.match(reason)
-        if refused and int(refused[1]) in OF_DISKS:
+        if refused and int(refused[1]) in DISK_ERRNOS:
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), refused[2])
         raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
     found = read_measurement(job.result, job.key)
