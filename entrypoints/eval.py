@@ -13,10 +13,8 @@ from entrypoints._reports import HITS, publish
 from entrypoints._subjects import open_subject
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import LANE, NONE, RERANKS
-from lvm.evaluation.reranked import evaluate_reranking
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation.latency import measure_search, measure_warm_latency
+from lvm.evaluation.reranking import evaluate_reranking
 from lvm.report.evaluation import (
     context_figure,
     controls_table,
@@ -25,7 +23,9 @@ from lvm.report.evaluation import (
     reranking_table,
 )
 from lvm.report.notes import evaluation_note
-from lvm.retrieval.building import DEPTH, agreement, ensure_index
+from lvm.retrieval.index import DEPTH, agreement, ensure_index
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.retrieval.search import top_rows
 from lvm.tracking import runs as tracking
 

@@ -8,11 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lvm.evaluation.lane_agreement import Agreement
-from lvm.evaluation.lane_assignment import Assignment
+from lvm.evaluation.lane_assignment import Agreement, Assignment
 from lvm.evaluation.lane_ceilings import UNKNOWN, Ceilings, LaneCeiling
-from lvm.evaluation.lane_diagnosis import Diagnosis
-from lvm.evaluation.lane_metrics import UNASSIGNED_LANE, LaneFigures
+from lvm.evaluation.lane_diagnosis import Diagnosis, LaneFigures
 from lvm.report.canvas import (
     BLACK,
     GREY,
@@ -35,6 +33,7 @@ from lvm.report.tables import (
     percent,
     table,
 )
+from lvm.retrieval.lanes import UNASSIGNED_LANE
 
 DASHES = ("-", "--")
 # Marks of the curves of lanes too small to judge, repeated before their names.

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from lvm.evaluation.intervals import points
 from lvm.evaluation.metrics import POOLS
-from lvm.evaluation.rerank import NONE
 from lvm.report.canvas import (
     BLACK,
     BLUE,
@@ -40,6 +39,7 @@ from lvm.report.tables import (
     table,
     wrapped,
 )
+from lvm.retrieval.rerank import NONE
 from lvm.studies.phases.compared import Measured, Pair, PhaseComparison, Row
 from lvm.studies.phases.old_gates import GATES, OldCheck
 from lvm.studies.phases.published import OldDifference, published_report

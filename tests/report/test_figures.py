@@ -10,8 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lvm.bank.store import Bank
-from lvm.evaluation.lane_diagnosis import diagnose
-from lvm.evaluation.lane_metrics import lane_figures
+from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.evaluation import context_figure
 from lvm.report.lanes import confusion_figure, lane_figure
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure
