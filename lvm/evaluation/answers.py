@@ -9,7 +9,7 @@ import pandas as pd
 from lvm.bank.store import Bank
 from lvm.evaluation.lane_metrics import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.exact import Ranks
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 
 def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.search import num_cores
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0

@@ -18,8 +18,8 @@ from lvm.bank.store import Bank
 from lvm.evaluation.lane_metrics import lane_codes, lane_names, lanes_sha256
 from lvm.models.fits import Fit, cached_fit
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import ContextQueries, Queries
 
 FloatArray = NDArray[np.float32]
 

@@ -33,8 +33,8 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import SCORE_TIE, exact_ranks
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.shortlist import Shortlist, ranks_anew, shortlist
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import ContextQueries, Queries
 
 FloatArray = NDArray[np.float32]
 Ranks = NDArray[np.float64]

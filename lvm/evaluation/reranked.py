@@ -27,7 +27,8 @@ from lvm.evaluation.rerank import (
 )
 from lvm.retrieval.shortlist import SIZE, Shortlist, ranks_anew, shortlist
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 FloatArray = NDArray[np.float32]
 Ranks = NDArray[np.float64]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lvm.bank.store import Bank
 from lvm.retrieval.search import IntArray
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lvm.retrieval.search import (
     share_blocks,
     unit_predictions,
 )
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 SCORE_TIE = 1e-6  # float32 cosines closer than this are ties
 # Score tile of 2 MB: it stays in the last-level cache with its mask, so that counting costs a few

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -24,7 +24,7 @@ from lvm.retrieval.search import (
     share_blocks,
     unit_predictions,
 )
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 SIZE = 200
 

@@ -18,8 +18,7 @@ from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.shortlist import ranks_anew, shortlist
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
 MEASUREMENT = 5

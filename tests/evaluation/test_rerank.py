@@ -29,9 +29,9 @@ from lvm.evaluation.reranked import evaluate_reranking
 from lvm.models.baselines import MovingAverage
 from lvm.report.reranking import reranking_table
 from lvm.retrieval.shortlist import Shortlist
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
+from lvm.windows.queries import context_queries
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow
