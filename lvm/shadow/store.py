@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lvm.evaluation.cold_latency import machine
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
 from lvm.system.atomic import atomic_replace, write_errors_name
+from lvm.system.cores import machine
 from lvm.windows.queries import ContextQueries, Queries
 
 STORE = Path("data/replays")
