@@ -35,7 +35,7 @@ from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.promotion import settle, tag_measured
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
