@@ -17,7 +17,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import rank_together
 from lvm.retrieval.hubness import fit_hubness
 from lvm.windows.export import ensure_windows
-from lvm.windows.splits import TRAIN
+from lvm.windows.planning import TRAIN
 
 WAYS = ("plain", "own documents counted", "own documents left out")
 HEADERS = ["predictor", "correction", "beta", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median"]

@@ -15,19 +15,22 @@ from lvm.evaluation.evaluate import Evaluation, evaluate, long_table
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.latency import measure_serving
 from lvm.evaluation.reranking import evaluate_reranking
-from lvm.report.controls import controls_table
-from lvm.report.evaluation import evaluation_table, serving_lines
-from lvm.report.examples import examples_page
-from lvm.report.figures import context_figure
+from lvm.report.evaluation import (
+    context_figure,
+    controls_table,
+    evaluation_table,
+    examples_page,
+    reranking_table,
+    serving_lines,
+)
 from lvm.report.notes import evaluation_note
-from lvm.report.reranking import reranking_table
 from lvm.retrieval.hubness import omits_own_document
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.tracking import runs as tracking
 from lvm.tracking.versions import BASELINE_URI
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 MEASURED = "measured.parquet"
 

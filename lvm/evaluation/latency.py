@@ -15,7 +15,7 @@ from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import open_stream
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.search import IntArray, top_rows
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0

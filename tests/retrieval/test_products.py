@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, write_bank
-from lvm.retrieval import exact
-from lvm.retrieval.exact import BF16, FP32, SCORE_TIE, Ranks, exact_ranks, rank_together
-from lvm.windows.planning import Queries, make_queries
+from lvm.retrieval import counting
+from lvm.retrieval.counting import BF16, FP32, SCORE_TIE
+from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
+from lvm.windows.queries import Queries, make_queries
 from tests import reference
 
 ROWS, DIM, QUERIES, CTX = 900, 48, 60, 40
@@ -104,7 +105,7 @@ def equal(one: Ranks, other: Ranks) -> bool:
 @pytest.fixture(params=[0.0, 0.1, 1.0], ids=lambda doubt: f"doubt-{doubt}")
 def doubt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     """Give bf16 to the queries without any candidate in doubt, to some, to all."""
-    monkeypatch.setattr(exact, "MAX_DOUBT", request.param)
+    monkeypatch.setattr(counting, "MAX_DOUBT", request.param)
     return request.param
 
 
@@ -125,9 +126,9 @@ def test_bf16_and_float32_rank_alike(place, doubt, bank, groups, queries, predic
 def test_pairs_in_doubt_are_scored_alike_one_by_one_and_as_a_product(
     product, dense, bank, groups, queries, predictions, monkeypatch
 ):
-    monkeypatch.setattr(exact, "MAX_DOUBT", 1.0)
+    monkeypatch.setattr(counting, "MAX_DOUBT", 1.0)
     expected = exact_ranks(predictions, queries, bank, groups, product=product)
-    monkeypatch.setattr(exact, "DENSE", dense)
+    monkeypatch.setattr(counting, "DENSE", dense)
     found = exact_ranks(predictions, queries, bank, groups, product=product)
     assert equal(expected[0], found[0])
 
@@ -144,10 +145,10 @@ def test_predictors_ranked_together_rank_as_each_alone(product, bank, groups, qu
 
 
 def test_blocks_do_not_change_the_ranks_by_bf16(bank, groups, queries, predictions, monkeypatch):
-    monkeypatch.setattr(exact, "MAX_DOUBT", 1.0)
+    monkeypatch.setattr(counting, "MAX_DOUBT", 1.0)
     expected = exact_ranks(predictions, queries, bank, groups, product=BF16)
-    monkeypatch.setattr(exact, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(exact, "BANK_BLOCK", 131)
+    monkeypatch.setattr(counting, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(counting, "BANK_BLOCK", 131)
     assert equal(expected[0], exact_ranks(predictions, queries, bank, groups, product=BF16)[0])
 
 
