@@ -8,8 +8,7 @@ from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import publish
 from lvm.bank.store import open_bank
-from lvm.chains.ingest import ChainReport, ingest_chains
-from lvm.chains.plan import ChainPlan, holds_chains
+from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.report.notes import counts_note
