@@ -11,9 +11,9 @@ def start_command() -> None:
     with its launcher. The garbage collector stays off until the imports are done, because what
     they create stays: collecting took 1.0 of 2.8 s of start-up.
     """
-    from lvm.system.signals import follow_parent, remember_signals
+    from lvm.system.processes import end_with_parent, hold_signals
 
-    remember_signals()
+    hold_signals()
     if "MLFLOW_RUN_ID" in os.environ:
-        follow_parent()
+        end_with_parent()
     gc.disable()

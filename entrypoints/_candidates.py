@@ -10,12 +10,12 @@ import numpy as np
 from entrypoints._replay_bank import Known, is_made_from, open_replay_bank
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models import fits
 from lvm.models.facts import FREE, TRAINED, Facts
 from lvm.models.table import FREE_MODELS
 from lvm.retrieval.hubness import fit_hubness
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate
 from lvm.tracking import alias, logged_models

@@ -14,10 +14,8 @@ from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measur
 from entrypoints.options import EntryPoint, option
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import LANE, NONE, RERANKS
-from lvm.evaluation.reranked import evaluate_reranking
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation.latency import measure_search, measure_warm_latency
+from lvm.evaluation.reranking import evaluate_reranking
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
 from lvm.report.examples import examples_page
@@ -25,7 +23,9 @@ from lvm.report.figures import context_figure
 from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
 from lvm.report.tables import HITS
-from lvm.retrieval.building import DEPTH, agreement, ensure_index
+from lvm.retrieval.index import DEPTH, agreement, ensure_index
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.retrieval.search import top_rows
 from lvm.tracking import runs as tracking
 from lvm.tracking.logged_models import open_subject

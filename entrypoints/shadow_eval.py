@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from entrypoints._candidates import Field, Wanted, choose_queries, gather
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.evaluation.rerank import LANE, NONE, RERANKS, Foretold, foretell
 from lvm.report.decision import decision_text
 from lvm.report.notes import shadow_note
 from lvm.report.reranking import reranked_table
 from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
 from lvm.report.tables import HITS
+from lvm.retrieval.rerank import LANE, NONE, RERANKS, LanePrediction, predict_lanes
 from lvm.shadow.comparison import ShadowResult
 from lvm.shadow.decision import Decision
 from lvm.shadow.process import Replayer
@@ -121,14 +121,14 @@ def body(options: ShadowOptions) -> None:
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
 
 
-def foretelling(inputs: Inputs) -> Callable[[Queries], Foretold]:
+def foretelling(inputs: Inputs) -> Callable[[Queries], LanePrediction]:
     """Return what foretells the lanes of queries, once for each length of context."""
-    known: dict[int, Foretold] = {}
+    known: dict[int, LanePrediction] = {}
 
-    def ask(queries: Queries) -> Foretold:
+    def ask(queries: Queries) -> LanePrediction:
         if queries.ctx not in known:
             seed = inputs.windows.seed
-            known[queries.ctx] = foretell(inputs.bank, inputs.windows, queries, seed)
+            known[queries.ctx] = predict_lanes(inputs.bank, inputs.windows, queries, seed)
         return known[queries.ctx]
 
     return ask

@@ -18,7 +18,6 @@ from entrypoints._validation import Validation
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models.facts import facts_of
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
@@ -28,8 +27,9 @@ from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
 from lvm.report.notes import training_note
 from lvm.report.tables import HITS
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
-from lvm.system.signals import SIGNALS
+from lvm.system.processes import SIGNALS
 from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from lvm.shadow.child import run, told_in
-from lvm.system.signals import SIGNALS, Stopped, follow_parent, stoppable
+from lvm.system.processes import SIGNALS, Stopped, end_with_parent, stoppable
 
 
 def main(arguments: list[str]) -> None:
     """Fork a process for each job until the input ends, or until the parent does."""
     gc.freeze()  # no search for garbage touches, and so copies, the pages that forks share
-    follow_parent()
+    end_with_parent()
     if os.getppid() != int(arguments[0]):
         return  # the parent ended before it could be followed
     answers = os.fdopen(os.dup(1), "w")
@@ -51,7 +51,7 @@ def _work(folder: Path, host: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     sys.excepthook = told_in(folder)
-    follow_parent()
+    end_with_parent()
     if os.getppid() == host:
         run(folder)
     os._exit(0)

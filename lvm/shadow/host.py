@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lvm.system.signals import GRACE_SECONDS
+from lvm.system.processes import GRACE_SECONDS
 
 
 class Host:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
-from lvm.evaluation.rerank import Foretold
 from lvm.models.weights import model_text, save_model
+from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.child import (
     CORRECTION,
     ERROR,
@@ -38,8 +38,8 @@ from lvm.shadow.store import (
     queries_sha256,
     read_measurement,
 )
-from lvm.system.reasons import OF_DISKS
-from lvm.system.writing import write_array
+from lvm.system.atomic import write_array
+from lvm.system.errors import DISK_ERRNOS
 from lvm.windows.planning import Queries, Windows
 
 Note = Callable[[str], None]
@@ -53,7 +53,7 @@ class Asked:
     bank: Bank
     windows: Windows
     removed: Queries
-    foretold: Foretold | None = None
+    foretold: LanePrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Replayer:
     store: Path = STORE
     note: Note = print
     limit_ms: float = math.inf
-    foretell: Callable[[Queries], Foretold] | None = None
+    foretell: Callable[[Queries], LanePrediction] | None = None
     host: Host = field(default_factory=Host)
 
     def __enter__(self) -> "Replayer":
@@ -150,7 +150,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
     return Job(folder, result, key)
 
 
-def _foretold_sha256(foretold: Foretold | None) -> str:
+def _foretold_sha256(foretold: LanePrediction | None) -> str:
     if foretold is None:
         return "none"
     arrays = [getattr(foretold, name) for name in LANE_ARRAYS]
@@ -196,10 +196,10 @@ def finish(code: int, job: Job) -> Measurement:
     if code > 0:
         told = job.folder / ERROR
         reason = (told.read_text() if told.is_file() else "") or "it left no message"
-        if code in OF_DISKS:
+        if code in DISK_ERRNOS:
             raise OSError(code, os.strerror(code), str(told))
         refused = REFUSED_BY_DISK.match(reason)
-        if refused and int(refused[1]) in OF_DISKS:
+        if refused and int(refused[1]) in DISK_ERRNOS:
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), refused[2])
         raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
     found = read_measurement(job.result, job.key)

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.evaluation.answers import query_table
+from lvm.evaluation.evaluate import query_table
 from lvm.models.facts import Facts
 from lvm.shadow.comparison import Replay, ShadowResult, compare
 from lvm.shadow.measuring import Measurement, MeasurementFailed, Questions, measure

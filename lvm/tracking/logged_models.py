@@ -19,13 +19,12 @@ from torch import nn
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.rerank import NONE, Reranker
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
-from lvm.system.errors import one_line
-from lvm.system.reasons import is_of_the_place
-from lvm.system.writing import write_array
+from lvm.retrieval.rerank import NONE, Reranker
+from lvm.system.atomic import write_array
+from lvm.system.errors import is_environment_error, one_line
 from lvm.tracking.alias import BASELINE_URI, aliases
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from lvm.tracking.store import link_to_moved, missing_folder
@@ -264,7 +263,7 @@ def _unreadable(reference: str, error: Exception, source: str) -> Exception:
     A full disk or an unreachable store says nothing about the predictor. A missing folder is
     named, with where its store was moved to.
     """
-    if is_of_the_place(error):
+    if is_environment_error(error):
         return error
     why = str(error)
     missing = missing_folder(_location(source))

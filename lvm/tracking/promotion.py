@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision, decide
-from lvm.system.signals import undisturbed
+from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
 from lvm.tracking import alias, logged_models
 from lvm.tracking.versions import DECIDED, LOG, NAME, SHADOW, metric_tags
@@ -35,7 +35,7 @@ def promote_winner(
     with ExitStack() as held:
         if is_enabled:
             held.enter_context(alias.locked())
-            held.enter_context(undisturbed())
+            held.enter_context(defer_signals())
             alias.repair()
         expected = alias.aliases().get(alias.BASELINE)
         withdrawn = alias.withdrawn()

@@ -21,12 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from lvm.system.atomic import put_whole
+from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
 from lvm.system.checkout import checkout_root, is_dirty
-from lvm.system.processes import own_name
-from lvm.system.reasons import is_of_the_place
-from lvm.system.signals import Stopped, end_children, stoppable
-from lvm.system.writing import jsonable, write_array, writing
+from lvm.system.errors import is_environment_error
+from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
 from lvm.tracking.stale_runs import ERROR, PROCESS, close_stale_runs, why_not_claimable
 from lvm.tracking.store import (
     STORE_ERRORS,
@@ -60,7 +58,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     release_unclaimable_run()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
-    opened = mlflow.start_run(tags=tags | {PROCESS: own_name()}).info
+    opened = mlflow.start_run(tags=tags | {PROCESS: process_identifier()}).info
     status = FAILED
     try:
         with stoppable():
@@ -70,7 +68,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
         status = FINISHED
     except Stopped as stop:
         status = KILLED
-        end_children()
+        terminate_children()
         with suppress(*STORE_ERRORS):  # the next run closes them
             _end_child_runs(opened.run_id)
         mlflow.set_tag(ERROR, f"stopped by {stop.signal_name}")
@@ -104,7 +102,7 @@ def release_unclaimable_run() -> None:
     try:
         reason = why_not_claimable(mlflow.get_run(run_id))
     except MlflowException as error:
-        if is_of_the_place(error):
+        if is_environment_error(error):
             raise
         reason = "which this store does not have"
     if reason is not None:
@@ -157,7 +155,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a run nested under the open one, which is then logged to until the block ends."""
-    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: own_name()}):
+    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: process_identifier()}):
         mlflow.log_params(dict(parameters))
         yield
 
@@ -240,7 +238,7 @@ def publish_report(report: Mapping[str, Any], path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    with writing(target), put_whole(target) as made:
+    with write_errors_name(target), atomic_replace(target) as made:
         made.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
     print(f"report written to {target}")
 
@@ -331,7 +329,7 @@ def entry_of(run_id: str) -> str | None:
     try:
         run = mlflow.get_run(run_id)
     except MlflowException as error:
-        if is_of_the_place(error):
+        if is_environment_error(error):
             raise
         raise ValueError(f"run {run_id}: there is no such run") from None
     return run.data.tags.get(ENTRY)
@@ -364,7 +362,7 @@ def _download(run_id: str, name: str, folder: str) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
     except (MlflowException, OSError) as error:
-        if is_of_the_place(error):
+        if is_environment_error(error):
             raise
         raise ValueError(
             f"run {run_id}: there is no such run with an artifact {name}{_looked_in(run_id, name)}"

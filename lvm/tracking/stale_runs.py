@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.system.checkout import entry_points, project_root
-from lvm.system.processes import is_gone
+from lvm.system.processes import has_ended
 from lvm.tracking.store import is_sqlite
 
 PROCESS, ERROR = "process", "error"
@@ -62,7 +62,7 @@ def _is_stale(run: Run) -> bool:
         return False
     name = run.data.tags.get(PROCESS)
     if name is not None:
-        return is_gone(name)
+        return has_ended(name)
     is_launched = run.data.tags.get(mlflow_tags.MLFLOW_PROJECT_BACKEND) == "local"
     is_late = time.time() - run.info.start_time / 1000 > UNCLAIMED_SECONDS
     is_local = is_sqlite(mlflow.get_tracking_uri())

@@ -19,9 +19,9 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy import URL, create_engine, make_url
 
-from lvm.system.atomic import scratch_beside
+from lvm.system.atomic import scratch_folder
 from lvm.system.checkout import project_root
-from lvm.system.reasons import DATABASE_ERRORS
+from lvm.system.errors import DATABASE_ERRORS
 
 STORE_ERRORS = (MlflowException, *DATABASE_ERRORS)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -198,7 +198,7 @@ def _prepare_sqlite(url: URL, path: Path) -> None:
 
 def _create_sqlite(path: Path) -> None:
     """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
-    with scratch_beside(path) as scratch:
+    with scratch_folder(path) as scratch:
         made = scratch / path.name
         url = _text(URL.create("sqlite", database=str(made)))
         made_store = SqlAlchemyStore(url, _artifact_root(path.parent))

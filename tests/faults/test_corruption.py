@@ -11,18 +11,17 @@ import pytest
 import torch
 
 from lvm.bank.store import Bank, open_bank
-from lvm.evaluation.rerank import Reranker, fit_reranker
 from lvm.models.facts import facts_of
-from lvm.models.fits import Fit, kept
+from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import build_model
 from lvm.models.weights import load_model, optimizer_tensors, save_model
-from lvm.retrieval.building import build_index, ensure_index
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.index import open_index, write_index
+from lvm.retrieval.index import build_index, ensure_index, open_index, write_index
+from lvm.retrieval.rerank import Reranker, fit_reranker
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import measurement_path, read_measurement, write_measurement
 from lvm.studies.scaling.store import CellStore, Kept
-from lvm.system.writing import write_array
+from lvm.system.atomic import write_array
 from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
 from lvm.training.checkpoint import Progress, StateFile
@@ -154,12 +153,12 @@ def test_scaling_cell(tally, tmp_path):
 
 def test_fits(tally, windows):
     values = {"decay": 0.75}
-    kept(windows, "mean", {}, lambda: Fit({"a": torch.arange(99.0)}, values))
+    cached_fit(windows, "mean", {}, lambda: Fit({"a": torch.arange(99.0)}, values))
     (path,) = files(windows.folder / "fits")
     whole = path.read_bytes()
 
     def read() -> Any:
-        found = kept(windows, "mean", {}, lambda: Fit(values={"made": "anew"}))
+        found = cached_fit(windows, "mean", {}, lambda: Fit(values={"made": "anew"}))
         if found.values == {"made": "anew"}:
             path.write_bytes(whole)
             return None

@@ -18,7 +18,7 @@ from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import write_bank
 from lvm.system.checkout import is_dirty
-from lvm.system.signals import SIGNALS, Stopped, remember_signals
+from lvm.system.processes import SIGNALS, Stopped, hold_signals
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
 from lvm.tracking.stale_runs import PROCESS
@@ -167,7 +167,7 @@ def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
 def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        remember_signals()
+        hold_signals()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped), tracking.run("train", {}):
             pass
