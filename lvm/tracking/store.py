@@ -26,6 +26,7 @@ from lvm.system.errors import DATABASE_ERRORS
 STORE_ERRORS = (MlflowException, *DATABASE_ERRORS)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 ARTIFACTS = "mlruns"
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LOG_LEVELS = {
     "mlflow": logging.WARNING,
     "alembic": logging.WARNING,
@@ -78,6 +79,8 @@ def configure(root: Path | None = None) -> str:
         url = make_url(uri).set(database=str(path))
         _prepare_sqlite(url, path)
         uri = _text(url)
+    elif uri.startswith("sqlite:///file:"):
+        uri = _text(make_url(uri))
     mlflow.set_tracking_uri(uri)
     return uri
 
@@ -96,8 +99,10 @@ def database_file(uri: str) -> Path | None:
         return None
     path = Path(url.database)
     if path.parts[0].startswith("~"):
-        meant = _text(url.set(database=str(path.expanduser())))
-        raise ValueError(f"{URI_VARIABLE}: '~' is not expanded in {uri}; give {meant}")
+        raise ValueError(
+            f"{URI_VARIABLE}: '~' is not expanded in {uri}; give the whole path, such as "
+            f"sqlite:///{Path.home()}/{path.name}"
+        )
     return path.absolute()
 
 
@@ -188,7 +193,7 @@ def _prepare_sqlite(url: URL, path: Path) -> None:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             engine.dispose()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in NOT_WRITABLE:
             raise
         why = f"the database {path} needs a folder that can be written ({error.strerror})"
         raise ValueError(f"{URI_VARIABLE}: {why}; give another one") from error

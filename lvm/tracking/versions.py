@@ -118,9 +118,9 @@ def metric_tags(
     corrected: Mapping[str, float],
     corrected_ci95: Intervals,
 ) -> dict[str, str]:
-    """Return one measurement as tags without a prefix: `fraction [low, high]`, all digits.
+    """Return one measurement as tags without a prefix: `fraction [low, high]`.
 
-    The page rounds them: figures that were rounded here would be rounded twice.
+    They have nine digits, so that a page that rounds them shows what other tables show.
     """
     plain = {key: _interval(metrics, ci95, key) for key in METRICS}
     return plain | {CORRECTED: _interval(corrected, corrected_ci95, "hit_at_5")}
@@ -171,8 +171,10 @@ def _interval(metrics: Mapping[str, float], ci95: Intervals, key: str) -> str:
     if key not in metrics:
         return "none"
     low, high = ci95[key]
-    value = float(metrics[key])
-    return f"{value} [unknown]" if low is None or high is None else f"{value} [{low}, {high}]"
+    value = f"{metrics[key]:.9g}"
+    return (
+        f"{value} [unknown]" if low is None or high is None else f"{value} [{low:.9g}, {high:.9g}]"
+    )
 
 
 def _card(version: ModelVersion) -> Card | str:

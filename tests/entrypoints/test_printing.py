@@ -19,7 +19,8 @@ def test_controls_are_printed_as_escapes():
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_the_terminal_cannot_encode_is_printed_as_an_escape(encoding):
     raw = io.BytesIO()
-    print("10 % … 数 é 🙂", file=Printable(io.TextIOWrapper(raw, encoding)), flush=True)
+    terminal = io.TextIOWrapper(raw, encoding)
+    print("10 % … 数 é 🙂", file=Printable(terminal), flush=True)
     expected = "10 % … 数 é 🙂\n".encode(encoding, "backslashreplace")
     assert raw.getvalue() == expected
 

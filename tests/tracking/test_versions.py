@@ -235,7 +235,7 @@ def test_an_interval_of_one_document_is_unknown(interval: list[None], cell: str)
 
 
 def test_a_page_rounds_once() -> None:
-    """Figures are tags of all digits: 20.95 % of a tag with four digits may have been 20.949 %."""
+    """Of a tag with four digits, 20.95 % may have been 20.949 %."""
     values = np.random.default_rng(0).uniform(0, 1, (500, 3)).tolist() + [[0.20951, 0.15495, 0.3]]
     for value, low, high in [*values, [np.float64(1e-7), 0.0, 1.0]]:
         measured = dict.fromkeys(METRICS, value)
