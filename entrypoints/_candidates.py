@@ -25,9 +25,8 @@ from lvm.tracking.datasets import DEFAULT_CTX, Inputs, make_inputs
 from lvm.tracking.logged_models import LoggedFiles, Predictor, fit_free
 from lvm.tracking.promotion import replayed_name
 from lvm.tracking.versions import Card
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLITS
+from lvm.windows.queries import ContextQueries, Queries
 
 
 @dataclass(frozen=True)

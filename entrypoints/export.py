@@ -15,8 +15,7 @@ from lvm.tracking import runs as tracking
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, log_inputs, read_bank
 from lvm.tracking.runs import publish_report
 from lvm.windows.export import export_windows
-from lvm.windows.planning import SPLIT_KINDS
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLIT_KINDS, SPLITS
 
 
 @dataclass(frozen=True)

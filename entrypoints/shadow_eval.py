@@ -34,7 +34,7 @@ from lvm.tracking.alias import BASELINE
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.promotion import promote_winner, tag_measured
 from lvm.tracking.runs import publish_report
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 

@@ -13,7 +13,8 @@ from lvm.evaluation.examples import example_table
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.report.examples import examples_page
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 
 @pytest.fixture(scope="module")

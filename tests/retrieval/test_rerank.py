@@ -30,9 +30,9 @@ from lvm.retrieval.rerank import (
     old_rule_scores,
     true_lane_ranks,
 )
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
+from lvm.windows.queries import context_queries
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow
