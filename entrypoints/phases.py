@@ -20,10 +20,15 @@ from entrypoints._phases import (
 )
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.bank.store import Bank
-from lvm.report.phase_figure import phase_figure
-from lvm.report.phases import PhaseStory, phases_markdown, phases_table, phases_text
+from lvm.report.phases import (
+    PhaseStory,
+    merged_warnings,
+    phase_figure,
+    phases_markdown,
+    phases_table,
+    phases_text,
+)
 from lvm.report.tables import HITS, MARKDOWN, TEXT, captioned, table
-from lvm.report.warnings import merged_warnings
 from lvm.studies.phases.compared import PhaseComparison
 from lvm.studies.phases.measured import measure_phases
 from lvm.studies.phases.old_gates import old_checks

@@ -14,11 +14,18 @@ from tqdm import tqdm
 
 from entrypoints._candidates import Field, Wanted, choose_queries, gather
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.report.decision import decision_text
 from lvm.report.notes import shadow_note
-from lvm.report.reranking import reranked_table
-from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
-from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
+from lvm.report.shadow import (
+    comparison_table,
+    decision_text,
+    forest_figure,
+    origin_note,
+    rank_figure,
+    reranked_table,
+    shadow_lane_figure,
+    shadow_markdown,
+    shadow_table,
+)
 from lvm.report.tables import HITS
 from lvm.retrieval.rerank import LANE, NONE, RERANKS, LanePrediction, predict_lanes
 from lvm.shadow.comparison import ShadowResult

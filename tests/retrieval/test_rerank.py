@@ -12,7 +12,7 @@ from lvm.bank.store import Bank, write_bank
 from lvm.evaluation.evaluate import evaluate_rival
 from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import MovingAverage
-from lvm.report.reranking import reranking_table
+from lvm.report.evaluation import reranking_table
 from lvm.retrieval import lanes as classifier
 from lvm.retrieval import rerank as reranking
 from lvm.retrieval.lanes import (
