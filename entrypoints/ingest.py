@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, fields
 
 from entrypoints.options import EntryPoint, option
 from lvm.bank.store import open_bank
-from lvm.chains.ingest import ChainReport, ingest_chains
-from lvm.chains.plan import ChainPlan, holds_chains
+from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.report.notes import counts_note
