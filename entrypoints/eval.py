@@ -1,15 +1,15 @@
 """Command: exact ranks of a predictor over the whole bank."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from entrypoints._inputs import BANK_HELP
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from entrypoints._subjects import MODEL_HELP, Subject, open_subject
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.evaluate import Evaluation, evaluate, long_table
 from lvm.evaluation.examples import example_table
@@ -24,12 +24,15 @@ from lvm.report.evaluation import (
     serving_lines,
 )
 from lvm.report.notes import evaluation_note
+from lvm.report.tables import HITS
 from lvm.retrieval.hubness import omits_own_document
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.tracking import runs as tracking
-from lvm.tracking.versions import BASELINE_URI
+from lvm.tracking.alias import BASELINE_URI
+from lvm.tracking.logged_models import MODEL_HELP, Subject, open_subject
+from lvm.tracking.runs import publish_report
 from lvm.windows.queries import Queries
 
 MEASURED = "measured.parquet"
@@ -113,10 +116,10 @@ def body(options: EvalOptions) -> None:
         check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
     measurement = measure_subject(subject, options, options.baselines)
     report, own = measurement.report, measurement.own
-    tracking.log_file("per_query.parquet", own.per_query.to_parquet)
-    tracking.log_file(MEASURED, long_table(measurement.evaluations).to_parquet)
-    tracking.log_file("predictions.npy", lambda path: np.save(path, own.predictions))
-    tracking.log_file("row_correction.npy", lambda path: np.save(path, own.row_correction))
+    tracking.log_artifact(own.per_query, "per_query.parquet")
+    tracking.log_artifact(long_table(measurement.evaluations), MEASURED)
+    tracking.log_artifact(own.predictions, "predictions.npy")
+    tracking.log_artifact(own.row_correction, "row_correction.npy")
     log_examples(measurement, options.split)
     blocks = [evaluation_table(report)]
     print(blocks[0], flush=True)
@@ -131,18 +134,20 @@ def body(options: EvalOptions) -> None:
         report |= {"controls": control(measurement, options.baselines)}
         blocks.append(controls_table(report["controls"], report["leaky"]))
         print(f"\n{blocks[-1]}")
-    tracking.log_text("\n\n".join(blocks) + "\n", "eval.txt")
+    tracking.log_artifact("\n\n".join(blocks) + "\n", "eval.txt")
     tracking.describe_run(evaluation_note(report))
-    publish(report, options.report)
+    publish_report(report, options.report)
 
 
 def log_examples(measurement: Measurement, split: str) -> None:
     """Log some of the hits and misses with their contexts and the passages found."""
     inputs = measurement.subject.inputs
     examples = example_table(measurement.own, measurement.queries, inputs.bank, inputs.windows)
-    tracking.log_table(examples, "examples.json")
+    tracking.log_artifact(examples, "examples.json")
     title = f"{measurement.subject.name}: examples of the {split} queries"
-    tracking.log_text(examples_page(title, examples, measurement.report["leaky"]), "examples.html")
+    tracking.log_artifact(
+        examples_page(title, examples, measurement.report["leaky"]), "examples.html"
+    )
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
     found, ranks = evaluate_reranking(
         predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
     )
-    tracking.log_file("reranked.parquet", ranks.to_parquet)
+    tracking.log_artifact(ranks, "reranked.parquet")
     figures = {f"{split}/reranked_{key}": found["plain"][key] for key in HITS}
     figures[f"{split}/reranked_corrected_hit_at_5"] = found["corrected"]["hit_at_5"]
     tracking.log_metrics(figures, model_id=predictor.model_id, dataset=inputs.dataset)
@@ -187,7 +192,7 @@ def control(measurement: Measurement, ridge: bool) -> dict[str, Any]:
             figures[f"controls/{way}_ridge_hit_at_5"] = controls["reversed_ridge"][way]["hit_at_5"]
     tracking.log_metrics(figures)
     image = context_figure(subject.name, controls, measurement.report["leaky"])
-    tracking.log_figure(image, "context.png")
+    tracking.log_artifact(image, "context.png")
     return controls
 
 
