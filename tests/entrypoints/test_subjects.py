@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints._inputs import Inputs
-from entrypoints._subjects import Subject
 from entrypoints.predict import PredictOptions, passages_table, read_contexts, shorten
 from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
@@ -15,7 +13,8 @@ from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.retrieval.index import build_index
 from lvm.serving.passages import Retriever
-from lvm.tracking.versions import Predictor
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.logged_models import Predictor, Subject
 from lvm.windows.export import plan_windows
 
 
