@@ -1,18 +1,19 @@
-"""Measurement of one predictor on the queries of a replay.
+"""Measure one predictor on the queries of a replay: ranks over the whole bank, then latency.
 
 Shapes: N bank rows, D vector dim, Q queries, B batch, T time.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.cold_latency import measure_latency
 from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
@@ -21,7 +22,7 @@ from lvm.retrieval.shortlist import ranks_anew, shortlist
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
-# Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
+# Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
 MEASUREMENT = 5
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
@@ -29,17 +30,55 @@ MEASURED_NOW, READ_BACK = "measured now", "read from the store"
 
 
 class MeasurementFailed(Exception):
-    """A measurement came to no end; the message says why."""
+    """A measurement did not finish; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What one predictor is asked, and the rows that its answers are ranked among.
+
+    `queries` hold the contexts that the predictor reads. `removed` are the same queries with the
+    contexts whose rows are left out of the ranking, the same for every candidate.
+    `representative_N` gives the first row of each row's duplicate group. With `lanes`, the answers
+    are also re-ranked by lane.
+
+    Pickling stores the bank's path and hash instead of its vectors; unpickling opens it again, and
+    raises ValueError if its contents have changed.
+    """
+
+    bank: Bank
+    representative_N: NDArray[np.int64]
+    queries: Queries
+    removed: Queries
+    lanes: Foretold | None = None
+
+    def read_by(self, ctx: int) -> "Questions":
+        """Return the questions as a predictor with a context of `ctx` rows reads them."""
+        return replace(self, queries=self.removed.as_read(ctx))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"bank": (self.bank.path.resolve(), self.bank.sha256)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path, sha256 = state["bank"]
+        bank = open_bank(path)
+        if bank.sha256 != sha256:
+            raise ValueError(f"bank {path}: was replaced while the replay ran")
+        vars(self).update(state | {"bank": bank})
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one predictor answered.
+    """The answers of one predictor.
 
-    `ranks` has the COLUMNS, a line a query in their order (`rank_corrected` is NaN without a row
-    correction, `rank_reranked` unless lanes were asked for); it is None where `num_non_finite`
-    predictions are not finite. `latency_ms` holds p50, p95 of one cold context, model only;
-    `seconds` is what the measurement took, `at` when.
+    Attributes:
+        ranks: the COLUMNS, one line a query, in the order of the queries; None if
+            `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
+            correction, `rank_reranked` unless lanes were asked for.
+        latency_ms: p50 and p95 of one query whose whole context is read anew, the model alone.
+        seconds: duration of the measurement.
+        at: when it began (UTC, ISO 8601).
+        origin: MEASURED_NOW or READ_BACK.
     """
 
     ranks: pd.DataFrame | None
@@ -49,46 +88,25 @@ class Measurement:
     at: str
     origin: str = MEASURED_NOW
 
-    def answers(self) -> dict[str, pd.Series]:
-        """Return the ranks with the first row found, by column; nothing where there are none."""
-        return {} if self.ranks is None else {name: self.ranks[name] for name in ANSWERS}
-
-
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """What a predictor is asked: `queries`, without the rows of the contexts of `removed`.
-
-    Both are the same queries; only the lengths of their contexts may differ. With `foretold` the
-    answers are ranked with the lanes that the contexts promise, too.
-    """
-
-    queries: Queries
-    removed: Queries
-    foretold: Foretold | None = None
-
 
 def measure(
-    model: nn.Module,
-    bank: Bank,
-    representative_N: NDArray[np.int64],
-    asked: Questions,
-    row_correction: NDArray[np.float32] | None = None,
+    model: nn.Module, asked: Questions, row_correction: NDArray[np.float32] | None = None
 ) -> Measurement:
-    """Rank the answers of a predictor to the questions."""
-    queries, removed, foretold = asked.queries, asked.removed, asked.foretold
+    """Rank the answers of a model, plain and with `row_correction` (N, 2), and time it."""
+    bank, groups_N, removed = asked.bank, asked.representative_N, asked.removed
     begin, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    prediction_QD = predict(model, bank, queries)
+    prediction_QD = predict(model, bank, asked.queries)
     num_bad = int((~np.isfinite(prediction_QD).all(axis=1)).sum())
     if num_bad:
         return Measurement(None, num_bad, {}, time.perf_counter() - begin, at)
     corrections = [None] if row_correction is None else [None, row_correction]
     plain, *corrected = exact_ranks(
-        prediction_QD, removed, bank, representative_N, corrections, progress=True
+        prediction_QD, removed, bank, groups_N, corrections, progress=True
     )
     ranks = pd.DataFrame(
         {
-            "query": queries.query_Q,
-            "target_row": queries.target_row_Q,
+            "query": asked.queries.query_Q,
+            "target_row": asked.queries.target_row_Q,
             "rank": plain.rank_Q,
             "rank_raw": plain.rank_raw_Q,
             "rank_corrected": corrected[0].rank_Q if corrected else np.nan,
@@ -96,21 +114,21 @@ def measure(
             "top_row": plain.top_row_Q,
         }
     )
-    if foretold is not None:
-        (weights,) = chosen_weights(model, bank, representative_N, foretold)
-        listed = shortlist(prediction_QD, removed, bank, representative_N)
-        score_QC = lane_scores(
-            listed, foretold.log_p_QL, foretold.code_N, weights.tau * weights.beta
-        )
+    if asked.lanes is not None:
+        (weights,) = chosen_weights(model, bank, groups_N, asked.lanes)
+        listed = shortlist(prediction_QD, removed, bank, groups_N)
+        weight = weights.tau * weights.beta
+        score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
         ranks["rank_reranked"] = ranks_anew(listed, score_QC, plain.rank_Q)
-    latency_ms = measure_latency(model, bank, timed_queries(queries, bank))
+    latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
     return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
 
 
 def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float32]:
-    """Return the predicted unit vector (Q, D) of each query, whatever its kind of context.
+    """Return the predicted unit vector of each query, (Q, D).
 
-    Recorded contexts of one length share a pass; each is read whole: `queries` are cut to ctx.
+    Recorded contexts of equal length share a forward pass. Each is read whole, so `queries` must
+    already be cut to the model's context length.
     """
     if not isinstance(queries, ContextQueries):
         return predict_queries(model, bank, queries, progress=True)
@@ -128,7 +146,7 @@ def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float3
 
 
 def timed_queries(queries: Queries, bank: Bank) -> Queries:
-    """Return queries of the same lengths that are runs of rows, as the clock wants them."""
+    """Return queries with contexts of the same lengths that are runs of rows, for timing."""
     if not isinstance(queries, ContextQueries):
         return queries
     num_rows_Q = np.minimum(queries.num_rows(), bank.num_rows)
