@@ -13,8 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from lvm.system.errors import one_line, printable
-from lvm.system.reasons import DATABASE_ERRORS, plain_reason
+from lvm.system.errors import DATABASE_ERRORS, explain_failure, one_line, printable
 from lvm.tracking import runs as tracking
 
 Options = TypeVar("Options")
@@ -173,7 +172,7 @@ class EntryPoint(Generic[Options]):
         except click.ClickException as error:
             return _refuse(error.format_message())
         except USER_ERRORS as error:
-            return _refuse(plain_reason(error))
+            return _refuse(explain_failure(error))
         return 0
 
     def _run(self, **values: Any) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lvm.system.atomic import put_whole
-from lvm.system.writing import jsonable, writing
+from lvm.system.atomic import atomic_replace, jsonable, write_errors_name
 from lvm.tracking import runs as tracking
 
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
@@ -38,6 +37,6 @@ def publish(report: Mapping[str, Any], path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    with writing(target), put_whole(target) as made:
+    with write_errors_name(target), atomic_replace(target) as made:
         made.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
     print(f"report written to {target}")

@@ -27,7 +27,7 @@ from lvm.prediction.predict import predict_contexts
 from lvm.report.tables import TEXT, fenced, table
 from lvm.retrieval.building import ensure_index
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered

@@ -27,7 +27,7 @@ from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
 from lvm.report.notes import training_note
 from lvm.studies.phases.table import read_phases
-from lvm.system.signals import SIGNALS
+from lvm.system.processes import SIGNALS
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvm.bank.archive import NAME_CHARACTERS, Pickled, map_array, other_shapes, read_arrays
-from lvm.system.untrusted import own_file, parse_json, read_settings
-from lvm.system.writing import is_damaged, write_header, writing
+from lvm.system.atomic import is_damaged, write_errors_name, write_header
+from lvm.system.untrusted import file_inside, parse_json, read_small_text
 
 FORMAT = 1
 DTYPES = ("float16", "float32")
@@ -56,7 +56,7 @@ def read_contents(folder: Path) -> dict:
     if not where.exists():
         raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder")
     try:
-        contents = parse_json(read_settings(own_file(folder, CONTENTS)))
+        contents = parse_json(read_small_text(file_inside(folder, CONTENTS)))
     except (OSError, ValueError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}); ingest the bank again") from error
     if not isinstance(contents, dict) or not set(KEYS) <= set(contents):
@@ -86,7 +86,7 @@ def _is_whole(value: object) -> bool:
 
 def map_vectors(folder: Path, contents: dict) -> np.ndarray:
     """Map vectors.npy read-only, shaped as bank.json says, every row of a usual length."""
-    where = own_file(folder, VECTORS)
+    where = file_inside(folder, VECTORS)
     try:
         vectors = map_array(where)
     except ValueError as error:
@@ -103,7 +103,7 @@ def map_vectors(folder: Path, contents: dict) -> np.ndarray:
 
 def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
     """Read the columns sequence, document, lane, split, as far as they are there."""
-    where = own_file(folder, ROWS)
+    where = file_inside(folder, ROWS)
     try:
         schema, total = pq.read_schema(where), pq.read_metadata(where).num_rows
     except UNREADABLE as error:
@@ -139,7 +139,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 def check_hashes(folder: Path, contents: dict) -> None:
     """Raise ValueError where a file is not the one that bank.json records."""
     for name, recorded in contents["files"].items():
-        where = own_file(folder, name)
+        where = file_inside(folder, name)
         try:
             found = file_sha256(where)
         except OSError as error:
@@ -263,7 +263,9 @@ def write_vectors(
         raise ValueError(f"vectors: a block has shape {first.shape}; it must be (b, D)")
     shape, start = (num_rows, first.shape[1]), 0
     with path.open("wb") as file:
-        with writing(path):  # never through a map: a full disk would end the process with SIGBUS
+        with write_errors_name(
+            path
+        ):  # never through a map: a full disk would end the process with SIGBUS
             write_header(file, shape, np.dtype(dtype))
         for block in itertools.chain([first], blocks):
             end = start + len(block)
@@ -275,10 +277,10 @@ def write_vectors(
             with np.errstate(over="ignore"):
                 kept = np.ascontiguousarray(block, dtype)
             _check_kept(kept, block, start)
-            with writing(path):
+            with write_errors_name(path):
                 file.write(kept.data)
             start = end
-        with writing(path):
+        with write_errors_name(path):
             file.flush()
     if start != num_rows:
         raise ValueError(f"vectors: {start} rows for a row table of {num_rows}; give one each")
@@ -301,7 +303,7 @@ def write_rows(folder: Path, rows: pd.DataFrame) -> None:
     if TEXT in rows and rows[TEXT].isna().all():
         rows = rows.assign(**{TEXT: pd.Series([None] * len(rows), rows.index, object)})
     try:
-        with writing(folder / ROWS):
+        with write_errors_name(folder / ROWS):
             pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"rows: {error}; a column holds values of one kind") from error

@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from lvm.bank import files
 from lvm.bank.archive import map_array
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
-from lvm.system.atomic import put_whole
-from lvm.system.errors import in_one_line
-from lvm.system.untrusted import own_file
-from lvm.system.writing import sealed, writing
+from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
+from lvm.system.errors import one_line_errors
+from lvm.system.untrusted import file_inside
 
 __all__ = [
     "TMD_LANES",
@@ -124,7 +123,7 @@ class Bank:
         )
 
 
-@in_one_line
+@one_line_errors
 def open_bank(path: str | Path, verify: bool = False) -> Bank:
     """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
 
@@ -141,14 +140,14 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
     )
 
 
-@in_one_line
+@one_line_errors
 def open_loose(path: str | Path) -> Bank:
     """Open a folder with vectors.npy and rows.parquet but no bank.json, checked as a bank is.
 
     `encoder` is UNKNOWN_ENCODER, as that of an .npz; nothing records what the files should be.
     """
     path = Path(path)
-    where = own_file(path, files.VECTORS)
+    where = file_inside(path, files.VECTORS)
     vectors = map_array(where)
     files.check_vectors(vectors, str(where))
     table = row_table(files.read_rows(path, len(vectors)), str(path / files.ROWS))
@@ -159,7 +158,7 @@ def open_loose(path: str | Path) -> Bank:
     )
 
 
-@in_one_line
+@one_line_errors
 def write_bank(
     path: str | Path,
     vectors: np.ndarray | Iterable[np.ndarray],
@@ -185,7 +184,7 @@ def write_bank(
     if dtype not in files.DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(files.DTYPES)}")
     row_table(rows, f"rows of bank {path}")
-    with put_whole(path) as folder:
+    with atomic_replace(path) as folder:
         folder.mkdir()
         shape = files.write_vectors(folder / files.VECTORS, vectors, len(rows), dtype)
         files.write_rows(folder, rows)
@@ -200,8 +199,8 @@ def write_bank(
             "bases": list(bases),
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
-        text = json.dumps(sealed(contents), indent=1) + "\n"
-        with writing(path / files.CONTENTS):
+        text = json.dumps(with_checksum(contents), indent=1) + "\n"
+        with write_errors_name(path / files.CONTENTS):
             (folder / files.CONTENTS).write_text(text, "utf-8")
         bank = _open_folder(folder, verify=False)
     return replace(bank, path=path)

@@ -8,14 +8,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from lvm.bank.files import UNREADABLE, read_columns
-from lvm.system.errors import CONTROL, in_one_line
+from lvm.system.errors import CONTROL, one_line_errors
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MAX_ROWS = 20_000_000
 KINDS = ("string", "integer", "empty")
 
 
-@in_one_line
+@one_line_errors
 def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     """Return the columns `start`, `end`, `weight` (1 where the file has none) of an edge file.
 
@@ -39,7 +39,7 @@ def read_edges(path: Path, start: str, end: str) -> pd.DataFrame:
     return edges[[start, end]].assign(weight=weight_N)
 
 
-@in_one_line
+@one_line_errors
 def read_concepts(path: Path) -> pd.DataFrame | None:
     """Return `node`, `text`, `lane` of the concepts of an edge file; None without their file.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvm.chains.edges import SUFFIXES, read_concepts, read_edges
-from lvm.system.errors import CONTROL, in_one_line
+from lvm.system.errors import CONTROL, one_line_errors
 
 if TYPE_CHECKING:  # loaded by the reader that needs it: most commands read no ontology
     import networkx
@@ -33,7 +33,7 @@ def ontology_kind(path: Path) -> str:
     )
 
 
-@in_one_line
+@one_line_errors
 def read_ontology(path: Path) -> networkx.DiGraph:
     """Read an ontology; raises ValueError where it is none or has a cycle.
 

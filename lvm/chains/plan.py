@@ -11,7 +11,7 @@ from lvm.chains.edges import SUFFIXES, edge_files
 from lvm.chains.ontologies import ontology_kind
 from lvm.chains.wordnet import NEEDED
 from lvm.corpus.ingest import holds_vectors
-from lvm.system.errors import in_one_line
+from lvm.system.errors import one_line_errors
 from lvm.system.thresholds import ChainRules
 
 KINDS = ("ontology", "anchored", "graph")
@@ -60,7 +60,7 @@ def holds_chains(source: str) -> bool:
     return source.partition(":")[0] in KINDS
 
 
-@in_one_line
+@one_line_errors
 def check_plan(plan: ChainPlan) -> None:
     """Raise ValueError where an option is missing, or is one that the source does not read."""
     kind = plan.kind
@@ -83,7 +83,7 @@ def listed(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-@in_one_line
+@one_line_errors
 def lane_mapping(text: str | None) -> tuple[tuple[str, str], ...]:
     """Read <subtree>=<lane> pairs between commas."""
     pairs = [part.rpartition("=") for part in listed(text)]

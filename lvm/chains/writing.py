@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains.concepts import Chain, Pool, flat_rows
 from lvm.corpus.ingest import BATCH_ROWS, row_names
-from lvm.system.atomic import put_whole
+from lvm.system.atomic import atomic_replace
 
 CPESH, REPORT = "cpesh.parquet", "chains.json"
 TRAIN = "train"
@@ -63,7 +63,7 @@ def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
     if base is not None:
         rows = pd.concat([base_rows(base), rows], ignore_index=True)
     dtype = pool.stored.dtype.name if base is None else base.vectors.dtype.name
-    with put_whole(path) as folder:
+    with atomic_replace(path) as folder:
         vectors = _blocks(chains, pool, base)
         bases = () if base is None else (base.sha256, *base.bases)
         write_bank(folder, vectors, rows, pool.encoder, created_by, dtype=dtype, bases=bases)

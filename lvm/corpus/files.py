@@ -11,7 +11,7 @@ from lvm.corpus.documents import Document, block_documents
 from lvm.corpus.markup import paragraphs
 from lvm.corpus.sentences import split_sentences
 from lvm.system.errors import CONTROL, printable
-from lvm.system.untrusted import own_file, parse_json
+from lvm.system.untrusted import file_inside, parse_json
 
 SUFFIXES = (".md", ".rst", ".txt", ".jsonl")
 _MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+(\S.*)$")
@@ -38,7 +38,7 @@ def corpus_files(source: Path) -> list[Path]:
         if CONTROL.search(str(path)):
             raise ValueError(f"source {source}: {str(path)!r} holds control characters; rename it")
         if path != source:
-            own_file(source, str(path.relative_to(source)))
+            file_inside(source, str(path.relative_to(source)))
     return found
 
 

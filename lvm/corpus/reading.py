@@ -9,12 +9,12 @@ from tqdm import tqdm
 from lvm.corpus.documents import Document
 from lvm.corpus.files import read_files
 from lvm.corpus.python_docs import read_python_docs
-from lvm.system.errors import in_one_line
+from lvm.system.errors import one_line_errors
 
 PYTHON_DOCS = "python-docs"
 
 
-@in_one_line
+@one_line_errors
 def read_corpus(source: str, max_rows: int | None = None) -> pd.DataFrame:
     """Return the rows of `source` in reading order: sequence, document, text, lane where it has.
 

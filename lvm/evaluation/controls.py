@@ -18,7 +18,7 @@ from lvm.evaluation.intervals import LEVEL, document_interval, holm, paired_diff
 from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import exact_ranks
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows, make_queries
 from lvm.windows.splits import SPLITS, runs
 

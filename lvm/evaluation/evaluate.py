@@ -31,7 +31,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.search import top_rows
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows
 from lvm.windows.splits import SPLITS
 

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
 from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.corpus.encoders import Encoder, load_encoder
-from lvm.system.errors import in_one_line
+from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed
 from lvm.system.thresholds import LaneRules
 from lvm.system.untrusted import read_yaml
@@ -71,7 +71,7 @@ def assign_lanes(
     raise ValueError(f"lanes: {method!r} is unknown; use one of {', '.join(METHODS)}")
 
 
-@in_one_line
+@one_line_errors
 def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -> Bank:
     """Return the bank with these lanes, one name a document, None where it has no lane.
 
@@ -128,7 +128,7 @@ def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
     return row_R, text_N[row_R].tolist()
 
 
-@in_one_line
+@one_line_errors
 def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
     """Read the sentences that describe each domain; raises ValueError on a wrong file."""
     contents = read_yaml(Path(path), "domains")

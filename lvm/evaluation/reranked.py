@@ -26,7 +26,7 @@ from lvm.evaluation.rerank import (
     true_lane_ranks,
 )
 from lvm.retrieval.shortlist import SIZE, Shortlist, ranks_anew, shortlist
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows
 
 FloatArray = NDArray[np.float32]

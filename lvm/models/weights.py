@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lvm.models.table import build_model
-from lvm.system.atomic import put_whole
-from lvm.system.errors import in_one_line
-from lvm.system.untrusted import own_file, parse_json, read_settings
-from lvm.system.writing import SEAL, is_damaged, sealed, writing
+from lvm.system.atomic import CHECKSUM, atomic_replace, is_damaged, with_checksum, write_errors_name
+from lvm.system.errors import one_line_errors
+from lvm.system.untrusted import file_inside, parse_json, read_small_text
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -37,10 +36,10 @@ def save_model(
     `load_model` would refuse; nothing is written then.
     """
     folder = Path(folder)
-    with put_whole(folder) as made:
+    with atomic_replace(folder) as made:
         made.mkdir()
         tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-        with writing(folder / WEIGHTS):
+        with write_errors_name(folder / WEIGHTS):
             save_file(tensors, made / WEIGHTS)
         shapes = [list(value.shape) for value in tensors.values()]
         num_bytes = (made / WEIGHTS).stat().st_size
@@ -50,12 +49,12 @@ def save_model(
         config = dict(model.config) | {"weights_sha256": _sha256(made / WEIGHTS)}  # type: ignore[arg-type]
         if beside:
             config[BESIDE] = {name: _sha256(made / name) for name in beside}
-        with writing(folder / CONFIG):
-            (made / CONFIG).write_text(json.dumps(sealed(config), indent=1) + "\n")
+        with write_errors_name(folder / CONFIG):
+            (made / CONFIG).write_text(json.dumps(with_checksum(config), indent=1) + "\n")
     return folder
 
 
-@in_one_line
+@one_line_errors
 def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     """Read the predictor that `save_model` wrote, in evaluation mode.
 
@@ -66,10 +65,10 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     folder = Path(folder)
     config = read_config(folder)
     expected = {WEIGHTS: config.pop("weights_sha256", None)} | config.pop(BESIDE, {})
-    config.pop(SEAL, None)
+    config.pop(CHECKSUM, None)
     weights = folder / WEIGHTS
     for name, recorded in expected.items():
-        path = own_file(folder, name)
+        path = file_inside(folder, name)
         if not path.is_file():
             raise ValueError(
                 f"{path}: missing; a model folder holds {', '.join(expected)}, {CONFIG}"
@@ -85,7 +84,7 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
-@in_one_line
+@one_line_errors
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of a saved predictor.
 
@@ -94,7 +93,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        config = parse_json(read_settings(path))
+        config = parse_json(read_small_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
     if not isinstance(config, dict):
@@ -107,7 +106,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def model_text(folder: str | Path) -> str:
     """Return what identifies a saved predictor, whatever lies beside it, as text."""
     config = read_config(folder)
-    own = {name: value for name, value in config.items() if name not in (BESIDE, SEAL)}
+    own = {name: value for name, value in config.items() if name not in (BESIDE, CHECKSUM)}
     return json.dumps(own, indent=1) + "\n"
 
 
@@ -148,13 +147,13 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     # One entry: safetensors writes several in an order that differs from run to run.
     sealed_meta = {**meta, SHA256: contents_sha256(flat, text)}
     metadata = {META: json.dumps(sealed_meta)}
-    with writing(path), put_whole(path) as made:
+    with write_errors_name(path), atomic_replace(path) as made:
         save_file(flat, made, metadata=metadata)
         with made.open("rb") as written:
             os.fsync(written.fileno())
 
 
-@in_one_line
+@one_line_errors
 def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote: the tensors by name, the meta data.
 

@@ -23,8 +23,13 @@ from lvm.retrieval.search import (
     unit_predictions,
 )
 from lvm.retrieval.structures import FLAT, HNSW, IVF
-from lvm.system.atomic import put_whole
-from lvm.system.writing import is_damaged, sealed, write_array, writing
+from lvm.system.atomic import (
+    atomic_replace,
+    is_damaged,
+    with_checksum,
+    write_array,
+    write_errors_name,
+)
 
 FORMAT = 3
 QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single queries cost far more
@@ -129,17 +134,17 @@ class ServingIndex:
 
 def write_index(built: ServingIndex, path: Path) -> None:
     """Write an index to the folder `path`, whole or not at all; what stands there is replaced."""
-    with put_whole(path) as folder:
+    with atomic_replace(path) as folder:
         folder.mkdir()
-        with writing(path / INDEX), (folder / INDEX).open("wb") as file:
+        with write_errors_name(path / INDEX), (folder / INDEX).open("wb") as file:
             # faiss itself does not notice that the last block of a file found no space.
             faiss.write_index(built._index, faiss.PyCallbackIOWriter(file.write))
-        with writing(path / ROWS):
+        with write_errors_name(path / ROWS):
             write_array(folder / ROWS, built._row_K)
         files = {name: file_sha256(folder / name) for name in (INDEX, ROWS)}
         contents = {"format": FORMAT, "files": files, "facts": asdict(built.facts)}
-        with writing(path / CONTENTS):
-            (folder / CONTENTS).write_text(json.dumps(sealed(contents), indent=1) + "\n")
+        with write_errors_name(path / CONTENTS):
+            (folder / CONTENTS).write_text(json.dumps(with_checksum(contents), indent=1) + "\n")
 
 
 def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None) -> ServingIndex:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
 from lvm.shadow.log_files import CONTEXT, SEQUENCE, TARGET, WANTED, place_of, read_columns
-from lvm.system.errors import in_one_line
+from lvm.system.errors import one_line_errors
 from lvm.windows.context_rows import context_queries
 from lvm.windows.planning import Queries, make_queries
 
@@ -33,7 +33,7 @@ class QueryLog:
         return place_of(self.path, query)
 
 
-@in_one_line
+@one_line_errors
 def read_query_log(path: Path) -> QueryLog:
     """Read a .parquet, .csv or .jsonl file with target_row and sequence, or with context_rows.
 
@@ -55,7 +55,7 @@ def read_query_log(path: Path) -> QueryLog:
     )
 
 
-@in_one_line
+@one_line_errors
 def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
     """Return the queries of a log in its order, its rows checked against `bank`.
 

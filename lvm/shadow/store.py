@@ -16,8 +16,7 @@ import torch
 
 from lvm.evaluation.cold_latency import machine
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
-from lvm.system.atomic import put_whole
-from lvm.system.writing import writing
+from lvm.system.atomic import atomic_replace, write_errors_name
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
@@ -69,7 +68,7 @@ def write_measurement(path: Path, key: str, found: Measurement) -> None:
     meta = {name: getattr(found, name) for name in FACTS} | {"key": key}
     meta["sha256"] = _contents_sha256(columns, meta)
     table = pa.table(columns).replace_schema_metadata({META: json.dumps(meta).encode()})
-    with writing(path), put_whole(path) as made:
+    with write_errors_name(path), atomic_replace(path) as made:
         pq.write_table(table, made, compression="zstd")
 
 

@@ -1,22 +1,42 @@
-"""Refusals in one line of printable characters, however long or strange what they quote."""
+"""Error messages: one printable line, and the cause when a disk or the tracking store fails."""
 
+import errno
 import functools
+import os
 import re
+import sqlite3
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-MOST = 600  # characters of a refusal
-KEPT_AT_THE_END = 200  # what would be right stands there
+from sqlalchemy.exc import SQLAlchemyError
+
+MOST = 600  # characters of a message
+TAIL_LENGTH = 200  # the end of a message, where it says what would be right, is never cut
 CUT = " [...] "
 # Controls, line separators, overrides of the reading direction, halves of surrogate pairs.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+DATABASE_ERRORS = (SQLAlchemyError, sqlite3.Error)
+AGAIN = "then run the same command again"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRNOS = (*FULL, errno.EROFS)
+STORE_ERRORS = {
+    "database is locked": f"is locked by another process; wait until that one has ended, {AGAIN}",
+    "disk is full": f"its disk is full; free some space, {AGAIN}",
+    "readonly database": "is read-only; set MLFLOW_TRACKING_URI to one that can be written",
+    "disk I/O error": f"its disk is full or fails; free some space, {AGAIN}",
+    "unable to open database": "cannot be opened; set MLFLOW_TRACKING_URI to one that can be",
+    "not a database": "is damaged; restore it, or move it away to begin a new one",
+    "disk image is malformed": "is damaged; restore it, or move it away to begin a new one",
+    "Max retries exceeded": f"the server does not answer; start it, {AGAIN}",
+}
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Write each control character but those in `kept` as its escape, such as \\x1b."""
+    """Replace every control character outside `kept` by its escape, such as \\x1b."""
 
     def escape(found: re.Match[str]) -> str:
         return found[0] if found[0] in kept else ascii(found[0])[1:-1]
@@ -29,15 +49,15 @@ def one_line(text: str) -> str:
     line = printable(" ".join(text.split()))
     if len(line) <= MOST:
         return line
-    head = MOST - KEPT_AT_THE_END - len(CUT)
-    return line[:head] + CUT + line[-KEPT_AT_THE_END:]
+    head = MOST - TAIL_LENGTH - len(CUT)
+    return line[:head] + CUT + line[-TAIL_LENGTH:]
 
 
-def in_one_line(reader: Callable[P, T]) -> Callable[P, T]:
-    """Let every ValueError of a reader be one line, see `one_line`."""
+def one_line_errors(reader: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a reader so that the message of every ValueError is one line, see `one_line`."""
 
     @functools.wraps(reader)
-    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return reader(*args, **kwargs)
         except ValueError as error:
@@ -46,4 +66,37 @@ def in_one_line(reader: Callable[P, T]) -> Callable[P, T]:
                 raise
             raise ValueError(line) from error
 
-    return told
+    return wrapped
+
+
+def explain_failure(error: BaseException) -> str:
+    """Return why a command failed: what, where, what would be right, without SQL or a traceback."""
+    if _is_disk_error(error, FULL):
+        what = getattr(error, "filename", None) or "an artifact or a temporary file"
+        return f"disk full: {what} could not be written; free some space, {AGAIN}"
+    if _is_disk_error(error, (errno.EROFS,)):
+        what = getattr(error, "filename", None) or "the folder of an artifact"
+        return f"read-only: {what} cannot be written; give a folder that can be"
+    text = " ".join(str(error).partition("[SQL:")[0].partition("(Background on")[0].split())
+    if isinstance(error, ValueError):
+        return text
+    for sign, explanation in STORE_ERRORS.items():
+        if sign in text:
+            return f"tracking store: {explanation} ({sign})"
+    return f"tracking store: {text}" if isinstance(error, DATABASE_ERRORS) else text
+
+
+def is_environment_error(error: BaseException) -> bool:
+    """Return whether a disk or the tracking store failed.
+
+    The file itself may be fine; do not report it as missing or corrupt.
+    """
+    return _is_disk_error(error, DISK_ERRNOS) or any(sign in str(error) for sign in STORE_ERRORS)
+
+
+def _is_disk_error(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    """MLflow wraps errors of downloads: then only the message tells the errno, in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    is_wrapped = not isinstance(error, ValueError)
+    return is_wrapped and any(os.strerror(number) in str(error) for number in numbers)

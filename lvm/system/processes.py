@@ -1,30 +1,126 @@
-"""Processes by a name that outlives them, so that what they left behind can be told from theirs."""
+"""Stop signals, child processes, process identifiers."""
 
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 
-# A clock that is set anew shifts when a process is said to have started, by less than this.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE_SECONDS = 20.0
+# Setting the clock moves the start times of processes by less than this.
 CLOCK_SECONDS = 60.0
 NAMESPACE = Path("/proc/self/ns/pid")
-_NAME = re.compile(r"(\S+) (\d+) (\d+) (\d+\.\d+)")
+_IDENTIFIER = re.compile(r"(\S+) (\d+) (\d+) (\d+\.\d+)")
+
+_held: list[int] = []
 
 
-def own_name() -> str:
-    """Return `<host> <namespace of process ids> <id> <start>` of this process."""
+class Stopped(SystemExit):
+    """Raised by a stop signal; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal_name = signal.Signals(number).name
+
+
+def hold_signals() -> None:
+    """Hold stop signals until `stoppable`: a process that still imports cannot record its end."""
+    for number in SIGNALS:
+        signal.signal(number, lambda received, frame: _held.append(received))
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent process ends, so that no orphan trains on."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` inside the block on SIGTERM or SIGINT, also on one held since start-up.
+
+    Further signals are ignored while the first is handled.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for handled in SIGNALS:
+            signal.signal(handled, signal.SIG_IGN)
+        raise Stopped(number)
+
+    with _handlers(stop):
+        if _held:
+            os.kill(os.getpid(), _held.pop())
+        yield
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Deliver stop signals only when the block has ended, so that its steps are done together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread alone
+        return
+    received: list[int] = []
+    try:
+        with _handlers(lambda number, frame: received.append(number)):
+            yield
+    finally:
+        if received:
+            os.kill(os.getpid(), received[0])
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def terminate_children() -> None:
+    """Send SIGTERM to all descendants, and SIGKILL to those alive after GRACE_SECONDS."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        _send(child, signal.SIGTERM)
+    _, alive = psutil.wait_procs(children, timeout=GRACE_SECONDS)
+    for child in alive:
+        _send(child, signal.SIGKILL)
+
+
+def _send(child: psutil.Process, number: signal.Signals) -> None:
+    try:
+        child.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def process_identifier() -> str:
+    """Return `<host> <namespace of process ids> <id> <start>` of this process.
+
+    It survives the reuse of process ids, and marks files and runs so that stale ones are detected.
+    """
     started = psutil.Process().create_time()
     return f"{socket.gethostname()} {_namespace()} {os.getpid()} {started:.2f}"
 
 
-def is_gone(name: str) -> bool:
-    """Tell whether the process of this name has ended; False where that cannot be seen from here.
+def has_ended(identifier: str) -> bool:
+    """Return whether the process of this identifier has ended.
 
-    What is no name of a process is not gone either.
+    False for processes that cannot be seen from here and for texts that are no identifier.
     """
-    found = _NAME.fullmatch(name)
+    found = _IDENTIFIER.fullmatch(identifier)
     if found is None or (found[1], found[2]) != (socket.gethostname(), str(_namespace())):
         return False
     try:
@@ -34,11 +130,11 @@ def is_gone(name: str) -> bool:
     except psutil.ZombieProcess:
         return True
     except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return not _has_number(int(found[3]))
+        return not _exists(int(found[3]))
 
 
-def _has_number(number: int) -> bool:
-    """Tell whether there is a process of this number, even one that /proc hides (hidepid)."""
+def _exists(number: int) -> bool:
+    """Return whether a process has this id, even one that /proc hides (hidepid)."""
     try:
         os.kill(number, 0)
     except (ProcessLookupError, OverflowError):
@@ -49,5 +145,5 @@ def _has_number(number: int) -> bool:
 
 
 def _namespace() -> int:
-    """Return what tells the process ids of a container from those of its host; 0 without /proc."""
+    """Return the inode of the namespace of process ids, as in a container; 0 without /proc."""
     return NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0

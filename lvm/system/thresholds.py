@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lvm.system.errors import in_one_line
+from lvm.system.errors import one_line_errors
 from lvm.system.untrusted import read_yaml
 
 GATES_FILE = Path(__file__).parents[1] / "gates.yaml"
@@ -111,7 +111,7 @@ def read_chain_rules(path: str | Path = GATES_FILE) -> ChainRules:
     return _read(Path(path), "chains", ChainRules)
 
 
-@in_one_line
+@one_line_errors
 def _read(path: Path, section: str, rules: type[Rules]) -> Rules:
     contents = read_yaml(path, "gates")
     values = contents.get(section) if isinstance(contents, dict) else None

@@ -33,7 +33,7 @@ class _Plain(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def own_file(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
     """Return the file `name` of `folder`; ValueError where it is none, or a link out of it."""
     where = folder / name
     if not where.is_file():
@@ -43,7 +43,7 @@ def own_file(folder: Path, name: str) -> Path:
     return where
 
 
-def read_settings(path: Path) -> str:
+def read_small_text(path: Path) -> str:
     """Return the text of a small UTF-8 file; raises OSError or ValueError."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: is no regular file")
@@ -73,7 +73,7 @@ def read_yaml(path: Path, what: str) -> Any:
     Raises ValueError for anchors, tags, repeated keys, for what cannot be read.
     """
     try:
-        return yaml.load(read_settings(path), _Plain)
+        return yaml.load(read_small_text(path), _Plain)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{what} {path}: not a readable YAML file without tags: {why}") from None

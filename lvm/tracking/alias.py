@@ -15,8 +15,8 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lvm.system.reasons import plain_reason
-from lvm.system.signals import undisturbed
+from lvm.system.errors import explain_failure
+from lvm.system.processes import defer_signals
 from lvm.tracking import page
 from lvm.tracking.runs import SQLITE, STORE_ERRORS
 
@@ -49,7 +49,7 @@ def promote(
     line of the history. Raises ValueError where the version is unknown, where it is the baseline
     already, or where the alias has moved since the decision; nothing is changed then.
     """
-    with locked(), undisturbed():
+    with locked(), defer_signals():
         repair()
         now = aliases()
         current = now.get(BASELINE)
@@ -68,7 +68,7 @@ def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
 
     Raises ValueError where there is no previous baseline.
     """
-    with locked(), undisturbed():
+    with locked(), defer_signals():
         repair()
         now = aliases()
         if BASELINE not in now or PREVIOUS not in now:
@@ -188,7 +188,7 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
     try:
         repair()
     except FAILURES as error:
-        reason = plain_reason(error)
+        reason = explain_failure(error)
         print(
             f"version {version} is the baseline; its history follows with the next move: {reason}"
         )

@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from lvm.system.reasons import is_of_the_place
+from lvm.system.errors import is_environment_error
 from lvm.tracking import runs as tracking
 
 FINISHED = RunStatus.to_string(RunStatus.FINISHED)
@@ -47,7 +47,7 @@ def entry_of(run_id: str) -> str | None:
     try:
         run = mlflow.get_run(run_id)
     except MlflowException as error:
-        if is_of_the_place(error):
+        if is_environment_error(error):
             raise
         raise ValueError(f"run {run_id}: there is no such run") from None
     return run.data.tags.get(tracking.ENTRY)
@@ -80,7 +80,7 @@ def _download(run_id: str, name: str, folder: str) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
     except (MlflowException, OSError) as error:
-        if is_of_the_place(error):
+        if is_environment_error(error):
             raise
         raise ValueError(f"run {run_id}: there is no such run with an artifact {name}") from None
     return Path(found)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision, decide
-from lvm.system.signals import undisturbed
+from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
 from lvm.tracking import alias
 from lvm.tracking import versions as registered
@@ -37,7 +37,7 @@ def settle(
     with ExitStack() as held:
         if is_enabled:
             held.enter_context(alias.locked())
-            held.enter_context(undisturbed())
+            held.enter_context(defer_signals())
             alias.repair()
         expected = alias.aliases().get(BASELINE)
         withdrawn = alias.withdrawn()

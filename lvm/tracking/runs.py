@@ -21,11 +21,10 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from lvm.system.atomic import scratch_beside
+from lvm.system.atomic import scratch_folder
 from lvm.system.checkout import checkout_root, is_dirty, project_root
-from lvm.system.processes import own_name
-from lvm.system.reasons import DATABASE_ERRORS
-from lvm.system.signals import Stopped, end_children, stoppable
+from lvm.system.errors import DATABASE_ERRORS
+from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
 from lvm.tracking.run_list import saved_view
 from lvm.tracking.stale_runs import PROCESS, SQLITE, close_abandoned
 
@@ -81,7 +80,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     configure()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
-    opened = mlflow.start_run(tags=tags | {PROCESS: own_name()}).info
+    opened = mlflow.start_run(tags=tags | {PROCESS: process_identifier()}).info
     run_id = opened.run_id
     status = RunStatus.FAILED
     try:
@@ -92,7 +91,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
         status = RunStatus.FINISHED
     except Stopped as stop:
         status = RunStatus.KILLED
-        end_children()
+        terminate_children()
         with suppress(*STORE_ERRORS):  # then the next start closes them
             _end_child_runs(run_id)
         mlflow.set_tag("error", f"stopped by {stop.signal_name}")
@@ -150,7 +149,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a run nested under the open one, which is then logged to until the block ends."""
-    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: own_name()}):
+    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: process_identifier()}):
         mlflow.log_params(dict(parameters))
         yield
 
@@ -281,7 +280,7 @@ def _prepare_sqlite(uri: str) -> None:
 
 def _create_sqlite(path: Path) -> None:
     """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
-    with scratch_beside(path) as scratch:
+    with scratch_folder(path) as scratch:
         made = scratch / path.name
         made_store = SqlAlchemyStore(f"{SQLITE}{made}", str(path.parent.resolve() / "mlruns"))
         made_store.engine.dispose()

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.system.checkout import entry_points, project_root
-from lvm.system.processes import is_gone
+from lvm.system.processes import has_ended
 
 PROCESS, SQLITE = "process", "sqlite:///"
 UNCLAIMED_SECONDS = 600.0
@@ -47,7 +47,7 @@ def _is_abandoned(run: Any) -> bool:
         return False
     name = run.data.tags.get(PROCESS)
     if name is not None:
-        return is_gone(name)
+        return has_ended(name)
     is_local = mlflow.get_tracking_uri().startswith(SQLITE)
     is_launched = run.data.tags.get(mlflow_tags.MLFLOW_PROJECT_BACKEND) == "local"
     waited = time.time() - run.info.start_time / 1000

@@ -22,9 +22,8 @@ from lvm.evaluation.rerank import NONE, Reranker
 from lvm.models.facts import TRAINED, Facts, facts_from_tags
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
-from lvm.system.errors import one_line
-from lvm.system.reasons import is_of_the_place
-from lvm.system.writing import write_array
+from lvm.system.atomic import write_array
+from lvm.system.errors import is_environment_error, one_line
 from lvm.tracking.alias import (
     ARTIFACT,
     BASELINE,
@@ -227,7 +226,7 @@ class LoggedFiles:
 
 def _unreadable(reference: str, error: Exception) -> Exception:
     """Return what to raise: a full disk or a store that is away says nothing of the predictor."""
-    if is_of_the_place(error):
+    if is_environment_error(error):
         return error
     return ValueError(one_line(f"model: {reference} cannot be read by lvm: {error}"))
 

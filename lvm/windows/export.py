@@ -17,8 +17,7 @@ from filelock import FileLock
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import Bank
-from lvm.system.atomic import put_whole
-from lvm.system.writing import is_damaged, sealed, writing
+from lvm.system.atomic import atomic_replace, is_damaged, with_checksum, write_errors_name
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
     SPLIT_KINDS,
@@ -92,15 +91,15 @@ def write_windows(windows: Windows, path: str | Path) -> Windows:
     path = Path(path)
     if path.exists() and not (path / "windows.json").is_file():
         raise ValueError(f"{path}: exists, is not a windows folder; choose another path")
-    with put_whole(path) as made:
+    with atomic_replace(path) as made:
         made.mkdir()
         for name, columns in _tables(windows).items():
-            with writing(path / name):
+            with write_errors_name(path / name):
                 _write_table(columns, made / name)
         document = {"format": FORMAT} | {name: getattr(windows, name) for name in SETTINGS}
         document |= {"files": {name: file_sha256(made / name) for name in FILES}}
-        with writing(path / "windows.json"):
-            text = json.dumps(sealed(document), indent=1) + "\n"
+        with write_errors_name(path / "windows.json"):
+            text = json.dumps(with_checksum(document), indent=1) + "\n"
             (made / "windows.json").write_text(text)
     return dataclasses.replace(windows, folder=path)
 

@@ -11,8 +11,8 @@ import pytest
 
 from lvm.bank.row_table import TMD_LANES
 from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.system.atomic import with_checksum
 from lvm.system.seeding import generator
-from lvm.system.writing import sealed
 from tests.synthetic import make_bank, noise_bank, rotation, rotation_bank
 
 
@@ -31,7 +31,7 @@ def copy_of(bank: Bank, path: Path) -> Path:
 
 def edit_contents(path: Path, **changes: object) -> None:
     contents = json.loads((path / "bank.json").read_text())
-    (path / "bank.json").write_text(json.dumps(sealed(contents | changes)))
+    (path / "bank.json").write_text(json.dumps(with_checksum(contents | changes)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

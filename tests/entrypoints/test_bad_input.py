@@ -24,7 +24,7 @@ from entrypoints import (
 from lvm.bank.files import file_sha256
 from lvm.bank.store import write_bank
 from lvm.corpus.ingest import row_names
-from lvm.system.writing import sealed
+from lvm.system.atomic import with_checksum
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -84,7 +84,7 @@ def record_hashes(folder: Path) -> None:
     where = folder / "bank.json"
     contents = json.loads(where.read_text())
     contents["files"] = {name: file_sha256(folder / name) for name in contents["files"]}
-    where.write_text(json.dumps(sealed(contents)))
+    where.write_text(json.dumps(with_checksum(contents)))
 
 
 CASES = {

@@ -150,7 +150,7 @@ def _work(
     words: tuple[str, ...], folder: str, environment: dict[str, str], out: str, err: str
 ) -> NoReturn:
     """Do in a fork what `python -m entrypoints.<entry>` does."""
-    from lvm.system.signals import remember_signals
+    from lvm.system.processes import hold_signals
 
     os.setsid()
     os.chdir(folder)
@@ -158,7 +158,7 @@ def _work(
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    remember_signals()
+    hold_signals()
     torch.set_num_threads(1)
     entry, *arguments = words
     code = importlib.import_module(f"entrypoints.{entry}").main(arguments)

@@ -22,7 +22,7 @@ from lvm.retrieval.index import open_index, write_index
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import measurement_path, read_measurement, write_measurement
 from lvm.studies.scaling.store import CellStore, Kept
-from lvm.system.writing import write_array
+from lvm.system.atomic import write_array
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.training.checkpoint import Progress, StateFile

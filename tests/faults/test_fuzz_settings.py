@@ -17,6 +17,7 @@ from lvm.models.facts import Facts, facts_from_tags
 from lvm.models.memory_gru import MemoryGRU
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.studies.phases.table import PHASES_FILE, chosen_phases, read_old_gates, read_phases
+from lvm.system.atomic import CHECKSUM, with_checksum
 from lvm.system.thresholds import (
     GATES_FILE,
     read_chain_rules,
@@ -24,7 +25,6 @@ from lvm.system.thresholds import (
     read_lane_rules,
     read_scaling_rules,
 )
-from lvm.system.writing import SEAL, sealed
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import (
     ODD_TEXTS,
@@ -201,11 +201,13 @@ def test_facts_of_strangers(tally: Tally) -> None:
 def test_mutated_models(tmp_path: Path, tally: Tally) -> None:
     folder = save_model(MemoryGRU(dim=4, hidden=4, layers=2, slots=2, chunk=4), tmp_path / "model")
     good, weights = json.loads((folder / CONFIG).read_text()), (folder / WEIGHTS).read_bytes()
-    del good[SEAL]
+    del good[CHECKSUM]
 
     def check(changed: tuple[Any, bytes]) -> None:
         tree, raw = changed
-        text = json.dumps(sealed(tree) if isinstance(tree, dict) else tree)  # past its own hash
+        text = json.dumps(
+            with_checksum(tree) if isinstance(tree, dict) else tree
+        )  # past its own hash
         (folder / CONFIG).write_text(text)
         (folder / WEIGHTS).write_bytes(raw)
         model = read_or_refused(lambda: load_model(folder), str(folder), "model", *good)

@@ -21,8 +21,8 @@ from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
 from lvm.studies.phases.table import read_phases
+from lvm.system.atomic import with_checksum
 from lvm.system.thresholds import read_gate_rules
-from lvm.system.writing import sealed
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
@@ -102,7 +102,7 @@ def test_a_pickle_in_place_of_a_file(
         path.write_bytes(raw)
         if path == model / WEIGHTS:  # with the right hash, so that the file itself is looked at
             config["weights_sha256"] = hashlib.sha256(raw).hexdigest()
-            (model / CONFIG).write_text(json.dumps(sealed(config)))
+            (model / CONFIG).write_text(json.dumps(with_checksum(config)))
         with tally.injecting("pickles"), in_time():
             assert read_or_refused(reader, str(path), str(bank.path)) is None
             assert not marker.exists()

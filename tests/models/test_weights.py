@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lvm.models.table import build_model
 from lvm.models.weights import load_model, load_state, model_text, save_model, save_state
-from lvm.system.writing import sealed, write_array
+from lvm.system.atomic import with_checksum, write_array
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_missing_file_is_named(folder, name) -> None:
 
 def test_weights_of_other_sizes_are_refused(folder) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"dim": 5}
-    (folder / "config.json").write_text(json.dumps(sealed(config)))
+    (folder / "config.json").write_text(json.dumps(with_checksum(config)))
     with pytest.raises(ValueError, match="does not fit model 'ridge'") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)

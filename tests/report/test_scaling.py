@@ -20,7 +20,7 @@ from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
 from lvm.studies.scaling.optimised import Optimised
 from lvm.studies.scaling.verdict import Verdict
-from lvm.system.writing import jsonable
+from lvm.system.atomic import jsonable
 from tests.studies.scaling.curves import CURVES, draw_grid
 
 PLAN = Plan((0.125, 0.25, 0.5, 1.0), (64, 128, 256), (0, 1), 600, 1e-3)

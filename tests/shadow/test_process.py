@@ -334,7 +334,7 @@ import threading
 from pathlib import Path
 import psutil
 from lvm.shadow.host import Host
-from lvm.system.signals import stoppable
+from lvm.system.processes import stoppable
 job, held = Path(sys.argv[1]), []
 def tell():
     held.append(open(job / "queries.npz", "wb"))

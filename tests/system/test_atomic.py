@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from lvm.system.atomic import REPLACED, put_whole, scratch_beside
-from lvm.system.signals import Stopped, stoppable
+from lvm.system.atomic import REPLACED, atomic_replace, scratch_folder
+from lvm.system.processes import Stopped, stoppable
 
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from lvm.system.atomic import put_whole
-with put_whole(Path(sys.argv[1])) as made:
+from lvm.system.atomic import atomic_replace
+with atomic_replace(Path(sys.argv[1])) as made:
     made.write_text("half")
     print(made.parent.name, flush=True)
     input()
@@ -24,9 +24,9 @@ with put_whole(Path(sys.argv[1])) as made:
 KILLED_BETWEEN_RENAMES = """
 import os, signal, sys
 from pathlib import Path
-from lvm.system.atomic import put_whole
+from lvm.system.atomic import atomic_replace
 os.replace = lambda made, path: os.kill(os.getpid(), signal.SIGKILL)
-with put_whole(Path(sys.argv[1])) as made:
+with atomic_replace(Path(sys.argv[1])) as made:
     made.mkdir()
     (made / "new").touch()
 """
@@ -46,7 +46,7 @@ def content(folder):
 def test_what_is_made_takes_the_place_of_what_was_there(tmp_path, is_folder):
     path = tmp_path / "new" / "thing"
     for text in ("first", "second"):
-        with put_whole(path) as made:
+        with atomic_replace(path) as made:
             if is_folder:
                 made.mkdir()
             (made / "part" if is_folder else made).write_text(text)
@@ -57,7 +57,7 @@ def test_what_is_made_takes_the_place_of_what_was_there(tmp_path, is_folder):
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "thing"
     path.write_text("before")
-    with pytest.raises(OSError, match="disk"), put_whole(path) as made:
+    with pytest.raises(OSError, match="disk"), atomic_replace(path) as made:
         made.write_text("half")
         raise OSError("disk")
     assert path.read_text() == "before"
@@ -68,9 +68,12 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").touch()
     (tmp_path / "file").touch()
-    with pytest.raises(IsADirectoryError, match="folder"), put_whole(tmp_path / "folder") as made:
+    with (
+        pytest.raises(IsADirectoryError, match="folder"),
+        atomic_replace(tmp_path / "folder") as made,
+    ):
         made.touch()
-    with pytest.raises(NotADirectoryError), put_whole(tmp_path / "file") as made:
+    with pytest.raises(NotADirectoryError), atomic_replace(tmp_path / "file") as made:
         made.mkdir()
     assert {one.name for one in tmp_path.rglob("*")} == {"folder", "precious", "file"}
 
@@ -81,7 +84,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
     path = folder_with(tmp_path / "thing", "old")
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk"), put_whole(path) as made:
+    with pytest.raises(OSError, match="disk"), atomic_replace(path) as made:
         folder_with(made, "new")
     assert content(tmp_path) == {"thing", "thing/old"}
 
@@ -95,7 +98,7 @@ def test_a_stop_signal_between_the_renames_waits(tmp_path, monkeypatch):
 
     path = folder_with(tmp_path / "thing", "old")
     monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(Stopped), stoppable(), put_whole(path) as made:
+    with pytest.raises(Stopped), stoppable(), atomic_replace(path) as made:
         folder_with(made, "new")
     assert content(tmp_path) == {"thing", "thing/new"}
 
@@ -110,7 +113,7 @@ def killed_between_renames(path):
 def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
     path = folder_with(tmp_path / "thing", "old")
     killed_between_renames(path)
-    with scratch_beside(path):
+    with scratch_folder(path):
         assert content(path) == {"old"}
     assert content(tmp_path) == {"thing", "thing/old"}
 
@@ -119,7 +122,7 @@ def test_a_folder_made_since_then_stays(tmp_path):
     path = folder_with(tmp_path / "thing", "old")
     killed_between_renames(path)
     folder_with(path, "another")
-    with scratch_beside(path):
+    with scratch_folder(path):
         assert content(path) == {"another"}
 
 
@@ -129,7 +132,7 @@ def test_what_was_replaced_already_is_not_put_back(tmp_path):
     scratch = killed_between_renames(path)
     shutil.rmtree(scratch / "thing")
     assert (scratch / REPLACED / "old").exists()
-    with scratch_beside(path):
+    with scratch_folder(path):
         assert not path.exists()
 
 
@@ -145,7 +148,7 @@ def test_the_remains_of_a_killed_process_go_those_of_a_living_one_stay(tmp_path)
     of_another = tmp_path / names[0].replace(".thing~", ".thing2~")
     for folder in (foreign, of_another):
         folder.mkdir()
-    with scratch_beside(path) as scratch:
+    with scratch_folder(path) as scratch:
         expected = {scratch.name, names[1], foreign.name, of_another.name}
         assert {one.name for one in tmp_path.iterdir()} == expected
     living.communicate("\n")

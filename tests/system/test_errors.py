@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvm.system.errors import KEPT_AT_THE_END, MOST, in_one_line, one_line, printable
+from lvm.system.errors import MOST, TAIL_LENGTH, one_line, one_line_errors, printable
 
 
 def test_controls_are_written_as_escapes() -> None:
@@ -14,7 +14,7 @@ def test_controls_are_written_as_escapes() -> None:
 
 def test_a_line_has_one_line_of_bounded_length() -> None:
     assert one_line("a \n\n b\x07") == "a b\\x07"
-    line = one_line("begin " + "x" * 10**6 + " " + "e" * (KEPT_AT_THE_END - 4) + " end")
+    line = one_line("begin " + "x" * 10**6 + " " + "e" * (TAIL_LENGTH - 4) + " end")
     assert len(line) == MOST and line.startswith("begin xx") and line.endswith("ee end")
     assert one_line("x" * MOST) == "x" * MOST
 
@@ -22,7 +22,7 @@ def test_a_line_has_one_line_of_bounded_length() -> None:
 def test_a_reader_tells_its_errors_in_one_line() -> None:
     good = ValueError("a good line")
 
-    @in_one_line
+    @one_line_errors
     def read(error: BaseException | None) -> int:
         """Read."""
         if error is not None:

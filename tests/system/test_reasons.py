@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from lvm.system.reasons import is_of_the_place, plain_reason
+from lvm.system.errors import explain_failure, is_environment_error
 
 
 def disk_error(number: int, path: str | None = None) -> OSError:
@@ -30,13 +30,13 @@ def disk_error(number: int, path: str | None = None) -> OSError:
     ids=str,
 )
 def test_reason(error: Exception, told: str) -> None:
-    assert plain_reason(error).startswith(told) or told in plain_reason(error)
+    assert explain_failure(error).startswith(told) or told in explain_failure(error)
 
 
 def test_sql_is_left_out() -> None:
     cause = sqlite3.OperationalError("database or disk is full")
     error = OperationalError("UPDATE runs\nSET status=?", ("FAILED",), cause)
-    line = plain_reason(error)
+    line = explain_failure(error)
     assert line == (
         "tracking store: its disk is full; free some space, then run the same command again "
         "(disk is full)"
@@ -57,5 +57,5 @@ def test_sql_is_left_out() -> None:
     ids=str,
 )
 def test_what_is_read_is_not_blamed_for_its_place(error: Exception, is_of_it: bool) -> None:
-    assert is_of_the_place(error) == is_of_it
-    assert "\n" not in plain_reason(error)
+    assert is_environment_error(error) == is_of_it
+    assert "\n" not in explain_failure(error)

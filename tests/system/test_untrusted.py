@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.untrusted import MAX_BYTES, own_file, parse_json, read_settings, read_yaml
+from lvm.system.untrusted import MAX_BYTES, file_inside, parse_json, read_small_text, read_yaml
 
 
 def test_plain_values_are_read(tmp_path: Path) -> None:
@@ -61,24 +61,24 @@ def test_a_file_is_the_folders_own(tmp_path: Path) -> None:
     (folder / "x").write_text("x")
     (folder / "inside").symlink_to("x")
     (tmp_path / "link").symlink_to(folder)
-    assert own_file(folder, "x") == folder / "x"
-    assert own_file(tmp_path / "link", "inside").read_text() == "x"
+    assert file_inside(folder, "x") == folder / "x"
+    assert file_inside(tmp_path / "link", "inside").read_text() == "x"
     (tmp_path / "secret").write_text("x")
     (folder / "outside").symlink_to("../secret")
     with pytest.raises(ValueError, match="is a link out of its folder"):
-        own_file(folder, "outside")
+        file_inside(folder, "outside")
     for name in ("nothing", "."):
         with pytest.raises(ValueError, match="missing, or no regular file"):
-            own_file(folder, name)
+            file_inside(folder, name)
 
 
 def test_settings_are_small_regular_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is no regular file"):
-        read_settings(tmp_path / "pipe")
+        read_small_text(tmp_path / "pipe")
     with (tmp_path / "long").open("wb") as opened:
         opened.truncate(MAX_BYTES + 1)
     with pytest.raises(ValueError, match="is longer than 16 MiB"):
-        read_settings(tmp_path / "long")
+        read_small_text(tmp_path / "long")
     with pytest.raises(OSError):
-        read_settings(tmp_path / "none")
+        read_small_text(tmp_path / "none")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lvm.bank.files import write_vectors
-from lvm.system.writing import is_damaged, sealed, write_array, writing
+from lvm.system.atomic import is_damaged, with_checksum, write_array, write_errors_name
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,22 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="/own.npy'"):
         (tmp_path / "own.npy").mkdir()
         write_array(tmp_path / "own.npy", np.ones(3))
-    with pytest.raises(FileNotFoundError, match="/weights'"), writing(tmp_path / "weights"):
+    with (
+        pytest.raises(FileNotFoundError, match="/weights'"),
+        write_errors_name(tmp_path / "weights"),
+    ):
         save_file({"a": torch.ones(2)}, tmp_path / "no folder" / "weights")
-    with pytest.raises(OSError, match="Input/output error: '/array'"), writing(Path("/array")):
+    with (
+        pytest.raises(OSError, match="Input/output error: '/array'"),
+        write_errors_name(Path("/array")),
+    ):
         raise OSError("8 requested and 2 written")
 
 
 def test_a_sealed_document_tells_every_change() -> None:
     document = {"rows": 3, "share": 0.1, "names": ["a", "\u00e9"], "inner": {"x": None}}
-    read = json.loads(json.dumps(sealed(document)))
-    assert not is_damaged(read) and not is_damaged(sealed(sealed(document)))
+    read = json.loads(json.dumps(with_checksum(document)))
+    assert not is_damaged(read) and not is_damaged(with_checksum(with_checksum(document)))
     for changed in ({"rows": 4}, {"share": 0.2}, {"inner": {}}, {"more": 1}):
         assert is_damaged(read | changed)
     assert not is_damaged(document), "those of before carry no hash"

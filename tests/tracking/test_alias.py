@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.system.signals import Stopped, stoppable
+from lvm.system.processes import Stopped, stoppable
 from lvm.tracking import alias
 from tests.tracking.test_versions import facts, registered_store, three_versions
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from entrypoints._candidates import Field
-from lvm.system.signals import Stopped, stoppable
+from lvm.system.processes import Stopped, stoppable
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
 from lvm.tracking.promotion import replayed_name, settle, tag_measured

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from lvm.bank.store import write_bank
 from lvm.system.checkout import is_dirty
-from lvm.system.signals import SIGNALS, Stopped, remember_signals
+from lvm.system.processes import SIGNALS, Stopped, hold_signals
 from lvm.tracking import datasets, past_runs
 from lvm.tracking import runs as tracking
 from lvm.windows.export import ensure_windows
@@ -142,7 +142,7 @@ def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
 def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        remember_signals()
+        hold_signals()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped), tracking.run("train", {}):
             pass

@@ -13,7 +13,7 @@ from mlflow.utils import mlflow_tags
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lvm.system.processes import own_name
+from lvm.system.processes import process_identifier
 from lvm.tracking import runs as tracking
 from lvm.tracking.stale_runs import PROCESS, REASON, UNCLAIMED_SECONDS, close_abandoned
 
@@ -27,13 +27,13 @@ HERE = {
 
 
 def gone_name() -> str:
-    *place, started = own_name().split(" ")
+    *place, started = process_identifier().split(" ")
     return " ".join([*place, str(float(started) - 3600)])
 
 
 def named(which: str | None) -> str | None:
     """Return the name of a process that is gone, of this one, of one on another host, or none."""
-    names = {"gone": gone_name(), "own": own_name(), "elsewhere": "another-host 1 2 3.0"}
+    names = {"gone": gone_name(), "own": process_identifier(), "elsewhere": "another-host 1 2 3.0"}
     return None if which is None else names[which]
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_was_closed_or_claimed_meanwhile_is_left_alone(store, monkeyp
         if by_its_end:
             self.set_terminated(run_id, "FINISHED")
         else:
-            self.set_tag(run_id, PROCESS, own_name())
+            self.set_tag(run_id, PROCESS, process_identifier())
         return found
 
     monkeypatch.setattr(MlflowClient, "search_runs", slow)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lvm.evaluation.rerank import NONE, RERANKS
 from lvm.models.table import TRAINED_MODELS
-from lvm.system.errors import CONTROL, in_one_line
+from lvm.system.errors import CONTROL, one_line_errors
 from lvm.system.untrusted import read_yaml
 
 PHASES_FILE = Path(__file__).parents[2] / "phases.yaml"
@@ -65,7 +65,7 @@ class OldGates:
     latency_p95_ms: float
 
 
-@in_one_line
+@one_line_errors
 def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     """Read the phases in their order; raises ValueError on a missing, unknown or wrong value."""
     named = _section(Path(path), "phases")
@@ -84,14 +84,14 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     return found
 
 
-@in_one_line
+@one_line_errors
 def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
     """Read the section `old_gates`; raises ValueError as `read_phases` does."""
     values = _section(Path(path), "old_gates")
     return OldGates(**_numbers(values, OldGates, f"phases {path}: old_gates"))
 
 
-@in_one_line
+@one_line_errors
 def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
     """Return the phases named by commas, each once; raises ValueError on an unknown one or none."""
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
