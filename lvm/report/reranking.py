@@ -14,7 +14,7 @@ from lvm.report.tables import (
     read_difference,
     table,
 )
-from lvm.shadow.reranked import Reranked
+from lvm.shadow.comparison import Reranked
 
 ORDERS = {
     "lane": "cos / tau + beta log p",

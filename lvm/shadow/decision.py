@@ -1,4 +1,4 @@
-"""Who takes the alias after a replay: the gates, then the decision. Pure, so equal input decides equally."""
+"""Decide who takes the alias after a replay, gate by gate; equal input gives an equal decision."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -42,6 +42,12 @@ class Decision:
     def report(self) -> dict[str, Any]:
         """Return the decision as JSON values."""
         return asdict(self)
+
+    def not_carried_out(self, moved: Sequence[str], reason: str) -> str:
+        """Return the line for a promotion that failed after the names `moved` took the alias."""
+        holder = moved[-1] if moved else self.baseline or "none"
+        missed = ", then ".join(self.promote[len(moved) :])
+        return f"NOT CARRIED OUT: {missed} did not take the alias ({reason}); baseline is {holder}"
 
 
 @dataclass(frozen=True)

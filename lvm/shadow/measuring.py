@@ -1,24 +1,28 @@
-"""Measure one predictor on the queries of a replay: ranks over the whole bank, then latency.
+"""Measure one predictor on the queries of a replay, and cache what was measured.
 
 Shapes: N bank rows, D vector dim, Q queries, B batch, T time.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank, open_bank
-from lvm.evaluation.cold_latency import measure_latency
+from lvm.evaluation.cold_latency import machine, measure_latency
 from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.shortlist import ranks_anew, shortlist
+from lvm.system.cache import Entry, cache_key, read_entry, write_entry
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
@@ -26,6 +30,8 @@ from lvm.windows.planning import Queries
 MEASUREMENT = 5
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
+FACTS = ("num_non_finite", "latency_ms", "seconds", "at")
+STORE = Path("data/replays")
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
 
 
@@ -152,3 +158,61 @@ def timed_queries(queries: Queries, bank: Bank) -> Queries:
     num_rows_Q = np.minimum(queries.num_rows(), bank.num_rows)
     first_row_Q = np.zeros_like(num_rows_Q)
     return Queries(queries.query_Q, num_rows_Q, first_row_Q, first_row_Q, queries.ctx)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A measurement to make: of the model in `folder`, cached as the file `result` under `key`."""
+
+    folder: Path
+    result: Path
+    key: str
+    asked: Questions
+
+
+def measurement_key(model: str, row_correction: str, asked: Questions) -> str:
+    """Return a hash of everything that a measurement depends on.
+
+    `model` describes the model, with the sha256 of its weights; `row_correction` is the sha256 of
+    its row correction. Torch and the machine count, too: they change latencies, and the last bits
+    of scores.
+    """
+    way = [MEASUREMENT, torch.__version__, machine()]
+    queries = [[*query_parts(one)] for one in (asked.queries, asked.removed)]
+    lanes: list[Any] = []
+    if asked.lanes is not None:
+        arrays = [asked.lanes.code_N, asked.lanes.log_p_QL, asked.lanes.val_log_p_QL]
+        val = [[*query_parts(one)] for one in (asked.lanes.val, asked.lanes.val_removed)]
+        lanes = [*arrays, *val]
+    bank = [asked.bank.sha256, asked.representative_N]
+    return cache_key(way, model, row_correction, bank, queries, lanes)
+
+
+def query_parts(queries: Queries) -> Iterator[Any]:
+    """Yield what tells queries apart: numbers, targets and contexts, in their order."""
+    yield from (queries.query_Q, queries.target_row_Q, queries.first_row_Q)
+    yield from (queries.sequence_start_Q, queries.ctx)
+    if isinstance(queries, ContextQueries):
+        yield queries.num_rows()
+        yield np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
+
+
+def measurement_path(store: Path, key: str) -> Path:
+    """Return the file of the measurement `key`, whether it is there or not."""
+    return store / key[:2] / f"{key}.safetensors"
+
+
+def write_measurement(path: Path, key: str, found: Measurement) -> None:
+    """Write a measurement; raises OSError if the disk refuses it."""
+    ranks = pd.DataFrame(columns=COLUMNS, dtype=float) if found.ranks is None else found.ranks
+    columns = {name: ranks[name].to_numpy() for name in COLUMNS}
+    write_entry(path, key, Entry(columns, {name: getattr(found, name) for name in FACTS}))
+
+
+def read_measurement(path: Path, key: str) -> Measurement | None:
+    """Return the measurement `key`; None if it is missing or damaged."""
+    found = read_entry(path, key)
+    if found is None:
+        return None
+    ranks = None if found.values["num_non_finite"] else pd.DataFrame(found.arrays)[[*COLUMNS]]
+    return Measurement(ranks, **found.values, origin=READ_BACK)

@@ -18,12 +18,21 @@ from lvm.bank.files import file_sha256
 from lvm.evaluation.rerank import Foretold
 from lvm.models.weights import model_text, save_model
 from lvm.shadow.candidates import Candidate
-from lvm.shadow.measuring import MEASURED_NOW, Measurement, MeasurementFailed, Questions
-from lvm.shadow.store import STORE, measurement_key, measurement_path, read_measurement
-from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL, Job
-from lvm.system.reasons import OF_DISKS
-from lvm.system.signals import GRACE_SECONDS
-from lvm.system.writing import write_array, writing
+from lvm.shadow.measuring import (
+    MEASURED_NOW,
+    STORE,
+    Job,
+    Measurement,
+    MeasurementFailed,
+    Questions,
+    measurement_key,
+    measurement_path,
+    read_measurement,
+)
+from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
+from lvm.system.atomic import write_array, write_errors_name
+from lvm.system.errors import DISK_ERRNOS
+from lvm.system.processes import GRACE_SECONDS
 from lvm.windows.planning import Queries
 
 T = TypeVar("T")
@@ -144,7 +153,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Questions, store: Path 
         asked,
     )
     job = Job(folder, measurement_path(store.resolve(), key), key, asked)
-    with writing(folder / JOB):
+    with write_errors_name(folder / JOB):
         (folder / JOB).write_bytes(pickle.dumps(job))
     return job
 
@@ -168,10 +177,10 @@ def finish(code: int, job: Job) -> Measurement:
     if code > 0:
         error = job.folder / ERROR
         reason = (error.read_text() if error.is_file() else "") or "it left no message"
-        if code in OF_DISKS:
+        if code in DISK_ERRNOS:
             raise OSError(code, os.strerror(code), str(error))
         refused = FAILED_WRITE.match(reason)
-        if refused and int(refused[1]) in OF_DISKS:
+        if refused and int(refused[1]) in DISK_ERRNOS:
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), refused[2])
         raise MeasurementFailed(f"its process ended with exit code {code}: {reason}")
     found = read_measurement(job.result, job.key)

@@ -6,15 +6,10 @@ from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.evaluation.answers import query_table
+from lvm.evaluation.rerank import Foretold, foretell
 from lvm.shadow.candidates import Candidate, leak_of, refusal_of
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
-from lvm.shadow.measuring import (
-    ANSWERS,
-    Measurement,
-    MeasurementFailed,
-    Questions,
-    measure,
-)
+from lvm.shadow.measuring import ANSWERS, Measurement, MeasurementFailed, Questions, measure
 from lvm.windows.planning import Queries, Windows
 
 Measure = Callable[[Candidate, Questions], Measurement]
@@ -79,6 +74,18 @@ def replay_candidate(
     one = _unscored(candidate, **told, leak=leak, latency_ms=found.latency_ms)
     answers = {name: found.ranks[name] for name in ANSWERS}
     return scored(one, query_table(removed, bank).assign(**answers), bank, seed)
+
+
+def lane_predictor(bank: Bank, windows: Windows) -> Callable[[Queries], Foretold]:
+    """Return a function that predicts the lanes of a replay's queries, once per context length."""
+    known: dict[int, Foretold] = {}
+
+    def predict_lanes(queries: Queries) -> Foretold:
+        if queries.ctx not in known:
+            known[queries.ctx] = foretell(bank, windows, queries, windows.seed)
+        return known[queries.ctx]
+
+    return predict_lanes
 
 
 def _check(candidates: Sequence[Candidate], queries: Queries) -> None:

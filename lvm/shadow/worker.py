@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -23,28 +22,17 @@ import numpy as np
 
 from lvm.bank.archive import map_array
 from lvm.models.weights import load_model
-from lvm.shadow.measuring import Questions, measure
-from lvm.shadow.store import write_measurement
-from lvm.system.signals import SIGNALS, Stopped, follow_parent, stoppable
+from lvm.shadow.measuring import Job, measure, write_measurement
+from lvm.system.processes import SIGNALS, Stopped, end_with_parent, stoppable
 
 MODEL, CORRECTION, JOB, ERROR = "model", "row_correction.npy", "job.pickle", "error.txt"
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A measurement to make: of the model in `folder`, written to the file `result` under `key`."""
-
-    folder: Path
-    result: Path
-    key: str
-    asked: Questions
-
-
 def main(arguments: list[str]) -> None:
     """Fork a process for each job until the input ends, or until the parent does."""
     gc.freeze()  # the collector would write to, and so copy, the pages that forks share
-    follow_parent()
+    end_with_parent()
     if os.getppid() != int(arguments[0]):
         return  # the parent ended before this process could follow it
     answers = os.fdopen(os.dup(1), "w")
@@ -100,7 +88,7 @@ def _work(folder: Path, host: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     sys.excepthook = error_writer(folder)
-    follow_parent()
+    end_with_parent()
     if os.getppid() == host:
         run(pickle.loads((folder / JOB).read_bytes()))
     os._exit(0)

@@ -19,8 +19,13 @@ from lvm.models.weights import load_model, optimizer_tensors, save_model
 from lvm.retrieval.building import build_index, ensure_index
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.index import open_index, write_index
-from lvm.shadow.measuring import Questions, measure
-from lvm.shadow.store import measurement_path, read_measurement, write_measurement
+from lvm.shadow.measuring import (
+    Questions,
+    measure,
+    measurement_path,
+    read_measurement,
+    write_measurement,
+)
 from lvm.studies.scaling.store import CellStore, Kept
 from lvm.system.atomic import write_array
 from lvm.tracking import runs as tracking
@@ -170,7 +175,7 @@ def test_fits(tally, windows):
 
 def test_replay_store(tally, bank, windows, model, tmp_path):
     queries = windows.queries["test"].head(40)
-    found = measure(model, bank, windows.representative_N, Questions(queries, queries))
+    found = measure(model, Questions(bank, windows.representative_N, queries, queries))
     path = measurement_path(tmp_path / "replays", "ab" * 32)
     write_measurement(path, "ab" * 32, found)
 

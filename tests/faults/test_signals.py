@@ -8,7 +8,7 @@ import pytest
 
 from lvm.system.seeding import generator
 from tests.faults.conftest import Tally
-from tests.faults.test_kills import CASES, Case, undisturbed, prepared
+from tests.faults.test_kills import CASES, Case, prepared, undisturbed
 from tests.faults.workplace import Workplace
 
 pytestmark = pytest.mark.faults
