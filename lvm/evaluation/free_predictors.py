@@ -21,7 +21,7 @@ from lvm.models.baselines import (
     Ridge,
     ridge_features,
 )
-from lvm.models.fits import Fit, kept
+from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
@@ -65,7 +65,7 @@ def tuned_decay(bank: Bank, windows: Windows) -> float:
         models = [MovingAverage(bank.dim, decay) for decay in DECAYS]
         return Fit(values={"decay": DECAYS[_best_on_val(models, bank, windows)]})
 
-    return float(kept(windows, "ema", {}, fit).values["decay"])
+    return float(cached_fit(windows, "ema", {}, fit).values["decay"])
 
 
 def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
@@ -83,7 +83,7 @@ def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
         best = models[_best_on_val(models, bank, windows)]
         return Fit(dict(best.state_dict()), {"alpha": best.config["alpha"]})
 
-    found = kept(windows, "ridge", {"seed": seed}, fit)
+    found = cached_fit(windows, "ridge", {"seed": seed}, fit)
     model = Ridge(bank.dim, found.values["alpha"])
     model.load_state_dict(found.tensors)
     return model

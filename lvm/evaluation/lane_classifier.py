@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 from lvm.bank.store import Bank
 from lvm.evaluation.lane_metrics import lane_codes, lane_names, lanes_sha256
-from lvm.models.fits import Fit, kept
+from lvm.models.fits import Fit, cached_fit
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries, Windows
@@ -86,7 +86,7 @@ def fit_lane_classifier(
 
     inputs = {"lanes": lanes_sha256(bank), "recent": RECENT_ROWS, "ctx": ctx, "seed": seed}
     inputs |= {name: installed_version(name) for name in ("scikit-learn", "scipy")}
-    return classifier_of(kept(windows, "lane-classifier", inputs, fit), len(lane_names(bank)))
+    return classifier_of(cached_fit(windows, "lane-classifier", inputs, fit), len(lane_names(bank)))
 
 
 def check_lanes(bank: Bank, windows: Windows, seed: int = 0) -> None:

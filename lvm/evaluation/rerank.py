@@ -27,7 +27,7 @@ from lvm.evaluation.lane_classifier import (
 )
 from lvm.evaluation.lane_metrics import lane_codes, lanes_sha256
 from lvm.evaluation.metrics import selection_score
-from lvm.models.fits import Fit, kept, model_digest
+from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.models.weights import load_state, save_state
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import SCORE_TIE, exact_ranks
@@ -147,7 +147,7 @@ def fit_reranker(
     digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
     inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
     inputs |= {"lanes": lanes_sha256(bank), "scipy": installed_version("scipy")}
-    found = kept(windows, "lane-reranker", inputs, fit).values
+    found = cached_fit(windows, "lane-reranker", inputs, fit).values
     return Reranker(classifier, Weights(**found["plain"]), Weights(**found["corrected"]))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import selection_score
-from lvm.models.fits import Fit, kept, model_digest
+from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty
@@ -44,7 +44,7 @@ def fit_hubness(model: nn.Module, bank: Bank, windows: Windows, seed: int = 0) -
     every train-time prediction the answer itself, a crowd of other rows than it retrieves later.
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
-    found = kept(windows, "hubness", inputs, lambda: _fit(model, bank, windows, seed))
+    found = cached_fit(windows, "hubness", inputs, lambda: _fit(model, bank, windows, seed))
     return Hubness(found.values["beta"], found.tensors["row_correction"].numpy())
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import Bank
 from lvm.system.atomic import atomic_replace, is_damaged, with_checksum, write_errors_name
+from lvm.system.cache import locked
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
     SPLIT_KINDS,
@@ -211,7 +211,7 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
     a folder beside it is taken, ctx<ctx>-<split>-seed<seed>-<bank's sha256>.
     """
     place = _place(ctx, path)
-    with _one_planner(place):
+    with locked(place):
         if not _holds(place, bank, ctx, plan):
             if path is not None and _is_there(place):
                 settings = _read_settings(place)
@@ -228,7 +228,7 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
 def export_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
     """Plan windows at `path` (data/windows/ctx<ctx> when None); others there are replaced."""
     place = _place(ctx, path)
-    with _one_planner(place):
+    with locked(place):
         return _open_or_plan(place, bank, ctx, plan)
 
 
@@ -240,11 +240,6 @@ def _open_or_plan(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> Wi
 
 def _place(ctx: int, path: str | Path | None) -> Path:
     return Path("data/windows") / f"ctx{ctx}" if path is None else Path(path)
-
-
-def _one_planner(place: Path) -> FileLock:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(place.parent / f".{place.name}.lock")
 
 
 def _is_there(place: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.rerank import Reranker, fit_reranker
 from lvm.models.facts import facts_of
-from lvm.models.fits import Fit, kept
+from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import build_model
 from lvm.models.weights import load_model, optimizer_tensors, save_model
 from lvm.retrieval.building import build_index, ensure_index
@@ -159,12 +159,12 @@ def test_scaling_cell(tally, tmp_path):
 
 def test_fits(tally, windows):
     values = {"decay": 0.75}
-    kept(windows, "mean", {}, lambda: Fit({"a": torch.arange(99.0)}, values))
+    cached_fit(windows, "mean", {}, lambda: Fit({"a": torch.arange(99.0)}, values))
     (path,) = files(windows.folder / "fits")
     whole = path.read_bytes()
 
     def read() -> Any:
-        found = kept(windows, "mean", {}, lambda: Fit(values={"made": "anew"}))
+        found = cached_fit(windows, "mean", {}, lambda: Fit(values={"made": "anew"}))
         if found.values == {"made": "anew"}:
             path.write_bytes(whole)
             return None

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_ridge, tuned_decay
 from lvm.models.baselines import MovingAverage
-from lvm.models.fits import Fit, kept, model_digest
+from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.retrieval.hubness import fit_hubness
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -40,9 +40,9 @@ def kept_files(windows: Windows) -> list[Path]:
 
 def test_a_fit_is_run_once_for_the_same_inputs(windows: Windows, tiny_bank: Bank):
     fit = Fitting()
-    first = kept(windows, "mean", {"seed": 0}, fit)
+    first = cached_fit(windows, "mean", {"seed": 0}, fit)
     assert windows.folder is not None
-    again = kept(open_windows(windows.folder, tiny_bank), "mean", {"seed": 0}, fit)
+    again = cached_fit(open_windows(windows.folder, tiny_bank), "mean", {"seed": 0}, fit)
     assert fit.runs == 1
     assert again.values == first.values == {"c": 0.25}
     for name, tensor in first.tensors.items():
@@ -55,22 +55,22 @@ def test_every_input_makes_another_fit(windows: Windows):
     fit = Fitting()
     other_plan = dataclasses.replace(windows, sha256="other")
     other_bank = dataclasses.replace(windows, bank_sha256="other")
-    kept(windows, "mean", {"seed": 0}, fit)
-    kept(windows, "mean", {"seed": 1}, fit)
-    kept(windows, "median", {"seed": 0}, fit)
-    kept(other_plan, "mean", {"seed": 0}, fit)
-    kept(other_bank, "mean", {"seed": 0}, fit)
+    cached_fit(windows, "mean", {"seed": 0}, fit)
+    cached_fit(windows, "mean", {"seed": 1}, fit)
+    cached_fit(windows, "median", {"seed": 0}, fit)
+    cached_fit(other_plan, "mean", {"seed": 0}, fit)
+    cached_fit(other_bank, "mean", {"seed": 0}, fit)
     assert fit.runs == len(kept_files(windows)) == 5
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "bare", "empty"])
 def test_a_file_that_is_not_whole_is_never_trusted(windows: Windows, damage: str):
     fit = Fitting()
-    kept(windows, "mean", {"seed": 0}, fit)
+    cached_fit(windows, "mean", {"seed": 0}, fit)
     (path,) = kept_files(windows)
     whole = path.read_bytes()
     if damage == "foreign":
-        kept(windows, "mean", {"seed": 1}, Fitting())
+        cached_fit(windows, "mean", {"seed": 1}, Fitting())
         (other,) = set(kept_files(windows)) - {path}
         path.write_bytes(other.read_bytes())
     elif damage == "bare":
@@ -79,9 +79,9 @@ def test_a_file_that_is_not_whole_is_never_trusted(windows: Windows, damage: str
         flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
         path.write_bytes({"cut": whole[:-9], "flipped": flipped, "empty": b""}[damage])
     assert path.read_bytes() != whole
-    assert kept(windows, "mean", {"seed": 0}, fit).values == {"c": 0.25}
+    assert cached_fit(windows, "mean", {"seed": 0}, fit).values == {"c": 0.25}
     assert fit.runs == 2
-    kept(windows, "mean", {"seed": 0}, fit)
+    cached_fit(windows, "mean", {"seed": 0}, fit)
     assert fit.runs == 2, "the damaged file was replaced"
 
 
@@ -89,11 +89,11 @@ def test_nothing_is_kept_without_a_folder_that_can_be_written(windows: Windows):
     fit = Fitting()
     homeless = dataclasses.replace(windows, folder=None)
     for _ in range(2):
-        kept(homeless, "mean", {}, fit)
+        cached_fit(homeless, "mean", {}, fit)
     assert fit.runs == 2
     assert windows.folder is not None
     (windows.folder / "fits").write_text("in the way of the folder")
-    assert kept(windows, "mean", {}, fit).values == {"c": 0.25}
+    assert cached_fit(windows, "mean", {}, fit).values == {"c": 0.25}
 
 
 def test_kept_predictors_equal_fitted_ones(windows: Windows, tiny_bank: Bank):
