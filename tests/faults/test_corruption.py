@@ -26,8 +26,8 @@ from lvm.shadow.measuring import (
     read_measurement,
     write_measurement,
 )
-from lvm.studies.scaling.store import CellStore, Kept
 from lvm.system.atomic import write_array
+from lvm.system.cache import Entry, read_entry, write_entry
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.training.checkpoint import Progress, StateFile
@@ -146,12 +146,11 @@ def test_training_state(tally, model, tmp_path):
 
 
 def test_scaling_cell(tally, tmp_path):
-    store = CellStore(tmp_path)
-    key = store.key({"width": 8})
-    store.write(key, Kept(np.arange(50, dtype=np.float64), {"parameters": 10, "loss": 0.5}))
+    path, facts = tmp_path / "cell.safetensors", {"parameters": 10, "loss": 0.5}
+    write_entry(path, "ab" * 32, Entry({"rank_Q": np.arange(50, dtype=np.float64)}, facts))
 
     def read() -> Any:
-        found = store.read(key)
+        found = read_entry(path, "ab" * 32)
         return None if found is None else plain(found)
 
     survive(tally, "scaling cell", files(tmp_path), read)
