@@ -16,12 +16,11 @@ import mlflow
 import torch
 
 from lvm.bank.store import Bank, open_bank
-from lvm.evaluation.cold_latency import measure_latency
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.building import TUNING_QUERIES
+from lvm.retrieval.index import TUNING_QUERIES
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered

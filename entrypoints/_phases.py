@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from entrypoints._candidates import split_seed
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import LANE, NONE
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE, NONE
 from lvm.shadow.measuring import MEASUREMENT
 from lvm.studies.phases.compared import Trained
 from lvm.studies.phases.table import Phase

@@ -13,17 +13,17 @@ from entrypoints._reports import HITS, publish
 from entrypoints._subjects import open_subject
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import LANE, NONE, RERANKS
-from lvm.evaluation.reranked import evaluate_reranking
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation.latency import measure_search, measure_warm_latency
+from lvm.evaluation.reranking import evaluate_reranking
 from lvm.report.controls import controls_table
 from lvm.report.evaluation import evaluation_table
 from lvm.report.examples import examples_page
 from lvm.report.figures import context_figure
 from lvm.report.notes import evaluation_note
 from lvm.report.reranking import reranking_table
-from lvm.retrieval.building import DEPTH, agreement, ensure_index
+from lvm.retrieval.index import DEPTH, agreement, ensure_index
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.retrieval.search import top_rows
 from lvm.tracking import runs as tracking
 

@@ -14,8 +14,15 @@ from entrypoints._reports import publish
 from entrypoints._subjects import Subject, open_subject
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
-from lvm.evaluation.lane_agreement import Agreement, lane_agreement
-from lvm.evaluation.lane_assignment import BANK, METHODS, PROTOTYPES, Assignment, assign_lanes
+from lvm.evaluation.lane_assignment import (
+    BANK,
+    METHODS,
+    PROTOTYPES,
+    Agreement,
+    Assignment,
+    assign_lanes,
+    lane_agreement,
+)
 from lvm.evaluation.lane_ceilings import Ceilings, failing_queries, lane_ceilings, search_table
 from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes, diagnose
 from lvm.prediction.predict import predict_queries
@@ -24,7 +31,7 @@ from lvm.report.figures import confusion_figure, lane_figure
 from lvm.report.lane_figures import agreement_figure, larger_k_figure
 from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
 from lvm.report.notes import lanes_note
-from lvm.retrieval.building import ensure_index
+from lvm.retrieval.index import ensure_index
 from lvm.system.thresholds import LaneRules, read_lane_rules
 from lvm.tracking import past_runs
 from lvm.tracking import runs as tracking

@@ -20,12 +20,12 @@ from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.sentences import split_sentences
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
-from lvm.evaluation.rerank import LANE, NONE, RERANKS
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.report.tables import TEXT, fenced, table
-from lvm.retrieval.building import ensure_index
+from lvm.retrieval.index import ensure_index
+from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets

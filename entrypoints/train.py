@@ -17,7 +17,6 @@ from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from entrypoints._validation import Validation
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models.facts import facts_of
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
@@ -26,6 +25,7 @@ from lvm.models.weights import load_state
 from lvm.report.evaluation import evaluation_table
 from lvm.report.figures import training_figure
 from lvm.report.notes import training_note
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import alias

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.evaluation.rerank import Reranker
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
+from lvm.retrieval.rerank import Reranker
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lvm.evaluation.lane_diagnosis import Diagnosis
-from lvm.evaluation.lane_metrics import LaneFigures
+from lvm.evaluation.lane_diagnosis import Diagnosis, LaneFigures
 from lvm.report.canvas import (
     BLACK,
     BLUE,

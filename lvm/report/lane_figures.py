@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.evaluation.lane_agreement import Agreement
+from lvm.evaluation.lane_assignment import Agreement
 from lvm.evaluation.lane_ceilings import UNKNOWN, Ceilings, LaneCeiling
-from lvm.evaluation.lane_metrics import UNASSIGNED_LANE
 from lvm.report.canvas import BLACK, FONT, GREY, LIGHT, SERIES, canvas, end_labels, heat_map
+from lvm.retrieval.lanes import UNASSIGNED_LANE
 
 DASHES = ("-", "--")
 # Marks of the curves of lanes too small to judge, repeated before their names.

@@ -1,10 +1,8 @@
 """Tables of lanes: what search allows in them, how they agree with labels."""
 
-from lvm.evaluation.lane_agreement import Agreement
-from lvm.evaluation.lane_assignment import Assignment
+from lvm.evaluation.lane_assignment import Agreement, Assignment
 from lvm.evaluation.lane_ceilings import Ceilings, LaneCeiling
 from lvm.evaluation.lane_diagnosis import Diagnosis
-from lvm.evaluation.lane_metrics import UNASSIGNED_LANE
 from lvm.report.tables import (
     HITS,
     TEXT,
@@ -14,6 +12,7 @@ from lvm.report.tables import (
     percent,
     table,
 )
+from lvm.retrieval.lanes import UNASSIGNED_LANE
 
 
 def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:

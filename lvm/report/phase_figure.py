@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.evaluation.rerank import NONE
 from lvm.report.canvas import (
     BLACK,
     BLUE,
@@ -18,6 +17,7 @@ from lvm.report.canvas import (
     canvas,
     label,
 )
+from lvm.retrieval.rerank import NONE
 from lvm.studies.phases.compared import PhaseComparison, Row
 from lvm.studies.phases.published import published_report
 from lvm.studies.phases.table import Phase

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from lvm.evaluation.intervals import points
 from lvm.evaluation.metrics import POOLS
-from lvm.evaluation.rerank import NONE
 from lvm.report.tables import (
     HITS,
     MARKDOWN,
@@ -21,6 +20,7 @@ from lvm.report.tables import (
     table,
 )
 from lvm.report.warnings import merged_warnings
+from lvm.retrieval.rerank import NONE
 from lvm.studies.phases.compared import Measured, Pair, PhaseComparison
 from lvm.studies.phases.old_gates import GATES, OldCheck
 from lvm.studies.phases.published import OldDifference, published_report

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank, open_bank
-from lvm.evaluation.cold_latency import machine, measure_latency
-from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
+from lvm.evaluation.latency import measure_latency
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.shortlist import ranks_anew, shortlist
+from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
 from lvm.system.cache import Entry, cache_key, read_entry, write_entry
+from lvm.system.cores import machine
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries
 
@@ -56,7 +56,7 @@ class Questions:
     representative_N: NDArray[np.int64]
     queries: Queries
     removed: Queries
-    lanes: Foretold | None = None
+    lanes: LanePrediction | None = None
 
     def read_by(self, ctx: int) -> "Questions":
         """Return the questions as a predictor with a context of `ctx` rows reads them."""

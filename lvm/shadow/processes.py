@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lvm.bank.files import file_sha256
-from lvm.evaluation.rerank import Foretold
 from lvm.models.weights import model_text, save_model
+from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.candidates import Candidate
 from lvm.shadow.measuring import (
     MEASURED_NOW,
@@ -100,7 +100,7 @@ class Replayer:
     store: Path = STORE
     note: Callable[[str], None] = print
     limit_ms: float = math.inf
-    predict_lanes: Callable[[Queries], Foretold] | None = None
+    predict_lanes: Callable[[Queries], LanePrediction] | None = None
     host: Host = field(default_factory=Host)
 
     def __enter__(self) -> "Replayer":

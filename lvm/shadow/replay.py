@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.evaluation.answers import query_table
-from lvm.evaluation.rerank import Foretold, foretell
+from lvm.evaluation.evaluate import query_table
+from lvm.retrieval.rerank import LanePrediction, predict_lanes
 from lvm.shadow.candidates import Candidate, leak_of, refusal_of
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
 from lvm.shadow.measuring import ANSWERS, Measurement, MeasurementFailed, Questions, measure
@@ -76,16 +76,16 @@ def replay_candidate(
     return scored(one, query_table(removed, bank).assign(**answers), bank, seed)
 
 
-def lane_predictor(bank: Bank, windows: Windows) -> Callable[[Queries], Foretold]:
+def lane_predictor(bank: Bank, windows: Windows) -> Callable[[Queries], LanePrediction]:
     """Return a function that predicts the lanes of a replay's queries, once per context length."""
-    known: dict[int, Foretold] = {}
+    known: dict[int, LanePrediction] = {}
 
-    def predict_lanes(queries: Queries) -> Foretold:
+    def predict_once(queries: Queries) -> LanePrediction:
         if queries.ctx not in known:
-            known[queries.ctx] = foretell(bank, windows, queries, windows.seed)
+            known[queries.ctx] = predict_lanes(bank, windows, queries, windows.seed)
         return known[queries.ctx]
 
-    return predict_lanes
+    return predict_once
 
 
 def _check(candidates: Sequence[Candidate], queries: Queries) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.lane_classifier import check_lanes
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models import fits
 from lvm.models.facts import FREE, TRAINED, facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.retrieval.hubness import fit_hubness
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.candidates import Candidate, is_made_from, split_seed, unique_names
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.tracking import alias, datasets

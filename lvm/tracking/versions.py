@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.archive import map_array
-from lvm.evaluation.rerank import NONE, Reranker
 from lvm.models.facts import TRAINED, Facts, facts_from_tags
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
+from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
 from lvm.tracking.alias import (

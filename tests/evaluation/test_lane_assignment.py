@@ -16,7 +16,6 @@ from lvm.bank.row_table import TMD_LANES, UNASSIGNED
 from lvm.bank.store import Bank, write_bank
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.corpus.ingest import row_names
-from lvm.evaluation.lane_agreement import lane_agreement
 from lvm.evaluation.lane_assignment import (
     DOMAINS_FILE,
     KMEANS,
@@ -25,6 +24,7 @@ from lvm.evaluation.lane_assignment import (
     bank_encoder,
     cluster_lanes,
     document_means,
+    lane_agreement,
     prototype_lanes,
     read_domains,
     with_lanes,

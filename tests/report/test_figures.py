@@ -10,8 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lvm.bank.store import Bank
-from lvm.evaluation.lane_diagnosis import diagnose
-from lvm.evaluation.lane_metrics import lane_figures
+from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.expert_figures import experts_figure
 from lvm.report.figures import confusion_figure, context_figure, lane_figure, training_figure
 from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure

@@ -8,8 +8,7 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.evaluation.intervals import Difference
-from lvm.evaluation.lane_agreement import Agreement, lane_agreement
-from lvm.evaluation.lane_assignment import KMEANS, Assignment
+from lvm.evaluation.lane_assignment import KMEANS, Agreement, Assignment, lane_agreement
 from lvm.evaluation.lane_ceilings import (
     ALL_LANES,
     INDEX_LIMITED,

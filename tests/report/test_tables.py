@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.evaluation.lane_diagnosis import diagnose
-from lvm.evaluation.lane_metrics import lane_figures
+from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.decision import decision_text, gates_table
 from lvm.report.evaluation import evaluation_table, lanes_table
 from lvm.report.lanes import hits_table

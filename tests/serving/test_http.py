@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.http import ask, http_server, json_body, packed_body
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.predict import predict_contexts
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.served import baseline_of

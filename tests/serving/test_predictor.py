@@ -14,12 +14,12 @@ import pytest
 
 from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.store import open_bank
-from lvm.evaluation.lane_classifier import means_of
-from lvm.evaluation.rerank import reranker_if_lanes
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.contexts import check_contexts
 from lvm.prediction.predict import predict_contexts
+from lvm.retrieval.lanes import means_of
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
 from lvm.serving import passages
 from lvm.tracking import alias

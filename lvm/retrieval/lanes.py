@@ -1,9 +1,12 @@
-"""Which lane comes next: a calibrated classifier of the context.
+"""Lanes of bank rows, and which lane comes next: a calibrated classifier of the context.
 
-Shapes: B batch, T time, D vector dim, F = 2 D features, Q queries, L lanes, C lanes seen in
-training.
+A lane code is an index into `bank.lanes`. Rows without a lane have the last code L: they are shown
+as a lane of their own, never as lane 0. Shapes: N bank rows, Q queries, L lanes, B batch, T time, D
+vector dim, F = 2 D features, C lanes seen in training.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -14,20 +17,39 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from lvm.bank.row_table import UNASSIGNED
 from lvm.bank.store import Bank
-from lvm.evaluation.lane_metrics import lane_codes, lane_names, lanes_sha256
 from lvm.models.fits import Fit, cached_fit
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
+from lvm.retrieval.search import FloatArray, IntArray
 from lvm.windows.context_rows import ContextQueries
 from lvm.windows.planning import Queries, Windows
 
-FloatArray = NDArray[np.float32]
-
-RECENT_ROWS = 64  # their mean is read beside that of the whole context
+UNASSIGNED_LANE = "unassigned"
+RECENT_ROWS = 64  # their mean is a feature beside the mean of the whole context
 INVERSE_PENALTY = 10.0  # scikit-learn's C
-# What no train row showed can still come next: this share of the chance goes to all codes alike.
-UNSEEN_SHARE = 0.01
+UNSEEN_SHARE = 0.01  # probability shared by all codes, so that a lane unseen in training has some
 TEMPERATURES = (0.05, 20.0)
+
+
+def lane_names(bank: Bank) -> tuple[str, ...]:
+    """Return the names of the lane codes."""
+    return (*bank.lanes, UNASSIGNED_LANE)
+
+
+def lane_codes(bank: Bank, row_Q: NDArray[np.integer] | slice = slice(None)) -> IntArray:
+    """Return the lane code of each row. Raises ValueError for a bank without lanes."""
+    if bank.lane_N is None:
+        raise ValueError(f"bank {bank.path}: has no lanes; add a column 'lane' to its row table")
+    code_Q = bank.lane_N[row_Q].astype(np.int64)
+    return np.where(code_Q == UNASSIGNED, len(bank.lanes), code_Q)
+
+
+def lanes_sha256(bank: Bank) -> str:
+    """Return a hash of the lanes' names with the lane of every row."""
+    digest = hashlib.sha256(json.dumps(bank.lanes).encode())
+    digest.update(lane_codes(bank).astype("<i8").data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class LaneClassifier:
 
     weight: FloatArray
     bias: FloatArray
-    code_C: NDArray[np.int64]
+    code_C: IntArray
     num_codes: int
     temperature: float
 
@@ -133,7 +155,7 @@ def means_of(context_BTD: FloatArray) -> FloatArray:
     return np.concatenate([_unit(mean_BD) for mean_BD in means], axis=1)
 
 
-def _range_means(first_Q: NDArray[np.int64], end_Q: NDArray[np.int64], bank: Bank) -> FloatArray:
+def _range_means(first_Q: IntArray, end_Q: IntArray, bank: Bank) -> FloatArray:
     """Return the unit means (Q, D) of the bank rows [first, end).
 
     A sum moves along the bank: each row is added once, taken away once, however far ranges overlap.
@@ -156,12 +178,12 @@ def _unit(vector_BD: NDArray[Any]) -> NDArray[Any]:
     return vector_BD / np.maximum(np.linalg.norm(vector_BD, axis=-1, keepdims=True), 1e-12)
 
 
-def target_codes(queries: Queries, bank: Bank) -> NDArray[np.int64]:
+def target_codes(queries: Queries, bank: Bank) -> IntArray:
     """Return the lane code of each query's target, (Q,)."""
     return lane_codes(bank, queries.target_row_Q)
 
 
-def calibration(log_p_QL: FloatArray, code_Q: NDArray[np.int64], bins: int = 15) -> dict[str, Any]:
+def calibration(log_p_QL: FloatArray, code_Q: IntArray, bins: int = 15) -> dict[str, Any]:
     """Return accuracy, mean negative log likelihood (nats), expected calibration error.
 
     The error is the mean gap of confidence to accuracy over `bins` equal ranges of confidence, each
@@ -178,13 +200,13 @@ def calibration(log_p_QL: FloatArray, code_Q: NDArray[np.int64], bins: int = 15)
     }
 
 
-def _places(code_C: NDArray[np.int64], code_Q: NDArray[np.int64]) -> NDArray[np.int64]:
+def _places(code_C: IntArray, code_Q: IntArray) -> IntArray:
     """Return the place of each code among those seen, -1 where it is none of them."""
     place_Q = np.searchsorted(code_C, code_Q).clip(max=len(code_C) - 1)
     return np.where(code_C[place_Q] == code_Q, place_Q, -1)
 
 
-def _temperature(logit_QC: FloatArray, place_Q: NDArray[np.int64]) -> float:
+def _temperature(logit_QC: FloatArray, place_Q: IntArray) -> float:
     """Return the temperature of the least loss over queries whose lane was seen; 1 without any."""
     seen_Q = place_Q >= 0
     if not seen_Q.any():

@@ -14,18 +14,19 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation
 from lvm.evaluation.intervals import document_interval, paired_difference
-from lvm.evaluation.lane_classifier import calibration, context_features, target_codes
-from lvm.evaluation.lane_metrics import lane_codes
 from lvm.evaluation.metrics import figures, hit_at
-from lvm.evaluation.rerank import (
+from lvm.retrieval.lanes import calibration, context_features, lane_codes, target_codes
+from lvm.retrieval.rerank import (
+    SIZE,
+    Shortlist,
     Weights,
-    all_codes,
     fit_reranker,
     lane_scores,
     old_rule_scores,
+    ranks_anew,
+    shortlist,
     true_lane_ranks,
 )
-from lvm.retrieval.shortlist import SIZE, Shortlist, ranks_anew, shortlist
 from lvm.system.atomic import jsonable
 from lvm.windows.planning import Queries, Windows
 
@@ -79,12 +80,12 @@ class _Case:
     def by_lane(self, weights: Weights) -> Ranks:
         """Return the ranks (Q,) in the order of the lane's share."""
         weight = weights.tau * weights.beta
-        score_QC = lane_scores(self.listed, self.log_p_QL, all_codes(self.bank), weight)
+        score_QC = lane_scores(self.listed, self.log_p_QL, lane_codes(self.bank), weight)
         return ranks_anew(self.listed, score_QC, self.rank_Q)
 
     def report(self, weights: Weights) -> dict[str, Any]:
         """Return the figures of the lane's share, of the old rule, of the true lane."""
-        code_N, code_Q = all_codes(self.bank), target_codes(self.queries, self.bank)
+        code_N, code_Q = lane_codes(self.bank), target_codes(self.queries, self.bank)
         old_QC = old_rule_scores(self.listed, self.log_p_QL, code_N)
         true_Q = true_lane_ranks(self.listed, self.rank_Q, code_Q, code_N)
         return {

@@ -9,26 +9,27 @@ import pytest
 from scipy.special import log_softmax
 
 from lvm.bank.store import Bank, write_bank
-from lvm.evaluation import lane_classifier as classifier
-from lvm.evaluation import rerank as reranking
 from lvm.evaluation.evaluate import evaluate_rival
-from lvm.evaluation.lane_classifier import (
+from lvm.evaluation.reranking import evaluate_reranking
+from lvm.models.baselines import MovingAverage
+from lvm.report.reranking import reranking_table
+from lvm.retrieval import lanes as classifier
+from lvm.retrieval import rerank as reranking
+from lvm.retrieval.lanes import (
     calibration,
     context_features,
     fit_lane_classifier,
+    lane_codes,
     means_of,
 )
-from lvm.evaluation.rerank import (
+from lvm.retrieval.rerank import (
     BETAS,
+    Shortlist,
     fit_reranker,
     likely_temperature,
     old_rule_scores,
     true_lane_ranks,
 )
-from lvm.evaluation.reranked import evaluate_reranking
-from lvm.models.baselines import MovingAverage
-from lvm.report.reranking import reranking_table
-from lvm.retrieval.shortlist import Shortlist
 from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -122,7 +123,7 @@ def test_rows_without_a_lane_are_never_the_first_lane(telling, tmp_path: Path):
     bank, _ = telling
     lane_N = np.where(np.arange(bank.num_rows) % 3 == 0, -1, bank.lane_N).astype(np.int16)
     partly = dataclasses.replace(bank, lane_N=lane_N)
-    assert (reranking.all_codes(partly)[::3] == len(bank.lanes)).all()
+    assert (lane_codes(partly)[::3] == len(bank.lanes)).all()
     windows = plan_windows(partly, CTX)
     found = fit_lane_classifier(partly, windows)
     assert found.code_C.tolist() == [0, 1, 2]
