@@ -18,9 +18,8 @@ from lvm.report.canvas import (
     label,
 )
 from lvm.retrieval.rerank import NONE
-from lvm.studies.phases.compared import PhaseComparison, Row
-from lvm.studies.phases.published import published_report
-from lvm.studies.phases.table import Phase
+from lvm.studies.phases.comparison import PhaseComparison, Row
+from lvm.studies.phases.table import Phase, published_report
 
 COLORS, SIDES = {"dense": GREEN, "seed": BLUE}, {"dense": -1, "seed": 1}
 
