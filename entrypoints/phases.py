@@ -9,10 +9,15 @@ from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm.bank.store import Bank
-from lvm.report.phase_figure import phase_figure
-from lvm.report.phases import PhaseStory, phases_markdown, phases_table, phases_text
+from lvm.report.phases import (
+    PhaseStory,
+    merged_warnings,
+    phase_figure,
+    phases_markdown,
+    phases_table,
+    phases_text,
+)
 from lvm.report.tables import MARKDOWN, TEXT, captioned, table
-from lvm.report.warnings import merged_warnings
 from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
 from lvm.studies.phases.table import (
     OLD_DECISION,

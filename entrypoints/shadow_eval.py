@@ -9,11 +9,18 @@ from tqdm import tqdm
 from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm.report.decision import decision_text
 from lvm.report.notes import shadow_note
-from lvm.report.reranking import reranked_table
-from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
-from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
+from lvm.report.shadow import (
+    comparison_table,
+    decision_text,
+    forest_figure,
+    origin_note,
+    rank_figure,
+    reranked_table,
+    shadow_lane_figure,
+    shadow_markdown,
+    shadow_table,
+)
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.shadow.comparison import ShadowResult, reranked_outcomes
 from lvm.shadow.decision import Decision

@@ -15,8 +15,8 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.models.facts import Facts
-from lvm.windows.planning import Queries, Windows
-from lvm.windows.splits import TRAIN, VAL, split_by_document
+from lvm.windows.planning import TRAIN, VAL, Windows, split_by_document
+from lvm.windows.queries import Queries
 
 
 class Files(Protocol):

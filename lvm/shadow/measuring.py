@@ -23,8 +23,7 @@ from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
 from lvm.system.cache import Entry, cache_key, read_entry, write_entry
 from lvm.system.cores import machine
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
 MEASUREMENT = 5

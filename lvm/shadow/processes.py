@@ -33,7 +33,7 @@ from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 T = TypeVar("T")
 FAILED_WRITE = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")

@@ -10,7 +10,8 @@ from lvm.retrieval.rerank import LanePrediction, predict_lanes
 from lvm.shadow.candidates import Candidate, leak_of, refusal_of
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
 from lvm.shadow.measuring import ANSWERS, Measurement, MeasurementFailed, Questions, measure
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 Measure = Callable[[Candidate, Questions], Measurement]
 

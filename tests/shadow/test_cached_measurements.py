@@ -19,8 +19,7 @@ from lvm.shadow.measuring import (
     write_measurement,
 )
 from lvm.system.cache import cache_key
-from lvm.windows.context_rows import context_queries
-from lvm.windows.planning import make_queries
+from lvm.windows.queries import context_queries, make_queries
 
 KEY = "ab" * 32
 RANKS = pd.DataFrame(

@@ -39,9 +39,9 @@ from lvm.shadow.measuring import (
 from lvm.shadow.processes import Host, Replayer, finish, write_job
 from lvm.shadow.replay import measure_here, replay
 from lvm.shadow.worker import error_writer
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, context_queries
 
 pytestmark = pytest.mark.slow
 

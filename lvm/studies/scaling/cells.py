@@ -29,8 +29,8 @@ from lvm.training import fingerprint
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.loop import train
-from lvm.windows.planning import Queries, Windows, contents_sha256
-from lvm.windows.splits import SPLITS, TRAIN, runs, train_windows
+from lvm.windows.planning import SPLITS, TRAIN, Windows, contents_sha256, runs, train_windows
+from lvm.windows.queries import Queries
 
 MAX_CHOICE_QUERIES = 1000
 ROUNDS = 8  # validations of a training, if the data allow it
