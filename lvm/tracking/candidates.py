@@ -14,16 +14,15 @@ from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.candidates import Candidate, is_made_from, split_seed, unique_names
 from lvm.shadow.query_log import QueryLog, log_queries
-from lvm.tracking import alias, datasets
+from lvm.tracking import alias, logged_models
 from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
+from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
+from lvm.tracking.logged_models import LoggedFiles
 from lvm.tracking.promotion import replayed_name
 from lvm.tracking.runs import Dataset
-from lvm.tracking.versions import Card, LoggedFiles
-from lvm.windows.export import ensure_windows
+from lvm.tracking.versions import Card
 from lvm.windows.planning import Windows
-
-DEFAULT_CTX = 1000  # of the free predictors, if no trained candidate has one
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,8 @@ def gather(
     trained = [c.facts for c in cards if c.facts.kind == TRAINED and is_made_from(c.facts, bank)]
     length = wanted.ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
     seed = split_seed(None if baseline is None else baseline.facts, trained, bank)
-    windows = ensure_windows(bank, length, None, split="document", seed=seed)
-    assert windows.folder is not None
-    dataset = datasets.log_bank(bank, "shadow")
-    datasets.log_windows(windows, windows.folder, "shadow")
+    inputs = make_inputs(bank, length, None, "shadow", split="document", seed=seed)
+    windows = inputs.windows
     if wanted.by_lane:
         check_lanes(bank, windows, seed)
     if wanted.register:
@@ -124,7 +121,7 @@ def gather(
         dataclasses.replace(one, name=name)
         for one, name in zip(found, unique_names(found), strict=True)
     ]
-    return Field(bank, windows, dataset, tuple(named_now), registry.baseline)
+    return Field(bank, windows, inputs.dataset, tuple(named_now), registry.baseline)
 
 
 def choose_bank(
@@ -193,9 +190,9 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             raise ValueError(
                 f"candidates: {alias.NAME} has no version {word!r}; known: "
                 f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{alias.ARTIFACT} or models:/m-<id>"
+                f"runs:/<run id>/{registered.ARTIFACT} or models:/m-<id>"
             )
-        card = registered.read_card(word) if "/" in word else known[word]
+        card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
         version = card.version or registered.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
@@ -227,7 +224,7 @@ def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
     if card.facts.bank_sha256 not in bank.bases:
         return logged
     try:
-        model = registered.load(card.reference).model
+        model = logged_models.load(card.reference).model
     except ValueError:
         return logged
     correction = fit_hubness(model, bank, windows, windows.seed).row_correction
@@ -255,7 +252,7 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
         if card is not None:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
-        model_id = registered.log_predictor(model, facts, correction, reranker=reranker)
+        model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
         version = registered.register(model_id, facts)
         reference = f"models:/{alias.NAME}/{version}"
         return _logged(Card(reference, facts, model_id, version=version))
@@ -278,7 +275,7 @@ def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
     for card in reversed(registered.cards()):
         if card.facts.model == name and _is_free(card, bank, windows):
             try:
-                registered.load(card.reference)
+                logged_models.load(card.reference)
             except ValueError as error:
                 print(f"{name} is fitted anew: {error}", flush=True)
                 continue

@@ -18,7 +18,7 @@ from lvm.shadow.measuring import MEASUREMENT
 from lvm.studies.phases.comparison import Trained
 from lvm.studies.phases.trainings import Job, grown_job, is_by_lane, longest_windows
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias, past_runs
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
@@ -67,13 +67,13 @@ def train_all(jobs: Sequence[Job]) -> list[Done]:
 def grow(job: Job, base: Done) -> Job:
     """Return the job that starts from the weights of `base`."""
     init = reference(base.run_id)
-    return grown_job(job, init, registered.load(init).model)
+    return grown_job(job, init, logged_models.load(init).model)
 
 
 def train_or_find(job: Job) -> Done:
     """Return the latest complete training of these inputs; launch one if there is none."""
     with one_at_a_time(job.sha256, f"phase {job.name}"):
-        for run_id in past_runs.find_finished(TRAINING_TAG, job.sha256):
+        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
             try:
                 done = read_done(run_id)
             except ValueError as error:
@@ -103,9 +103,9 @@ def read_done(run_id: str) -> Done:
 
     Raises ValueError if a part of it cannot be read.
     """
-    card = registered.load(reference(run_id))
+    card = logged_models.load(reference(run_id))
     assert card.model_id is not None
-    report = past_runs.read_json(run_id, "report.json")
+    report = tracking.read_json(run_id, "report.json")
     version = registered.version_of(card.model_id)
     version = version or registered.register(card.model_id, card.facts)
     return Done(run_id, card.model_id, version, report)
@@ -113,7 +113,7 @@ def read_done(run_id: str) -> Done:
 
 def reference(run_id: str) -> str:
     """Return the URI of the model that a training run logged."""
-    return f"runs:/{run_id}/{alias.ARTIFACT}"
+    return f"runs:/{run_id}/{registered.ARTIFACT}"
 
 
 def shadow_or_find(
@@ -151,7 +151,7 @@ def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
     with alias.locked():
         alias.repair()
     promoted = {move["run"] for move in alias.history()}
-    for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
+    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
             check_scored(found.report, versions)
@@ -165,8 +165,8 @@ def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
 
 def read_shadow(run_id: str) -> Shadow:
     """Read what a replay logged; raises ValueError if a part of it cannot be read."""
-    report = past_runs.read_json(run_id, "report.json")
-    return Shadow(run_id, report, past_runs.read_frame(run_id, "per_query.parquet"))
+    report = tracking.read_json(run_id, "report.json")
+    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
 
 
 def check_scored(replay: dict[str, Any], versions: Set[str]) -> None:

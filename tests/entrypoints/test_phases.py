@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from entrypoints._inputs import Inputs
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
@@ -20,8 +19,9 @@ from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
 from lvm.studies.phases.table import read_phases
 from lvm.studies.phases.trainings import Planner, is_by_lane
-from lvm.tracking import alias, phase_runs
+from lvm.tracking import alias, logged_models, phase_runs
 from lvm.tracking import versions as registered
+from lvm.tracking.datasets import Inputs
 from lvm.tracking.phase_runs import (
     Done,
     as_trained,
@@ -165,7 +165,7 @@ def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypa
         "runs:/first/model": torch.nn.Linear(2, 2),
         "runs:/other/model": torch.nn.Linear(2, 2),
     }
-    monkeypatch.setattr(registered, "load", lambda uri: SimpleNamespace(model=weights[uri]))
+    monkeypatch.setattr(logged_models, "load", lambda uri: SimpleNamespace(model=weights[uri]))
     begun = []
 
     def train_or_find(job):
@@ -205,7 +205,7 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
         MovingAverage(tiny_bank.dim, 0.5),
     ]
     best = sorted(validation.measure(model)["hit_at_5"] for model in models)[-2:]
-    (sentence,) = validation.doubts()
+    (sentence,) = validation.warnings()
     assert sentence.startswith("validation is too small") and best[0] > 0
     asked = [predict_queries(models[place], tiny_bank, validation.queries) for place in (0, 2)]
     hit_Q, other_Q = (hit_at(validation._ranks(prediction_QD), 5) for prediction_QD in asked)
