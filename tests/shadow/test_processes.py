@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import evaluate_rival
+from lvm.evaluation.evaluate import evaluate_together
 from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
@@ -120,7 +120,7 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     assert without.ranks["rank_reranked"].isna().all() and found.origin == MEASURED_NOW
     correction = ema.row_correction
     here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
-    own = evaluate_rival("ema", ema.model, tiny_bank, windows, queries)
+    (own,) = evaluate_together({"ema": ema.model}, tiny_bank, windows, queries)
     _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
     assert here.beta > 0
     assert found.ranks["rank_reranked"].tolist() == expected["rank_reranked"].tolist()
