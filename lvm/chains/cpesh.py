@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import FloatArray
-from lvm.chains.concepts import Chain, Pool, flat_rows
+from lvm.chains.walks import Chain, Pool, flat_rows
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
-from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
+from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
 from lvm.system.thresholds import ChainRules
