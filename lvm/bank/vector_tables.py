@@ -79,7 +79,7 @@ class CheckedTable:
     def _in_file_order(self) -> Iterator[np.ndarray]:
         for batch in self.table.batches([self.table.vector]):
             column = batch.column(self.table.vector).combine_chunks()
-            yield _numbers(column).reshape(-1, self.dim).astype(self.dtype, copy=False)
+            yield _numbers(column).reshape(len(column), self.dim).astype(self.dtype, copy=False)
 
 
 def vector_table(path: Path) -> VectorTable | None:
@@ -187,9 +187,7 @@ class _Problems:
             raise ValueError(f"{self.place}: {name} holds lists of {kind}, not of numbers")
         if (length_b != dim).any():
             return
-        block_bD = _numbers(column).reshape(-1, dim)
-        if len(block_bD) != len(length_b):
-            return
+        block_bD = _numbers(column).reshape(len(length_b), dim)
         finite_b = np.isfinite(block_bD).all(axis=1)
         self._rows(f"rows whose {name} holds NaN, null or infinity", ~finite_b, start)
         self._rows(f"rows whose {name} is zero", finite_b & ~block_bD.any(axis=1), start)
@@ -216,10 +214,7 @@ def _first_length(column: pa.Array) -> int:
 
 
 def _numbers(column: pa.Array) -> np.ndarray:
-    """Return the numbers of all lists in one array, NaN for null."""
-    kind = column.type
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        column = column.cast(pa.large_list(kind.value_type))
+    """Return the numbers of all lists in one array, NaN for null; no list may be null."""
     return column.flatten().to_numpy(zero_copy_only=False)
 
 

@@ -246,6 +246,8 @@ def _read_html(text: str, sections: _Sections) -> None:
         return
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_pis=True, no_network=True)
     root = etree.fromstring(text.encode("utf-8", "replace"), parser)
+    if any(one.type_name == "ERR_RESOURCE_LIMIT" for one in parser.error_log):
+        raise ValueError("HTML is nested too deeply")
     if root is None:
         return
     words: list[str] = []
@@ -270,7 +272,8 @@ def _read_html(text: str, sections: _Sections) -> None:
                 if words and words[-1] == "\n":  # two of them end a paragraph
                     flush()
                 words.append("\n")
-            words.append(element.text or "")
+            if element.text:
+                words.append(element.text)
         elif event == "end" and not _is_skipped(element):
             if element is heading:
                 sections.begin("".join(words))

@@ -27,7 +27,7 @@ def test_a_field_without_a_name_is_text() -> None:
 
 def test_a_heading_ends_before_its_hashes() -> None:
     text = "# A #\nx\n## B # C ##  \ny\n# ##\nz"
-    assert [title for title, _ in read_sections(".md", text)] == ["A", "B # C", "#"]
+    assert [title for title, _ in read_sections(".md", text)] == ["A", "B # C", ""]
 
 
 def test_only_a_newline_ends_a_line_of_jsonl(tmp_path: Path) -> None:
