@@ -21,8 +21,7 @@ from lvm.evaluation.intervals import paired_difference
 from lvm.evaluation.metrics import figures, hit_at
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.hubness import NEIGHBOURS, train_positions
-from lvm.retrieval.search import neighbour_penalty
+from lvm.retrieval.hubness import NEIGHBOURS, neighbour_penalty, train_positions
 from lvm.windows.export import ensure_windows
 
 BLOCK = 1024

@@ -16,13 +16,12 @@ import mlflow
 import torch
 
 from lvm.bank.store import Bank, open_bank
-from lvm.evaluation.cold_latency import measure_latency
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.building import TUNING_QUERIES
-from lvm.tracking import alias
+from lvm.retrieval.index import TUNING_QUERIES
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import ensure_windows
@@ -83,9 +82,9 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
     with tracking.run("train", {}):
-        version = registered.register(registered.log_predictor(model, facts), facts)
+        version = registered.register(logged_models.log_predictor(model, facts), facts)
     alias.promote(version, alias.aliases().get(alias.BASELINE), {})
-    return mlflow.pyfunc.load_model(registered.BASELINE_URI).unwrap_python_model()
+    return mlflow.pyfunc.load_model(alias.BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.answers import ranks_table
-from lvm.evaluation.cold_latency import measure_latency
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.intervals import document_interval, paired_difference
-from lvm.evaluation.lane_metrics import lane_codes, lane_figures, lane_names
+from lvm.evaluation.lane_diagnosis import lane_figures
+from lvm.evaluation.latency import measure_latency
 from lvm.evaluation.metrics import (
     FIGURES,
     POOLS,
@@ -28,12 +27,13 @@ from lvm.evaluation.metrics import (
     pool_hit_at,
 )
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import Ranks, exact_ranks
 from lvm.retrieval.hubness import fit_hubness
+from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import top_rows
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import Queries, Windows
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLITS, Windows
+from lvm.windows.queries import Queries
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000
@@ -226,3 +226,34 @@ def _best_baseline(
     document_Q = bank.document_N[queries.target_row_Q]
     difference = paired_difference(own_Q, best_Q, document_Q, seed)
     return {"name": best.name, "hit_at_5_difference": jsonable(vars(difference))}
+
+
+def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:
+    """Name the target of each query: query, target_row, sequence, document, lane.
+
+    `lane` is UNASSIGNED_LANE where the row, or the whole bank, has none.
+    """
+    target_row_Q = queries.target_row_Q
+    lane_Q = np.full(len(queries), UNASSIGNED_LANE, dtype=object)
+    if bank.lane_N is not None:
+        lane_Q = np.array(lane_names(bank), dtype=object)[lane_codes(bank, target_row_Q)]
+    return pd.DataFrame(
+        {
+            "query": queries.query_Q,
+            "target_row": target_row_Q,
+            "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N[target_row_Q]],
+            "document": np.array(bank.documents, dtype=object)[bank.document_N[target_row_Q]],
+            "lane": lane_Q,
+        }
+    )
+
+
+def ranks_table(queries: Queries, bank: Bank, plain: Ranks, corrected: Ranks) -> pd.DataFrame:
+    """Return `query_table` with rank, rank_raw, rank_corrected, rank_corrected_raw, top_row."""
+    return query_table(queries, bank).assign(
+        rank=plain.rank_Q,
+        rank_raw=plain.rank_raw_Q,
+        rank_corrected=corrected.rank_Q,
+        rank_corrected_raw=corrected.rank_raw_Q,
+        top_row=plain.top_row_Q,
+    )

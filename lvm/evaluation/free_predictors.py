@@ -12,7 +12,6 @@ from scipy import linalg
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.metrics import selection_score
 from lvm.models.baselines import (
     ContextMean,
     CopyLast,
@@ -24,10 +23,9 @@ from lvm.models.baselines import (
 from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.system.seeding import generator
-from lvm.windows.planning import Windows
-from lvm.windows.splits import SPLITS, TRAIN, runs
+from lvm.windows.planning import SPLITS, TRAIN, Windows, runs
 
 FREE = tuple(FREE_MODELS)
 DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

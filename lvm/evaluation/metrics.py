@@ -52,11 +52,6 @@ def figures(rank_Q: ArrayLike) -> dict[str, float]:
     return {name: float(value) for name, value in zip(FIGURES, values, strict=True)}
 
 
-def selection_score(rank_Q: ArrayLike) -> tuple[float, float]:
-    """Return (Hit@5, MRR@10): a choice on val takes the largest, MRR deciding between equals."""
-    return float(hit_at(rank_Q, 5).mean()), float(reciprocal_rank_at(rank_Q, 10).mean())
-
-
 def pool_hit_at(rank_Q: ArrayLike, pool: int, num_candidates: int, k: int) -> float:
     """Return the expected Hit@k among the truth with pool - 1 others drawn from all candidates.
 

@@ -12,7 +12,7 @@ from lvm.models.weights import contents_sha256
 from lvm.system.cache import Entry, cache_key, compute_once
 from lvm.windows.planning import Windows
 
-VERSION = 1  # raised whenever a fit gives other numbers from the same rows
+VERSION = 2  # raised whenever a fit gives other numbers from the same rows
 FOLDER = "fits"
 
 

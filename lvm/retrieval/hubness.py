@@ -1,8 +1,9 @@
 """Hubness correction of one predictor, fitted on its train-time predictions.
 
-Shapes: Q queries, N bank rows, D vector dim, P train-time predictions.
+Shapes: Q queries, N bank rows, B rows of one block, D vector dim, P train-time predictions.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.metrics import selection_score
 from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
-from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty
+from lvm.retrieval.exact import exact_ranks, selection_score
+from lvm.retrieval.search import FloatArray, share_blocks, unit_predictions
 from lvm.system.seeding import generator
-from lvm.windows.planning import Queries, Windows, make_queries
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, make_queries
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_POSITIONS = 8192
@@ -26,33 +27,49 @@ MAX_POSITIONS = 8192
 MAX_ROWS_READ = 256_000
 MAX_TUNING_QUERIES = 2000
 NEIGHBOURS = 10
+NEIGHBOUR_BLOCK = 128
+# Models of an earlier fits.VERSION were logged with a correction that counts own documents.
+OMITTED_SINCE = 2
 
 
 @dataclass(frozen=True)
 class Hubness:
-    """The correction with the best val Hit@5: `beta`, the row correction (N, 2) it gives."""
+    """The correction with the best val Hit@5: its `beta` with the row correction (N, 2)."""
 
     beta: float
     row_correction: NDArray[np.float32]
 
 
-def fit_hubness(model: nn.Module, bank: Bank, windows: Windows, seed: int = 0) -> Hubness:
-    """Fit the correction on train rows, choose beta among BETAS on val queries alone.
+def omits_own_document(fit_version: int) -> bool:
+    """Tell whether models of this fits.VERSION were logged with own documents left out."""
+    return fit_version >= OMITTED_SINCE
+
+
+def fit_hubness(
+    model: nn.Module, bank: Bank, windows: Windows, seed: int = 0, omits_own: bool = True
+) -> Hubness:
+    """Fit the correction on train rows; choose beta among BETAS on val queries alone.
 
     Equal Hit@5 is decided by MRR@10, then by the smaller beta: without a gain on val it stays 0.
-    A predictor that stores train rows is asked `on_train_rows`: its own row found again would make
-    every train-time prediction the answer itself, a crowd of other rows than it retrieves later.
+    The bias of a row does not count predictions whose target is in the row's own document, unless
+    `omits_own` is False. Train rows would otherwise be penalised for having been targets, which
+    sets them apart from val and test rows whether they are hubs or not.
+
+    A predictor that stores train rows is asked through `on_train_rows`. It would otherwise find the
+    stored row itself and predict its exact successor, as it never does for a query.
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
-    found = cached_fit(windows, "hubness", inputs, lambda: _fit(model, bank, windows, seed))
+    name = "hubness" if omits_own else "hubness-own"
+    found = cached_fit(windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own))
     return Hubness(found.values["beta"], found.tensors["row_correction"].numpy())
 
 
-def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int) -> Fit:
+def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int, omits_own: bool) -> Fit:
     positions = train_positions(bank, windows, seed)
     train_prediction_PD = predict_queries(on_train_rows(model), bank, positions)
+    document_P = bank.document_N[positions.target_row_Q] if omits_own else None
     neighbours = min(NEIGHBOURS, len(positions))
-    mean_N = mean_neighbour_score(train_prediction_PD, bank, neighbours)
+    mean_N = mean_neighbour_score(train_prediction_PD, bank, neighbours, document_P)
     corrections = [neighbour_penalty(mean_N, beta) for beta in BETAS]
     queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
     prediction_QD = predict_queries(model, bank, queries)
@@ -65,9 +82,9 @@ def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int) -> Fit:
 def train_positions(bank: Bank, windows: Windows, seed: int) -> Queries:
     """Draw up to MAX_POSITIONS targets of train windows, each in the second half of its window.
 
-    There the context is about as long as a query's. Windows of MAX_ROWS_READ rows at most are read,
-    which keeps the cost of a slow model near that of evaluating it. Pinned rows, which are never
-    asked, are left out where there are others: tens of thousands of short chains would be all.
+    There the context is about as long as a query's. Windows of at most MAX_ROWS_READ rows are read,
+    so that a slow model costs about as much here as in its evaluation. Pinned rows are never asked;
+    they are omitted unless there are no others, since the many short chains would take all places.
     """
     random = generator(seed, "hubness positions")
     start_W, rows_W = windows.train_windows()
@@ -87,3 +104,50 @@ def train_positions(bank: Bank, windows: Windows, seed: int) -> Queries:
     target_row_P = np.concatenate(target)[:MAX_POSITIONS]
     origin_P = np.concatenate(origin)[:MAX_POSITIONS]
     return make_queries(np.arange(len(target_row_P)), target_row_P, origin_P, windows.ctx)
+
+
+def mean_neighbour_score(
+    train_prediction_PD: FloatArray,
+    bank: Bank,
+    neighbours: int = NEIGHBOURS,
+    document_P: NDArray[np.integer] | None = None,
+) -> FloatArray:
+    """Return each bank row's mean cosine to its nearest train-time predictions, (N,) float32.
+
+    `document_P` is the document (of `bank.document_N`) of each prediction's target: rows of that
+    document do not count it. A row with fewer than `neighbours` predictions of other documents has
+    the mean of those it has; a row with none has the mean of all other rows. Raises ValueError for
+    fewer predictions than `neighbours`.
+    """
+    unit_PD = unit_predictions(train_prediction_PD, bank, None)
+    if len(unit_PD) < neighbours:
+        raise ValueError(f"neighbours: {neighbours} of only {len(unit_PD)} train predictions")
+    mean_N = np.empty(bank.num_rows, np.float32)
+    own_P = None if document_P is None else torch.from_numpy(document_P)
+
+    def run(starts: Iterator[int]) -> None:
+        for begin in starts:
+            rows = slice(begin, begin + NEIGHBOUR_BLOCK)
+            score_BP = torch.from_numpy(bank.unit(rows)) @ unit_PD.T
+            if own_P is not None:
+                document_B = torch.from_numpy(bank.document_N[rows])
+                near = torch.nonzero((own_P >= document_B[0]) & (own_P <= document_B[-1]))[:, 0]
+                is_own = document_B[:, None] == own_P[near]
+                score_BP[:, near] = score_BP[:, near].masked_fill(is_own, -torch.inf)
+            nearest_BK = score_BP.topk(neighbours, dim=1, sorted=False).values
+            is_other_BK = nearest_BK > -torch.inf
+            total_B = nearest_BK.masked_fill(~is_other_BK, 0).sum(dim=1)
+            mean_N[rows] = (total_B / is_other_BK.sum(dim=1)).numpy()
+
+    share_blocks(run, range(0, bank.num_rows, NEIGHBOUR_BLOCK))
+    is_alone_N = np.isnan(mean_N)
+    mean_N[is_alone_N] = 0.0 if is_alone_N.all() else mean_N[~is_alone_N].mean()
+    return mean_N
+
+
+def neighbour_penalty(mean_N: FloatArray, beta: float) -> FloatArray:
+    """Return the row correction (N, 2) of CSLS: scale 1, bias -beta * mean neighbour score.
+
+    Source: Conneau et al., Word Translation Without Parallel Data, ICLR 2018, section 2.3.
+    """
+    return np.stack([np.ones_like(mean_N), -beta * mean_N], axis=1).astype(np.float32)

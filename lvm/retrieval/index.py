@@ -1,28 +1,41 @@
-"""Serving index over the passages of a bank, tuned against exact search.
+"""Serving index over the passages of a bank (FAISS), tuned against exact search.
 
-Shapes: Q queries, N bank rows, K passages (the first row of each duplicate group), D vector dim,
-C candidates of a query, E = D + 1 or more. A row correction (N, 2) is folded in, see
-`lvm.retrieval.structures`: queries are [q; 1; 0 ...].
+A passage is the first row of a duplicate group. Without a row correction passages are [v; 0 ...];
+with one they are [scale v; bias; 0 ...]. Queries are [q; 1; 0 ...], so that the inner product is
+the corrected score. Shapes: Q queries, N bank rows, K passages, k passages returned, C candidates
+of a query, D vector dim, E = D + 1 or more.
 """
 
+import hashlib
 import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
+from filelock import FileLock
+from torch import nn
 
+from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
+from lvm.models.facts import Facts
+from lvm.models.fits import model_digest
+from lvm.prediction.predict import predict_queries
 from lvm.retrieval.search import (
     FloatArray,
     IntArray,
     checked_correction,
+    top_rows,
     unit_predictions,
 )
-from lvm.retrieval.structures import FLAT, HNSW, IVF
 from lvm.system.atomic import (
     atomic_replace,
     is_damaged,
@@ -30,12 +43,30 @@ from lvm.system.atomic import (
     write_array,
     write_errors_name,
 )
+from lvm.system.errors import one_line
+from lvm.system.seeding import generator
+from lvm.windows.export import ensure_windows, plan_windows
 
 FORMAT = 3
 QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single queries cost far more
 CANDIDATES = 65_536  # scored anew at a time: 200 MB at 768 dims
 INDEX, ROWS, CONTENTS = "index.faiss", "rows.npy", "index.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+FOLDER = Path("data/index")
+FLAT_PASSAGES = 20_000  # an exhaustive search of these takes milliseconds, and cannot miss
+# At 60,000 passages a graph agreed as well as lists, 0.21 against 0.27 ms a query, but took 14 s to
+# build against 4; it cannot be memory-mapped either, so that larger banks get lists.
+HNSW_PASSAGES = 100_000
+MAX_HNSW_EFFORT = 1024
+AGREEMENT = 0.98
+DEPTH = 10
+TUNING_QUERIES = 500
+FLAT, HNSW, IVF = "flat", "hnsw", "ivf"
+HNSW_LINKS, HNSW_BUILD_EFFORT = 32, 80
+SAMPLE_PER_LIST = 40
+KMEANS_STEPS = 10
+BLOCK = 16_384
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,3 +206,165 @@ def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None)
     return ServingIndex(
         facts, index, np.load(path / ROWS, allow_pickle=False), bank, row_correction
     )
+
+
+def ensure_index(
+    bank: Bank,
+    model: nn.Module,
+    facts: Facts,
+    row_correction: FloatArray | None = None,
+    folder: str | Path = FOLDER,
+    sizes: tuple[int, int] = (FLAT_PASSAGES, HNSW_PASSAGES),
+) -> ServingIndex:
+    """Open the index of a model over a bank, built in `folder` where it is missing or damaged.
+
+    Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`),
+    to choose how much of the index a search must read. One process at a time builds. Where nothing
+    can be written, the built one is kept in memory, with a line in the log. Raises ValueError where
+    the bank's files do not match their hashes.
+    """
+    parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model_digest(model)]
+    parts += [facts.ctx, facts.split, facts.seed]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    if row_correction is not None:
+        digest.update(np.ascontiguousarray(row_correction, np.float32).data)
+
+    path = Path(folder) / digest.hexdigest()[:16]
+    with _one_builder(path):
+        try:
+            return open_index(path, bank, row_correction)
+        except UNREADABLE:
+            bank.verify()
+            predictions = partial(_val_predictions, bank, model, facts)
+            built = build_index(bank, predictions, row_correction, sizes)
+        try:
+            write_index(built, path)
+        except OSError as error:
+            reason = one_line(str(error))
+            _log.warning("index %s cannot be written (%s); it is kept in memory", path, reason)
+            return built
+    return open_index(path, bank, row_correction)
+
+
+@contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    """Let one process at a time build; on a disk that takes no lock, each for itself."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(path.parent / f".{path.name}.lock"))
+        except OSError:
+            pass  # whether there is something to write is not known yet
+        yield
+
+
+def _val_predictions(bank: Bank, model: nn.Module, facts: Facts) -> FloatArray:
+    """Return predictions (Q, D) to tune on; where no windows can be written, they are planned."""
+    try:
+        windows = ensure_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
+    except OSError:
+        windows = plan_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
+    return predict_queries(model, bank, windows.queries["val"].head(TUNING_QUERIES))
+
+
+def build_index(
+    bank: Bank,
+    tuning_predictions: Callable[[], FloatArray],
+    row_correction: FloatArray | None = None,
+    sizes: tuple[int, int] = (FLAT_PASSAGES, HNSW_PASSAGES),
+) -> ServingIndex:
+    """Build the index of a bank: exhaustive, then a graph up to `sizes`, inverted lists beyond.
+
+    A search makes the least effort, by powers of sqrt 2, whose ten best passages agree with exact
+    search by AGREEMENT on `tuning_predictions` (Q, D), which are asked for only then.
+    """
+    representative_N = duplicate_groups(bank)
+    row_K = np.flatnonzero(representative_N == np.arange(bank.num_rows))
+    pair_N2 = checked_correction(row_correction, bank)
+    kind = FLAT if len(row_K) <= sizes[0] else HNSW if len(row_K) <= sizes[1] else IVF
+    index, num_lists = STRUCTURES[kind](bank, row_K, pair_N2)
+    facts = IndexFacts(kind, bank.sha256, len(row_K), num_lists, 0, 1.0, 0)
+    built = ServingIndex(facts, index, row_K, bank, row_correction)
+    if kind != FLAT:
+        built.facts = _tuned(built, bank, representative_N, tuning_predictions())
+    return built
+
+
+def agreement(found_Qk: IntArray, exact_Qk: IntArray) -> FloatArray:
+    """Return the share (Q,) of the exact rows (Q, k) that were found too, between 0 and 1."""
+    return (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2).mean(axis=1)
+
+
+def _tuned(
+    whole: ServingIndex, bank: Bank, representative_N: IntArray, prediction_QD: FloatArray
+) -> IndexFacts:
+    """Return the facts with the least effort that agrees well enough."""
+    depth = min(DEPTH, whole.facts.num_passages)
+    exact_Qk, _ = top_rows(
+        prediction_QD, bank, depth, whole.pair_N2, representative_N=representative_N
+    )
+    most = MAX_HNSW_EFFORT if whole.facts.kind == HNSW else whole.facts.num_lists
+    num_steps = 2 * round(math.log2(most)) + 1
+    for effort in sorted({round(2 ** (step / 2)) for step in range(num_steps)}):
+        found_Qk, _ = whole.search(prediction_QD, depth, effort)
+        reached = float(agreement(found_Qk, exact_Qk).mean())
+        if reached >= AGREEMENT:
+            break
+    changed = {"effort": effort, "agreement": reached, "tuning_queries": len(prediction_QD)}
+    return IndexFacts(**(asdict(whole.facts) | changed))
+
+
+def _flat(bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> tuple[Any, int]:
+    return _filled(faiss.IndexFlatIP(_augmented_dim(bank)), bank, row_K, pair_N2), 0
+
+
+def _graph(bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> tuple[Any, int]:
+    """Malkov, Yashunin, arXiv 1603.09320; one thread, since the order of insertion matters."""
+    faiss.omp_set_num_threads(1)
+    description = f"HNSW{HNSW_LINKS},SQfp16"
+    index = faiss.index_factory(_augmented_dim(bank), description, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = HNSW_BUILD_EFFORT
+    index.train(_augmented(bank, row_K[:1], pair_N2))
+    return _filled(index, bank, row_K, pair_N2), 0
+
+
+def _lists(bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> tuple[Any, int]:
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    num_lists = 2 ** round(math.log2(4 * math.sqrt(len(row_K))))
+    description = f"IVF{num_lists},SQfp16"
+    index = faiss.index_factory(_augmented_dim(bank), description, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual = False
+    index.cp.niter = KMEANS_STEPS
+    num_sampled = min(len(row_K), SAMPLE_PER_LIST * num_lists)
+    sample = generator(0, "index sample").choice(row_K, num_sampled, replace=False)
+    index.train(_augmented(bank, np.sort(sample), pair_N2))
+    return _filled(index, bank, row_K, pair_N2), num_lists
+
+
+def _filled(index: Any, bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> Any:
+    for start in range(0, len(row_K), BLOCK):
+        index.add(_augmented(bank, row_K[start : start + BLOCK], pair_N2))
+    return index
+
+
+def _augmented(bank: Bank, rows: IntArray, pair_N2: FloatArray | None) -> FloatArray:
+    """Return passages [scale v; bias; 0 ...], (b, E)."""
+    augmented = np.zeros((len(rows), _augmented_dim(bank)), np.float32)
+    augmented[:, : bank.dim] = bank.unit(rows)
+    if pair_N2 is not None:
+        augmented[:, : bank.dim] *= pair_N2[rows, :1]
+        augmented[:, bank.dim] = pair_N2[rows, 1]
+    return augmented
+
+
+def _augmented_dim(bank: Bank) -> int:
+    """Return E: the codes are read with vector instructions where it is a multiple of 16."""
+    return -(-(bank.dim + 1) // 16) * 16
+
+
+# Each returns a filled index with its number of lists.
+STRUCTURES: dict[str, Callable[[Bank, IntArray, FloatArray | None], tuple[Any, int]]] = {
+    FLAT: _flat,
+    HNSW: _graph,
+    IVF: _lists,
+}

@@ -11,11 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvm.bank.duplicates import SAME_SCORE
-from lvm.evaluation.lane_classifier import means_of
-from lvm.evaluation.lane_metrics import lane_codes, lane_names
-from lvm.evaluation.rerank import LANE, NONE, RERANKS, Reranker, all_codes, lane_scores
 from lvm.retrieval.index import ServingIndex
-from lvm.retrieval.shortlist import SIZE, Shortlist
+from lvm.retrieval.lanes import lane_codes, lane_names, means_of
+from lvm.retrieval.rerank import (
+    LANE,
+    NONE,
+    RERANKS,
+    SIZE,
+    Reranker,
+    Shortlist,
+    lane_scores,
+)
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -138,7 +144,7 @@ class Retriever:
 
     @cached_property
     def _code_N(self) -> IntArray:
-        return all_codes(self.index.bank)
+        return lane_codes(self.index.bank)
 
     @cached_property
     def _texts(self) -> NDArray[np.object_] | None:

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
-from lvm.evaluation.rerank import NONE, Reranker
 from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
-from lvm.retrieval.building import ensure_index
-from lvm.retrieval.index import ServingIndex
+from lvm.retrieval.index import ServingIndex, ensure_index
+from lvm.retrieval.rerank import NONE, Reranker
 from lvm.serving.packed import unpack
 from lvm.serving.passages import Retriever, Wanted
 from lvm.serving.refusal import Refusal

@@ -14,12 +14,11 @@ import numpy as np
 
 from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
-from lvm.evaluation.rerank import Foretold
 from lvm.models.weights import load_model
+from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import write_measurement
-from lvm.windows.context_rows import ContextQueries, as_objects
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries, as_objects
 
 MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
 QUERIES, REMOVED = "queries.npz", "removed.npz"
@@ -76,7 +75,7 @@ def write_queries(path: Path, queries: Queries) -> None:
     np.savez(path, ctx=queries.ctx, **arrays)
 
 
-def write_foretold(folder: Path, foretold: Foretold) -> None:
+def write_foretold(folder: Path, foretold: LanePrediction) -> None:
     """Write the lanes that contexts promise for the process to read."""
     write_queries(folder / VAL, foretold.val)
     write_queries(folder / VAL_REMOVED, foretold.val_removed)
@@ -84,13 +83,13 @@ def write_foretold(folder: Path, foretold: Foretold) -> None:
     np.savez(folder / LANES, **arrays)
 
 
-def _read_foretold(folder: Path) -> Foretold | None:
+def _read_foretold(folder: Path) -> LanePrediction | None:
     if not (folder / LANES).is_file():
         return None
     with np.load(folder / LANES, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in LANE_ARRAYS}
     val, removed = (_read_queries(folder / name) for name in (VAL, VAL_REMOVED))
-    return Foretold(val=val, val_removed=removed, **arrays)
+    return LanePrediction(val=val, val_removed=removed, **arrays)
 
 
 def _read_queries(path: Path) -> Queries:

@@ -21,10 +21,12 @@ from lvm.evaluation.intervals import (
     paired_difference,
     smallest_detectable,
 )
-from lvm.evaluation.lane_metrics import LaneFigures, lane_codes, lane_figures, lane_names
+from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
 from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.models.facts import FREE
-from lvm.windows.planning import Queries, Windows
+from lvm.retrieval.lanes import lane_codes, lane_names
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 
 @dataclass(frozen=True, eq=False)

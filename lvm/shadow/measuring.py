@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.cold_latency import measure_latency
-from lvm.evaluation.rerank import Foretold, chosen_weights, lane_scores
+from lvm.evaluation.latency import measure_latency
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.shortlist import ranks_anew, shortlist
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
+from lvm.windows.queries import ContextQueries, Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
 MEASUREMENT = 5
@@ -64,7 +62,7 @@ class Questions:
 
     queries: Queries
     removed: Queries
-    foretold: Foretold | None = None
+    foretold: LanePrediction | None = None
 
 
 def measure(

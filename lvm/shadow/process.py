@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lvm.bank.files import file_sha256
 from lvm.bank.store import Bank
-from lvm.evaluation.rerank import Foretold
 from lvm.models.weights import model_text, save_model
+from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.child import (
     CORRECTION,
     ERROR,
@@ -40,7 +40,8 @@ from lvm.shadow.store import (
 )
 from lvm.system.atomic import write_array
 from lvm.system.errors import DISK_ERRNOS
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 Note = Callable[[str], None]
 REFUSED_BY_DISK = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")
@@ -53,7 +54,7 @@ class Asked:
     bank: Bank
     windows: Windows
     removed: Queries
-    foretold: Foretold | None = None
+    foretold: LanePrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Replayer:
     store: Path = STORE
     note: Note = print
     limit_ms: float = math.inf
-    foretell: Callable[[Queries], Foretold] | None = None
+    foretell: Callable[[Queries], LanePrediction] | None = None
     host: Host = field(default_factory=Host)
 
     def __enter__(self) -> "Replayer":
@@ -150,7 +151,7 @@ def write_job(folder: Path, candidate: Candidate, asked: Asked, store: Path = ST
     return Job(folder, result, key)
 
 
-def _foretold_sha256(foretold: Foretold | None) -> str:
+def _foretold_sha256(foretold: LanePrediction | None) -> str:
     if foretold is None:
         return "none"
     arrays = [getattr(foretold, name) for name in LANE_ARRAYS]

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lvm.evaluation.cold_latency import machine
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
 from lvm.system.atomic import atomic_replace, write_errors_name
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.system.cores import machine
+from lvm.windows.queries import ContextQueries, Queries
 
 STORE = Path("data/replays")
 META = b"lvm"

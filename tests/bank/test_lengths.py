@@ -12,8 +12,8 @@ import pytest
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank, write_bank
 from lvm.corpus.ingest import row_names
-from lvm.retrieval.building import build_index
 from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.index import build_index
 from lvm.retrieval.search import top_rows
 from lvm.system.seeding import generator
 from lvm.training.config import TrainConfig

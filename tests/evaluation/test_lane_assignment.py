@@ -16,7 +16,6 @@ from lvm.bank.row_table import TMD_LANES, UNASSIGNED
 from lvm.bank.store import Bank, write_bank
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.corpus.ingest import row_names
-from lvm.evaluation.lane_agreement import lane_agreement
 from lvm.evaluation.lane_assignment import (
     DOMAINS_FILE,
     KMEANS,
@@ -25,6 +24,7 @@ from lvm.evaluation.lane_assignment import (
     bank_encoder,
     cluster_lanes,
     document_means,
+    lane_agreement,
     prototype_lanes,
     read_domains,
     with_lanes,
@@ -260,7 +260,7 @@ def test_the_assignment_says_how_many_texts_the_encoder_gave_again(
     bank = with_texts(told, [" "] * blank + texts[blank:].tolist(), tmp_path / "bank", 0)
     found = assign_lanes(bank, plan_windows(bank, 4), RULES, PROTOTYPES)
     assert found.facts["checked_rows"] == checked
-    unchecked = "No row has a text: nothing shows that this encoder made the bank."
+    unchecked = "No row has a text, so nothing shows that this encoder made the bank; make sure"
     assert (unchecked in assignment_table(found, None)) == (checked == 0)
 
 

@@ -21,9 +21,8 @@ from lvm.evaluation.lane_ceilings import (
     limit,
     search_table,
 )
-from lvm.retrieval.building import build_index
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.index import ServingIndex
+from lvm.retrieval.index import ServingIndex, build_index
 from lvm.system.seeding import generator
 from lvm.system.thresholds import LaneRules, read_lane_rules
 from lvm.windows.export import plan_windows

@@ -7,15 +7,13 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, write_bank
-from lvm.evaluation.lane_metrics import (
-    UNASSIGNED_LANE,
+from lvm.evaluation.lane_diagnosis import (
     confusion_counts,
     confusion_pairs,
-    lane_codes,
     lane_figures,
-    lane_names,
     lane_supply,
 )
+from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

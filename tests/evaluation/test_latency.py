@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation import cold_latency
-from lvm.evaluation.cold_latency import machine, measure_latency
-from lvm.evaluation.served_latency import measure_search, measure_warm_latency
+from lvm.evaluation import latency
+from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.baselines import MovingAverage
-from lvm.retrieval.building import build_index
+from lvm.retrieval.index import build_index
+from lvm.system.cores import machine
 from lvm.windows.export import plan_windows
 
 
@@ -39,7 +39,7 @@ def test_single_queries_are_timed_with_their_whole_context(tiny_bank: Bank) -> N
 
 
 def test_a_slow_model_is_asked_fewer_queries(tiny_bank: Bank, monkeypatch) -> None:
-    monkeypatch.setattr(cold_latency, "MAX_SECONDS", 0.025)
+    monkeypatch.setattr(latency, "MAX_SECONDS", 0.025)
     model = Counted()
     assert measure_latency(model, tiny_bank, plan_windows(tiny_bank, 10).queries["test"])["p50"] > 0
     assert 2 <= len(model.lengths) <= 4

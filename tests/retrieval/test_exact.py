@@ -11,9 +11,11 @@ import torch
 from lvm.bank.store import Bank, write_bank
 from lvm.retrieval import exact, search
 from lvm.retrieval.exact import Ranks, exact_ranks
-from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty, share_blocks, top_rows
+from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty
+from lvm.retrieval.search import share_blocks, top_rows
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows, make_queries
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, make_queries
 from tests import reference
 from tests.synthetic import make_bank
 

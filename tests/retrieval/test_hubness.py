@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
-from lvm.evaluation.metrics import selection_score
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness
-from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.hubness import BETAS, fit_hubness, train_positions
-from lvm.retrieval.search import mean_neighbour_score, neighbour_penalty
+from lvm.retrieval.exact import exact_ranks, selection_score
+from lvm.retrieval.hubness import (
+    BETAS,
+    fit_hubness,
+    mean_neighbour_score,
+    neighbour_penalty,
+    train_positions,
+)
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 
@@ -74,14 +78,17 @@ def test_beta_is_the_best_on_val(tiny_bank: Bank, windows: Windows):
     found = fit_hubness(model, tiny_bank, windows)
     queries = windows.queries["val"]
     prediction_QD = predict_queries(model, tiny_bank, queries)
-    train_PD = predict_queries(model, tiny_bank, train_positions(tiny_bank, windows, 0))
+    positions = train_positions(tiny_bank, windows, 0)
+    train_PD = predict_queries(model, tiny_bank, positions)
+    document_P = tiny_bank.document_N[positions.target_row_Q]
+    mean_N = mean_neighbour_score(train_PD, tiny_bank, document_P=document_P)
     scores = {}
     for beta in BETAS:
-        pair_N2 = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), beta)
+        pair_N2 = neighbour_penalty(mean_N, beta)
         ranks = exact_ranks(prediction_QD, queries, tiny_bank, windows.representative_N, [pair_N2])
         scores[beta] = selection_score(ranks[0].rank_Q)
     assert scores[found.beta] == max(scores.values())
-    expected = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), found.beta)
+    expected = neighbour_penalty(mean_N, found.beta)
     assert np.allclose(found.row_correction, expected, atol=1e-6)
 
 
@@ -106,11 +113,13 @@ def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, win
     model = fit_nearest_successor(tiny_bank, windows)
     found = fit_hubness(model, tiny_bank, windows).row_correction
     positions = train_positions(tiny_bank, windows, 0)
+    document_P = tiny_bank.document_N[positions.target_row_Q]
+    predicted = [
+        predict_queries(one, tiny_bank, positions) for one in (on_train_rows(model), model)
+    ]
     honest, leaked = (
-        neighbour_penalty(
-            mean_neighbour_score(predict_queries(one, tiny_bank, positions), tiny_bank), 1.0
-        )
-        for one in (on_train_rows(model), model)
+        neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank, document_P=document_P), 1.0)
+        for train_PD in predicted
     )
     assert np.allclose(found, honest, atol=1e-6)
     assert not np.allclose(found, leaked, atol=1e-2)

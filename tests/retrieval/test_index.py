@@ -16,10 +16,17 @@ from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank, write_bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
-from lvm.retrieval.building import agreement, build_index, ensure_index
-from lvm.retrieval.index import open_index, write_index
+from lvm.retrieval.index import (
+    FLAT,
+    HNSW,
+    IVF,
+    agreement,
+    build_index,
+    ensure_index,
+    open_index,
+    write_index,
+)
 from lvm.retrieval.search import top_rows
-from lvm.retrieval.structures import FLAT, HNSW, IVF
 from lvm.windows.export import plan_windows
 from tests.synthetic import make_bank
 
@@ -225,8 +232,8 @@ def test_an_index_on_a_read_only_disk_is_opened_without_a_lock(
     facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
     arguments = (tiny_bank, MovingAverage(tiny_bank.dim), facts, None, tmp_path)
     expected = ensure_index(*arguments)
-    monkeypatch.setattr("lvm.retrieval.building.FileLock", read_only)
-    monkeypatch.setattr("lvm.retrieval.building.build_index", no_predictions)
+    monkeypatch.setattr("lvm.retrieval.index.FileLock", read_only)
+    monkeypatch.setattr("lvm.retrieval.index.build_index", no_predictions)
     assert ensure_index(*arguments).facts == expected.facts
     assert not caplog.messages
 

@@ -21,11 +21,11 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import evaluate_rival
-from lvm.evaluation.rerank import fit_reranker, foretell
-from lvm.evaluation.reranked import evaluate_reranking
+from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
+from lvm.retrieval.rerank import fit_reranker, predict_lanes
 from lvm.shadow.child import told_in
 from lvm.shadow.host import Host
 from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
@@ -33,9 +33,9 @@ from lvm.shadow.process import Asked, Job, Replayer, finish, write_job
 from lvm.shadow.replay import Candidate, measure_here, replay
 from lvm.shadow.reranked import reranked_outcomes
 from lvm.shadow.store import write_measurement
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, context_queries
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, t
 
 
 def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
-    by_lane = functools.partial(foretell, tiny_bank, windows)
+    by_lane = functools.partial(predict_lanes, tiny_bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)
     lanes = Replayer(tmp_path / "store", lambda note: None, foretell=by_lane, host=host)
     without = plain(ema, tiny_bank, windows, queries)
@@ -116,7 +116,7 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     shorter = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=3))
     own = lanes(shorter, tiny_bank, windows, queries).ranks
     short_windows = dataclasses.replace(windows, ctx=3)
-    there = foretell(tiny_bank, short_windows, queries.with_ctx(3))
+    there = predict_lanes(tiny_bank, short_windows, queries.with_ctx(3))
     here = by_lane(queries.with_ctx(3))
     assert here.val.ctx == 3 and here.val_removed.ctx == 20
     assert np.array_equal(here.log_p_QL, there.log_p_QL)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lvm.evaluation.intervals import Difference
-from lvm.evaluation.rerank import NONE
+from lvm.retrieval.rerank import NONE
 from lvm.studies.phases.published import published_report
 from lvm.studies.phases.table import Phase
 

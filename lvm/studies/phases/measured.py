@@ -20,8 +20,8 @@ from lvm.evaluation.intervals import (
     smallest_detectable,
 )
 from lvm.evaluation.metrics import POOLS, figures, hit_at, pool_hit_at
-from lvm.evaluation.rerank import LANE, NONE
 from lvm.models.facts import FREE
+from lvm.retrieval.rerank import LANE, NONE
 from lvm.studies.phases.compared import Free, Measured, Pair, PhaseComparison, Row, Trained
 
 POOL_HITS = (1, 5, 10)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvm.evaluation.rerank import NONE, RERANKS
 from lvm.models.table import TRAINED_MODELS
+from lvm.retrieval.rerank import NONE, RERANKS
 from lvm.system.errors import CONTROL, one_line_errors
 from lvm.system.untrusted import read_yaml
 

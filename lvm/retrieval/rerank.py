@@ -1,0 +1,282 @@
+"""Second stage: the best candidates of a query are ordered again by the lane to come.
+
+score = cosine / tau + beta log p(lane | context). Shapes: Q queries, C listed candidates, N bank
+rows, L lanes, D vector dim.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+from torch import nn
+
+from lvm.bank.store import Bank
+from lvm.models.fits import Fit, cached_fit, model_digest
+from lvm.models.weights import load_state, save_state
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import SCORE_TIE, Competition, exact_ranks, selection_score
+from lvm.retrieval.hubness import MAX_TUNING_QUERIES
+from lvm.retrieval.lanes import (
+    LaneClassifier,
+    check_lanes,
+    classifier_of,
+    context_features,
+    fit_lane_classifier,
+    lane_codes,
+    lanes_sha256,
+)
+from lvm.retrieval.search import (
+    FloatArray,
+    IntArray,
+    best_candidates,
+    checked_correction,
+    unit_predictions,
+)
+from lvm.windows.planning import Windows
+from lvm.windows.queries import ContextQueries, Queries
+
+Ranks = NDArray[np.float64]
+
+NONE, LANE = "none", "lane"
+RERANKS = (NONE, LANE)
+SIZE = 200
+BETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+SCORE_TEMPERATURES = (0.005, 0.5)
+OLD_SHARES = (0.7, 0.3)  # of the cosine, of the alignment
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The C best candidates of each query, best first; all arrays (Q, C).
+
+    `row_QC` are the first rows of duplicate groups, -1 with score -inf where there are no more;
+    `is_truth_QC` marks the group of the query's target.
+    """
+
+    row_QC: IntArray
+    score_QC: FloatArray
+    is_truth_QC: NDArray[np.bool_]
+
+
+def shortlist(
+    prediction_QD: FloatArray,
+    queries: Queries,
+    bank: Bank,
+    representative_N: IntArray,
+    row_correction: FloatArray | None = None,
+    size: int = SIZE,
+) -> Shortlist:
+    """Return the candidates that `exact_ranks` puts first; the same groups compete.
+
+    Which of several equal scores comes last on a list is undefined. Raises ValueError as
+    `exact_ranks` does.
+    """
+    order_Q = np.argsort(queries.target_row_Q, kind="stable")
+    unit_QD = unit_predictions(prediction_QD, bank, len(queries))[torch.from_numpy(order_Q)]
+    competition = Competition.of(bank, queries.take(order_Q), representative_N)
+    row_K, pair_N2 = competition.row_K, checked_correction(row_correction, bank)
+    num_listed = min(size, len(row_K))
+    hidden = competition.hidden
+    row_QC, score_QC = best_candidates(unit_QD, bank, row_K, num_listed, pair_N2, hidden)
+    back_Q = np.argsort(order_Q)
+    is_truth_QC = row_QC[back_Q] == representative_N[queries.target_row_Q, None]
+    return Shortlist(row_QC[back_Q], score_QC[back_Q], is_truth_QC)
+
+
+def ranks_anew(
+    listed: Shortlist, score_QC: FloatArray, rank_Q: Ranks, tie: float = SCORE_TIE
+) -> Ranks:
+    """Return the ranks (Q,) after the lists are ordered by `score_QC`, float64.
+
+    rank = 1 + better + ties / 2 within the list; scores closer than `tie` are equal. A truth that
+    is not on its list keeps its rank of `rank_Q`.
+    """
+    is_listed_Q = listed.is_truth_QC.any(axis=1)
+    own_score_Q = np.where(listed.is_truth_QC, score_QC, -np.inf).max(axis=1)
+    is_other_QC = ~listed.is_truth_QC & (listed.row_QC >= 0)
+    with np.errstate(invalid="ignore"):
+        lead_QC = score_QC - own_score_Q[:, None]
+    better_Q = (is_other_QC & (lead_QC > tie)).sum(axis=1)
+    equal_Q = (is_other_QC & (np.abs(lead_QC) <= tie)).sum(axis=1)
+    return np.where(is_listed_Q, 1 + better_Q + equal_Q / 2, rank_Q)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """tau and beta of one kind of score (plain or corrected), both chosen on val."""
+
+    tau: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """The lane classifier with its weights; logged with a model as one safetensors file."""
+
+    classifier: LaneClassifier
+    plain: Weights
+    corrected: Weights
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        found = self.classifier
+        tensors = {"weight": torch.from_numpy(found.weight), "bias": torch.from_numpy(found.bias)}
+        weights = {"plain": vars(self.plain), "corrected": vars(self.corrected)}
+        codes = {"codes": found.code_C.tolist(), "num_codes": found.num_codes}
+        save_state(path, tensors, weights | codes | {"temperature": found.temperature})
+
+    @classmethod
+    def load(cls, path: Path) -> "Reranker":
+        """Read a file that `save` wrote; raises ValueError where it is damaged."""
+        tensors, meta = load_state(path, is_hash_needed=False)
+        try:
+            classifier = classifier_of(Fit(tensors, meta), int(meta["num_codes"]))
+            return cls(classifier, Weights(**meta["plain"]), Weights(**meta["corrected"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: is no lane re-ranker ({error}); log the model again"
+            ) from None
+
+
+def lane_scores(
+    listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray, weight: float
+) -> FloatArray:
+    """Return score + weight log p(lane of the candidate | context), (Q, C); -inf stays."""
+    log_p_QC = np.take_along_axis(log_p_QL, code_N[listed.row_QC], axis=1)
+    return (listed.score_QC + np.float32(weight) * log_p_QC).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LanePrediction:
+    """What re-ranking needs beside the predictor; it is the same for all predictors.
+
+    `code_N` (N,) are the lanes of the bank's rows; `log_p_QL` is log p(lane | context) of the
+    queries to be answered, `val_log_p_QL` that of `val`, on which tau and beta are chosen. `val`
+    has the contexts that the predictor reads, `val_removed` those that are left out of the ranking.
+    """
+
+    code_N: IntArray
+    log_p_QL: FloatArray
+    val: Queries
+    val_removed: Queries
+    val_log_p_QL: FloatArray
+
+
+def predict_lanes(bank: Bank, windows: Windows, queries: Queries, seed: int = 0) -> LanePrediction:
+    """Fit the classifier for contexts as long as those of `queries`; predict the lanes to come.
+
+    Raises ValueError for a bank without two lanes of train rows.
+    """
+    ctx = windows.ctx if isinstance(queries, ContextQueries) else queries.ctx
+    classifier = fit_lane_classifier(bank, windows, seed, ctx)
+    removed = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    val = removed.with_ctx(ctx)
+    asked, tuned = (
+        classifier.log_probability(context_features(which, bank)) for which in (queries, val)
+    )
+    return LanePrediction(lane_codes(bank), asked, val, removed, tuned)
+
+
+def fit_reranker(
+    model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
+) -> Reranker:
+    """Fit the classifier, then tau and beta on val queries, for plain and for corrected scores.
+
+    tau makes the true row likeliest in a softmax over its shortlist. beta has the best Hit@5, then
+    MRR@10, then is the smallest: without a gain on val it is 0. Raises ValueError for a bank
+    without lanes.
+    """
+    classifier = fit_lane_classifier(bank, windows, seed)
+
+    def fit() -> Fit:
+        lanes = predict_lanes(bank, windows, windows.queries["val"].head(0), seed)
+        groups = windows.representative_N
+        plain, corrected = chosen_weights(model, bank, groups, lanes, (None, row_correction))
+        return Fit(values={"plain": vars(plain), "corrected": vars(corrected)})
+
+    digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
+    inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
+    inputs |= {"lanes": lanes_sha256(bank), "scipy": installed_version("scipy")}
+    found = cached_fit(windows, "lane-reranker", inputs, fit).values
+    return Reranker(classifier, Weights(**found["plain"]), Weights(**found["corrected"]))
+
+
+def reranker_if_lanes(
+    model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
+) -> Reranker | None:
+    """Return `fit_reranker`'s result, or None for a bank that `check_lanes` refuses."""
+    if bank.lane_N is None:
+        return None
+    try:
+        check_lanes(bank, windows, seed)
+    except ValueError:
+        return None
+    return fit_reranker(model, bank, windows, row_correction, seed)
+
+
+def chosen_weights(
+    model: nn.Module,
+    bank: Bank,
+    representative_N: IntArray,
+    lanes: LanePrediction,
+    row_corrections: Sequence[FloatArray | None] = (None,),
+) -> list[Weights]:
+    """Return tau and beta under each row correction, both chosen on val."""
+    prediction_QD, removed = predict_queries(model, bank, lanes.val), lanes.val_removed
+    ranks = exact_ranks(prediction_QD, removed, bank, representative_N, row_corrections)
+    found = []
+    for correction, before in zip(row_corrections, ranks, strict=True):
+        listed = shortlist(prediction_QD, removed, bank, representative_N, correction)
+        tau = likely_temperature(listed)
+        scores = {}
+        for beta in BETAS:
+            score_QC = lane_scores(listed, lanes.val_log_p_QL, lanes.code_N, tau * beta)
+            scores[beta] = selection_score(ranks_anew(listed, score_QC, before.rank_Q))
+        found.append(Weights(tau, max(BETAS, key=lambda beta: (scores[beta], -beta))))
+    return found
+
+
+def likely_temperature(listed: Shortlist) -> float:
+    """Return the tau in SCORE_TEMPERATURES at which the truths are likeliest among their lists."""
+    is_listed_Q = listed.is_truth_QC.any(axis=1)
+    if not is_listed_Q.any():
+        return 0.05
+    score_QC = listed.score_QC[is_listed_Q].astype(np.float64)
+    own_Q = score_QC[listed.is_truth_QC[is_listed_Q]]
+
+    def loss(log_tau: float) -> float:
+        tau = np.exp(log_tau)
+        return float((logsumexp(score_QC / tau, axis=1) - own_Q / tau).mean())
+
+    found = minimize_scalar(loss, bounds=np.log(SCORE_TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
+
+
+def old_rule_scores(listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray) -> FloatArray:
+    """Return the replaced system's 0.7 cosine + 0.3 alignment, (Q, C).
+
+    Alignment is 1 where the candidate is of the likeliest lane. As the cosines on a list differ by
+    less than about a tenth, the rule is a hard filter.
+    """
+    is_aligned_QC = code_N[listed.row_QC] == log_p_QL.argmax(axis=1)[:, None]
+    cosine_share, lane_share = OLD_SHARES
+    return (cosine_share * listed.score_QC + lane_share * is_aligned_QC).astype(np.float32)
+
+
+def true_lane_ranks(
+    listed: Shortlist, rank_Q: Ranks, true_code_Q: IntArray, code_N: IntArray
+) -> Ranks:
+    """Return the ranks (Q,) if the true lane were known: candidates of that lane come first.
+
+    It is the ceiling of any lane classifier on the same lists. The truth counts as of its own lane,
+    even if the first row of its duplicate group is of another.
+    """
+    is_own_QC = (code_N[listed.row_QC] == true_code_Q[:, None]) | listed.is_truth_QC
+    return ranks_anew(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q)
