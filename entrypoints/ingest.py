@@ -140,7 +140,7 @@ def _refuse_chain_options(options: IngestOptions) -> None:
     for one in fields(options)[names.index("base") :]:
         if one.name not in ("lanes", "seed") and getattr(options, one.name) != one.default:
             raise ValueError(
-                f"{one.name}: is for chains alone; give source=ontology:...|graph:...|"
+                f"{one.name}: is read for chains alone; give source=ontology:...|graph:...|"
                 "anchored:..., or leave it out"
             )
 

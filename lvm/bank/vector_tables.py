@@ -25,7 +25,7 @@ VECTOR_COLUMNS = ("vector", "embedding", "vectors", "embeddings")
 ORDER_COLUMNS = ("order", "position", "index", "chunk_index", "chunk_id", "chunk", "row")
 NO_ORDER = "none"
 BATCH_ROWS = 8192
-BUFFER_BYTES = 2**20  # read of a column at a time, else pyarrow reads a whole row group
+BUFFER_BYTES = 2**20  # read of a column chunk at a time
 
 
 @dataclass(frozen=True)
@@ -281,9 +281,15 @@ def _repeats(*keys_N: np.ndarray) -> bool:
 
 
 def _parquet_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
-    file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES)
-    for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
-        yield pa.Table.from_batches([batch])
+    """Yield batches; one row group is in memory, as pyarrow decodes a row group at once."""
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        # A reader keeps what it has decoded until it is gone: one for each row group.
+        file = pq.ParquetFile(path, metadata=metadata, buffer_size=BUFFER_BYTES)
+        for batch in file.iter_batches(
+            BATCH_ROWS, row_groups=[group], columns=names, use_threads=False
+        ):
+            yield pa.Table.from_batches([batch])
 
 
 def _json_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:

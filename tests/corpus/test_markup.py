@@ -38,8 +38,9 @@ def test_inline_markup_leaves_its_text() -> None:
 
 def test_what_is_no_prose_is_left_out() -> None:
     text = (
-        "---\ntitle: no\n---\n\n```python\nno\n```\n\n$$\nno\n$$\n\n    no\n\n<script>no</script>\n\n"
-        "```{note}\nA note is text.\n```\n\n:::{tip}\nA tip is text.\n:::\n\n```{code-block}\nno\n```\n"
+        "---\ntitle: no\n---\n\n```python\nno\n```\n\n$$\nno\n$$\n\n    no\n\n"
+        "<script>no</script>\n\n```{note}\nA note is text.\n```\n\n"
+        ":::{tip}\nA tip is text.\n:::\n\n```{code-block}\nno\n```\n"
     )
     assert read_sections(".md", text)[0].paragraphs == ["A note is text.", "A tip is text."]
 

@@ -41,7 +41,8 @@ def test_scripts_may_be_mixed_in_one_text() -> None:
 
 def test_what_is_dropped_is_counted_by_reason() -> None:
     dropped: Counter[str] = Counter()
-    text = "Yes.\n\n1 2 3 4 five 6 seven 8 nine.\n\nfoo(bar, baz, the, qux)\n\n是的。\n\nThis one stays here."
+    lines = ["Yes.", "1 2 3 4 five 6 seven 8 nine.", "foo(bar, baz, the, qux)", "是的。"]
+    text = "\n\n".join([*lines, "This one stays here."])
     assert split_sentences(text, dropped=dropped) == ["This one stays here."]
     assert dropped == {"fewer than 3 words": 2, "mostly digits or signs": 1, "reads as code": 1}
 
