@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entrypoints._inputs import DEFAULT_CTX, Inputs, make_inputs
 from entrypoints._replay_bank import Known, is_made_from, open_replay_bank
-from entrypoints._subjects import fit_free
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.models import fits
@@ -20,11 +18,13 @@ from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
+from lvm.tracking.datasets import DEFAULT_CTX, Inputs, make_inputs
+from lvm.tracking.logged_models import LoggedFiles, Predictor, fit_free
 from lvm.tracking.promotion import replayed_name
-from lvm.tracking.versions import Card, LoggedFiles, Predictor
+from lvm.tracking.versions import Card
 from lvm.windows.planning import SPLITS
 from lvm.windows.queries import ContextQueries, Queries
 
@@ -161,9 +161,9 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             raise ValueError(
                 f"candidates: {alias.NAME} has no version {word!r}; known: "
                 f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{alias.ARTIFACT} or models:/m-<id>"
+                f"runs:/<run id>/{registered.ARTIFACT} or models:/m-<id>"
             )
-        card = registered.read_card(word) if "/" in word else known[word]
+        card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
         version = card.version or registered.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
@@ -196,7 +196,7 @@ def _entrant(card: Card, inputs: Inputs) -> Entrant:
     if card.facts.bank_sha256 not in inputs.bank.bases:
         return Entrant(card)
     try:
-        return Entrant(card, _with_correction(registered.load(card.reference), inputs))
+        return Entrant(card, _with_correction(logged_models.load(card.reference), inputs))
     except ValueError:
         return Entrant(card)
 
@@ -227,7 +227,7 @@ def _registered_free(name: str, inputs: Inputs) -> Card | None:
     for card in reversed(registered.cards()):
         if card.facts.model == name and _is_free(card, inputs):
             try:
-                registered.load(card.reference)
+                logged_models.load(card.reference)
             except ValueError as error:
                 print(f"{name} is fitted anew: {error}", flush=True)
                 continue
@@ -249,7 +249,7 @@ def _registered(one: Predictor, inputs: Inputs) -> Entrant:
         bank, windows = inputs.bank, inputs.windows
         assert one.row_correction is not None
         reranker = reranker_if_lanes(one.model, bank, windows, one.row_correction, windows.seed)
-        model_id = registered.log_predictor(
+        model_id = logged_models.log_predictor(
             one.model, one.facts, one.row_correction, reranker=reranker
         )
         version = registered.register(model_id, one.facts)

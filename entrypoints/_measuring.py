@@ -5,14 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from entrypoints._inputs import BANK_HELP
-from entrypoints._options import option
-from entrypoints._reports import HITS, REPORT_HELP, check_report
-from entrypoints._subjects import Subject
+from entrypoints.options import BANK_HELP, REPORT_HELP, check_report, option
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.models.table import FREE_MODELS
+from lvm.report.tables import HITS
 from lvm.tracking import runs as tracking
-from lvm.tracking.versions import BASELINE_URI
+from lvm.tracking.alias import BASELINE_URI
+from lvm.tracking.logged_models import Subject
 
 MODEL_HELP = (
     "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "

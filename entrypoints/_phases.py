@@ -20,7 +20,7 @@ from lvm.shadow.measuring import MEASUREMENT
 from lvm.studies.phases.compared import Trained
 from lvm.studies.phases.table import Phase
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias, past_runs
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
@@ -129,7 +129,7 @@ def grow(job: Job, base: Done) -> Job:
     """Return the job that starts from the weights of `base`."""
     parameters = {**job.parameters, "init": reference(base.run_id)}
     config = resolve(TrainOptions(**parameters).with_phase().config(), job.windows.ctx)
-    initial = registered.load(parameters["init"]).model
+    initial = logged_models.load(parameters["init"]).model
     sha256 = training_sha256(config, job.windows, initial)
     return replace(job, parameters=parameters, sha256=sha256)
 
@@ -146,7 +146,7 @@ def train_all(jobs: Sequence[Job]) -> list[Done]:
 def train_or_find(job: Job) -> Done:
     """Return the latest whole training of these inputs; launch it where there is none."""
     with one_at_a_time(job.sha256, f"phase {job.name}"):
-        for run_id in past_runs.find_finished(TRAINING_TAG, job.sha256):
+        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
             try:
                 done = read_done(run_id)
             except ValueError as error:
@@ -176,9 +176,9 @@ def read_done(run_id: str) -> Done:
 
     Raises ValueError where a part of it cannot be read.
     """
-    card = registered.load(reference(run_id))
+    card = logged_models.load(reference(run_id))
     assert card.model_id is not None
-    report = past_runs.read_json(run_id, "report.json")
+    report = tracking.read_json(run_id, "report.json")
     version = registered.version_of(card.model_id)
     version = version or registered.register(card.model_id, card.facts)
     return Done(run_id, card.model_id, version, report)
@@ -186,7 +186,7 @@ def read_done(run_id: str) -> Done:
 
 def reference(run_id: str) -> str:
     """Return the URI of the model that a training run logged."""
-    return f"runs:/{run_id}/{alias.ARTIFACT}"
+    return f"runs:/{run_id}/{registered.ARTIFACT}"
 
 
 def shadow_or_find(
@@ -224,7 +224,7 @@ def standing_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
     with alias.locked():
         alias.repair()
     promoted = {move["run"] for move in alias.history()}
-    for run_id in past_runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
+    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
             check_scored(found.report, versions)
@@ -238,8 +238,8 @@ def standing_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
 
 def read_shadow(run_id: str) -> Shadow:
     """Read what a replay left; raises ValueError where a part of it cannot be read."""
-    report = past_runs.read_json(run_id, "report.json")
-    return Shadow(run_id, report, past_runs.read_frame(run_id, "per_query.parquet"))
+    report = tracking.read_json(run_id, "report.json")
+    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
 
 
 def check_scored(replay: dict[str, Any], versions: Set[str]) -> None:

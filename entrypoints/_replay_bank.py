@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from entrypoints._inputs import DEFAULT_BANK, read_bank
 from lvm.bank.store import Bank
 from lvm.models.facts import TRAINED
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.tracking.versions import Card
 
 

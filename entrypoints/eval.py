@@ -1,16 +1,17 @@
 """Command: exact ranks of a predictor over the whole bank."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measure_subject
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import HITS, publish
-from entrypoints._subjects import open_subject
+from entrypoints.options import EntryPoint, option
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.latency import measure_search, measure_warm_latency
@@ -23,11 +24,14 @@ from lvm.report.evaluation import (
     reranking_table,
 )
 from lvm.report.notes import evaluation_note
+from lvm.report.tables import HITS
 from lvm.retrieval.index import DEPTH, agreement, ensure_index
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.retrieval.search import top_rows
 from lvm.tracking import runs as tracking
+from lvm.tracking.logged_models import open_subject
+from lvm.tracking.runs import publish_report
 
 SEARCHED = 500  # predictions whose index search is compared with exact search
 
@@ -47,10 +51,10 @@ def body(options: EvalOptions) -> None:
         check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
     measurement = measure_subject(subject, options)
     own = measurement.evaluations[0]
-    tracking.log_file("per_query.parquet", own.per_query.to_parquet)
-    tracking.log_file(MEASURED, measurement.long_table().to_parquet)
-    tracking.log_file("predictions.npy", lambda path: np.save(path, own.predictions))
-    tracking.log_file("row_correction.npy", lambda path: np.save(path, own.row_correction))
+    tracking.log_artifact(own.per_query, "per_query.parquet")
+    tracking.log_artifact(measurement.long_table(), MEASURED)
+    tracking.log_artifact(own.predictions, "predictions.npy")
+    tracking.log_artifact(own.row_correction, "row_correction.npy")
     log_examples(measurement, options.split)
     table = evaluation_table(measurement.report)
     print(table, flush=True)
@@ -69,9 +73,9 @@ def body(options: EvalOptions) -> None:
         shown = controls_table(report["controls"], report["leaky"])
         print(f"\n{shown}")
         table += f"\n\n{shown}"
-    tracking.log_text(table + "\n", "eval.txt")
+    tracking.log_artifact(table + "\n", "eval.txt")
     tracking.describe_run(evaluation_note(report))
-    publish(report, options.report)
+    publish_report(report, options.report)
 
 
 def log_examples(measurement: Measurement, split: str) -> None:
@@ -79,9 +83,11 @@ def log_examples(measurement: Measurement, split: str) -> None:
     inputs, own = measurement.subject.inputs, measurement.evaluations[0]
     queries = inputs.windows.queries[split].head(len(own.per_query))
     examples = example_table(own, queries, inputs.bank, inputs.windows)
-    tracking.log_table(examples, "examples.json")
+    tracking.log_artifact(examples, "examples.json")
     title = f"{measurement.subject.name}: examples of the {split} queries"
-    tracking.log_text(examples_page(title, examples, measurement.report["leaky"]), "examples.html")
+    tracking.log_artifact(
+        examples_page(title, examples, measurement.report["leaky"]), "examples.html"
+    )
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
     bank, windows = subject.inputs.bank, subject.inputs.windows
     queries = windows.queries[split].head(len(own.per_query))
     found, ranks = evaluate_reranking(subject.predictor.model, bank, windows, queries, own)
-    tracking.log_file("reranked.parquet", ranks.to_parquet)
+    tracking.log_artifact(ranks, "reranked.parquet")
     figures = {f"{split}/reranked_{key}": found["plain"][key] for key in HITS}
     figures[f"{split}/reranked_corrected_hit_at_5"] = found["corrected"]["hit_at_5"]
     tracking.log_metrics(
@@ -148,7 +154,7 @@ def control(measurement: Measurement, split: str) -> dict[str, Any]:
             figures[f"controls/{way}_ridge_hit_at_5"] = controls["reversed_ridge"][way]["hit_at_5"]
     tracking.log_metrics(figures)
     image = context_figure(subject.name, controls, measurement.report["leaky"])
-    tracking.log_figure(image, "context.png")
+    tracking.log_artifact(image, "context.png")
     return controls
 
 

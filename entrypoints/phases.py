@@ -1,12 +1,15 @@
 """Command: the phase table trained, replayed, reported."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
-from entrypoints._options import EntryPoint, option
 from entrypoints._phases import (
     Job,
     Planner,
@@ -15,7 +18,7 @@ from entrypoints._phases import (
     shadow_or_find,
     train_all,
 )
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.bank.store import Bank
 from lvm.report.phases import (
     PhaseStory,
@@ -25,7 +28,7 @@ from lvm.report.phases import (
     phases_table,
     phases_text,
 )
-from lvm.report.tables import MARKDOWN, TEXT, captioned, table
+from lvm.report.tables import HITS, MARKDOWN, TEXT, captioned, table
 from lvm.studies.phases.compared import PhaseComparison
 from lvm.studies.phases.measured import measure_phases
 from lvm.studies.phases.old_gates import old_checks
@@ -33,6 +36,8 @@ from lvm.studies.phases.published import OLD_DECISION, old_difference
 from lvm.studies.phases.table import chosen_phases, read_old_gates, read_phases
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.runs import publish_report
 from lvm.training.config import RECIPES
 from lvm.training.warnings import planned_warnings
 
@@ -148,14 +153,14 @@ def tell(
         hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
         tracking.log_metrics(hits, step=1)
     tracking.describe_run(phases_table(measured, MARKDOWN))
-    tracking.log_text(phases_markdown(measured, story, FIGURE), "report.md")
-    tracking.log_figure(phase_figure(measured, known), FIGURE)
+    tracking.log_artifact(phases_markdown(measured, story, FIGURE), "report.md")
+    tracking.log_artifact(phase_figure(measured, known), FIGURE)
     text = phases_text(measured, story)
-    tracking.log_text(text + "\n", "phases.txt")
+    tracking.log_artifact(text + "\n", "phases.txt")
     print(f"\n{text}", flush=True)
     told = measured.report() | {"old_decision": old.report(), "decision": decision}
     told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow}
-    publish(told, options.report)
+    publish_report(told, options.report)
 
 
 main = EntryPoint("phases", PhasesOptions, body)

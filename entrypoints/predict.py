@@ -1,5 +1,10 @@
 """Command: retrieve the passages that come next."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import json
 import sys
 from collections.abc import Mapping
@@ -10,11 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints._inputs import BANK_HELP, read_bank
 from entrypoints._measuring import MODEL_HELP
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import publish
-from entrypoints._subjects import check_dim, open_subject
+from entrypoints.options import BANK_HELP, EntryPoint, option
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
@@ -28,10 +30,12 @@ from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 from lvm.system.atomic import jsonable
-from lvm.tracking import datasets
+from lvm.tracking import datasets, logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
-from lvm.tracking.versions import BASELINE_URI, Predictor
+from lvm.tracking.alias import BASELINE_URI
+from lvm.tracking.datasets import read_bank
+from lvm.tracking.logged_models import Predictor, check_dim, open_subject
+from lvm.tracking.runs import publish_report
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
@@ -83,8 +87,8 @@ def body(options: PredictOptions) -> None:
     tracking.name_run(f"{predictor.facts.model} ctx {ctx} after {asked_file}")
     first = report | {"passages": report["passages"][:DESCRIBED]}
     tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
-    tracking.log_text(shown + "\n", "predictions.txt")
-    publish(report, None)
+    tracking.log_artifact(shown + "\n", "predictions.txt")
+    publish_report(report, None)
     print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
 
 
@@ -93,7 +97,7 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     if options.model in FREE_MODELS:
         subject = open_subject(options.model, options.bank, options.ctx)
         return subject.predictor, subject.inputs.bank
-    predictor = registered.load(options.model)
+    predictor = logged_models.load(options.model)
     bank = read_bank(options.bank or predictor.facts.bank)
     check_dim(options.model, predictor.facts, bank)
     datasets.log_bank(bank, "prediction")

@@ -1,14 +1,17 @@
 """Command: is a model limited by its data or by its size."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.intervals import document_interval
 from lvm.evaluation.metrics import figures, soft_hit_at
@@ -25,6 +28,8 @@ from lvm.studies.scaling.optimised import K
 from lvm.studies.scaling.store import CellStore
 from lvm.system.thresholds import read_scaling_rules
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.runs import publish_report
 from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
@@ -142,17 +147,17 @@ def finish(
     num_queries, name = len(trainer.questions.measured), scaling.verdict.name
     tracking.set_tags({"verdict": name})
     page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
-    tracking.log_text(page, "scaling.md")
+    tracking.log_artifact(page, "scaling.md")
     tracking.describe_run(scaling_note(scaling))
     if scaling.soft is not None and scaling.hit is not None:
-        tracking.log_figure(scaling_figure(scaling, plan, free), "scaling.png")
+        tracking.log_artifact(scaling_figure(scaling, plan, free), "scaling.png")
         gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
         bounds = ("mean", "low", "high")
         tracking.log_metrics(
             {f"gain/{k}_{b}": getattr(g, b) for k, g in gains.items() for b in bounds}
         )
     print(f"\n{scaling_text(scaling, plan, free, num_queries)}\n")
-    publish(scaling_report(scaling, plan, free, num_queries), options.report)
+    publish_report(scaling_report(scaling, plan, free, num_queries), options.report)
 
 
 def _name(cell: Cell) -> str:

@@ -1,5 +1,10 @@
 """Command: paired replay of all candidates, gates, promotion."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,9 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from entrypoints._candidates import Field, Wanted, choose_queries, gather
-from entrypoints._inputs import BANK_HELP, Inputs
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
     comparison_table,
@@ -23,6 +26,7 @@ from lvm.report.shadow import (
     shadow_markdown,
     shadow_table,
 )
+from lvm.report.tables import HITS
 from lvm.retrieval.rerank import LANE, NONE, RERANKS, LanePrediction, predict_lanes
 from lvm.shadow.comparison import ShadowResult
 from lvm.shadow.decision import Decision
@@ -34,7 +38,9 @@ from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
-from lvm.tracking.promotion import settle, tag_measured
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.promotion import promote_winner, tag_measured
+from lvm.tracking.runs import publish_report
 from lvm.windows.queries import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
@@ -98,25 +104,25 @@ def body(options: ShadowOptions) -> None:
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
         log_artifacts(result, decision, failure)
         text = summary(result, decision, is_enabled, failure)
-        tracking.log_text(text + "\n", "shadow.txt")
+        tracking.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
         tracking.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
         print(text if failure is None else failure, flush=True)
         told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:
             shown = reranked_table(reranked, result.leaky)
-            tracking.log_text(shown + "\n", "reranked.txt")
+            tracking.log_artifact(shown + "\n", "reranked.txt")
             print(f"\n{shown}", flush=True)
             told["reranked"] = {one.name: one.report() for one in reranked}
-        publish(result.report() | told, options.report)
+        publish_report(result.report() | told, options.report)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
         tracking.set_tags({"decision": "promotion failed"})
         publish_decision(decision, failure_line(decision, moved, reason))
 
     settled = tell_failure if is_enabled else None
-    decision = settle(result, field.versions, rules, run_id, publish_decision, settled)
-    tracking.log_report({"moves": alias.history()}, "history.json")
+    decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
+    tracking.log_artifact({"moves": alias.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
@@ -178,12 +184,12 @@ def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None)
     Where the promotion failed afterwards, the text and the decision are replaced.
     """
     text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
-    tracking.log_text(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
-    tracking.log_report(decision.report() | {"failure": failure}, "decision.json")
+    tracking.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    tracking.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:
         for name, draw in FIGURES.items():
-            tracking.log_figure(draw(result), name)
-        tracking.log_file("per_query.parquet", result.per_query.to_parquet)
+            tracking.log_artifact(draw(result), name)
+        tracking.log_artifact(result.per_query, "per_query.parquet")
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

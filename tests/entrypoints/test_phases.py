@@ -11,7 +11,6 @@ import torch
 
 from entrypoints import _phases as runs
 from entrypoints import train
-from entrypoints._inputs import Inputs
 from entrypoints._phases import (
     Done,
     Planner,
@@ -31,8 +30,9 @@ from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
 from lvm.studies.phases.table import read_phases
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import versions as registered
+from lvm.tracking.datasets import Inputs
 from lvm.tracking.versions import Card
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
@@ -169,7 +169,7 @@ def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypa
         "runs:/first/model": torch.nn.Linear(2, 2),
         "runs:/other/model": torch.nn.Linear(2, 2),
     }
-    monkeypatch.setattr(registered, "load", lambda uri: SimpleNamespace(model=weights[uri]))
+    monkeypatch.setattr(logged_models, "load", lambda uri: SimpleNamespace(model=weights[uri]))
     begun = []
 
     def train_or_find(job):
@@ -205,7 +205,7 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
         MovingAverage(tiny_bank.dim, 0.5),
     ]
     best = sorted(validation.measure(model)["hit_at_5"] for model in models)[-2:]
-    (sentence,) = validation.doubts()
+    (sentence,) = validation.warnings()
     assert sentence.startswith("validation is too small") and best[0] > 0
     asked = [predict_queries(models[place], tiny_bank, validation.queries) for place in (0, 2)]
     hit_Q, other_Q = (hit_at(validation._ranks(prediction_QD), 5) for prediction_QD in asked)

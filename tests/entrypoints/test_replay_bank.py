@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from entrypoints import _replay_bank
-from entrypoints._inputs import DEFAULT_BANK
 from entrypoints._replay_bank import Known, open_replay_bank
 from lvm.bank.store import Bank
 from lvm.models.facts import facts_of
+from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.versions import Card
 from lvm.windows.export import plan_windows
 

@@ -16,7 +16,7 @@ from lvm.models import fits
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import read_query_log
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
@@ -41,7 +41,7 @@ def workplace(tmp_path_factory, empty_store):
             facts = facts_of("memory_gru", "none", bank, plan_windows(bank, CTX))
             torch.manual_seed(0)
             model = build_model({"model": "memory_gru", "dim": 16, **SIZES}).eval()
-            registered.register(registered.log_predictor(model, facts), facts)
+            registered.register(logged_models.log_predictor(model, facts), facts)
         yield folder
 
 
@@ -111,7 +111,7 @@ def test_a_second_shadow_eval_changes_nothing(promoted):
 
 def test_candidates_are_named_in_every_way_and_taken_once(promoted):
     run_id, baseline = run_of("train").info.run_id, alias.aliases()["baseline"]
-    model_id = registered.load(f"runs:/{run_id}/model").model_id
+    model_id = logged_models.load(f"runs:/{run_id}/model").model_id
     ways = f"1, models:/lvm/1, runs:/{run_id}/model, models:/{model_id}"
     found = field(f"{ways}, ema, models:/lvm@baseline")
     assert sorted(found.entrants) == sorted([*FREE_MODELS, "memory_gru"])
@@ -119,10 +119,12 @@ def test_candidates_are_named_in_every_way_and_taken_once(promoted):
 
 
 def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
-    twin = registered.load("models:/lvm/1")
+    twin = logged_models.load("models:/lvm/1")
     with tracking.run("lost", {}):
         correction = twin.row_correction
-        lost = registered.log_predictor(build_model(twin.model.config | {"slots": 3}), twin.facts)
+        lost = logged_models.log_predictor(
+            build_model(twin.model.config | {"slots": 3}), twin.facts
+        )
     assert correction is None
     version = registered.register(lost, twin.facts)
     (weights,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
@@ -142,7 +144,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
 
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
     assert sorted(field().entrants) == sorted([*FREE_MODELS, "memory_gru"])
-    twin = registered.read_card("models:/lvm/1")
+    twin = logged_models.read_card("models:/lvm/1")
     version = registered.register(twin.model_id, twin.facts)
     found = field()
     rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
@@ -176,8 +178,8 @@ def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
 
 
 def test_one_exploratory_training_does_not_choose_the_split(promoted):
-    other = dataclasses.replace(registered.read_card("models:/lvm/1").facts, seed=7)
-    version = registered.register(str(registered.read_card("models:/lvm/1").model_id), other)
+    other = dataclasses.replace(logged_models.read_card("models:/lvm/1").facts, seed=7)
+    version = registered.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
     assert field().inputs.windows.seed == 0
     MlflowClient().delete_model_version("lvm", version)
 
@@ -260,7 +262,7 @@ def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys
     other = next(version for version in registered.versions() if version != first)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
     before, moves = alias.aliases(), alias.history()
-    model_id = registered.read_card(f"models:/lvm/{first}").model_id
+    model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
     (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
     aside = weights.rename(weights.with_name("aside"))
     assert rollback.main([]) == 2

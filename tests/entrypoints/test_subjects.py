@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from entrypoints._inputs import Inputs
-from entrypoints._subjects import Subject
 from entrypoints.predict import passages_table, shorten
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.retrieval.index import build_index
 from lvm.serving.passages import Retriever
-from lvm.tracking.versions import Predictor
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.logged_models import Predictor, Subject
 from lvm.windows.export import plan_windows
 
 

@@ -22,8 +22,8 @@ from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import measurement_path, read_measurement, write_measurement
 from lvm.studies.scaling.store import CellStore, Kept
 from lvm.system.atomic import write_array
+from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
 from lvm.training.checkpoint import Progress, StateFile
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -229,14 +229,14 @@ def test_logged_model(tally, store, bank, windows, model):
     reranker = fit_reranker(model, bank, windows, correction)
     facts = facts_of("memory_gru", "none", bank, windows)
     with tracking.run("train", {}):
-        trained = registered.log_predictor(model, facts, correction, 1, reranker)
+        trained = logged_models.log_predictor(model, facts, correction, 1, reranker)
         ema = build_model({"model": "ema", "dim": 16, "decay": 0.5})
-        free = registered.log_predictor(ema, facts_of("ema", "none", bank, windows))
+        free = logged_models.log_predictor(ema, facts_of("ema", "none", bank, windows))
     for model_id, num_files in ((trained, 4), (free, 2)):
         (weights,) = store.rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
 
         def read(model_id: str = model_id) -> Any:
-            found = registered.load(f"models:/{model_id}")
+            found = logged_models.load(f"models:/{model_id}")
             own = plain(dict(found.model.state_dict())), found.model.config
             return own, plain(found.row_correction), plain(found.reranker)
 

@@ -1,24 +1,29 @@
-"""Click commands generated from the frozen dataclasses that hold their options."""
+"""Commands made from frozen dataclasses: an option a field, one line for a user's mistake."""
 
 import contextlib
 import dataclasses
 import gc
 import math
+import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import click
 
-from lvm.system.errors import DATABASE_ERRORS, explain_failure, one_line, printable
+from lvm.system.errors import explain_failure, one_line, printable
 from lvm.tracking import runs as tracking
+from lvm.tracking.store import STORE_ERRORS
 
 Options = TypeVar("Options")
-USER_ERRORS = (ValueError, OSError, tracking.StoreError, *DATABASE_ERRORS)
+USER_ERRORS = (ValueError, OSError, *STORE_ERRORS)
 EXIT_USER_ERROR = 2
+BANK_HELP = "Bank folder or .npz file."
+REPORT_HELP = "File to write the JSON report to."
 
 
 def option(
@@ -145,10 +150,10 @@ def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
 
 @dataclass(frozen=True)
 class EntryPoint(Generic[Options]):
-    """A command: its options' dataclass plus the function that does its work inside an MLflow run.
+    """A command: the dataclass of its options, the function that does its work in an MLflow run.
 
-    Calling it parses `arguments` (sys.argv when None) and returns the exit code. A user's mistake
-    is one line on stderr, exit code 2, with the run marked FAILED for that reason.
+    Calling it parses `arguments` (sys.argv if None) and returns the exit code. A user's mistake
+    prints one line on stderr, marks the run FAILED with that line and returns exit code 2.
     """
 
     name: str
@@ -165,7 +170,9 @@ class EntryPoint(Generic[Options]):
         )
 
     def __call__(self, arguments: list[str] | None = None) -> int:
-        _end_imports()
+        if not gc.isenabled():  # see start_command; the exit would collect the imports for 1.4 s
+            gc.freeze()
+            gc.enable()
         try:
             with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
                 self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
@@ -183,28 +190,40 @@ class EntryPoint(Generic[Options]):
 
 
 class Printable:
-    """A text stream on which names and texts from files cannot steer the terminal."""
+    """A text stream that prints any text: what the terminal cannot show becomes an escape.
+
+    So do control characters: names and texts from files must not steer the terminal.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write `text`, control characters but tab and newline as their escapes."""
-        self._stream.write(printable(text, kept="\n\t"))
+        """Write `text`; escape control characters except tab and newline."""
+        shown = printable(text, kept="\n\t")
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _end_imports() -> None:
-    """Start the garbage collector of a command's own process, which leaves out what was imported.
-
-    Not even the exit looks at it again, which took 1.4 s of CPU.
-    """
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
+def check_report(path: str | None) -> None:
+    """Raise ValueError, before any work, if no report can be written to `path`."""
+    if path is None:
+        return
+    try:
+        is_folder = Path(path).is_dir()
+        folder = next(one for one in Path(path).absolute().parents if one.exists())
+    except OSError as error:  # a name that is too long
+        why = f"{error.strerror}; give another file"
+        raise ValueError(f"report: {path} cannot be written: {why}") from error
+    if is_folder:
+        raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
 
 
 def _refuse(reason: str) -> int:
