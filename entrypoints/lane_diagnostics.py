@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
+from entrypoints.eval import MEASURED, MeasureOptions, measure_subject
 from entrypoints.options import EntryPoint, option
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
@@ -76,7 +76,7 @@ class LaneOptions(MeasureOptions):
 
 
 def _refuse_measuring(options: LaneOptions) -> None:
-    """Raise ValueError where an option says how to measure beside a run that has measured."""
+    """Raise ValueError where an option says how to measure if a finished run is judged."""
     for field in fields(MeasureOptions):
         if field.name != "report" and getattr(options, field.name) != field.default:
             raise ValueError(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints._measuring import MODEL_HELP
 from entrypoints.options import BANK_HELP, EntryPoint, option
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
@@ -35,7 +34,7 @@ from lvm.tracking import datasets, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import Predictor, check_dim, open_subject
+from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
 from lvm.tracking.runs import publish_report
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36

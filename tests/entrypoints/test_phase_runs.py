@@ -13,9 +13,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from entrypoints import phases, shadow_eval, train
-from entrypoints._phases import TRAINING_TAG
 from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
+from lvm.tracking.phase_runs import TRAINING_TAG
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 

@@ -18,8 +18,7 @@ from lvm.report.scaling import (
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
-from lvm.studies.scaling.optimised import Optimised
-from lvm.studies.scaling.verdict import Verdict
+from lvm.studies.scaling.verdict import Optimised, Verdict
 from lvm.system.atomic import jsonable
 from tests.studies.scaling.curves import CURVES, draw_grid
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from entrypoints._candidates import Field
 from lvm.system.processes import Stopped, stoppable
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
+from lvm.tracking.candidates import Field
 from lvm.tracking.promotion import promote_winner, replayed_name, tag_measured
 from tests.shadow_cases import (
     CLEAR_GAIN,
@@ -39,7 +39,7 @@ def test_a_version_is_named_as_it_was_replayed():
     """A replay and its settlement name the baseline by one rule: else nothing is ever promoted."""
     assert replayed_name("2", VERSIONS) == "model" and replayed_name(None, VERSIONS) is None
     assert replayed_name("9", VERSIONS) == "version 9"
-    found = Field(None, {}, "9")
+    found = Field(None, None, None, (), "9")
     assert found.baseline_name == replayed_name("9", found.versions) == "version 9"
 
 

@@ -250,3 +250,13 @@ def test_a_tag_of_four_digits_is_still_shown() -> None:
     tags = {f"val_{key}": "0.1750 [0.1549, 0.2090]" for key in METRICS}
     text = description(FACTS | tags | {"val_corrected_hit_at_5": "none"})
     assert text.count("17.5 [15.5, 20.9]") == len(METRICS)
+
+
+def test_a_model_that_an_earlier_lvm_logged_is_served(monkeypatch) -> None:
+    """`old_model` was logged by commit c8f7202; its code imports lvm.serving.predictor."""
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    served = mlflow.pyfunc.load_model(str(Path(__file__).parent / "old_model"))
+    model = build_model({"model": "ema", "dim": 16, "decay": 0.5})
+    expected = predict_contexts(model, contexts())
+    assert np.allclose(served.predict(contexts()), expected, rtol=0, atol=1e-6)
+    assert served.unwrap_python_model().facts.model == "ema"

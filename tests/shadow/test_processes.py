@@ -20,19 +20,25 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import evaluate_rival
+from lvm.evaluation.evaluate import evaluate_together
 from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
 from lvm.retrieval.rerank import fit_reranker, predict_lanes
-from lvm.shadow.child import told_in
-from lvm.shadow.host import Host
-from lvm.shadow.measuring import MEASURED_NOW, READ_BACK, MeasurementFailed
-from lvm.shadow.process import Asked, Job, Replayer, finish, write_job
-from lvm.shadow.replay import Candidate, measure_here, replay
-from lvm.shadow.reranked import reranked_outcomes
-from lvm.shadow.store import write_measurement
+from lvm.shadow.candidates import Candidate
+from lvm.shadow.comparison import reranked_outcomes
+from lvm.shadow.measuring import (
+    MEASURED_NOW,
+    READ_BACK,
+    Job,
+    MeasurementFailed,
+    Questions,
+    write_measurement,
+)
+from lvm.shadow.processes import Host, Replayer, finish, write_job
+from lvm.shadow.replay import measure_here, replay
+from lvm.shadow.worker import error_writer
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from lvm.windows.queries import Queries, context_queries
@@ -40,6 +46,12 @@ from lvm.windows.queries import Queries, context_queries
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+
+
+def asked(bank: Bank, windows: Windows, queries: Queries, candidate: Candidate) -> Questions:
+    """Return what a replay of these queries asks the candidate."""
+    questions = Questions(bank, windows.representative_N, queries, queries)
+    return questions.read_by(candidate.facts.ctx)
 
 
 class Unknown(nn.Module):
@@ -90,31 +102,32 @@ def replayer(tmp_path: Path, notes: list[str], host: Host) -> Replayer:
 
 @pytest.fixture
 def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, tmp_path) -> Job:
-    """A job whose process waits until somebody writes to its `queries.npz`."""
+    """A job whose process waits until somebody writes to its `job.pickle`."""
     (tmp_path / "job").mkdir()
-    job = write_job(tmp_path / "job", ema, Asked(tiny_bank, windows, queries), tmp_path / "store")
-    (job.folder / "queries.npz").unlink()
-    os.mkfifo(job.folder / "queries.npz")
+    questions = asked(tiny_bank, windows, queries, ema)
+    job = write_job(tmp_path / "job", ema, questions, tmp_path / "store")
+    (job.folder / "job.pickle").unlink()
+    os.mkfifo(job.folder / "job.pickle")
     return job
 
 
 def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
     by_lane = functools.partial(predict_lanes, tiny_bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)
-    lanes = Replayer(tmp_path / "store", lambda note: None, foretell=by_lane, host=host)
-    without = plain(ema, tiny_bank, windows, queries)
-    found = lanes(ema, tiny_bank, windows, queries)
+    lanes = Replayer(tmp_path / "store", lambda note: None, predict_lanes=by_lane, host=host)
+    without = plain(ema, asked(tiny_bank, windows, queries, ema))
+    found = lanes(ema, asked(tiny_bank, windows, queries, ema))
     assert without.ranks["rank_reranked"].isna().all() and found.origin == MEASURED_NOW
     correction = ema.row_correction
     here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
-    own = evaluate_rival("ema", ema.model, tiny_bank, windows, queries)
+    (own,) = evaluate_together({"ema": ema.model}, tiny_bank, windows, queries)
     _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
     assert here.beta > 0
     assert found.ranks["rank_reranked"].tolist() == expected["rank_reranked"].tolist()
     same = ["rank", "rank_raw", "rank_corrected", "top_row"]
     pd.testing.assert_frame_equal(found.ranks[same], without.ranks[same])
     shorter = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=3))
-    own = lanes(shorter, tiny_bank, windows, queries).ranks
+    own = lanes(shorter, asked(tiny_bank, windows, queries, shorter)).ranks
     short_windows = dataclasses.replace(windows, ctx=3)
     there = predict_lanes(tiny_bank, short_windows, queries.with_ctx(3))
     here = by_lane(queries.with_ctx(3))
@@ -131,26 +144,26 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
 def test_a_process_ranks_as_this_one_does_and_is_read_back(
     tiny_bank, windows, queries, ema, replayer, notes
 ):
-    here = measure_here(ema, tiny_bank, windows, queries)
-    apart = replayer(ema, tiny_bank, windows, queries)
+    here = measure_here(ema, asked(tiny_bank, windows, queries, ema))
+    apart = replayer(ema, asked(tiny_bank, windows, queries, ema))
     pd.testing.assert_frame_equal(apart.ranks, here.ranks)
     assert apart.origin == MEASURED_NOW and apart.latency_ms["p95"] > 0
-    again = replayer(ema, tiny_bank, windows, queries)
+    again = replayer(ema, asked(tiny_bank, windows, queries, ema))
     pd.testing.assert_frame_equal(again.ranks, here.ranks)
     assert (again.origin, again.latency_ms) == (READ_BACK, apart.latency_ms)
     assert "measured in" in notes[0] and "read from the store" in notes[1]
-    stored = next(replayer.store.rglob("*.parquet"))
+    stored = next(replayer.store.rglob("*.safetensors"))
     stored.write_bytes(stored.read_bytes()[:-40])
-    assert replayer(ema, tiny_bank, windows, queries).origin == MEASURED_NOW
-    assert replayer(ema, tiny_bank, windows, queries).origin == READ_BACK
+    assert replayer(ema, asked(tiny_bank, windows, queries, ema)).origin == MEASURED_NOW
+    assert replayer(ema, asked(tiny_bank, windows, queries, ema)).origin == READ_BACK
 
 
 def test_recorded_contexts_survive_the_way_to_the_process(tiny_bank, windows, ema, replayer):
     contexts = [np.array([4, 3, 3]), np.array([700]), np.array([8, 9, 10])]
     target_row_Q = np.array([20, 21, 22])
     recorded = context_queries(target_row_Q, np.zeros(3, np.int64), contexts)
-    apart = replayer(ema, tiny_bank, windows, recorded)
-    here = measure_here(ema, tiny_bank, windows, recorded)
+    apart = replayer(ema, asked(tiny_bank, windows, recorded, ema))
+    here = measure_here(ema, asked(tiny_bank, windows, recorded, ema))
     pd.testing.assert_frame_equal(apart.ranks, here.ranks)
 
 
@@ -185,17 +198,14 @@ def test_whatever_a_measurement_depends_on_changes_its_key(
     folders = [tmp_path / name for name in ("first", "again", "second")]
     for folder in folders:
         folder.mkdir()
-    keys = [
-        write_job(folder, ema, Asked(tiny_bank, windows, queries), tmp_path / "store").key
-        for folder in folders[:2]
-    ]
+    first = asked(tiny_bank, windows, queries, ema)
+    keys = [write_job(folder, ema, first, tmp_path / "store").key for folder in folders[:2]]
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "1.0")
     elif changed == "machine":
         monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    job = write_job(
-        folders[2], other, Asked(other_bank, other_windows, other_queries), tmp_path / "store"
-    )
+    second = asked(other_bank, other_windows, other_queries, other)
+    job = write_job(folders[2], other, second, tmp_path / "store")
     assert keys[0] == keys[1] != job.key
 
 
@@ -217,7 +227,7 @@ def once_it_reads(job: Job, act: Callable[[], None]) -> threading.Thread:
     """Call `act` when the process of a stuck job has come as far as reading."""
 
     def wait() -> None:
-        with open(job.folder / "queries.npz", "wb"):
+        with open(job.folder / "job.pickle", "wb"):
             act()
 
     waiting = threading.Thread(target=wait)
@@ -234,15 +244,15 @@ def kill_the_working(host: bool) -> None:
 
 def test_a_killed_process_is_told_with_its_signal(stuck, host):
     waiting = once_it_reads(stuck, lambda: kill_the_working(host=False))
-    code = host.measure(stuck.folder)
+    code = host.run(stuck.folder)
     waiting.join()
     with pytest.raises(MeasurementFailed, match="killed by SIGKILL, as happens when memory runs"):
         finish(code, stuck)
     assert not stuck.result.exists()
 
 
-def test_a_disk_that_refuses_the_result_is_no_fault_of_the_candidate(tmp_path):
-    job = Job(tmp_path, tmp_path / "result", "key")
+def test_a_disk_that_refuses_the_result_is_no_fault_of_the_candidate(stuck, tmp_path):
+    job = dataclasses.replace(stuck, folder=tmp_path)
     (tmp_path / "error.txt").write_text("OSError: [Errno 28] No space left on device: '/data/it'")
     with pytest.raises(OSError, match="/data/it") as caught:
         finish(1, job)
@@ -252,13 +262,15 @@ def test_a_disk_that_refuses_the_result_is_no_fault_of_the_candidate(tmp_path):
         finish(1, job)
 
 
-def test_a_disk_that_refuses_even_the_message_is_told_by_the_exit_code(tmp_path, monkeypatch):
+def test_a_disk_that_refuses_even_the_message_is_told_by_the_exit_code(
+    stuck, tmp_path, monkeypatch
+):
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    told_in(tmp_path / "gone")(ValueError, ValueError("what it was"), None)
+    error_writer(tmp_path / "gone")(ValueError, ValueError("what it was"), None)
     assert codes == [errno.ENOENT]
     with pytest.raises(OSError) as caught:
-        finish(errno.ENOSPC, Job(tmp_path, tmp_path / "result", "key"))
+        finish(errno.ENOSPC, stuck)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -267,16 +279,16 @@ def test_a_killed_host_costs_only_the_candidate_at_hand(
 ):
     with Replayer(tmp_path / "store", host=Host()) as replayer:
         waiting = once_it_reads(stuck, lambda: kill_the_working(host=True))
-        assert replayer.host.measure(stuck.folder) == -signal.SIGKILL
+        assert replayer.host.run(stuck.folder) == -signal.SIGKILL
         waiting.join()
-        again = replayer(ema, tiny_bank, windows, queries)
+        again = replayer(ema, asked(tiny_bank, windows, queries, ema))
     assert again.origin == MEASURED_NOW
 
 
 def test_a_replaced_bank_is_noticed(tiny_bank, windows, queries, ema, replayer):
     claimed = dataclasses.replace(tiny_bank, sha256="0" * 64)
     with pytest.raises(MeasurementFailed, match="was replaced while the replay ran"):
-        replayer(ema, claimed, windows, queries)
+        replayer(ema, asked(claimed, windows, queries, ema))
 
 
 class Elsewhere:
@@ -301,12 +313,12 @@ def test_a_candidate_elsewhere_is_fetched_only_to_be_measured(
     save_model(CopyLast(16), tmp_path / "elsewhere")
     files = Elsewhere(tmp_path / "elsewhere")
     candidate = Candidate("copy-last", None, facts, files=files)
-    first = replayer(candidate, tiny_bank, windows, queries)
+    first = replayer(candidate, asked(tiny_bank, windows, queries, candidate))
     here = Candidate("copy-last", CopyLast(16), facts)
     pd.testing.assert_frame_equal(
-        first.ranks, measure_here(here, tiny_bank, windows, queries).ranks
+        first.ranks, measure_here(here, asked(tiny_bank, windows, queries, here)).ranks
     )
-    assert replayer(candidate, tiny_bank, windows, queries).origin == READ_BACK
+    assert replayer(candidate, asked(tiny_bank, windows, queries, candidate)).origin == READ_BACK
     assert files.num_fetched == 1
     (tmp_path / "elsewhere" / "model.safetensors").unlink()
     lost = replay([candidate], tiny_bank, windows, queries.head(9), measure=replayer).outcomes[0]
@@ -316,16 +328,17 @@ def test_a_candidate_elsewhere_is_fetched_only_to_be_measured(
 def test_a_stored_latency_above_the_limit_is_measured_anew(
     tiny_bank, windows, queries, ema, replayer, tmp_path
 ):
-    job = write_job(tmp_path, ema, Asked(tiny_bank, windows, queries), replayer.store)
+    job = write_job(tmp_path, ema, asked(tiny_bank, windows, queries, ema), replayer.store)
     slow = dataclasses.replace(
-        measure_here(ema, tiny_bank, windows, queries), latency_ms={"p50": 1.0, "p95": 5000.0}
+        measure_here(ema, asked(tiny_bank, windows, queries, ema)),
+        latency_ms={"p50": 1.0, "p95": 5000.0},
     )
     write_measurement(job.result, job.key, slow)
-    assert replayer(ema, tiny_bank, windows, queries).latency_ms == slow.latency_ms
+    assert replayer(ema, asked(tiny_bank, windows, queries, ema)).latency_ms == slow.latency_ms
     strict = dataclasses.replace(replayer, limit_ms=1000.0)
-    found = strict(ema, tiny_bank, windows, queries)
+    found = strict(ema, asked(tiny_bank, windows, queries, ema))
     assert found.origin == MEASURED_NOW and found.latency_ms["p95"] < 1000
-    assert strict(ema, tiny_bank, windows, queries).origin == READ_BACK
+    assert strict(ema, asked(tiny_bank, windows, queries, ema)).origin == READ_BACK
 
 
 MEASURING = """
@@ -333,15 +346,15 @@ import sys
 import threading
 from pathlib import Path
 import psutil
-from lvm.shadow.host import Host
+from lvm.shadow.processes import Host
 from lvm.system.processes import stoppable
 job, held = Path(sys.argv[1]), []
 def tell():
-    held.append(open(job / "queries.npz", "wb"))
+    held.append(open(job / "job.pickle", "wb"))
     print(*(one.pid for one in psutil.Process().children(recursive=True)), flush=True)
 with stoppable():
     threading.Thread(target=tell, daemon=True).start()
-    print("ended", Host().measure(job), flush=True)
+    print("ended", Host().run(job), flush=True)
 """
 
 
@@ -370,7 +383,7 @@ def test_a_stop_signal_leaves_no_process_behind(number, stuck):
 def test_a_process_follows_its_parent_even_when_that_is_killed(stuck):
     with measuring(stuck) as parent:
         started = below(parent)
-        keeper = os.open(stuck.folder / "queries.npz", os.O_WRONLY)
+        keeper = os.open(stuck.folder / "job.pickle", os.O_WRONLY)
         parent.kill()
     gone, alive = psutil.wait_procs(started, timeout=20)
     os.close(keeper)

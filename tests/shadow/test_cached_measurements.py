@@ -6,16 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.shadow import store
-from lvm.shadow.measuring import COLUMNS, MEASURED_NOW, READ_BACK, Measurement
-from lvm.shadow.store import (
-    arrays_sha256,
+from lvm.shadow import measuring
+from lvm.shadow.measuring import (
+    MEASURED_NOW,
+    READ_BACK,
+    Measurement,
+    Questions,
     measurement_key,
     measurement_path,
-    queries_sha256,
+    query_parts,
     read_measurement,
     write_measurement,
 )
+from lvm.system.cache import cache_key
 from lvm.windows.queries import context_queries, make_queries
 
 KEY = "ab" * 32
@@ -66,23 +69,23 @@ def test_a_cut_file_is_damaged(path, size):
     assert read_measurement(path, KEY) is None
 
 
-def test_a_changed_rank_is_damaged(path, monkeypatch):
-    better = RANKS.assign(rank=[1.0, 1.0, 1.0])
-    hashed = store._contents_sha256
-    original = {name: RANKS[name].to_numpy() for name in COLUMNS}
-    monkeypatch.setattr(store, "_contents_sha256", lambda _, meta: hashed(original, meta))
-    write_measurement(path, KEY, dataclasses.replace(FOUND, ranks=better))
-    monkeypatch.undo()
+def test_a_changed_rank_is_damaged(path):
+    contents = bytearray(path.read_bytes())
+    (place,) = (n for n in range(len(contents)) if contents[n : n + 8] == np.float64(2.5).tobytes())
+    contents[place : place + 8] = np.float64(1.0).tobytes()
+    path.write_bytes(contents)
     assert read_measurement(path, KEY) is None
 
 
-def test_the_key_depends_on_every_part_and_on_the_way_of_measuring(monkeypatch):
-    parts = {"model": "a", "bank": "b"}
-    keys = {measurement_key(parts), measurement_key({"bank": "b", "model": "a"})}
-    assert len(keys) == 1
-    keys |= {measurement_key(parts | {name: "x"}) for name in parts}
-    monkeypatch.setattr(store, "MEASUREMENT", 0)
-    assert len(keys | {measurement_key(parts)}) == 4
+def test_the_key_depends_on_every_part_and_on_the_way_of_measuring(tiny_bank, monkeypatch):
+    queries = make_queries(np.arange(2), np.array([5, 9]), np.array([0, 0]), 4)
+    asked = Questions(tiny_bank, np.arange(tiny_bank.num_rows), queries, queries)
+    assert measurement_key("a", "b", asked) == measurement_key("a", "b", asked.read_by(4))
+    keys = {measurement_key(*one, asked) for one in (("a", "b"), ("x", "b"), ("a", "x"))}
+    keys |= {measurement_key("a", "b", asked.read_by(3))}
+    keys |= {measurement_key("a", "b", dataclasses.replace(asked, removed=queries.head(1)))}
+    monkeypatch.setattr(measuring, "MEASUREMENT", 0)
+    assert len(keys | {measurement_key("a", "b", asked)}) == 6
 
 
 def test_queries_are_told_apart_by_everything_in_them():
@@ -95,11 +98,5 @@ def test_queries_are_told_apart_by_everything_in_them():
         context_queries(target, start, [np.array([2, 1]), np.array([3])]),
     ]
     others = [base.with_ctx(3), base.take(np.array([1, 0])), base.head(1), *recorded]
-    assert len({queries_sha256(one) for one in (base, *others)}) == 7
-    assert queries_sha256(base) == queries_sha256(base.head(2))
-
-
-def test_hashes_tell_shapes_and_types_apart():
-    values = np.zeros(4, np.float32)
-    changed = [values, values.reshape(2, 2), values.view(np.int32), np.zeros(4)]
-    assert len({arrays_sha256(one) for one in changed}) == 4
+    assert len({cache_key(*query_parts(one)) for one in (base, *others)}) == 7
+    assert cache_key(*query_parts(base)) == cache_key(*query_parts(base.head(2)))
