@@ -16,8 +16,6 @@ from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.intervals import document_interval
 from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.scaling import (
-    documents_of,
-    parameters_of,
     scaling_figure,
     scaling_note,
     scaling_page,
@@ -151,17 +149,7 @@ def finish(
     tracking.log_artifact(page, "scaling.md")
     tracking.describe_run(scaling_note(scaling))
     if scaling.soft is not None and scaling.hit is not None:
-        best = max(free, key=lambda one: free[one]["hit_at_5"])
-        curves = scaling_figure(
-            scaling.hit,
-            scaling.soft,
-            documents_of(scaling, plan),
-            parameters_of(scaling, plan),
-            plan.widths,
-            (best, free[best]["hit_at_5"], free[best]["soft"]),
-            name,
-        )
-        tracking.log_artifact(curves, "scaling.png")
+        tracking.log_artifact(scaling_figure(scaling, plan, free), "scaling.png")
         gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
         bounds = ("mean", "low", "high")
         tracking.log_metrics(
