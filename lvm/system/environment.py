@@ -12,7 +12,7 @@ CPU_FILE = Path("/proc/cpuinfo")
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use: OMP_NUM_THREADS, or all it is allowed."""
+    """Return the number of cores to use: OMP_NUM_THREADS, or all that this process may use."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     if allowed.isdigit():
         return int(allowed)
@@ -20,7 +20,7 @@ def num_cores() -> int:
 
 
 def machine() -> str:
-    """Return the processor with the number of threads, as latencies are recorded with."""
+    """Return the processor and the number of threads, recorded beside latencies."""
     words = [platform.machine(), platform.processor()]
     if CPU_FILE.is_file():
         named = (line for line in CPU_FILE.read_text().splitlines() if "model name" in line)
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def has_native_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 itself; elsewhere bf16 is slower than fp32."""
+    """Tell whether this CPU has native bf16 products; without them bf16 is slower than fp32."""
     import torch  # takes a second to load
 
     known = torch.cpu.get_capabilities()
@@ -37,13 +37,13 @@ def has_native_bf16() -> bool:
 
 
 def project_root() -> Path:
-    """Return the folder of the MLproject file, or the working folder where lvm lies elsewhere."""
+    """Return the folder of the MLproject file; the working folder if lvm is installed elsewhere."""
     checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "MLproject").is_file() else Path.cwd()
 
 
 def checkout_root() -> Path:
-    """Return the folder of the MLproject file; raises ValueError where there is none."""
+    """Return the folder of the MLproject file; raises ValueError if there is none."""
     root = project_root()
     if not (root / "MLproject").is_file():
         raise ValueError(
@@ -54,13 +54,13 @@ def checkout_root() -> Path:
 
 
 def entry_points() -> set[str]:
-    """Return the names of the entry points in the MLproject file; none outside of a checkout."""
+    """Return the names of the entry points in the MLproject file; empty outside a checkout."""
     project = Path(__file__).resolve().parents[2] / "MLproject"
     return set(yaml.safe_load(project.read_text())["entry_points"]) if project.is_file() else set()
 
 
 def is_dirty() -> bool | None:
-    """Tell whether there are changes that the commit does not show; None outside of git."""
+    """Tell whether the checkout has uncommitted changes; None outside a git repository."""
     command = ["git", "-C", str(project_root()), "status", "--porcelain"]
     try:
         status = subprocess.run(command, capture_output=True, text=True)
