@@ -1,4 +1,4 @@
-"""Command: the whole job on the embedded bank, step by step."""
+"""Command: the whole pipeline on the embedded bank."""
 
 if __name__ == "__main__":
     from entrypoints import start_command
@@ -35,7 +35,7 @@ class MainOptions:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of the steps; an empty one leaves its default."""
+    """Parameters of the steps; what is not named keeps its default."""
 
     bank: str
     ctx: int

@@ -25,8 +25,7 @@ from lvm.shadow.measuring import (
     read_measurement,
     write_measurement,
 )
-from lvm.system.atomic import write_array
-from lvm.system.cache import Entry, read_entry, write_entry
+from lvm.system.atomic import Entry, read_entry, write_array, write_entry
 from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
 from lvm.training.checkpoint import Progress, StateFile
