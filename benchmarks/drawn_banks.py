@@ -102,7 +102,7 @@ def echo(distance: int, *, sequences: int = 32, rows: int = 4000) -> Drawn:
 
 
 def announced_key(*, sequences: int = 160, rows: int = 720) -> Drawn:
-    """The first five rows announce one of four keys, which decides a rotation until the end.
+    """The first twenty rows announce one of four keys, which decides a rotation until the end.
 
     Every 40 rows comes a question: a row with the mark of questions and a random half; the next
     row is that half turned by the rotation of the key. All other rows are independent.
@@ -117,8 +117,8 @@ def announced_key(*, sequences: int = 160, rows: int = 720) -> Drawn:
     mark_D[1] = 1.0
     for sequence in range(sequences):
         key = int(random.integers(4))
-        vector_SLD[sequence, :5] = _noisy(np.repeat(key_KD[key : key + 1], 5, 0), NOISE, random)
-        for row in range(20, rows - 1, 40):
+        vector_SLD[sequence, :20] = _noisy(np.repeat(key_KD[key : key + 1], 20, 0), NOISE, random)
+        for row in range(40, rows - 1, 40):
             question_H = _unit(random.standard_normal(half))
             vector_SLD[sequence, row] = 0.6 * mark_D
             vector_SLD[sequence, row, half:] += 0.8 * question_H

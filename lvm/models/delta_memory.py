@@ -16,21 +16,21 @@ from lvm.models.norm import RMSNorm, unit
 from lvm.models.skip import Residual
 
 HEAD_DIM = 32
+KEYS = 64  # key features of the recall
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaMemoryConfig:
-    """Sizes of a `DeltaMemory`; `keys` is the number of key features of its recall."""
+    """Sizes of a `DeltaMemory`."""
 
     dim: int
     hidden: int = 128
     layers: int = 2
-    keys: int = 64
     decay: float = 0.5
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("dim", "hidden", "layers", "keys"):
+        for name in ("dim", "hidden", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
         if self.hidden > HEAD_DIM and self.hidden % HEAD_DIM:
@@ -53,7 +53,7 @@ class DeltaMemory(Residual):
     fixed size, however long the context.
     """
 
-    ablations = ("linear", "encoder", "memory", "recall")
+    ablations: tuple[str, ...] = ("linear", "encoder", "memory", "recall")
 
     def __init__(self, **config: object) -> None:
         sizes = DeltaMemoryConfig(**config)  # type: ignore[arg-type]
@@ -65,7 +65,11 @@ class DeltaMemory(Residual):
             DeltaLayer(sizes.hidden, sizes.dropout) for _ in range(sizes.layers)
         )
         self.norm = RMSNorm(sizes.hidden)
-        self.recall = Recall(sizes.dim, sizes.hidden, sizes.keys)
+        self.recall = Recall(sizes.dim, sizes.hidden)
+
+    def memory_modules(self) -> list[nn.Module]:
+        maps = [(layer.query, layer.key, layer.value, layer.rates) for layer in self.layers]
+        return [self.recall, *(module for parts in maps for module in parts)]  # type: ignore[list-item]
 
     def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
         """Return [h_t; g_t recall_t] at every position, (B, T, H + D)."""
@@ -84,9 +88,7 @@ class DeltaMemory(Residual):
         state_H = self.norm(state_H)
         return torch.cat([state_H, self.recall.step(vector_D, recent_E, state_H, cache[-1])])
 
-    def _encode(
-        self, context_BTD: Tensor, recent_BTE: Tensor
-    ) -> tuple[Tensor, list[FastWeights]]:
+    def _encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> tuple[Tensor, list[FastWeights]]:
         reads = self.omitted != "memory"
         state_BTH, cache = self.project_in(recent_BTE), []
         for layer in self.layers:
@@ -109,9 +111,9 @@ class Recall(nn.Module):
     It starts as in-context regression of each row on the row before it, with a weight of zero.
     """
 
-    def __init__(self, dim: int, hidden: int, keys: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.key = nn.Linear(2 * dim, keys, bias=False)
+        self.key = nn.Linear(2 * dim, min(dim, KEYS), bias=False)
         self.rates = nn.Linear(hidden, 3)
         nn.init.zeros_(self.rates.weight)
         with torch.no_grad():
@@ -213,7 +215,9 @@ class DeltaLayer(nn.Module):
         weights.before = (seen_H,)
         return self._feed(state_H, seen_H, read_AV)
 
-    def _parts(self, seen_BTH: Tensor, before_BTH: Tensor) -> tuple[Tensor, ...]:
+    def _parts(
+        self, seen_BTH: Tensor, before_BTH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return query, key, value (B, T, A, ...), strength and log keep (B, T, A)."""
         both_BTH2 = torch.cat([seen_BTH, before_BTH], dim=-1)
         maps = (self.query(seen_BTH), self.key(both_BTH2), self.value(seen_BTH))

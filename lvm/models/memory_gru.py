@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm
 from lvm.models.recurrent import make_encoder
 from lvm.models.skip import Residual
@@ -69,7 +68,7 @@ class MemoryGRU(Residual):
     avg_t starts as the moving average of `decay`, W_skip and W_out as zero: step 0 is that.
     """
 
-    ablations = ("linear", "encoder", "memory")
+    ablations: tuple[str, ...] = ("linear", "encoder", "memory")
 
     def __init__(self, **config: object) -> None:
         sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
@@ -83,6 +82,9 @@ class MemoryGRU(Residual):
         self.upper = make_encoder(sizes.cell, hidden, half, sizes.dropout)
         self.norm = RMSNorm(hidden)
 
+    def memory_modules(self) -> list[nn.Module]:
+        return [self.memory]
+
     def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
         """Return the hidden states (B, T, H) of every position."""
         num_steps = recent_BTE.shape[1]
@@ -95,9 +97,7 @@ class MemoryGRU(Residual):
         upper_BTH = self.upper(lower_BTH + self.memory(lower_BTH, chunk), chunk)
         return self.norm(upper_BTH)[:, :num_steps]
 
-    def begin_encoder(
-        self, context_TD: Tensor, recent_TE: Tensor
-    ) -> tuple[Tensor, EncoderCache]:
+    def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, EncoderCache]:
         """Return the last hidden state (H,), what the encoder keeps; chunks run in parallel."""
         num_steps = len(recent_TE)
         chunk = min(self.sizes.chunk, num_steps)

@@ -134,7 +134,6 @@ class AdaptiveAverage(nn.Module):
         return padded.unfold(1, BLOCK + self.taps, BLOCK).transpose(-1, -2)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class SkipConfig:
     """Sizes of a `Skip`; `decay` is that of its moving average, between 0 and 1."""
@@ -184,10 +183,12 @@ class Skip(nn.Module):
         self.skip_change = nn.Linear(2 * dim, dim, bias=False)
         nn.init.zeros_(self.skip_change.weight)
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the encoder: all but those of the skip."""
-        skip = {id(p) for part in (self.average, self.skip_change) for p in part.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in skip]
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part by its name."""
+        return {
+            "average": list(self.average.parameters()),
+            "linear": list(self.skip_change.parameters()),
+        }
 
     def forward(self, context_BTD: Tensor) -> Tensor:
         """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1.
@@ -256,7 +257,7 @@ class Residual(Skip):
     W_out starts as zero.
     """
 
-    ablations = ("linear", "encoder")
+    ablations: tuple[str, ...] = ("linear", "encoder")
 
     def __init__(self, dim: int, hidden: int, decay: float, dropout: float) -> None:
         nn.Module.__init__(self)
@@ -264,6 +265,17 @@ class Residual(Skip):
         self.dropout = Dropout(dropout)
         self.project_out = nn.Linear(hidden, dim, bias=False)
         nn.init.zeros_(self.project_out.weight)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        parts = super().parts()
+        memory = [p for module in self.memory_modules() for p in module.parameters()]
+        known = {id(p) for part in (*parts.values(), memory) for p in part}
+        parts["encoder"] = [p for p in self.parameters() if id(p) not in known]
+        return parts | {"memory": memory} if memory else parts
+
+    def memory_modules(self) -> list[nn.Module]:
+        """Return the modules that write and read the memory; none where there is no memory."""
+        return []
 
     def _sum(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
         sum_BTD = super()._sum(adapted_BTD, recent_BTE, state_BTH)

@@ -5,7 +5,14 @@ from dataclasses import fields
 
 from torch import nn
 
-from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
+from lvm.models.baselines import (
+    ContextMean,
+    ContextRidge,
+    CopyLast,
+    MovingAverage,
+    NearestSuccessor,
+    Ridge,
+)
 from lvm.models.delta_memory import DeltaMemory, DeltaMemoryConfig
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
 from lvm.models.res_mlp import ResMLP, ResMLPConfig
@@ -19,6 +26,7 @@ FREE_MODELS: dict[str, type[nn.Module]] = {
     "context-mean": ContextMean,
     "ridge": Ridge,
     "nn-successor": NearestSuccessor,
+    "context-ridge": ContextRidge,
 }
 TRAINED_MODELS: dict[str, type[nn.Module]] = {
     "memory_gru": MemoryGRU,

@@ -71,7 +71,9 @@ class Transformer(Residual):
             state_BTH = layer(state_BTH, chunk)
         return self.norm(state_BTH)[:, :num_steps]
 
-    def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, TransformerCache]:
+    def begin_encoder(
+        self, context_TD: Tensor, recent_TE: Tensor
+    ) -> tuple[Tensor, TransformerCache]:
         """Return the last hidden state (H,), the keys with values that later steps read."""
         num_steps = len(recent_TE)
         chunk = min(self.chunk, num_steps)
@@ -84,9 +86,7 @@ class Transformer(Residual):
             state_BTH = layer(state_BTH, chunk)
         return self.norm(state_BTH[0, num_steps - 1]), TransformerCache(key_value, num_filled)
 
-    def step_encoder(
-        self, vector_D: Tensor, recent_E: Tensor, cache: TransformerCache
-    ) -> Tensor:
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: TransformerCache) -> Tensor:
         if cache.num_filled == self.chunk:
             cache.key_value = [rows[-self.chunk :] for rows in cache.key_value]
             cache.num_filled = 0

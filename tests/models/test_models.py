@@ -15,6 +15,8 @@ from lvm.models.weights import load_model, save_model
 DIM = 12
 TOY_SIZES = {
     "memory_gru": {"hidden": 16, "layers": 2, "chunk": 7, "slots": 4},
+    "delta_memory": {"hidden": 16, "layers": 2},
+    "skip": {},
     "transformer": {"hidden": 16, "layers": 2, "chunk": 7},
     "res_mlp": {"hidden": 16, "layers": 1, "last": 5},
     "tmd_experts": {
