@@ -23,7 +23,7 @@ import torch
 
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.retrieval.exact import BANK_BLOCK, exact_ranks
-from lvm.windows.planning import make_queries
+from lvm.windows.queries import make_queries
 
 BLOCK = 16_384
 

@@ -25,9 +25,8 @@ from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.promotion import replayed_name
 from lvm.tracking.versions import Card, LoggedFiles, Predictor
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLITS
+from lvm.windows.queries import ContextQueries, Queries
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lvm.evaluation.intervals import document_interval, smallest_detectable
 from lvm.evaluation.metrics import figures, hit_at
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.prediction.predict import predict_queries, predict_routed
-from lvm.report.expert_figures import experts_figure
+from lvm.report.training import experts_figure
 from lvm.retrieval.exact import exact_ranks
 from lvm.training.gate_figures import lane_table, mutual_information
 from lvm.training.warnings import validation_warnings

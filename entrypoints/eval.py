@@ -15,12 +15,14 @@ from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.latency import measure_search, measure_warm_latency
 from lvm.evaluation.reranking import evaluate_reranking
-from lvm.report.controls import controls_table
-from lvm.report.evaluation import evaluation_table
-from lvm.report.examples import examples_page
-from lvm.report.figures import context_figure
+from lvm.report.evaluation import (
+    context_figure,
+    controls_table,
+    evaluation_table,
+    examples_page,
+    reranking_table,
+)
 from lvm.report.notes import evaluation_note
-from lvm.report.reranking import reranking_table
 from lvm.retrieval.index import DEPTH, agreement, ensure_index
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE, NONE, RERANKS

@@ -10,8 +10,7 @@ from entrypoints._reports import REPORT_HELP, check_report, publish
 from lvm.report.notes import counts_note
 from lvm.tracking import runs as tracking
 from lvm.windows.export import export_windows
-from lvm.windows.planning import SPLIT_KINDS
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLIT_KINDS, SPLITS
 
 
 @dataclass(frozen=True)

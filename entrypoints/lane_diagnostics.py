@@ -26,10 +26,17 @@ from lvm.evaluation.lane_assignment import (
 from lvm.evaluation.lane_ceilings import Ceilings, failing_queries, lane_ceilings, search_table
 from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes, diagnose
 from lvm.prediction.predict import predict_queries
-from lvm.report.evaluation import lanes_table
-from lvm.report.figures import confusion_figure, lane_figure
-from lvm.report.lane_figures import agreement_figure, larger_k_figure
-from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
+from lvm.report.lanes import (
+    agreement_figure,
+    assignment_table,
+    ceilings_table,
+    confusion_figure,
+    hits_table,
+    lane_figure,
+    lanes_table,
+    larger_k_figure,
+    supply_line,
+)
 from lvm.report.notes import lanes_note
 from lvm.retrieval.index import ensure_index
 from lvm.system.thresholds import LaneRules, read_lane_rules

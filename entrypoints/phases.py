@@ -17,10 +17,15 @@ from entrypoints._phases import (
 )
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from lvm.bank.store import Bank
-from lvm.report.phase_figure import phase_figure
-from lvm.report.phases import PhaseStory, phases_markdown, phases_table, phases_text
+from lvm.report.phases import (
+    PhaseStory,
+    merged_warnings,
+    phase_figure,
+    phases_markdown,
+    phases_table,
+    phases_text,
+)
 from lvm.report.tables import MARKDOWN, TEXT, captioned, table
-from lvm.report.warnings import merged_warnings
 from lvm.studies.phases.compared import PhaseComparison
 from lvm.studies.phases.measured import measure_phases
 from lvm.studies.phases.old_gates import old_checks

@@ -15,12 +15,12 @@ from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
+    scaling_figure,
     scaling_note,
     scaling_page,
     scaling_report,
     scaling_text,
 )
-from lvm.report.scaling_figures import scaling_figure
 from lvm.studies.scaling.cells import Cell, CellResult, Trainer, divide_queries
 from lvm.studies.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
 from lvm.studies.scaling.optimised import K

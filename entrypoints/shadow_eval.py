@@ -11,11 +11,18 @@ from entrypoints._candidates import Field, Wanted, choose_queries, gather
 from entrypoints._inputs import BANK_HELP, Inputs
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
-from lvm.report.decision import decision_text
 from lvm.report.notes import shadow_note
-from lvm.report.reranking import reranked_table
-from lvm.report.shadow import comparison_table, origin_note, shadow_markdown, shadow_table
-from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
+from lvm.report.shadow import (
+    comparison_table,
+    decision_text,
+    forest_figure,
+    origin_note,
+    rank_figure,
+    reranked_table,
+    shadow_lane_figure,
+    shadow_markdown,
+    shadow_table,
+)
 from lvm.retrieval.rerank import LANE, NONE, RERANKS, LanePrediction, predict_lanes
 from lvm.shadow.comparison import ShadowResult
 from lvm.shadow.decision import Decision
@@ -28,7 +35,7 @@ from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.promotion import settle, tag_measured
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 

@@ -23,8 +23,8 @@ from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import load_state
 from lvm.report.evaluation import evaluation_table
-from lvm.report.figures import training_figure
 from lvm.report.notes import training_note
+from lvm.report.training import training_figure
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS

@@ -11,7 +11,8 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.prediction.predict import predict_queries
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 TIE = 1e-6
 

@@ -19,8 +19,8 @@ from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import exact_ranks
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import Queries, Windows, make_queries
-from lvm.windows.splits import SPLITS, runs
+from lvm.windows.planning import SPLITS, Windows, runs
+from lvm.windows.queries import Queries, make_queries
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000

@@ -32,8 +32,8 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import top_rows
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import Queries, Windows
-from lvm.windows.splits import SPLITS
+from lvm.windows.planning import SPLITS, Windows
+from lvm.windows.queries import Queries
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000

@@ -10,7 +10,8 @@ from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import Evaluation
 from lvm.retrieval.search import IntArray, top_rows
 from lvm.system.seeding import generator
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 EACH, K = 20, 5
 CONTEXT_ROWS, FOUND = 2, 3

@@ -25,8 +25,7 @@ from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.system.seeding import generator
-from lvm.windows.planning import Windows
-from lvm.windows.splits import SPLITS, TRAIN, runs
+from lvm.windows.planning import SPLITS, TRAIN, Windows, runs
 
 FREE = tuple(FREE_MODELS)
 DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -12,7 +12,7 @@ from lvm.bank.store import Bank, FloatArray
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import open_stream
 from lvm.retrieval.index import ServingIndex
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0

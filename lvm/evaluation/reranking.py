@@ -28,7 +28,8 @@ from lvm.retrieval.rerank import (
     true_lane_ranks,
 )
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 FloatArray = NDArray[np.float32]
 Ranks = NDArray[np.float64]

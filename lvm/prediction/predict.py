@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lvm.bank.store import Bank
 from lvm.models.tmd_experts import TMDExperts, top_gates
 from lvm.system.seeding import generator
-from lvm.windows.planning import Queries
+from lvm.windows.queries import Queries
 
 POSITIONS_PER_PASS = 16_000
 

@@ -1,1 +1,1 @@
-"""Results as tables or figures."""
+"""Results as tables and figures, a file an entry point."""

@@ -1,17 +1,24 @@
-"""Tables of an evaluation, as plain text for the terminal or as Markdown."""
+"""Report of `eval`: tables of predictors, controls, re-ranking; a figure, a page of examples."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lvm.evaluation.controls import longest_beaten
 from lvm.evaluation.intervals import points
-from lvm.evaluation.lane_diagnosis import Diagnosis
+from lvm.report.canvas import BLUE, LIGHT, PURPLE, SKY, canvas, end_labels, legible, log_axis
 from lvm.report.tables import (
+    HIT_HEADERS,
     LEAKY,
+    LEAKY_NOTE,
     TEXT,
     PredictorRow,
     captioned,
     difference_cell,
-    interval_cell,
+    hit_cells,
     p_cell,
     percent,
     predictors_table,
@@ -19,13 +26,24 @@ from lvm.report.tables import (
     table,
 )
 
+ORDERS = {
+    "lane": "cos / tau + beta log p",
+    "old_rule": "0.7 cos + 0.3 alignment",
+    "true_lane": "true lane first: the ceiling",
+}
+EXAMPLES_STYLE = (
+    "body { font: 14px sans-serif } table { border-collapse: collapse } "
+    "th, td { border: 1px solid #ddd; padding: 4px 8px; text-align: left; vertical-align: top } "
+    "th { position: sticky; top: 0; background: #f4f4f4 }"
+)
+
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
     """Return the report of `eval` as a table: the model among the free predictors, best first."""
     leaky = bool(report["leaky"])
-    rows = [_report_row(report["model"], report, ["model"] + [LEAKY] * leaky)]
-    for name, entry in report["baselines"].items():
-        rows.append(_report_row(name, entry, ["free"] + [LEAKY] * leaky))
+    named = [(report["model"], report, "model")]
+    named += [(name, entry, "free") for name, entry in report["baselines"].items()]
+    rows = [_predictor_row(name, entry, [kind] + [LEAKY] * leaky) for name, entry, kind in named]
     rows.sort(key=lambda row: -row.figures["hit_at_5"])
     caption = [
         f"Predictors on the {report['split']} split: {report['queries']:,} queries from "
@@ -33,79 +51,157 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
         f"({report['candidates']:,} distinct), up to {report['ctx']:,} context rows removed; "
         f"bank {report['bank_sha256'][:12]}; [95 % interval by document]",
     ]
-    oracle = percent(report["oracle"]["hit_at_5"])
-    blocks = [
-        captioned(caption, predictors_table(rows, style), leaky),
-        f"Ceiling: a search with the answer itself has Hit@5 {oracle} %.",
-    ]
+    ceiling = percent(report["oracle"]["hit_at_5"])
+    below = f"Ceiling: searching with the answer's own vector gives Hit@5 {ceiling} %."
     best = report["best_baseline"]
     if best is not None:
         difference = read_difference(best["hit_at_5_difference"])
-        blocks[1] += (
-            f"\nAgainst {best['name']}, the best free predictor, in points of Hit@5: "
-            f"{points(difference)}, p = {p_cell(difference.p_value)}."
+        below += (
+            f"\nAgainst {best['name']}, the best free predictor: Hit@5 {points(difference)} "
+            f"points, p = {p_cell(difference.p_value)}."
         )
-    return "\n\n".join(blocks)
+    return f"{captioned(caption, predictors_table(rows, style), leaky)}\n\n{below}"
 
 
-def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
-    """Return the lanes from the lowest Hit@5 up, the top confusions, the decision."""
-    lines = []
-    for lane in sorted(diagnosis.lanes, key=lambda lane: lane.figures["hit_at_5"]):
-        supply = diagnosis.supply.get(lane.lane)
-        lines.append(
-            [
-                lane.lane,
-                f"{lane.num_queries:,}",
-                f"{lane.num_documents:,}",
-                f"{supply.num_chains:,}" if supply else "",
-                interval_cell(lane.figures["hit_at_5"], lane.ci95["hit_at_5"]),
-                lane.best_baseline or "",
-                difference_cell(lane.lift) if lane.lift else "",
-                _lane_marks(lane.lane, diagnosis),
-            ]
-        )
-    headers = ["lane", "queries", "documents", "chains", "Hit@5 %", "best free", "lift, points", ""]
-    caption = [
-        f"Lanes of {diagnosis.model}: {diagnosis.num_queries:,} queries, Hit@5 "
-        f"{percent(diagnosis.hit_at_5)} % over all [95 % interval by document]"
-    ]
-    body = table(lines, headers, "lrrrrlrl", style)
-    blocks = [captioned(caption, body, diagnosis.leaky)]
-    if diagnosis.pairs:
-        pairs = [
-            [
-                pair.truth,
-                pair.found,
-                f"{pair.count:,}",
-                percent(pair.share),
-                f"{pair.excess:+,.0f}",
-            ]
-            for pair in diagnosis.pairs
-        ]
-        headers = ["lane of the answer", "lane of the first hit", "queries", "share %", "excess"]
-        caption = ["Confusions, by how much they exceed chance"]
-        body = table(pairs, headers, "llrrr", style)
-        blocks.append(captioned(caption, body, diagnosis.leaky))
-    return "\n\n".join([*blocks, diagnosis.sentence])
-
-
-def _report_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) -> PredictorRow:
+def _predictor_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) -> PredictorRow:
     corrected = entry.get("corrected") or {}
-    return PredictorRow(
-        name=name,
-        marks=tuple(marks),
-        figures=entry,
-        ci95=entry["ci95"],
-        corrected=corrected,
-        corrected_ci95=corrected.get("ci95", {}),
+    own, corrected_ci95 = entry["ci95"], corrected.get("ci95", {})
+    return PredictorRow(name, tuple(marks), entry, own, corrected, corrected_ci95)
+
+
+def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:
+    """Return Hit@k by rows of context, a sentence on what it shows, the two controls of order."""
+    lines = []
+    for entry in controls["context"]:
+        is_full = "p_holm" not in entry
+        change = ["", ""] if is_full else _change_cells(entry, entry["p_holm"])
+        lines.append([f"{entry['ctx']:,}", *hit_cells(entry, entry["ci95"]), *change])
+    headers = ["rows read", *HIT_HEADERS, "Hit@5 - full, points", "p (Holm)"]
+    caption = [
+        f"Context: the same {controls['queries']:,} queries from {controls['documents']:,} "
+        "documents, with the same rows removed;",
+        "the predictor reads only the last rows [95 % interval by document]",
+    ]
+    body = captioned(caption, table(lines, headers, "rrrrrr", style), leaky)
+    return "\n\n".join([body, _context_sentence(controls), "\n".join(_order_lines(controls))])
+
+
+def _context_sentence(controls: Mapping[str, Any]) -> str:
+    """Say what the truncated contexts show; no other figure is evidence on context."""
+    beaten = longest_beaten(controls)
+    if beaten is None:
+        return (
+            f"Context is not shown to help: no shorter context is significantly worse than all "
+            f"{controls['ctx']:,} rows on these queries."
+        )
+    gain = -beaten["hit_at_5_difference"]["mean"]
+    return (
+        f"Context helps beyond {beaten['ctx']:,} rows: all {controls['ctx']:,} rows give "
+        f"{percent(gain)} points more Hit@5 than the last {beaten['ctx']:,} alone."
     )
 
 
-def _lane_marks(lane: str, diagnosis: Diagnosis) -> str:
-    marks = {
-        "WEAK": lane in diagnosis.weak,
-        "weak by the old rule": lane in diagnosis.weak_old_rule,
-        "too few queries to judge": lane in diagnosis.unjudged,
-    }
-    return ", ".join(mark for mark, holds in marks.items() if holds)
+def _order_lines(controls: Mapping[str, Any]) -> list[str]:
+    """Write a line for the shuffled context, one for the reversed ridge where it was measured."""
+    shuffled, ridge = controls["shuffled"], controls["reversed_ridge"]
+    ordered = percent(shuffled["ordered"]["hit_at_5"])
+    lines = [
+        f"Shuffled context, last row in place ({shuffled['queries']:,} queries): Hit@5 "
+        f"{percent(shuffled['hit_at_5'])} %, in order {ordered} %, {_change_words(shuffled)}."
+    ]
+    if ridge is not None:
+        lines.append(
+            f"Arrow of time, ridge ({ridge['queries']:,} queries): Hit@5 of the row after the "
+            f"context {percent(ridge['forward']['hit_at_5'])} %, of the same row before it "
+            f"{percent(ridge['backward']['hit_at_5'])} %, {_change_words(ridge)}."
+        )
+    return lines
+
+
+def _change_words(entry: Mapping[str, Any]) -> str:
+    change = read_difference(entry["hit_at_5_difference"])
+    return f"{points(change)} points, p = {p_cell(change.p_value)}"
+
+
+def _change_cells(entry: Mapping[str, Any], p_value: float | None = None) -> list[str]:
+    change = read_difference(entry["hit_at_5_difference"])
+    return [difference_cell(change), p_cell(change.p_value if p_value is None else p_value)]
+
+
+def reranking_table(
+    reranked: Mapping[str, Any], report: Mapping[str, Any], leaky: bool, style: str = TEXT
+) -> str:
+    """Return the original ranks above those of each order, then how well the lane is predicted.
+
+    `reranked` is the report of `evaluate_reranking`, `report` that of the evaluation before it.
+    """
+    lines = []
+    for kind, before in (("plain", report), ("corrected", report["corrected"])):
+        lines.append([kind, "original order", *hit_cells(before, before["ci95"]), "", ""])
+        for key, name in ORDERS.items():
+            entry = reranked[kind] if key == "lane" else reranked[kind][key]
+            lines.append(["", name, *hit_cells(entry, entry["ci95"]), *_change_cells(entry)])
+    headers = ["score", "order", *HIT_HEADERS, "Hit@5, points", "p"]
+    weights = "; ".join(
+        f"{kind}: tau {reranked[kind]['tau']:.3f}, beta {reranked[kind]['beta']:g}"
+        for kind in ("plain", "corrected")
+    )
+    caption = [
+        f"Re-ranking the best {reranked['shortlist']} of each query by lane; points against the "
+        "original order",
+        f"{weights}; both chosen on val",
+    ]
+    classifier = reranked["classifier"]
+    below = (
+        f"The classifier names the lane of the next row in {percent(classifier['accuracy'])} % of "
+        f"the queries (the most frequent lane: {percent(classifier['commonest_lane'])} %); "
+        f"calibration error {percent(classifier['calibration_error'])} points.\nThe answer is "
+        f"among the best {reranked['shortlist']} of {percent(reranked['plain']['on_list'])} % of "
+        "the queries."
+    )
+    return f"{captioned(caption, table(lines, headers, 'llrrrrr', style), leaky)}\n\n{below}"
+
+
+def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figure:
+    """Draw Hit@1/5/10 with intervals against the rows of context that were read."""
+    entries = controls["context"]
+    figure, [axes] = canvas(
+        "Does context help? Hit@k by context length",
+        f"{name}, the same {controls['queries']:,} queries at every length; bars are 95 % "
+        f"intervals over {controls['documents']:,} documents",
+        leaky,
+    )
+    lengths = [entry["ctx"] for entry in entries]
+    ends = []
+    for shift, (k, color) in enumerate(((10, SKY), (5, BLUE), (1, PURPLE)), start=-1):
+        key = f"hit_at_{k}"
+        values = [100 * entry[key] for entry in entries]
+        at = [length * 1.03**shift for length in lengths]
+        axes.plot(at, values, "o-", color=color, linewidth=2.5, markersize=8)
+        for x, entry in zip(at, entries, strict=True):
+            bounds = [100 * bound for bound in entry["ci95"][key] if bound is not None]
+            axes.plot([x] * len(bounds), bounds, color=color, linewidth=2, alpha=0.7)
+            ends += [(bound, "", color) for bound in bounds]
+        ends.append((values[-1], f"Hit@{k}", color))
+    log_axis(axes, lengths)
+    axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
+    axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
+    end_labels(axes, [end for end in ends if end[1]])
+    axes.set_xlabel("last rows of context that are read (logarithmic)")
+    axes.set_ylabel("queries answered within the first k, %")
+    axes.grid(axis="y", color=LIGHT)
+    return legible(figure)
+
+
+def examples_page(title: str, examples: pd.DataFrame, leaky: bool) -> str:
+    """Return the table of `example_table` as an HTML page with the texts in full."""
+    counts = examples["outcome"].value_counts()
+    drawn = ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
+    mark = f"<p><b>{escape(LEAKY_NOTE)}</b></p>\n" if leaky else ""
+    with pd.option_context("display.max_colwidth", None):
+        body = examples.to_html(index=False, border=0, float_format="{:,g}".format)
+    return (
+        f'<!DOCTYPE html><meta charset="utf-8"><style>{EXAMPLES_STYLE}</style>\n'
+        f"<h2>{escape(title)}</h2>\n{mark}<p>{drawn}, drawn by seed; the rank is exact over the "
+        f"whole bank.</p>\n{body}\n"
+    )

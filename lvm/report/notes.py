@@ -6,36 +6,36 @@ from typing import Any
 from lvm.evaluation.intervals import points
 from lvm.evaluation.lane_diagnosis import Diagnosis
 from lvm.report.tables import (
-    HITS,
+    HIT_HEADERS,
     LEAKY,
     MARKDOWN,
-    bullet,
+    bullets,
     captioned,
+    hit_cells,
     interval_cell,
+    page_table,
     percent,
     read_difference,
-    table,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision
 
-SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
-SHOWN = 10  # lines of a table that grows with its candidates: a description has little room
+SHOWN = 10  # candidates and reasons at most: MLflow limits the length of a description
 
 
 def training_note(report: Mapping[str, Any], version: str | None) -> str:
-    """Return what a training reached on val, beside the best free predictor."""
+    """Return the val figures of a training beside those of the best free predictor."""
     registered = "not registered" if version is None else f"version {version} of lvm"
     last = len(report["history"])
     blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
     blocks.append(_figures(report))
     if report["warnings"]:
-        blocks.append(_bullets(f"warning: {warning}" for warning in report["warnings"]))
+        blocks.append(bullets((f"warning: {warning}" for warning in report["warnings"]), MARKDOWN))
     return "\n\n".join(blocks)
 
 
 def evaluation_note(report: Mapping[str, Any]) -> str:
-    """Return the figures of one predictor, beside the best free one."""
+    """Return the figures of one predictor beside those of the best free one."""
     blocks = [_headline(report), _figures(report)]
     best = report["best_baseline"]
     if best is not None:
@@ -45,7 +45,7 @@ def evaluation_note(report: Mapping[str, Any]) -> str:
 
 
 def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
-    """Return the decision, the first of the ranking, the reasons."""
+    """Return the decision, the top candidates, the reasons."""
     mode = "" if is_enabled else " (dry run: no alias was changed)"
     scored = [one for one in result.outcomes if one.is_scored]
     lines = [_outcome_line(one, decision) for one in scored[:SHOWN]]
@@ -54,13 +54,13 @@ def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> s
     blocks = [
         f"**Baseline: {decision.winner or 'none'}**{mode}",
         captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
-        _bullets(decision.reasons[:SHOWN]),
+        bullets(decision.reasons[:SHOWN], MARKDOWN),
     ]
     return "\n\n".join(blocks)
 
 
 def lanes_note(diagnosis: Diagnosis) -> str:
-    """Return the decision, Hit@5 of each lane from the lowest up."""
+    """Return the decision and Hit@5 of each lane, from the lowest up."""
     lanes = sorted(diagnosis.lanes, key=lambda lane: lane.figures["hit_at_5"])
     lines = [
         [
@@ -76,32 +76,25 @@ def lanes_note(diagnosis: Diagnosis) -> str:
 
 
 def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:
-    """Return how a whole pipeline ended: data, what the replay asked, the decision, its reasons."""
+    """Return how a pipeline ended: its data, the queries of the replay, the decision, reasons."""
     decision = shadow["decision"]
     asked = _asked(shadow["num_queries"], shadow["num_documents"], shadow["num_rows"])
     blocks = [
         f"**Baseline: {decision['winner'] or 'none'}**",
         f"{bank}, ctx {ctx:,}: {asked}",
-        _bullets(decision["reasons"][:SHOWN]),
+        bullets(decision["reasons"][:SHOWN], MARKDOWN),
     ]
     return "\n\n".join(blocks)
 
 
 def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:
-    """Return what a run made, a line a name; numbers have thousands separated."""
+    """Return what a run made, one line a name, numbers with separated thousands."""
     lines = [
         [name, f"{value:,}" if isinstance(value, int) else str(value)]
         for name, value in counts.items()
     ]
     blocks = [page_table(lines, ["", ""], "lr")]
-    return "\n\n".join([*blocks, _bullets(remarks)] if remarks else blocks)
-
-
-def page_table(lines: Sequence[Sequence[str]], headers: Sequence[str], alignment: str) -> str:
-    """Return a Markdown table for MLflow's pages."""
-    spaced = [[first, *(SPACE + cell for cell in others)] for first, *others in lines]
-    names = [headers[0], *(SPACE + name for name in headers[1:])]
-    return table(spaced, names, alignment, MARKDOWN)
+    return "\n\n".join([*blocks, bullets(remarks, MARKDOWN)] if remarks else blocks)
 
 
 def _best_free(report: Mapping[str, Any]) -> str | None:
@@ -110,9 +103,9 @@ def _best_free(report: Mapping[str, Any]) -> str | None:
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    """Return what a folded description still shows."""
-    told = interval_cell(report["hit_at_5"], report["ci95"]["hit_at_5"])
-    line = f"**Hit@5 {told} %** on {report['split']}"
+    """Return the line that MLflow shows of a folded description."""
+    hit = interval_cell(report["hit_at_5"], report["ci95"]["hit_at_5"])
+    line = f"**Hit@5 {hit} %** on {report['split']}"
     best = _best_free(report)
     if best is None:
         return f"{line}."
@@ -121,17 +114,18 @@ def _headline(report: Mapping[str, Any]) -> str:
 
 
 def _figures(report: Mapping[str, Any]) -> str:
-    """Return the predictor's plain and corrected Hit@k, those of the best free one below."""
+    """Return plain and corrected Hit@k of the predictor, then of the best free one."""
     rows = {report["model"]: report}
     best = _best_free(report)
     if best is not None:
         rows[f"{best} (best free)"] = report["baselines"][best]
     lines = []
     for name, entry in rows.items():
-        lines.append([name, "plain", *_hit_cells(entry)])
-        if entry.get("corrected"):
-            lines.append([name, "corrected", *_hit_cells(entry["corrected"])])
-    headers = ["predictor", "score", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
+        lines.append([name, "plain", *hit_cells(entry, entry["ci95"])])
+        corrected = entry.get("corrected")
+        if corrected:
+            lines.append([name, "corrected", *hit_cells(corrected, corrected["ci95"])])
+    headers = ["predictor", "score", *HIT_HEADERS]
     asked = _asked(report["queries"], report["documents"], report["bank_rows"])
     caption = [f"{report['split']}, ctx {report['ctx']:,}: {asked}"]
     return captioned(caption, page_table(lines, headers, "llrrr"), bool(report["leaky"]))
@@ -144,16 +138,8 @@ def _asked(queries: int, documents: int, rows: int) -> str:
     )
 
 
-def _hit_cells(entry: Mapping[str, Any]) -> list[str]:
-    return [interval_cell(entry[key], entry["ci95"][key]) for key in HITS]
-
-
 def _outcome_line(one: Outcome, decision: Decision) -> list[str]:
     marks = ["baseline"] * (one.name == decision.winner) + [one.kind] + [LEAKY] * bool(one.leak)
     corrected = "" if not one.corrected else percent(one.corrected["hit_at_5"])
     hit = interval_cell(one.figures["hit_at_5"], one.ci95["hit_at_5"])
     return [one.name, f"{one.ctx:,}", hit, corrected, ", ".join(marks)]
-
-
-def _bullets(lines: Any) -> str:
-    return "\n".join(bullet(MARKDOWN) + line for line in lines)

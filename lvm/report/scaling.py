@@ -1,30 +1,37 @@
-"""Tables of a grid of trainings with its verdict."""
+"""Report of `scaling`: the verdict with its grid as JSON, tables, a figure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lvm.evaluation.intervals import Difference, points
-from lvm.report.tables import (
-    MARKDOWN,
-    TEXT,
-    bullet,
-    interval_cell,
-    percent,
-    table,
+from lvm.report.canvas import (
+    BLACK,
+    GREY,
+    LIGHT,
+    SERIES,
+    canvas,
+    end_labels,
+    legible,
+    log_axis,
 )
-from lvm.studies.scaling.fit import Fitted, Gain
+from lvm.report.tables import MARKDOWN, TEXT, bullets, interval_cell, percent, table
+from lvm.studies.scaling.fit import Fitted
 from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
 
+POINTS = 60  # of a drawn curve
+LABELS = 11  # that a panel has room for
 LEAST_SPAN = 3.0
 Free = Mapping[str, Mapping[str, Any]]
 
 
 def scaling_report(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -> dict[str, Any]:
-    """Return all that was found, as JSON values (arrays and infinities are left to the writer)."""
+    """Return all results as JSON values; the writer converts arrays and infinities."""
     verdict, optimised = scaling.verdict, scaling.optimised
     report: dict[str, Any] = {
         "verdict": verdict.name,
@@ -47,12 +54,12 @@ def scaling_report(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -
 
 
 def scaling_text(scaling: Scaling, plan: Plan, free: Free, num_queries: int) -> str:
-    """Return the verdict's sentence, then the tables, for a terminal."""
+    """Return the verdict, then the tables, for a terminal."""
     return "\n\n".join(_parts(scaling, plan, free, num_queries, TEXT))
 
 
 def scaling_note(scaling: Scaling) -> str:
-    """Return the verdict with the gains, where the grid was run, as the run's description."""
+    """Return the verdict, and the gains where the grid was trained, as the run's description."""
     parts = [f"**{scaling.verdict.name}**: {scaling.verdict.sentence}"]
     if scaling.soft is not None and scaling.hit is not None:
         parts.append(_gain_table(scaling.soft, scaling.hit, MARKDOWN))
@@ -88,23 +95,21 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
         parts.append(_gain_table(scaling.soft, scaling.hit, style))
         notes = _notes(scaling.soft, scaling.hit, scaling.break_even, num_queries)
         notes += _span_warning(parameters_of(scaling, plan))
-        parts.append("\n".join(bullet(style) + line for line in notes))
-    free_lines = [_free_table(free, style)]
-    if scaling.lead is not None:
-        free_lines.append(_lead_line(*scaling.lead))
-    return [*parts, *free_lines]
+        parts.append(bullets(notes, style))
+    parts.append(_free_table(free, style))
+    return parts if scaling.lead is None else [*parts, _lead_line(*scaling.lead)]
 
 
 def _optimised_lines(scaling: Scaling, style: str) -> str:
     found = scaling.optimised
     lines = [
         f"{found.num_steps} optimiser steps; {found.passes:.1f} passes over the data; best round "
-        f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % over "
+        f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % in "
         "the last quarter",
         f"second half of the steps: soft Hit@5 {points(found.steps)} points",
         *(f"lr {lr:g} instead: {points(d)} points" for lr, d in found.rates),
     ]
-    return "\n".join(["Is it optimised?", "", *(bullet(style) + line for line in lines)])
+    return f"Is it optimised?\n\n{bullets(lines, style)}"
 
 
 def _grid_table(scaling: Scaling, hit: Fitted, plan: Plan, style: str) -> str:
@@ -131,10 +136,10 @@ def _gain_table(soft: Fitted, hit: Fitted, style: str) -> str:
         for name, key in (
             ("twice the data", "data"),
             ("twice the parameters", "parameters"),
-            ("the first minus the second", "lead"),
+            ("data minus parameters", "lead"),
         )
     ]
-    headers = ["gain at the largest data and width", "soft Hit@5, points", "Hit@5, points"]
+    headers = ["gain over the largest cell", "soft Hit@5, points", "Hit@5, points"]
     return table(lines, headers, "lrr", style)
 
 
@@ -143,13 +148,13 @@ def _notes(soft: Fitted, hit: Fitted, even: BreakEven, num_queries: int) -> list
     lines = [
         f"train documents to add for {100 * even.gain:g} point of Hit@5: {_count(even.documents)} "
         f"[{_count(even.low)}, {_count(even.high)}]",
-        f"fit: exponents {data:.2f} of the data, {width:.2f} of the parameters; a cell's mean over "
-        f"seeds varies by {100 * soft.seed_sd:.2f} points",
-        f"{num_queries:,} queries; soft Hit@5 = mean of 1 / (1 + (rank / 5)^2) decides",
+        f"fit: exponents {data:.2f} (data), {width:.2f} (parameters); standard deviation of a "
+        f"cell's mean over seeds: {100 * soft.seed_sd:.2f} points",
+        f"{num_queries:,} queries; soft Hit@5, the mean of 1 / (1 + (rank / 5)^2), decides",
     ]
     if soft.backtest is not None and hit.backtest is not None:
-        error = f"{points(soft.backtest)} ({points(hit.backtest)} of Hit@5)"
-        lines.append(f"the largest data foretold from the smaller ones: off by {error} points")
+        error = f"{points(soft.backtest)} points ({points(hit.backtest)} of Hit@5)"
+        lines.append(f"backtest: the largest data, predicted from the smaller, is off by {error}")
     return lines
 
 
@@ -158,8 +163,8 @@ def _span_warning(parameters: list[int]) -> list[str]:
     if span >= LEAST_SPAN:
         return []
     return [
-        f"warning: the largest model has only {span:.1f} x the parameters of the smallest, so that "
-        "twice as many are far outside the grid; use widths further apart"
+        f"warning: the largest model has only {span:.1f} x the parameters of the smallest, so "
+        "doubling them leaves the grid far behind; choose widths further apart"
     ]
 
 
@@ -175,7 +180,10 @@ def _lead_line(name: str, lead: Difference) -> str:
     shown = f"The largest model against {name}: soft Hit@5 {points(lead)} points"
     if lead.low > 0:
         return f"{shown}."
-    return f"{shown}; it is not shown to be better, so that the verdict is about little."
+    return (
+        f"{shown}; it is not shown to be better, so the verdict says little: improve the model or "
+        "its training first."
+    )
 
 
 def _count(documents: float) -> str:
@@ -188,15 +196,72 @@ def _cell(result: Any) -> dict[str, Any]:
 
 
 def _gains(fitted: Fitted) -> dict[str, Any]:
-    gains: dict[str, Gain] = {
-        "data": fitted.data,
-        "parameters": fitted.parameters,
-        "lead": fitted.lead,
-    }
-    return {name: asdict(gain) for name, gain in gains.items()} | {
+    gains = {name: asdict(getattr(fitted, name)) for name in ("data", "parameters", "lead")}
+    return gains | {
         "exponents": fitted.exponents,
         "mean": fitted.mean_FW,
         "ci95": fitted.interval_FW2,
         "seed_sd": fitted.seed_sd,
         "backtest": None if fitted.backtest is None else asdict(fitted.backtest),
     }
+
+
+def scaling_figure(
+    hit: Fitted,
+    soft: Fitted,
+    documents: Sequence[float],
+    parameters: Sequence[int],
+    widths: Sequence[int],
+    free: tuple[str, float, float],
+    verdict: str,
+) -> Figure:
+    """Draw Hit@5 above soft Hit@5 against documents, a curve a width, dotted to twice as many.
+
+    `free` is the best free predictor: its name, Hit@5, soft Hit@5.
+    """
+    figure, panels = canvas(
+        f"More data or a wider model? Verdict: {verdict}",
+        "bars: 95 % intervals (gains, being paired, have their own); dotted: twice the data; "
+        "dashed: best free predictor",
+        leaky=False,
+        height_ratios=(1, 1),
+    )
+    names = ("Hit@5, %", "soft Hit@5, %\n(decides)")
+    for axes, fitted, score, name in zip(panels, (hit, soft), free[1:], names, strict=True):
+        ends = _curves(axes, fitted, documents, parameters, widths)
+        axes.axhline(100 * score, color=GREY, linestyle="--", linewidth=1.5)
+        axes.set_ylabel(name)
+        log_axis(axes, [*documents, 2 * documents[-1]])
+        axes.set_xlim(documents[0] / 1.1, 2.2 * documents[-1])
+        axes.grid(axis="y", color=LIGHT)
+        end_labels(axes, [*ends, (100 * score, free[0], GREY)], LABELS)
+    panels[0].tick_params(axis="x", labelbottom=False)
+    panels[1].set_xlabel("train documents (logarithmic)")
+    return legible(figure)
+
+
+def _curves(
+    axes: Axes,
+    fitted: Fitted,
+    documents: Sequence[float],
+    parameters: Sequence[int],
+    widths: Sequence[int],
+) -> list[tuple[float, str, str]]:
+    """Draw the curves of one score; return their ends with names and colours."""
+    most = documents[-1]
+    known = np.geomspace(documents[0], most, POINTS)
+    beyond = np.geomspace(most, 2 * most, POINTS // 4)
+    ends = []
+    for place, (width, number) in enumerate(zip(widths, parameters, strict=True)):
+        color, z = SERIES[place % len(SERIES)], number / parameters[-1]
+        at = np.array(documents) * 1.02 ** (place - len(widths) / 2)
+        axes.plot(at, 100 * fitted.mean_FW[:, place], "o", color=color, markersize=8)
+        for x, bounds in zip(at, fitted.interval_FW2[:, place], strict=True):
+            axes.plot([x, x], 100 * bounds, color=color, linewidth=2, alpha=0.6)
+        axes.plot(known, 100 * fitted.at(known / most, z), color=color, linewidth=2)
+        axes.plot(beyond, 100 * fitted.at(beyond / most, z), ":", color=color, linewidth=2)
+        end = 2 * most * 1.02 ** (place - len(widths) / 2)
+        axes.plot([end, end], 100 * fitted.next_interval_W2[place], color=color, linewidth=4)
+        ends.append((100 * float(fitted.at(2.0, z)), f"width {width}", color))
+    axes.axvline(most, color=BLACK, linewidth=0.8)
+    return ends

@@ -1,7 +1,8 @@
-"""Cells of a table, aligned to text or Markdown."""
+"""Cells and tables as plain text for the terminal or as Markdown, shared by all reports."""
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,15 @@ from lvm.evaluation.intervals import Difference, points
 
 TEXT, MARKDOWN = "simple", "pipe"
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
+HIT_HEADERS = ("Hit@1 %", "Hit@5 %", "Hit@10 %")
 LEAKY = "LEAKY"
-LEAKY_NOTE = "LEAKY: training saw rows of these queries; no figure here is evidence."
+LEAKY_NOTE = (
+    "LEAKY: training saw rows of these queries, so no figure here is evidence; export with "
+    "split=document and train again."
+)
+WIDTH = 100  # columns of a paragraph in the terminal
+SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
+CI95 = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -22,15 +30,15 @@ class PredictorRow:
     name: str
     marks: tuple[str, ...]
     figures: Mapping[str, float]
-    ci95: Mapping[str, Sequence[float | None]]
+    ci95: CI95
     corrected: Mapping[str, float]
-    corrected_ci95: Mapping[str, Sequence[float | None]]
+    corrected_ci95: CI95
 
 
 def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
     """Return a plain and a corrected line per predictor: Hit@k in percent, the median rank.
 
-    A page has room for MRR@10, too, and for the marks beside the name.
+    In Markdown also MRR@10, with the marks beside the name.
     """
     is_page = style == MARKDOWN
     shown = (*HITS, "mrr_at_10") if is_page else HITS
@@ -39,13 +47,13 @@ def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
         first, second = row.name, f"  {', '.join(row.marks)}" if row.marks else ""
         if is_page:
             first, second = ", ".join([row.name, *row.marks]), ""
-        lines.append([first, "plain", *_figure_cells(row.figures, row.ci95, shown)])
+        lines.append([first, "plain", *figure_cells(row.figures, row.ci95, shown)])
         if row.corrected:
-            cells = _figure_cells(row.corrected, row.corrected_ci95, shown)
+            cells = figure_cells(row.corrected, row.corrected_ci95, shown)
             lines.append([second, "corrected", *cells])
         elif second:
             lines.append([second, *[""] * (len(shown) + 2)])
-    headers = ["predictor", "score", "Hit@1 %", "Hit@5 %", "Hit@10 %"]
+    headers = ["predictor", "score", *HIT_HEADERS]
     headers += ["MRR@10 %", "median rank"] if is_page else ["median\nrank"]
     return table(lines, headers, "ll" + "r" * (len(shown) + 1), style)
 
@@ -53,7 +61,7 @@ def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
 def interval_cell(value: float, interval: Sequence[float | None]) -> str:
     """Write a fraction in percent with its interval: `17.2 [15.5, 19.0]`.
 
-    Where it is None or NaN, as for queries of one document, it is unknown.
+    An interval of None or NaN, as for queries of one document, is written as unknown.
     """
     low, high = interval
     if low is None or high is None or math.isnan(low):
@@ -61,8 +69,18 @@ def interval_cell(value: float, interval: Sequence[float | None]) -> str:
     return f"{percent(value)} [{percent(low):>4}, {percent(high):>4}]"
 
 
+def hit_cells(figures: Mapping[str, Any], ci95: CI95, shown: Sequence[str] = HITS) -> list[str]:
+    """Write Hit@1, 5, 10 (or the figures of `shown`) in percent, each with its interval."""
+    return [interval_cell(figures[key], ci95[key]) for key in shown]
+
+
+def figure_cells(figures: Mapping[str, Any], ci95: CI95, shown: Sequence[str] = HITS) -> list[str]:
+    """Write the cells of `hit_cells`, then the median rank."""
+    return [*hit_cells(figures, ci95, shown), f"{figures['median_rank']:,.0f}"]
+
+
 def read_difference(entry: Mapping[str, Any]) -> Difference:
-    """Return the difference that a JSON report holds; None there stands for NaN."""
+    """Return the difference stored in a JSON report, where None stands for NaN."""
     values: dict[str, Any] = {
         key: math.nan if value is None else value for key, value in entry.items()
     }
@@ -75,7 +93,7 @@ def difference_cell(difference: Difference) -> str:
 
 
 def p_cell(p_value: float) -> str:
-    """Write a p-value with four digits; a dash where there is none."""
+    """Write a p-value with four digits, NaN as a dash."""
     if math.isnan(p_value):
         return "-"
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
@@ -86,6 +104,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
+def utc(timestamp: str) -> str:
+    """Write an ISO timestamp of UTC for a column that is headed UTC."""
+    return timestamp.replace("T", " ").removesuffix("+00:00")
+
+
 def table(
     lines: Sequence[Sequence[str]], headers: Sequence[str], alignment: str, style: str
 ) -> str:
@@ -94,7 +117,7 @@ def table(
     columns = [names[letter] for letter in alignment]
     text = tabulate(
         lines,
-        headers,
+        headers if style == TEXT else [header.replace("\n", " ") for header in headers],
         style,
         colalign=columns,
         headersalign=columns,
@@ -104,25 +127,39 @@ def table(
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
+def page_table(lines: Sequence[Sequence[str]], headers: Sequence[str], alignment: str) -> str:
+    """Return a Markdown table for MLflow's pages."""
+    spaced = [[first, *(SPACE + cell for cell in others)] for first, *others in lines]
+    names = [headers[0], *(SPACE + name for name in headers[1:])]
+    return table(spaced, names, alignment, MARKDOWN)
+
+
 def captioned(caption: Sequence[str], body: str, leaky: bool) -> str:
-    """Put lines of caption above a table, the warning of a leak among them."""
+    """Put the lines of a caption above a table; leaky results get a warning there."""
     lines = [*caption, *([LEAKY_NOTE] if leaky else [])]
     return "\n".join([*lines, "", body])
 
 
 def fenced(text: str) -> str:
-    """Return text that a Markdown page shows as it stands."""
+    """Return text as a Markdown code block."""
     return f"```\n{text}\n```"
 
 
 def bullet(style: str) -> str:
-    """Return what a line of a list begins with."""
+    """Return the beginning of a list item."""
     return "* " if style == MARKDOWN else "  "
 
 
-def _figure_cells(
-    figures: Mapping[str, float],
-    ci95: Mapping[str, Sequence[float | None]],
-    shown: Sequence[str],
-) -> list[str]:
-    return [*(interval_cell(figures[k], ci95[k]) for k in shown), f"{figures['median_rank']:,.0f}"]
+def bullets(lines: Iterable[str], style: str) -> str:
+    """Return lines as list items."""
+    return "\n".join(bullet(style) + line for line in lines)
+
+
+def wrapped(text: str, style: str, hanging: str = "") -> str:
+    """Break a paragraph into lines for the terminal; Markdown stays one line.
+
+    `hanging` indents all lines but the first.
+    """
+    if style == MARKDOWN:
+        return text
+    return textwrap.fill(text, WIDTH, subsequent_indent=hanging, break_on_hyphens=False)

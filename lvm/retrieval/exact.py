@@ -31,8 +31,7 @@ from lvm.retrieval.search import (
     unit_predictions,
 )
 from lvm.system.cores import has_native_bf16
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties
 AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")

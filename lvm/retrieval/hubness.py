@@ -17,7 +17,8 @@ from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.search import FloatArray, share_blocks, unit_predictions
 from lvm.system.seeding import generator
-from lvm.windows.planning import Queries, Windows, make_queries
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, make_queries
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_POSITIONS = 8192

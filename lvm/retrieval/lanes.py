@@ -22,8 +22,8 @@ from lvm.bank.store import Bank
 from lvm.models.fits import Fit, cached_fit
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
 from lvm.retrieval.search import FloatArray, IntArray
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import ContextQueries, Queries
 
 UNASSIGNED_LANE = "unassigned"
 RECENT_ROWS = 64  # their mean is a feature beside the mean of the whole context

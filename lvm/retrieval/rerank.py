@@ -39,8 +39,8 @@ from lvm.retrieval.search import (
     checked_correction,
     unit_predictions,
 )
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import ContextQueries, Queries
 
 Ranks = NDArray[np.float64]
 

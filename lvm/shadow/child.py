@@ -18,8 +18,7 @@ from lvm.models.weights import load_model
 from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.measuring import Questions, measure
 from lvm.shadow.store import write_measurement
-from lvm.windows.context_rows import ContextQueries, as_objects
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries, as_objects
 
 MODEL, CORRECTION, GROUPS = "model", "row_correction.npy", "representative.npy"
 QUERIES, REMOVED = "queries.npz", "removed.npz"

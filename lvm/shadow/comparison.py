@@ -25,7 +25,8 @@ from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
 from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.models.facts import FREE
 from lvm.retrieval.lanes import lane_codes, lane_names
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 
 @dataclass(frozen=True, eq=False)

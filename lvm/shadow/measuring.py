@@ -17,8 +17,7 @@ from lvm.evaluation.latency import measure_latency
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 # Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
 MEASUREMENT = 5

@@ -40,7 +40,8 @@ from lvm.shadow.store import (
 )
 from lvm.system.atomic import write_array
 from lvm.system.errors import DISK_ERRNOS
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 Note = Callable[[str], None]
 REFUSED_BY_DISK = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank
 from lvm.shadow.log_files import CONTEXT, SEQUENCE, TARGET, WANTED, place_of, read_columns
 from lvm.system.errors import one_line_errors
-from lvm.windows.context_rows import context_queries
-from lvm.windows.planning import Queries, make_queries
+from lvm.windows.queries import Queries, context_queries, make_queries
 
 IntArray = NDArray[np.int64]
 

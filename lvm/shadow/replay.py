@@ -19,8 +19,8 @@ from lvm.evaluation.evaluate import query_table
 from lvm.models.facts import Facts
 from lvm.shadow.comparison import Replay, ShadowResult, compare
 from lvm.shadow.measuring import Measurement, MeasurementFailed, Questions, measure
-from lvm.windows.planning import Queries, Windows
-from lvm.windows.splits import TRAIN, VAL, split_by_document
+from lvm.windows.planning import TRAIN, VAL, Windows, split_by_document
+from lvm.windows.queries import Queries
 
 
 class Files(Protocol):

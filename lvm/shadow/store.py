@@ -17,8 +17,7 @@ import torch
 from lvm.shadow.measuring import COLUMNS, MEASUREMENT, READ_BACK, Measurement
 from lvm.system.atomic import atomic_replace, write_errors_name
 from lvm.system.cores import machine
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 STORE = Path("data/replays")
 META = b"lvm"

@@ -1,138 +1,122 @@
-"""Thresholds of every decision, read from gates.yaml."""
+"""Thresholds of every decision, read from gates.yaml, which explains each of them."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from lvm.system.errors import one_line_errors
-from lvm.system.untrusted import read_yaml
+from lvm.system.untrusted import read_yaml, validated
 
 GATES_FILE = Path(__file__).parents[1] / "gates.yaml"
-MOST = 10**9  # no threshold is above
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Number = Annotated[float, Field(ge=0, le=1e9)]
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GateRules:
-    """What a candidate must reach to become the baseline; gates.yaml explains each field."""
+    """What a candidate must reach to become the baseline."""
 
-    min_queries: int
-    min_documents: int
-    floor_over_chance: float
-    alpha: float
-    lane_min_queries: int
-    lane_min_documents: int
-    lane_max_fall: float
-    latency_p95_ms: float
+    min_queries: Count
+    min_documents: Count
+    floor_over_chance: Number
+    alpha: Number
+    lane_min_queries: Count
+    lane_min_documents: Count
+    lane_max_fall: Number
+    latency_p95_ms: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class LaneRules:
-    """When a lane counts as weak; gates.yaml explains each field."""
+    """When a lane counts as weak."""
 
-    old_rule_fall: float
-    weak_share: float
-    min_queries: int
-    min_documents: int
-    min_chains: int
-    ingest_from: int
-    confusion_pairs: int
-    index_recall: float
-    index_loss: float
-    larger_k: int
-    larger_k_gain: float
-    assign_score: float
-    assign_margin: float
+    old_rule_fall: Number
+    weak_share: Number
+    min_queries: Count
+    min_documents: Count
+    min_chains: Count
+    ingest_from: Count
+    confusion_pairs: Count
+    index_recall: Number
+    index_loss: Number
+    larger_k: Count
+    larger_k_gain: Number
+    assign_score: Number
+    assign_margin: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ScalingRules:
-    """When a grid of trainings has a verdict; gates.yaml explains each field."""
+    """When a grid of trainings has a verdict."""
 
-    min_steps: int
-    min_passes: float
-    step_gain: float
-    lr_factor: float
-    min_documents: int
-    min_queries: int
-    choice_share: float
-    extrapolation_sd: float
-    saturated_gain: float
-    both_gain: float
-    break_even_gain: float
+    min_steps: Count
+    min_passes: Number
+    step_gain: Number
+    lr_factor: Number
+    min_documents: Count
+    min_queries: Count
+    choice_share: Number
+    extrapolation_sd: Number
+    saturated_gain: Number
+    both_gain: Number
+    break_even_gain: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ChainRules:
-    """What a chain must be to enter a bank; gates.yaml explains each field."""
+    """What a chain must be to enter a bank."""
 
-    min_length: int
-    max_length: int
-    coherence_percentile: float
-    twin: float
-    answer_twin: float
-    repeated_share: float
-    candidates_per_chain: int
-    subtree_pieces: int
-    subtree_walks: int
-    failing_rank: int
-    anchor_percentile: float
-    soft_low: float
-    soft_high: float
-    hard_high: float
-    soft_low_percentile: float
-    soft_high_percentile: float
-    hard_percentile: float
-    negatives: int
-    cpesh_steps: int
-    min_attach: float
+    min_length: Count
+    max_length: Count
+    coherence_percentile: Number
+    twin: Number
+    answer_twin: Number
+    repeated_share: Number
+    candidates_per_chain: Count
+    subtree_pieces: Count
+    subtree_walks: Count
+    failing_rank: Count
+    anchor_percentile: Number
+    soft_low: Number
+    soft_high: Number
+    hard_high: Number
+    soft_low_percentile: Number
+    soft_high_percentile: Number
+    hard_percentile: Number
+    negatives: Count
+    cpesh_steps: Count
+    min_attach: Number
 
 
 Rules = TypeVar("Rules", GateRules, LaneRules, ScalingRules, ChainRules)
 
 
 def read_gate_rules(path: str | Path = GATES_FILE) -> GateRules:
-    """Read the section `promotion`; raises ValueError on a missing, unknown or negative value."""
+    """Read the section `promotion`; raises ValueError on a missing, unknown or wrong value."""
     return _read(Path(path), "promotion", GateRules)
 
 
 def read_lane_rules(path: str | Path = GATES_FILE) -> LaneRules:
-    """Read the section `lanes`; raises ValueError on a missing, unknown or negative value."""
+    """Read the section `lanes`; raises ValueError on a missing, unknown or wrong value."""
     return _read(Path(path), "lanes", LaneRules)
 
 
 def read_scaling_rules(path: str | Path = GATES_FILE) -> ScalingRules:
-    """Read the section `scaling`; raises ValueError on a missing, unknown or negative value."""
+    """Read the section `scaling`; raises ValueError on a missing, unknown or wrong value."""
     return _read(Path(path), "scaling", ScalingRules)
 
 
 def read_chain_rules(path: str | Path = GATES_FILE) -> ChainRules:
-    """Read the section `chains`; raises ValueError on a missing, unknown or negative value."""
+    """Read the section `chains`; raises ValueError on a missing, unknown or wrong value."""
     return _read(Path(path), "chains", ChainRules)
 
 
 @one_line_errors
 def _read(path: Path, section: str, rules: type[Rules]) -> Rules:
     contents = read_yaml(path, "gates")
-    values = contents.get(section) if isinstance(contents, dict) else None
-    if not isinstance(values, dict):
+    if not isinstance(contents, dict) or not isinstance(contents.get(section), dict):
         raise ValueError(f"gates {path}: no section '{section}'; see lvm/gates.yaml")
-    fields = {field.name: field.type for field in dataclasses.fields(rules)}
-    if set(values) != set(fields):
-        wrong = sorted(str(name) for name in set(values) ^ set(fields))
-        raise ValueError(
-            f"gates {path}: {section} misses or does not know {', '.join(wrong)}; "
-            f"its keys are {', '.join(fields)}"
-        )
-    for name, kind in fields.items():
-        _check(values[name], kind, f"gates {path}: {section}.{name}")
-    return rules(**values)
-
-
-def _check(value: Any, kind: Any, where: str) -> None:
-    """A whole number is a float, too; true is no number."""
-    accepted = int if kind is int else (int, float)
-    is_number = isinstance(value, accepted) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= MOST:
-        kind_name = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{where} is {value!r}; it must be {kind_name} from 0 to {MOST:,}")
+    return validated(rules, contents[section], f"gates {path}: {section}")

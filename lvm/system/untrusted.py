@@ -1,17 +1,21 @@
-"""Files of unknown origin: JSON or YAML without surprises, paths that stay in their folder."""
+"""Files of unknown origin: strict JSON and YAML, values checked by type, paths in their folder."""
 
+import inspect
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
-MAX_BYTES = 16 * 2**20  # of a file of settings; lvm writes some thousands
+MAX_BYTES = 16 * 2**20  # of a settings file; those that lvm writes have some thousand bytes
+KEY_ERRORS = {"missing", "unexpected_keyword_argument", "extra_forbidden"}
+T = TypeVar("T")
 
 
-class _Plain(yaml.SafeLoader):
-    """Reads YAML of which every value stands where it is read: no tag, alias or repeated key."""
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses tags, anchors and repeated keys, which yaml.safe_load accepts."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -34,7 +38,10 @@ class _Plain(yaml.SafeLoader):
 
 
 def file_inside(folder: Path, name: str) -> Path:
-    """Return the file `name` of `folder`; ValueError where it is none, or a link out of it."""
+    """Return the path of the file `name` in `folder`.
+
+    Raises ValueError if it is missing, no regular file, or a link out of the folder.
+    """
     where = folder / name
     if not where.is_file():
         raise ValueError(f"{where}: missing, or no regular file")
@@ -53,10 +60,10 @@ def read_small_text(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text that says everything once.
+    """Return the value of a JSON text.
 
-    Raises ValueError for what is no JSON, is nested beyond reason, names a key twice, holds NaN or
-    half of a surrogate pair.
+    Raises ValueError for invalid JSON, nesting too deep for Python, repeated keys, NaN, infinities
+    and lone surrogates.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
@@ -68,15 +75,35 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Return the contents of a YAML file of plain values; `what` begins the refusal.
+    """Return the contents of a YAML file of plain values; `what` begins the error message.
 
-    Raises ValueError for anchors, tags, repeated keys, for what cannot be read.
+    Raises ValueError for files that cannot be read and for anchors, tags and repeated keys.
     """
     try:
-        return yaml.load(read_small_text(path), _Plain)
+        return yaml.load(read_small_text(path), _PlainLoader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{what} {path}: not a readable YAML file without tags: {why}") from None
+
+
+def validated(kind: type[T], values: Mapping[Any, Any], where: str) -> T:
+    """Return `values` as `kind`, a pydantic model or dataclass; `where` begins error messages.
+
+    Raises ValueError that names every missing and unknown key, or the first wrong value.
+    """
+    try:
+        return kind(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    wrong_keys = {str(one["loc"][-1]) for one in found if one["type"] in KEY_ERRORS}
+    if wrong_keys:
+        raise ValueError(
+            f"{where} misses or does not know {', '.join(sorted(wrong_keys))}; "
+            f"its keys are {', '.join(inspect.signature(kind).parameters)}"
+        )
+    key = ".".join(str(part) for part in found[0]["loc"])
+    reason = found[0]["msg"].replace("Input should", "it must")
+    raise ValueError(f"{where}.{key} is {found[0]['input']!r}; {reason}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

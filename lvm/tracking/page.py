@@ -3,8 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from lvm.report.notes import page_table
-from lvm.report.tables import LEAKY_NOTE
+from lvm.report.tables import LEAKY_NOTE, page_table
 
 HITS = {"hit_at_1": "Hit@1", "hit_at_5": "Hit@5", "hit_at_10": "Hit@10", "mrr_at_10": "MRR@10"}
 CORRECTED = "corrected_hit_at_5"

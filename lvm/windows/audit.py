@@ -1,4 +1,4 @@
-"""Leak audit: counts of what a plan of windows lets through from val or test to train.
+"""Leak audit: counts of rows of val or test that a plan of windows leaks into train.
 
 Shapes: N bank rows, W windows, Q queries.
 """
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.windows.planning import Queries, Windows
-from lvm.windows.splits import SPLITS, TRAIN
+from lvm.windows.planning import SPLITS, TRAIN, Windows
+from lvm.windows.queries import Queries
 
-# Every one of these must be zero, except in a plan that is marked leaky.
+# All of these must be zero, except in a plan that is marked leaky.
 VIOLATIONS = (
     "train_windows_with_held_out_inputs",
     "train_windows_with_held_out_targets",
@@ -27,11 +27,10 @@ VIOLATIONS = (
 
 
 def audit_windows(bank: Bank, windows: Windows) -> dict[str, Any]:
-    """Count every leak of a plan.
+    """Return the counts of a plan's leaks, named in VIOLATIONS, and two more for information.
 
-    Returns the counts named in VIOLATIONS; beside them, as information, how many val targets lie
-    inside the inputs of some train window (with their share) and how many test contexts hold a twin
-    of their target (text that repeats inside a sequence).
+    The two are how many val targets are inputs of some train window, with their share, and how
+    many test contexts hold a duplicate of their target (text that repeats inside a sequence).
     """
     counts = _count_query_leaks(bank, windows) | _count_window_leaks(bank, windows)
     covered_N = _num_covering(bank.num_rows, *windows.train_windows()) > 0
@@ -46,13 +45,13 @@ def audit_windows(bank: Bank, windows: Windows) -> dict[str, Any]:
 
 
 def check_audit(windows: Windows, audit: dict[str, Any]) -> None:
-    """Raise a ValueError for the first leak of a plan that is not marked leaky."""
+    """Raise ValueError for the first leak of a plan that is not marked leaky."""
     for name in VIOLATIONS:
         if audit[name] and not windows.leaky:
             leak = name.replace("_", " ")
             raise ValueError(
                 f"windows: the leak audit found {audit[name]} {leak}; "
-                "delete the folder to have them planned anew"
+                "delete the folder, and they are planned again"
             )
 
 
@@ -110,13 +109,13 @@ def _num_covering(
 def _num_touching(
     marked_N: NDArray[np.bool_], start_W: NDArray[np.int64], rows_W: NDArray[np.integer]
 ) -> int:
-    """Return how many of the row ranges hold a marked row."""
+    """Return how many of the row ranges contain a marked row."""
     before = np.concatenate([[0], marked_N.cumsum()])
     return int((before[start_W + rows_W] > before[start_W]).sum())
 
 
 def _num_contexts_with_twin(queries: Queries, representative_N: NDArray[np.int64]) -> int:
-    """Return how many contexts hold a row of their target's duplicate group."""
+    """Return how many contexts contain a row of their target's duplicate group."""
     order = np.argsort(representative_N, kind="stable")
     same = representative_N[order[1:]] == representative_N[order[:-1]]
     previous_N = np.full(len(representative_N), -1)

@@ -1,6 +1,6 @@
-"""Export of windows: plan, write, open, all under one leak audit.
+"""Windows on disk: plan, audit, write, open.
 
-A plan names rows of a bank, it copies no vector. Shapes: N bank rows, W windows, Q queries.
+A plan holds row numbers of a bank and no vectors. Shapes: N bank rows, W windows, Q queries.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import Bank
@@ -20,17 +21,20 @@ from lvm.system.atomic import atomic_replace, is_damaged, with_checksum, write_e
 from lvm.system.cache import locked
 from lvm.windows.audit import audit_windows, check_audit
 from lvm.windows.planning import (
+    MIN_DOCUMENTS,
     SPLIT_KINDS,
+    SPLITS,
+    TRAIN,
     Windows,
     contents_sha256,
     draft_windows,
-    make_queries,
+    runs,
 )
-from lvm.windows.splits import SPLITS, runs
+from lvm.windows.queries import make_queries
 
 FORMAT = 1
 DEFAULTS = {"overlap": None, "split": "document", "seed": 0}
-ANEW = "delete the folder to have them planned anew"
+REPLAN = "delete the folder, and they are planned again"
 FILES = ("windows.parquet", "documents.parquet", "queries.parquet", "twins.parquet")
 SETTINGS = ("ctx", "overlap", "split", "seed", "bank_sha256", "leaky", "sha256", "counts", "audit")
 
@@ -38,11 +42,11 @@ SETTINGS = ("ctx", "overlap", "split", "seed", "bank_sha256", "leaky", "sha256",
 def plan_windows(
     bank: Bank, ctx: int, overlap: int | None = None, split: str = "document", seed: int = 0
 ) -> Windows:
-    """Split the bank's rows, cut windows of `ctx` inputs, freeze the queries, audit the whole.
+    """Split the bank's rows, cut windows of `ctx` inputs, freeze the queries and audit the plan.
 
     Windows start every ctx - overlap rows (`overlap` is ctx // 2 when None). split=random is the
-    old geometry, marked leaky. Raises ValueError for impossible settings, for a bank without
-    held-out queries, for any leak.
+    geometry of the system that lvm replaces, and is marked leaky. Raises ValueError for impossible
+    settings, a bank without val or test queries, and any leak.
     """
     overlap = ctx // 2 if overlap is None else overlap
     _check_settings(bank, ctx, overlap, split)
@@ -61,6 +65,11 @@ def _check_settings(bank: Bank, ctx: int, overlap: int, split: str) -> None:
     if not 0 <= overlap < ctx:
         raise ValueError(f"overlap: {overlap} is outside 0 ... ctx - 1 = {ctx - 1}")
     longest = bank.num_rows if split == "random" else int(np.bincount(bank.sequence_N).max())
+    if longest < 3:
+        raise ValueError(
+            f"bank: {bank.path} has no sequence of three rows or more, so that no context of two "
+            "rows has a successor; give the rows of a document one sequence, in reading order"
+        )
     if ctx >= longest:
         raise ValueError(
             f"ctx: {ctx} is too long, the longest sequence has {longest} rows; "
@@ -70,27 +79,31 @@ def _check_settings(bank: Bank, ctx: int, overlap: int, split: str) -> None:
 
 def _check_queries(windows: Windows) -> None:
     for name in SPLITS[1:]:
-        if not len(windows.queries[name]):
-            dropped = windows.counts[f"{name}_dropped_twins"]
-            needed = (
-                f"sequences of 10 documents or more ({BLOCK_ROWS} rows each where none are named), "
-                "or tens of sequences"
-            )
-            if windows.leaky:
-                needed = f"{11 * windows.ctx} rows or more at ctx {windows.ctx}"
+        if len(windows.queries[name]):
+            continue
+        dropped = windows.counts[f"{name}_dropped_twins"]
+        if dropped:
             raise ValueError(
-                f"bank: no {name} query is left ({dropped} dropped as twins of train rows); "
-                f"a bank needs {needed}"
+                f"bank: no {name} query is left: all {dropped:,} {name} rows with a context are "
+                f"duplicates of train rows (cosine {SAME_SCORE} or more); remove repeated rows, or "
+                "add others"
             )
-    if not (windows.window_split_W == 0).any():
+        needed = (
+            f"sequences of {MIN_DOCUMENTS} documents or more ({BLOCK_ROWS} rows each where none "
+            "are named), or tens of sequences"
+        )
+        if windows.leaky:
+            needed = f"{11 * windows.ctx} rows or more at ctx {windows.ctx}"
+        raise ValueError(f"bank: no {name} query is left; a bank needs {needed}")
+    if not (windows.window_split_W == TRAIN).any():
         raise ValueError("bank: no train window can be cut; a bank needs longer sequences")
 
 
 def write_windows(windows: Windows, path: str | Path) -> Windows:
-    """Write a plan to the folder `path`, whole or not at all; an older plan there is replaced."""
+    """Write a plan to the folder `path` atomically; an older plan there is replaced."""
     path = Path(path)
     if path.exists() and not (path / "windows.json").is_file():
-        raise ValueError(f"{path}: exists, is not a windows folder; choose another path")
+        raise ValueError(f"{path}: exists and is not a windows folder; choose another path")
     with atomic_replace(path) as made:
         made.mkdir()
         for name, columns in _tables(windows).items():
@@ -105,7 +118,7 @@ def write_windows(windows: Windows, path: str | Path) -> Windows:
 
 
 def _tables(windows: Windows) -> dict[str, dict[str, Any]]:
-    """Return the columns of each file; queries stand in their frozen order, val before test."""
+    """Return the columns of each file; queries are in their frozen order, val before test."""
     run_start, run_rows = runs(windows.split_N)
     twins = np.bincount(windows.representative_N, minlength=len(windows.split_N)) > 1
     twin_row = np.flatnonzero(twins[windows.representative_N])
@@ -127,7 +140,7 @@ def _tables(windows: Windows) -> dict[str, dict[str, Any]]:
 
 
 def _write_table(columns: dict[str, Any], path: Path) -> None:
-    """Write integer columns, delta-encoded (sorted row numbers shrink to a byte or two)."""
+    """Write integer columns, delta-encoded: sorted row numbers take a byte or two."""
     table = pa.table({name: pa.array(values.astype(np.int64)) for name, values in columns.items()})
     pq.write_table(
         table,
@@ -140,7 +153,7 @@ def _write_table(columns: dict[str, Any], path: Path) -> None:
 
 
 def open_windows(path: str | Path, bank: Bank) -> Windows:
-    """Read a plan, check that it is whole, belongs to `bank`, holds no leak."""
+    """Read a plan; raises ValueError unless it is complete, of this bank and without leaks."""
     path = Path(path)
     settings = _read_settings(path)
     if settings["bank_sha256"] != bank.sha256:
@@ -156,9 +169,9 @@ def open_windows(path: str | Path, bank: Bank) -> Windows:
         windows = _assemble(settings, tables, bank)
     except (OSError, KeyError, ValueError, IndexError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: windows cannot be read ({reason}); {ANEW}") from None
+        raise ValueError(f"{path}: windows cannot be read ({reason}); {REPLAN}") from None
     if contents_sha256(windows) != windows.sha256:
-        raise ValueError(f"{path}: contents differ from the recorded sha256; {ANEW}")
+        raise ValueError(f"{path}: contents differ from the recorded sha256; {REPLAN}")
     audit = audit_windows(bank, windows)
     check_audit(windows, audit)
     return dataclasses.replace(windows, audit=audit, folder=path)
@@ -168,12 +181,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads((path / "windows.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(f"{path}: no windows here (windows.json unreadable); {ANEW}") from None
+        raise ValueError(f"{path}: no windows here (windows.json unreadable); {REPLAN}") from None
     known = isinstance(settings, dict) and settings.get("format") == FORMAT
     if not known or not set(SETTINGS) <= set(settings):
-        raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {ANEW}")
+        raise ValueError(f"{path}: windows.json has another format than {FORMAT}; {REPLAN}")
     if is_damaged(settings):
-        raise ValueError(f"{path}: windows.json differs from the sha256 in it; {ANEW}")
+        raise ValueError(f"{path}: windows.json differs from the sha256 in it; {REPLAN}")
     return dict(settings)
 
 
@@ -200,15 +213,14 @@ def _assemble(settings: dict[str, Any], tables: dict[str, pd.DataFrame], bank: B
 
 
 def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
-    """Open the windows at `path`, or plan them there.
+    """Open the windows at `path`, or plan them there; one process at a time plans.
 
-    They are reused when they belong to this bank with this ctx, equal in every setting that `plan`
-    (overlap, split, seed) names; otherwise planned anew. One process at a time does so. Raises
-    ValueError for a named `path` that holds other windows: only an export replaces those.
+    Windows are reused if they belong to this bank, have this ctx and agree with every setting that
+    `plan` (overlap, split, seed) names. Raises ValueError if a given `path` holds other windows:
+    only an export replaces those.
 
-    Without a path their place is data/windows/ctx<ctx>. Only an export replaces what is there:
-    where another plan or another bank is wanted, or none is there and the plan is not the default,
-    a folder beside it is taken, ctx<ctx>-<split>-seed<seed>-<bank's sha256>.
+    Without `path` the folder is data/windows/ctx<ctx>. If that holds other windows, or is missing
+    and `plan` is not the default, the folder is ctx<ctx>-<split>-seed<seed>-<bank's sha256>.
     """
     place = _place(ctx, path)
     with locked(place):
@@ -218,7 +230,7 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
                 raise ValueError(
                     f"windows: {path} holds other windows (ctx {settings['ctx']}, bank "
                     f"{str(settings['bank_sha256'])[:12]}); name another folder, or export to it "
-                    "anew"
+                    "again"
                 )
             if path is None and (_is_there(place) or _given(plan) != DEFAULTS):
                 place = place.with_name(f"{_name(ctx, plan)}-{bank.sha256[:8]}")
@@ -226,7 +238,7 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
 
 
 def export_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
-    """Plan windows at `path` (data/windows/ctx<ctx> when None); others there are replaced."""
+    """Plan windows at `path` (data/windows/ctx<ctx> when None), replacing others there."""
     place = _place(ctx, path)
     with locked(place):
         return _open_or_plan(place, bank, ctx, plan)
@@ -247,7 +259,7 @@ def _is_there(place: Path) -> bool:
 
 
 def _holds(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> bool:
-    """Tell whether windows of this bank and ctx are there, equal in every setting of `plan`."""
+    """Return whether `place` has windows of this bank and ctx that agree with `plan`."""
     if not _is_there(place):
         return False
     wanted = {name: value for name, value in plan.items() if value is not None}
@@ -257,7 +269,7 @@ def _holds(place: Path, bank: Bank, ctx: int, plan: dict[str, Any]) -> bool:
 
 
 def _given(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return every setting of a plan, those that it leaves open by their defaults."""
+    """Return every setting of a plan, defaults included."""
     return DEFAULTS | {name: value for name, value in plan.items() if value is not None}
 
 

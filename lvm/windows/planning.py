@@ -1,6 +1,7 @@
-"""Windows with their frozen queries, as row numbers over a bank.
+"""Splits by document, and the windows that are cut over them, as row numbers of a bank.
 
-Shapes: N bank rows, W windows, Q queries.
+Shapes: N bank rows, W windows, Q queries. A window is a start row with a number of input rows; the
+row after its last input is its last target.
 """
 
 import dataclasses
@@ -16,79 +17,26 @@ from numpy.typing import NDArray
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.store import Bank
 from lvm.system.seeding import generator
-from lvm.windows.splits import (
-    SPLITS,
-    TRAIN,
-    VAL,
-    IntArray,
-    SplitArray,
-    flat_windows,
-    runs,
-    split_by_document,
-    target_windows,
-    train_windows,
-)
+from lvm.windows.queries import IntArray, Queries, make_queries
 
+SplitArray = NDArray[np.int8]
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
+SHARES = (0.8, 0.1, 0.1)
+MIN_DOCUMENTS = 10  # a sequence with fewer goes whole to one split
+FLAT_VAL_SHARE = 0.1
 SPLIT_KINDS = ("document", "random")
-
-
-@dataclass(frozen=True, eq=False)
-class Queries:
-    """Rows to predict, each from up to `ctx` rows before it in its sequence; all arrays (Q,) int64.
-
-    `query_Q` is the place in the frozen order; the context is rows [first_row, target_row).
-    """
-
-    query_Q: IntArray
-    target_row_Q: IntArray
-    first_row_Q: IntArray
-    sequence_start_Q: IntArray
-    ctx: int
-
-    def __len__(self) -> int:
-        return len(self.target_row_Q)
-
-    def take(self, index: NDArray[np.integer] | slice) -> "Queries":
-        """Return the queries at the places `index` of this set, in that order."""
-        return Queries(
-            self.query_Q[index],
-            self.target_row_Q[index],
-            self.first_row_Q[index],
-            self.sequence_start_Q[index],
-            self.ctx,
-        )
-
-    def head(self, num_queries: int) -> "Queries":
-        """Return the first queries of the frozen order, all of them when there are fewer."""
-        return self.take(slice(0, num_queries))
-
-    def with_ctx(self, ctx: int) -> "Queries":
-        """Return the same targets with contexts of up to `ctx` rows."""
-        return make_queries(self.query_Q, self.target_row_Q, self.sequence_start_Q, ctx)
-
-    def as_read(self, ctx: int) -> "Queries":
-        """Return the same queries with the contexts that a predictor of `ctx` rows reads."""
-        return self.with_ctx(ctx)
-
-
-def make_queries(
-    query_Q: IntArray, target_row_Q: IntArray, sequence_start_Q: IntArray, ctx: int
-) -> Queries:
-    """Return queries whose contexts reach back up to `ctx` rows inside the sequence."""
-    if ctx < 1:
-        raise ValueError(f"ctx: {ctx} rows of context; at least 1 is needed")
-    first_row_Q = np.maximum(sequence_start_Q, target_row_Q - ctx)
-    return Queries(query_Q, target_row_Q, first_row_Q, sequence_start_Q, ctx)
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
     """The plan of one bank: splits, windows, duplicate groups, frozen queries.
 
-    A window has `window_rows` consecutive inputs from `window_start`; position t is supervised by
-    row start + t + 1. `representative_N` is the smallest row of each row's duplicate group. `leaky`
-    plans (split=random) exist to show what the old geometry leaked. `folder` is where the plan was
-    written to or read from; fits on its train rows are kept there.
+    A window has `window_rows` consecutive input rows from `window_start`; position t is supervised
+    by row start + t + 1. `representative_N` is the smallest row of each row's duplicate group.
+    `leaky` plans (split=random) reproduce the windows of the system that lvm replaces. `folder` is
+    where the plan was written to or read from; fits on its train rows are cached there.
     """
 
     ctx: int
@@ -113,13 +61,13 @@ class Windows:
         return np.flatnonzero(self.split_N == TRAIN)
 
     def train_windows(self) -> tuple[IntArray, NDArray[np.int32]]:
-        """Return start and number of input rows of each train window."""
+        """Return the start and the number of input rows of each train window, (W,) each."""
         chosen = self.window_split_W == TRAIN
         return self.window_start_W[chosen], self.window_rows_W[chosen]
 
 
 def draft_windows(bank: Bank, ctx: int, overlap: int, split: str, seed: int) -> Windows:
-    """Cut the windows of one split kind, not yet audited."""
+    """Split rows, cut windows and freeze queries; the plan is not audited."""
     representative_N = duplicate_groups(bank)
     build = _document_arrays if split == "document" else _flat_arrays
     split_N, window_W3, queries, counts = build(bank, representative_N, ctx, overlap, seed)
@@ -154,7 +102,7 @@ Arrays = tuple[SplitArray, IntArray, dict[str, Queries], dict[str, int]]
 def _document_arrays(
     bank: Bank, representative_N: IntArray, ctx: int, overlap: int, seed: int
 ) -> Arrays:
-    """Split by document; targets whose group has a train row are no queries, nor end a window."""
+    """Split by document; a target with a duplicate in train is no query and ends no window."""
     split_N = split_by_document(bank, seed)
     origin_N = bank.sequence_start_N()
     run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + split_N)
@@ -185,7 +133,7 @@ def _document_arrays(
 def _flat_arrays(
     bank: Bank, representative_N: IntArray, ctx: int, overlap: int, seed: int
 ) -> Arrays:
-    """Shuffle overlapping windows of the flat rows; the val targets are the test queries too."""
+    """Shuffle overlapping windows of all rows; the val targets are the test queries too."""
     start_W, split_W = flat_windows(bank.num_rows, ctx, overlap, seed)
     window_W3 = np.column_stack([start_W, np.full(len(start_W), ctx), split_W])
     target_row_Q = start_W[split_W == VAL] + ctx
@@ -200,14 +148,14 @@ def _flat_arrays(
 def _frozen_queries(
     name: str, target_row_Q: IntArray, sequence_start_Q: IntArray, ctx: int, seed: int
 ) -> Queries:
-    """Order the targets by a named generator, so that any head is a fair sample."""
+    """Shuffle the targets by a named generator: the first n queries are a random sample."""
     order = generator(seed, f"{name} queries").permutation(len(target_row_Q))
     number = np.arange(len(order), dtype=np.int64)
     return make_queries(number, target_row_Q[order], sequence_start_Q[order], ctx)
 
 
 def contents_sha256(windows: Windows) -> str:
-    """Return the identity of a plan: a hash of its settings with every array in it."""
+    """Return the sha256 of a plan's settings and of every array in it."""
     fields = ("ctx", "overlap", "split", "seed", "bank_sha256")
     digest = hashlib.sha256(json.dumps([getattr(windows, f) for f in fields]).encode())
     arrays: list[NDArray[Any]] = [windows.split_N, windows.window_start_W, windows.window_rows_W]
@@ -218,3 +166,112 @@ def contents_sha256(windows: Windows) -> str:
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array, "<i8").data)
     return digest.hexdigest()
+
+
+def split_by_document(bank: Bank, seed: int) -> SplitArray:
+    """Return the split of each row, (N,) int8 codes of SPLITS; a document is never divided.
+
+    A sequence with MIN_DOCUMENTS documents or more gives its first 80 % to train, the next 10 % to
+    val, the rest to test: each document goes where its middle row lies. Shorter sequences go whole,
+    in an order drawn by `seed`, to the split that is furthest below its share of all rows. Pinned
+    sequences go to train and do not affect the others, so that the sequences of a bank keep their
+    splits when chains extend it.
+    """
+    documents = bank.document_table()
+    documents = documents[~bank.pinned_N[documents["first_row"]]]
+    first_row = documents["first_row"].to_numpy(np.int64)
+    num_rows = documents["num_rows"].to_numpy(np.int64)
+    sequence = documents["sequence"].to_numpy(np.int64)
+    sequence_rows = np.bincount(sequence, weights=num_rows).astype(np.int64)
+    is_long = np.bincount(sequence) >= MIN_DOCUMENTS
+    sequence_start = bank.sequence_start_N()[first_row]
+    middle = (first_row - sequence_start + num_rows / 2) / sequence_rows[sequence]
+    split = np.digitize(middle, (SHARES[TRAIN], SHARES[TRAIN] + SHARES[VAL]))
+    short_split = _split_short_sequences(sequence_rows, is_long, split, sequence, num_rows, seed)
+    split = np.where(is_long[sequence], split, short_split[sequence])
+    split_N = np.full(bank.num_rows, TRAIN, np.int8)
+    split_N[~bank.pinned_N] = np.repeat(split, num_rows)
+    return split_N
+
+
+def _split_short_sequences(
+    sequence_rows: IntArray,
+    is_long: NDArray[np.bool_],
+    document_split: IntArray,
+    document_sequence: IntArray,
+    document_rows: IntArray,
+    seed: int,
+) -> IntArray:
+    """Return one split per sequence; only those of short sequences are set."""
+    counted = is_long[document_sequence]
+    assigned = np.bincount(document_split[counted], document_rows[counted], minlength=len(SPLITS))
+    deficit = np.array(SHARES) * sequence_rows.sum() - assigned
+    split = np.zeros(len(sequence_rows), np.int64)
+    is_short = ~is_long & (sequence_rows > 0)
+    for code in generator(seed, "short sequences").permutation(np.flatnonzero(is_short)):
+        split[code] = deficit.argmax()
+        deficit[split[code]] -= sequence_rows[code]
+    return split
+
+
+def train_windows(run_start: IntArray, run_rows: IntArray, ctx: int, overlap: int) -> IntArray:
+    """Cut runs of train rows into windows, (W, 2) start and number of input rows.
+
+    Windows of `ctx` inputs start every ctx - overlap rows; the last one is aligned to the end of
+    the run. A run shorter than ctx + 1 gives one shorter window, a run of one row gives none.
+    """
+    stride = ctx - overlap
+    pieces = [np.zeros((0, 2), np.int64)]
+    for start, rows in zip(run_start.tolist(), run_rows.tolist(), strict=True):
+        if rows <= ctx:
+            if rows > 1:
+                pieces.append(np.array([[start, rows - 1]]))
+            continue
+        last = start + rows - 1 - ctx
+        starts = np.arange(start, last + 1, stride)
+        if starts[-1] < last:
+            starts = np.append(starts, last)
+        pieces.append(np.stack([starts, np.full_like(starts, ctx)], axis=1))
+    return np.concatenate(pieces)
+
+
+def target_windows(
+    run_start: IntArray, run_rows: IntArray, sequence_start: IntArray, ctx: int, overlap: int
+) -> IntArray:
+    """Return windows of `ctx` inputs whose target lies in the runs, (W, 2) as `train_windows`.
+
+    Inputs may reach back to the start of the sequence.
+    """
+    pieces = [np.zeros((0, 2), np.int64)]
+    for start, rows, origin in zip(run_start, run_rows, sequence_start, strict=True):
+        target = np.arange(max(start, origin + ctx), start + rows, ctx - overlap)
+        pieces.append(np.stack([target - ctx, np.full_like(target, ctx)], axis=1))
+    return np.concatenate(pieces)
+
+
+def num_flat_windows(num_rows: int, ctx: int, overlap: int) -> tuple[int, int]:
+    """Return how many train and val windows split=random cuts."""
+    total = max(0, num_rows - ctx - 1) // (ctx - overlap)
+    num_val = int(FLAT_VAL_SHARE * total)
+    return total - num_val, num_val
+
+
+def flat_windows(num_rows: int, ctx: int, overlap: int, seed: int) -> tuple[IntArray, SplitArray]:
+    """Cut all rows into overlapping windows across sequences, shuffled into train and val.
+
+    The system that lvm replaces did this; split=random measures what it leaks. Returns the starts
+    and the split codes of the windows, (W,) each.
+    """
+    num_train, num_val = num_flat_windows(num_rows, ctx, overlap)
+    start_W = np.arange(num_train + num_val, dtype=np.int64) * (ctx - overlap)
+    split_W = np.full(len(start_W), TRAIN, np.int8)
+    shuffled = generator(seed, "flat windows").permutation(len(start_W))
+    split_W[shuffled[num_train:]] = VAL
+    return start_W, split_W
+
+
+def runs(code_N: NDArray[np.integer]) -> tuple[IntArray, IntArray]:
+    """Return the first row and the number of rows of each run of equal values."""
+    borders = np.flatnonzero(np.diff(code_N)) + 1
+    start = np.concatenate([[0], borders]).astype(np.int64)
+    return start, np.diff(np.append(start, len(code_N)))

@@ -19,7 +19,7 @@ from lvm.evaluation.free_predictors import fit_ridge
 from lvm.evaluation.metrics import hit_at
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, ridge_features
 from lvm.prediction.predict import predict_queries
-from lvm.report.controls import controls_table
+from lvm.report.evaluation import controls_table
 from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
@@ -94,7 +94,7 @@ def test_context_pays_exactly_as_far_as_the_predictor_needs_it(lagged: dict):
     beaten = longest_beaten(lagged)
     assert beaten is not None and beaten["ctx"] == 5
     shown = controls_table(lagged, leaky=False)
-    assert "Context pays beyond 5 rows" in shown
+    assert "Context helps beyond 5 rows" in shown
     assert "LEAKY" in controls_table(lagged, leaky=True)
 
 
@@ -108,7 +108,7 @@ def test_no_context_is_needed_where_only_the_last_row_counts(tiny_bank: Bank):
     windows = plan_windows(tiny_bank, CTX)
     report = measured(CopyLast(DIM), tiny_bank, windows)
     assert longest_beaten(report) is None
-    assert "Context is not shown to pay" in controls_table(report, leaky=False)
+    assert "Context is not shown to help" in controls_table(report, leaky=False)
     for entry in [*report["context"][:-1], report["shuffled"]]:
         difference = entry["hit_at_5_difference"]
         assert (difference["mean"], difference["p_value"]) == (0, 1)

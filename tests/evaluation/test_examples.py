@@ -11,9 +11,10 @@ from lvm.evaluation import examples
 from lvm.evaluation.evaluate import Evaluation, evaluate_rival
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.report.examples import examples_page
+from lvm.report.evaluation import examples_page
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,7 @@ def test_the_assignment_says_how_many_texts_the_encoder_gave_again(
     bank = with_texts(told, [" "] * blank + texts[blank:].tolist(), tmp_path / "bank", 0)
     found = assign_lanes(bank, plan_windows(bank, 4), RULES, PROTOTYPES)
     assert found.facts["checked_rows"] == checked
-    unchecked = "No row has a text: nothing shows that this encoder made the bank."
+    unchecked = "No row has a text, so nothing shows that this encoder made the bank; make sure"
     assert (unchecked in assignment_table(found, None)) == (checked == 0)
 
 

@@ -16,7 +16,7 @@ from lvm.models.table import MODELS, build_model
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_queries
 from lvm.prediction.streaming import laid_out_for_steps, open_stream
-from lvm.windows.planning import make_queries
+from lvm.windows.queries import make_queries
 
 DIM, CHUNK, ROWS = 12, 8, 37  # four whole chunks, one of five rows
 TOY = {

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from lvm.bank.store import Bank
 from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
-from lvm.report.expert_figures import experts_figure
-from lvm.report.figures import confusion_figure, context_figure, lane_figure, training_figure
-from lvm.report.shadow_figures import forest_figure, rank_figure, shadow_lane_figure
+from lvm.report.evaluation import context_figure
+from lvm.report.lanes import confusion_figure, lane_figure
+from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure
+from lvm.report.training import experts_figure, training_figure
 from lvm.system.thresholds import read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.shadow_cases import unscored, winning_case
@@ -77,7 +78,7 @@ def test_training(num_epochs: int) -> None:
         for epoch in range(1, num_epochs + 1)
     ]
     figure = training_figure(history, num_epochs, {"ema": 0.05}, leaky=False)
-    assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"kept: epoch {num_epochs}")
+    assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"best epoch: {num_epochs}")
     assert_drawn(training_figure(history, num_epochs, {"ema": 0.05}, leaky=True), "LEAKY")
 
 

@@ -19,8 +19,14 @@ from lvm.evaluation.lane_ceilings import (
     LaneCeiling,
 )
 from lvm.evaluation.lane_diagnosis import diagnose
-from lvm.report.lane_figures import agreement_figure, larger_k_figure
-from lvm.report.lanes import assignment_table, ceilings_table, hits_table, supply_line
+from lvm.report.lanes import (
+    agreement_figure,
+    assignment_table,
+    ceilings_table,
+    hits_table,
+    larger_k_figure,
+    supply_line,
+)
 from lvm.report.tables import MARKDOWN, TEXT
 from lvm.system.thresholds import read_lane_rules
 from lvm.windows.export import plan_windows

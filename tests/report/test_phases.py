@@ -5,8 +5,13 @@ import dataclasses
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.report.phase_figure import phase_figure
-from lvm.report.phases import PhaseStory, phases_markdown, phases_text
+from lvm.report.phases import (
+    PhaseStory,
+    merged_warnings,
+    phase_figure,
+    phases_markdown,
+    phases_text,
+)
 from lvm.studies.phases.compared import PhaseComparison
 from lvm.studies.phases.measured import measure_phases
 from lvm.studies.phases.old_gates import old_checks
@@ -69,7 +74,7 @@ def test_a_row_by_lane_in_front_has_no_part_in_the_pools(tiny_bank: Bank) -> Non
     assert "The model of phase 1, unchanged" in phases_text(both, STORY)
     assert "phase 1 alone, unchanged, in each pool" in legend(both)
     joined = " ".join(phases_text(alone, STORY).split())
-    assert "Every phase here is ordered anew by lane" in joined
+    assert "Every phase here is re-ranked by lane" in joined
     assert "smaller than the old pools" not in joined
     assert not any("unchanged" in name for name in legend(alone))
 
@@ -83,14 +88,15 @@ def test_the_old_decision_is_tested(found: PhaseComparison) -> None:
     joined = " ".join(phases_text(found, STORY).split())
     for words in ("36 of 58", "87 of 115", "-13.6 points [-28.2, +0.7]", "p = 0.0762"):
         assert words in joined
-    assert "The interval holds zero: nothing was decided. About 179 queries a phase" in joined
+    assert "The interval contains zero: it decided nothing. Finding a difference" in joined
+    assert "in four of five cases takes about 179 queries a phase" in joined
 
 
 def test_the_winner_is_named_with_its_phases(found: PhaseComparison) -> None:
     end = " ".join(phases_text(found, STORY).split()).partition("Best phase: 4")[2]
     assert end.startswith(", chosen among 3 on these queries: Hit@5 100.0 [")
     assert "+0.0 [+0.0, +0.0] points against ridge, the best free predictor" in end
-    assert "both ordered by lane, p (Holm) 1.0000." in end
+    assert "both re-ranked by lane, p (Holm) 1.0000." in end
     assert end.endswith("Baseline: long (phase 2 = 2B = 4).")
     dry = dataclasses.replace(STORY, winner=None, is_enabled=False)
     assert "Baseline: none yet (no phase); a dry run: no alias was changed" in " ".join(
@@ -130,3 +136,21 @@ def test_the_figure_shows_old_and_new_points(found: PhaseComparison) -> None:
         "2\nctx 500",
         "4\nctx 2,000",
     ]
+
+
+def test_a_kind_is_told_once_with_the_range_of_its_numbers() -> None:
+    told = {
+        "1": ["only 252 steps (28 an epoch), fewer than 300", "only 1,146 examples: 0.5 of 5,000"],
+        "2": ["only 24 steps (3 an epoch), fewer than 300", "best at epoch 1"],
+        "2B": ["only 115 steps (14 an epoch), fewer than 300", "only 572 examples: 0.25 of 5,000"],
+    }
+    assert merged_warnings(told) == [
+        "1, 2, 2B: only 24 to 252 steps (3 to 28 an epoch), fewer than 300",
+        "1, 2B: only 572 to 1,146 examples: 0.25 to 0.5 of 5,000",
+        "2: best at epoch 1",
+    ]
+    assert merged_warnings({"1": [], "2": []}) == []
+
+
+def test_a_phase_that_was_told_a_kind_twice_is_named_once() -> None:
+    assert merged_warnings({"1": ["best at epoch 1", "best at epoch 1"]}) == ["1: best at epoch 1"]

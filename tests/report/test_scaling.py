@@ -10,11 +10,11 @@ from lvm.evaluation.intervals import Difference
 from lvm.report.scaling import (
     documents_of,
     parameters_of,
+    scaling_figure,
     scaling_page,
     scaling_report,
     scaling_text,
 )
-from lvm.report.scaling_figures import scaling_figure
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import BreakEven, Plan, Scaling

@@ -12,7 +12,7 @@ from lvm.bank.store import Bank, write_bank
 from lvm.evaluation.evaluate import evaluate_rival
 from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import MovingAverage
-from lvm.report.reranking import reranking_table
+from lvm.report.evaluation import reranking_table
 from lvm.retrieval import lanes as classifier
 from lvm.retrieval import rerank as reranking
 from lvm.retrieval.lanes import (
@@ -30,9 +30,9 @@ from lvm.retrieval.rerank import (
     old_rule_scores,
     true_lane_ranks,
 )
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows, write_windows
 from lvm.windows.planning import Windows
+from lvm.windows.queries import context_queries
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
 from lvm.shadow.measuring import Questions, measure, predict, timed_queries
 from lvm.shadow.replay import Candidate, measure_here
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows, make_queries
+from lvm.windows.planning import Windows
+from lvm.windows.queries import context_queries, make_queries
 from tests import reference
 from tests.models.test_models import TOY_SIZES
 

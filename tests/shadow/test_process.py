@@ -33,9 +33,9 @@ from lvm.shadow.process import Asked, Job, Replayer, finish, write_job
 from lvm.shadow.replay import Candidate, measure_here, replay
 from lvm.shadow.reranked import reranked_outcomes
 from lvm.shadow.store import write_measurement
-from lvm.windows.context_rows import context_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries, context_queries
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,7 @@ import pytest
 from lvm.bank.store import Bank
 from lvm.shadow import log_files
 from lvm.shadow.query_log import log_queries, read_query_log
-from lvm.windows.context_rows import ContextQueries
-from lvm.windows.planning import Queries
+from lvm.windows.queries import ContextQueries, Queries
 
 CTX = 7
 GOOD = [

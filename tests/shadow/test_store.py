@@ -16,8 +16,7 @@ from lvm.shadow.store import (
     read_measurement,
     write_measurement,
 )
-from lvm.windows.context_rows import context_queries
-from lvm.windows.planning import make_queries
+from lvm.windows.queries import context_queries, make_queries
 
 KEY = "ab" * 32
 RANKS = pd.DataFrame(

@@ -1,14 +1,28 @@
-"""Files and folders that appear whole, what killed processes leave of them."""
+"""Files that appear complete or not at all; write errors that name the file; checksums."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from lvm.system.atomic import REPLACED, atomic_replace, scratch_folder
+from lvm.bank.files import write_vectors
+from lvm.system.atomic import (
+    REPLACED,
+    atomic_replace,
+    is_damaged,
+    scratch_folder,
+    with_checksum,
+    write_array,
+    write_errors_name,
+)
 from lvm.system.processes import Stopped, stoppable
 
 DYING = """
@@ -153,3 +167,52 @@ def test_the_remains_of_a_killed_process_go_those_of_a_living_one_stay(tmp_path)
         assert {one.name for one in tmp_path.iterdir()} == expected
     living.communicate("\n")
     assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.float16).reshape(3, 4),
+        np.arange(6).reshape(3, 2).T,
+        np.zeros((0, 4), np.float32),
+        np.array(2.5),
+    ],
+    ids=str,
+)
+def test_arrays_are_written_as_numpy_does(tmp_path: Path, array: np.ndarray) -> None:
+    write_array(tmp_path / "own.npy", array)
+    np.save(tmp_path / "theirs.npy", np.ascontiguousarray(array).reshape(array.shape))
+    assert (tmp_path / "own.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_vectors_in_blocks_are_written_as_numpy_does(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 8))
+    blocks = (vectors[start : start + 7] for start in range(0, 50, 7))
+    assert write_vectors(tmp_path / "own.npy", blocks, 50, "float16") == (50, 8)
+    np.save(tmp_path / "theirs.npy", vectors.astype(np.float16))
+    assert (tmp_path / "own.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="/own.npy'"):
+        (tmp_path / "own.npy").mkdir()
+        write_array(tmp_path / "own.npy", np.ones(3))
+    with (
+        pytest.raises(FileNotFoundError, match="/weights'"),
+        write_errors_name(tmp_path / "weights"),
+    ):
+        save_file({"a": torch.ones(2)}, tmp_path / "no folder" / "weights")
+    with (
+        pytest.raises(OSError, match="Input/output error: '/array'"),
+        write_errors_name(Path("/array")),
+    ):
+        raise OSError("8 requested and 2 written")
+
+
+def test_a_sealed_document_tells_every_change() -> None:
+    document = {"rows": 3, "share": 0.1, "names": ["a", "\u00e9"], "inner": {"x": None}}
+    read = json.loads(json.dumps(with_checksum(document)))
+    assert not is_damaged(read) and not is_damaged(with_checksum(with_checksum(document)))
+    for changed in ({"rows": 4}, {"share": 0.2}, {"inner": {}}, {"more": 1}):
+        assert is_damaged(read | changed)
+    assert not is_damaged(document), "those of before carry no hash"

@@ -14,8 +14,7 @@ from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.plan import plan_training
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.splits import TRAIN, train_windows
+from lvm.windows.planning import TRAIN, Windows, train_windows
 
 CTX, CHAINS, CHAIN_ROWS = 100, 300, 11
 

@@ -19,8 +19,14 @@ from lvm.windows.export import (
     plan_windows,
     write_windows,
 )
-from lvm.windows.planning import Windows, contents_sha256
-from lvm.windows.splits import SPLITS, num_flat_windows, split_by_document, train_windows
+from lvm.windows.planning import (
+    SPLITS,
+    Windows,
+    contents_sha256,
+    num_flat_windows,
+    split_by_document,
+    train_windows,
+)
 from tests.synthetic import make_bank
 
 CTX = 30
@@ -299,7 +305,7 @@ def test_a_changed_table_is_refused(name: str, tiny_bank: Bank, windows: Windows
     table = pd.read_parquet(path)
     table.iloc[0, 0] += 1
     table.to_parquet(path)
-    with pytest.raises(ValueError, match="planned anew"):
+    with pytest.raises(ValueError, match="planned again"):
         open_windows(path.parent, tiny_bank)
 
 
@@ -408,5 +414,20 @@ def test_a_bank_without_held_out_queries_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="needs 220 rows or more at ctx 20"):
         plan_windows(few, 20, split="random")
     bank = small_bank(tmp_path / "bank", [40], document_rows=10)
-    with pytest.raises(ValueError, match="no val query is left"):
+    with pytest.raises(ValueError, match="no val query is left; a bank needs sequences of 10 doc"):
         plan_windows(bank, 10)
+
+
+def test_a_bank_of_duplicates_is_refused_by_its_cause(tmp_path: Path):
+    rows = pd.DataFrame({"sequence": ["s"] * 120, "document": [f"d{n // 10}" for n in range(120)]})
+    vectors = np.tile(np.random.default_rng(0).standard_normal((6, 8)), (20, 1))
+    bank = write_bank(tmp_path / "bank", vectors, rows, "random", "test")
+    with pytest.raises(ValueError, match="all 10 val rows with a context are duplicates of train"):
+        plan_windows(bank, 10)
+
+
+@pytest.mark.parametrize("sequence_rows", [[1], [2], [2] * 50])
+def test_a_bank_without_a_context_is_refused_by_its_cause(tmp_path: Path, sequence_rows: list[int]):
+    bank = small_bank(tmp_path / "bank", sequence_rows, document_rows=10)
+    with pytest.raises(ValueError, match="has no sequence of three rows or more"):
+        plan_windows(bank, 2)

@@ -26,7 +26,8 @@ from lvm.system.seeding import generator
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.loop import train
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 MAX_CHOICE_QUERIES = 1000
 ROUNDS = 8  # choices of an epoch in a whole training, where the data allow it

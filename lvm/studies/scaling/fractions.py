@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
 from lvm.system.seeding import generator
-from lvm.windows.planning import Windows, contents_sha256
-from lvm.windows.splits import SPLITS, TRAIN, runs, train_windows
+from lvm.windows.planning import SPLITS, TRAIN, Windows, contents_sha256, runs, train_windows
 
 LEFT_OUT = len(SPLITS)  # a train row of the plan that this part does not have
 NO_BLOCK = -1

@@ -5,7 +5,7 @@ import pytest
 
 from lvm.studies.scaling.fractions import NO_BLOCK, num_documents, part_of, train_blocks
 from lvm.windows.export import plan_windows
-from lvm.windows.splits import TRAIN
+from lvm.windows.planning import TRAIN
 
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 
