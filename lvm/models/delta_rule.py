@@ -41,15 +41,16 @@ def delta_rule(
     score_BACSS = (query @ key.mT) * decay_BACSS
     query = query * grown_BACS[..., None]
     key = key * (log_decay_BACS[..., -1:] - log_decay_BACS).exp()[..., None]
-    batch, heads, num_blocks = query.shape[:3]
+    batch, heads = query.shape[:2]
     if state_BAVR is None:
         state_BAVR = query.new_zeros(batch, heads, value.shape[-1], query.shape[-1])
     reads = []
-    for block in range(num_blocks):
-        change_BASV = new_BACSV[:, :, block] - old_BACSR[:, :, block] @ state_BAVR.mT
-        reads.append(query[:, :, block] @ state_BAVR.mT + score_BACSS[:, :, block] @ change_BASV)
-        kept_BA11 = grown_BACS[:, :, block, -1, None, None]
-        state_BAVR = kept_BA11 * state_BAVR + change_BASV.mT @ key[:, :, block]
+    # Unbound at once: the gradient of a slice fills a tensor as large as all blocks.
+    parts = (query, key, score_BACSS, new_BACSV, old_BACSR, grown_BACS[..., -1, None, None])
+    for query_, key_, score, new, old, kept in zip(*(p.unbind(2) for p in parts), strict=True):
+        change_BASV = new - old @ state_BAVR.mT
+        reads.append(query_ @ state_BAVR.mT + score @ change_BASV)
+        state_BAVR = kept * state_BAVR + change_BASV.mT @ key_
     read_BACSV = torch.stack(reads, dim=2)
     return read_BACSV.flatten(2, 3).transpose(1, 2)[:, :num_steps], state_BAVR
 
