@@ -11,11 +11,14 @@ from entrypoints._measuring import MEASURED, Measurement, MeasureOptions, measur
 from entrypoints._options import EntryPoint, option
 from entrypoints._reports import HITS, publish
 from entrypoints._subjects import open_subject
+from lvm.evaluation.ablations import run_ablations
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.latency import measure_search, measure_warm_latency
 from lvm.evaluation.reranking import evaluate_reranking
+from lvm.models.skip import Skip
 from lvm.report.evaluation import (
+    ablations_table,
     context_figure,
     controls_table,
     evaluation_table,
@@ -36,7 +39,9 @@ SEARCHED = 500  # predictions whose index search is compared with exact search
 class EvalOptions(MeasureOptions):
     """Options of `eval`."""
 
-    controls: bool = option(True, "Ask with shorter, shuffled, reversed contexts too.")
+    controls: bool = option(
+        True, "Ask with shorter, shuffled, reversed contexts, without parts of the model too."
+    )
     rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
 
 
@@ -62,6 +67,11 @@ def body(options: EvalOptions) -> None:
     if options.rerank == LANE:
         report |= {"reranked": rerank(measurement, options.split)}
         shown = reranking_table(report["reranked"], report, report["leaky"])
+        print(f"\n{shown}", flush=True)
+        table += f"\n\n{shown}"
+    if options.controls and isinstance(subject.predictor.model, Skip):
+        report |= {"ablations": ablate(measurement, options.split)}
+        shown = ablations_table(report["ablations"], report["leaky"])
         print(f"\n{shown}", flush=True)
         table += f"\n\n{shown}"
     if options.controls:
@@ -131,6 +141,22 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
         figures, model_id=subject.predictor.model_id, dataset=subject.inputs.dataset
     )
     return found
+
+
+def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
+    """Ask without each part of the model on the first of the measured queries; log Hit@5."""
+    subject, own = measurement.subject, measurement.evaluations[0]
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    rank_Q = own.per_query["rank"].to_numpy()
+    queries = windows.queries[split].head(len(rank_Q))
+    ablations = run_ablations(subject.predictor.model, bank, windows, queries, rank_Q)  # type: ignore[arg-type]
+    figures = {
+        f"{split}/without_{one['part']}_hit_at_5": one["hit_at_5"] for one in ablations["without"]
+    }
+    tracking.log_metrics(
+        figures, model_id=subject.predictor.model_id, dataset=subject.inputs.dataset
+    )
+    return ablations
 
 
 def control(measurement: Measurement, split: str) -> dict[str, Any]:

@@ -145,9 +145,12 @@ class ContextRidge(nn.Module):
         self.config = {"model": "context-ridge", "dim": dim, **sizes}
 
     def forward(self, context_BTD: Tensor) -> Tensor:
-        key_BTD = self.keys(context_BTD)
-        read_BTD, _ = self._regress(key_BTD, context_BTD)
-        return normalize(self.average(context_BTD) + self.weight * read_BTD, dim=-1)
+        sum_BTD = self.average(context_BTD) + self.weight * self.read(context_BTD)
+        return normalize(sum_BTD, dim=-1)
+
+    def read(self, context_BTD: Tensor) -> Tensor:
+        """Return M_t k_t at every position, (B, T, D)."""
+        return self._regress(self.keys(context_BTD), context_BTD)[0]
 
     def begin(self, context_TD: Tensor) -> tuple[Tensor, "ContextRidgeCache"]:
         average_D, average = self.average.begin(context_TD)

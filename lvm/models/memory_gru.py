@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention, softplus
 
-from lvm.models.norm import RMSNorm
+from lvm.models.norm import RMSNorm, unit
 from lvm.models.recurrent import make_encoder
 from lvm.models.skip import Residual
 
@@ -20,7 +20,7 @@ ROOM = 1024  # rows of a chunk for which a stream takes memory at first
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryGRUConfig:
-    """Sizes of a `MemoryGRU`; `dim` is the bank's dimension."""
+    """Sizes of a `MemoryGRU`; `dim` is the bank's dimension, `memory` one of `MEMORIES`."""
 
     dim: int
     hidden: int = 512
@@ -28,6 +28,7 @@ class MemoryGRUConfig:
     chunk: int = 200
     slots: int = 16
     cell: str = "gru"
+    memory: str = "slots"
     decay: float = 0.5
     dropout: float = 0.2
 
@@ -35,6 +36,8 @@ class MemoryGRUConfig:
         for name in ("dim", "hidden", "layers", "chunk", "slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory: unknown '{self.memory}'; known: {', '.join(MEMORIES)}")
         if self.layers % 2:
             raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
         if not 0.0 < self.decay < 1.0:
@@ -78,7 +81,7 @@ class MemoryGRU(Residual):
         hidden, half = sizes.hidden, sizes.layers // 2
         self.project_in = nn.Linear(2 * sizes.dim, hidden)
         self.lower = make_encoder(sizes.cell, hidden, half, sizes.dropout)
-        self.memory = SlotMemory(hidden, sizes.slots)
+        self.memory = MEMORIES[sizes.memory](hidden, sizes.slots)
         self.upper = make_encoder(sizes.cell, hidden, half, sizes.dropout)
         self.norm = RMSNorm(hidden)
 
@@ -193,3 +196,48 @@ class SlotMemory(nn.Module):
         logits = torch.cat([score_BMS * self.scale, self.keep(memory_BMH)], dim=-1)
         weight_BMS, kept_BM1 = logits.softmax(dim=-1).split([chunk_BSH.shape[1], 1], dim=-1)
         return kept_BM1 * memory_BMH + self.step_value(weight_BMS @ chunk_BSH)
+
+
+class AddressedMemory(SlotMemory):
+    """The memory of models logged before `SlotMemory` had its gate; no new model has it.
+
+    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
+    address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
+    takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
+    """
+
+    def __init__(self, hidden: int, slots: int) -> None:
+        nn.Module.__init__(self)
+        self.initial_MH = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
+        self.read_key = nn.Linear(hidden, hidden)
+        self.read_value = nn.Linear(hidden, hidden)
+        self.slot_query = nn.Linear(hidden, hidden)
+        self.step_key = nn.Linear(hidden, hidden, bias=False)
+        self.step_value = nn.Linear(hidden, hidden)
+        self.write_key = nn.Linear(hidden, hidden)
+        self.erase = nn.Linear(hidden, hidden)
+        self.add = nn.Linear(hidden, hidden)
+        self.read_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.write_sharpness = nn.Parameter(torch.tensor(2.0))
+
+    def slots(self, memory_BCMH: Tensor) -> tuple[Tensor, Tensor]:
+        address_BCMH = softplus(self.read_sharpness) * unit(memory_BCMH)
+        return address_BCMH, self.read_value(memory_BCMH)
+
+    def read(self, slots: tuple[Tensor, Tensor], state_BCSH: Tensor) -> Tensor:
+        address_BCMH, value_BCMH = slots
+        key_BCSH = unit(self.read_key(state_BCSH))
+        return (key_BCSH @ address_BCMH.transpose(-1, -2)).softmax(dim=-1) @ value_BCMH
+
+    def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
+        query_BMH = self.slot_query(memory_BMH) @ self.step_key.weight
+        mixed_BMH = scaled_dot_product_attention(query_BMH, chunk_BSH, chunk_BSH)
+        content_BMH = self.step_value(mixed_BMH)
+        key_B1H = unit(self.write_key(chunk_BSH[:, -1:]))
+        score_BM1 = unit(memory_BMH) @ key_B1H.transpose(-1, -2)
+        address_BM1 = (softplus(self.write_sharpness) * score_BM1).softmax(dim=1)
+        kept_BMH = 1 - address_BM1 * self.erase(content_BMH).sigmoid()
+        return memory_BMH * kept_BMH + address_BM1 * self.add(content_BMH).tanh()
+
+
+MEMORIES: dict[str, type[SlotMemory]] = {"slots": SlotMemory, "addressed": AddressedMemory}

@@ -31,7 +31,7 @@ class TrainConfig:
     weights training starts from; trunk None freezes what an expert head takes from it.
     """
 
-    model: str = "memory_gru"
+    model: str = "delta_memory"
     init: str | None = None
     recipe: str = "dense"
     epochs: int | None = None

@@ -15,6 +15,7 @@ PHASES_FILE = Path(__file__).parents[2] / "phases.yaml"
 PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "after", "published")
 OPTIONAL_KEYS = ("rerank", "grown", "after", "published")
 SEED_KEYS = ("batch_size", "accumulation", "alpha")
+MODEL = {"model": "memory_gru", "hidden": 512, "layers": 4}
 MOST = 10**9
 
 
@@ -50,8 +51,11 @@ class Phase:
     published: Published | None = None
 
     def settings(self, recipe: str) -> dict[str, Any]:
-        """Return the training options that the phase decides under a recipe."""
-        shared = {"ctx": self.ctx, "chunk": self.chunk}
+        """Return the training options that the phase decides under a recipe.
+
+        Model and sizes are those of the replaced system, whatever train's defaults are.
+        """
+        shared = {"ctx": self.ctx, "chunk": self.chunk, **MODEL}
         return shared | (dict(self.seed) if recipe == "seed" else {})
 
 
