@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank, write_bank
 from lvm.system.seeding import generator
 
-DIM = 32
+REGIME_DIM = 32
+DIM = 128  # of all other banks
+QUESTION_DIM = 16
 NOISE = 0.3  # length of the noise on a repeated vector: its cosine with the first is 0.96
 Array = NDArray[np.float64]
 
@@ -25,25 +27,21 @@ class Drawn:
 
     `answer_ND` is the best prediction of each row by someone who knows how the bank was drawn and
     remembers everything, zero where nothing helps. `reach_N` counts how many rows back the last
-    row lies that this takes, 0 where nothing helps.
+    row lies that this takes, 0 where nothing helps. Documents are runs of a sequence's rows.
     """
 
     vector_ND: Array
     answer_ND: Array
     reach_N: NDArray[np.int64]
-    num_sequences: int
-    document_rows: int
+    sequence_N: NDArray[np.int64]
+    document_N: NDArray[np.int64]
 
     def write(self, path: str | Path) -> Bank:
         """Write the bank to the folder `path`."""
-        num_rows = len(self.vector_ND)
-        row_N = np.arange(num_rows)
-        sequence_N = row_N // (num_rows // self.num_sequences)
-        document_N = row_N // self.document_rows
         table = pd.DataFrame(
             {
-                "sequence": [f"sequence-{code}" for code in sequence_N],
-                "document": [f"document-{code}" for code in document_N],
+                "sequence": [f"sequence-{code}" for code in self.sequence_N],
+                "document": [f"document-{code}" for code in self.document_N],
             }
         )
         return write_bank(path, self.vector_ND, table, "drawn", "benchmarks/drawn_banks.py")
@@ -56,11 +54,11 @@ def regimes(num_maps: int, noise: float = 0.9, *, sequences: int = 64, rows: int
     from the rows.
     """
     random = generator(0, f"regimes {num_maps} {noise}")
-    map_MDD = np.stack([_rotation(random) for _ in range(num_maps)])
-    vector_SLD = np.empty((sequences, rows, DIM))
+    map_MDD = np.stack([_rotation(random, REGIME_DIM) for _ in range(num_maps)])
+    vector_SLD = np.empty((sequences, rows, REGIME_DIM))
     answer_SLD = np.zeros_like(vector_SLD)
     own_SDD = map_MDD[np.arange(sequences) % num_maps]
-    vector_SLD[:, 0] = _unit(random.standard_normal((sequences, DIM)))
+    vector_SLD[:, 0] = _unit(random.standard_normal((sequences, REGIME_DIM)))
     for row in range(1, rows):
         answer_SLD[:, row] = np.einsum("sde,se->sd", own_SDD, vector_SLD[:, row - 1])
         vector_SLD[:, row] = _noisy(answer_SLD[:, row], noise, random)
@@ -69,15 +67,15 @@ def regimes(num_maps: int, noise: float = 0.9, *, sequences: int = 64, rows: int
     return _drawn(vector_SLD, answer_SLD, reach_SL, 20)
 
 
-def echo(distance: int, *, sequences: int = 32, rows: int = 4000) -> Drawn:
+def echo(distance: int, *, sequences: int = 48, rows: int = 4000) -> Drawn:
     """A tag row is followed by a payload; `distance` rows later tag and payload come again.
 
-    All other rows are independent. There are eight tags, reused in turn, so that a memory has to
-    hold at most six payloads, and to forget one when its tag is used again.
+    All other rows are independent. There are sixteen tags, reused in turn, so that a memory has
+    to hold at most twelve payloads, and to forget one when its tag is used again.
     """
     random = generator(0, f"echo {distance}")
-    spacing = max(10, distance // 5 + 3)
-    vector_SLD, tag_KD = _filler(random, sequences, rows), _tags(random, 8)
+    spacing = max(10, distance // 12 + 3)
+    vector_SLD, tag_KD = _filler(random, sequences, rows), _tags(random, 16)
     answer_SLD = np.zeros_like(vector_SLD)
     reach_SL = np.zeros((sequences, rows), dtype=np.int64)
     for sequence in range(sequences):
@@ -88,7 +86,7 @@ def echo(distance: int, *, sequences: int = 32, rows: int = 4000) -> Drawn:
             if not taken[places].any():
                 taken[places] = True
                 for place in (next_row, next_row + distance):
-                    vector_SLD[sequence, place] = _noisy(tag_KD[tag % 8], NOISE, random)
+                    vector_SLD[sequence, place] = _noisy(tag_KD[tag % 16], NOISE, random)
                 payload_D = vector_SLD[sequence, next_row + 1]
                 asked = next_row + distance + 1
                 vector_SLD[sequence, asked] = _noisy(payload_D, NOISE, random)
@@ -101,31 +99,32 @@ def echo(distance: int, *, sequences: int = 32, rows: int = 4000) -> Drawn:
     return _drawn(vector_SLD, answer_SLD, reach_SL, 40)
 
 
-def announced_key(*, sequences: int = 160, rows: int = 720) -> Drawn:
-    """The first twenty rows announce one of four keys, which decides a rotation until the end.
+def announced_key(*, sequences: int = 1200) -> Drawn:
+    """The first ten rows announce one of eight keys, which decides a shift until the end.
 
-    Every 40 rows comes a question: a row with the mark of questions and a random half; the next
-    row is that half turned by the rotation of the key. All other rows are independent.
+    After a gap of 5 to 600 independent rows come twelve questions, each a row with the mark of
+    questions and a random part of `QUESTION_DIM` features; the next row is that part moved by the
+    shift of the key. Sequences go whole to one split.
     """
     random = generator(0, "announced key")
-    half = DIM // 2
-    vector_SLD = _filler(random, sequences, rows)
-    answer_SLD = np.zeros_like(vector_SLD)
-    reach_SL = np.zeros((sequences, rows), dtype=np.int64)
-    key_KD, map_KHH = _tags(random, 4), np.stack([_rotation(random, half) for _ in range(4)])
-    mark_D = np.zeros(DIM)
-    mark_D[1] = 1.0
+    key_KD, shift_KE = _tags(random, 8), _unit(random.standard_normal((8, QUESTION_DIM)))
+    parts = []
     for sequence in range(sequences):
-        key = int(random.integers(4))
-        vector_SLD[sequence, :20] = _noisy(np.repeat(key_KD[key : key + 1], 20, 0), NOISE, random)
-        for row in range(40, rows - 1, 40):
-            question_H = _unit(random.standard_normal(half))
-            vector_SLD[sequence, row] = 0.6 * mark_D
-            vector_SLD[sequence, row, half:] += 0.8 * question_H
-            answer_SLD[sequence, row + 1, half:] = map_KHH[key] @ question_H
-            vector_SLD[sequence, row + 1] = _noisy(answer_SLD[sequence, row + 1], NOISE, random)
-            reach_SL[sequence, row + 1] = row + 1
-    return _drawn(vector_SLD, answer_SLD, reach_SL, rows // 9)
+        first = 10 + int(5 * 120 ** random.random())
+        rows, key = first + 24, int(random.integers(8))
+        vector_LD = _filler(random, 1, rows)[0]
+        answer_LD, reach_L = np.zeros_like(vector_LD), np.zeros(rows, dtype=np.int64)
+        vector_LD[:10] = _noisy(np.repeat(key_KD[key : key + 1], 10, axis=0), NOISE, random)
+        for row in range(first, rows, 2):
+            question_E = _unit(random.standard_normal(QUESTION_DIM))
+            vector_LD[row] = 0.0
+            vector_LD[row, 1], vector_LD[row, -QUESTION_DIM:] = 0.6, 0.8 * question_E
+            answer_LD[row + 1, -QUESTION_DIM:] = _unit(question_E + 1.5 * shift_KE[key])
+            vector_LD[row + 1] = _noisy(answer_LD[row + 1], NOISE, random)
+            reach_L[row + 1] = row + 1
+        document_L = 9 * sequence + np.arange(rows) * 9 // rows
+        parts.append((vector_LD, answer_LD, reach_L, np.full(rows, sequence), document_L))
+    return Drawn(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def returning_topic(*, sequences: int = 32, rows: int = 4000) -> Drawn:
@@ -196,7 +195,7 @@ def _tags(random: np.random.Generator, count: int) -> Array:
     return tag_KD
 
 
-def _rotation(random: np.random.Generator, dim: int = DIM) -> Array:
+def _rotation(random: np.random.Generator, dim: int) -> Array:
     orthogonal_DD, _ = np.linalg.qr(random.standard_normal((dim, dim)))
     return orthogonal_DD
 
@@ -213,11 +212,13 @@ def _unit(vector_XD: Array) -> Array:
 def _drawn(
     vector_SLD: Array, answer_SLD: Array, reach_SL: NDArray[np.int64], document_rows: int
 ) -> Drawn:
-    sequences, _, dim = vector_SLD.shape
+    """Join sequences of equal length, each cut into documents of `document_rows`."""
+    sequences, rows, dim = vector_SLD.shape
+    row_N = np.arange(sequences * rows)
     return Drawn(
         vector_SLD.reshape(-1, dim),
         answer_SLD.reshape(-1, dim),
         reach_SL.reshape(-1),
-        sequences,
-        document_rows,
+        row_N // rows,
+        row_N // document_rows,
     )

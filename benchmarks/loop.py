@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.ingest import existing_bank, row_names
 from lvm.system.seeding import generator
-from lvm.tracking import past_runs
 from lvm.tracking import runs as tracking
 
 LATE = 0.8  # documents that begin before this share of their sequence can be held back
@@ -106,7 +105,7 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
     query = f"params.report = '{report}' and params.model = '{model}' and params.split = 'val'"
     for run in client.search_runs(everywhere, query):
         try:
-            if past_runs.read_json(run.info.run_id, "report.json") == contents:
+            if tracking.read_json(run.info.run_id, "report.json") == contents:
                 return str(run.info.run_id)
         except ValueError:  # this run ended before its report
             continue

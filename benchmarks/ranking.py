@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 
 from lvm.bank.store import Bank, open_bank, write_bank
-from lvm.retrieval.exact import BANK_BLOCK, exact_ranks
+from lvm.retrieval.counting import BANK_BLOCK
+from lvm.retrieval.exact import exact_ranks
 from lvm.windows.queries import make_queries
 
 BLOCK = 16_384

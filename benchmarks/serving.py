@@ -21,7 +21,7 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import ensure_windows
@@ -82,9 +82,9 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
     with tracking.run("train", {}):
-        version = registered.register(registered.log_predictor(model, facts), facts)
+        version = registered.register(logged_models.log_predictor(model, facts), facts)
     alias.promote(version, alias.aliases().get(alias.BASELINE), {})
-    return mlflow.pyfunc.load_model(registered.BASELINE_URI).unwrap_python_model()
+    return mlflow.pyfunc.load_model(alias.BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ from lvm.evaluation.metrics import soft_hit_at
 from lvm.models.table import build_model
 from lvm.studies.scaling.cells import Trainer, divide_queries
 from lvm.studies.scaling.grid import Plan, check_data, run_grid
-from lvm.studies.scaling.optimised import K
-from lvm.studies.scaling.store import CellStore
-from lvm.studies.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED
+from lvm.studies.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED, K
 from lvm.system.seeding import generator
 from lvm.system.thresholds import read_scaling_rules
 from lvm.training.config import TrainConfig
@@ -110,10 +108,10 @@ def run(truth: Truth, seed: int, folder: Path, really: bool) -> tuple[str, list[
         negatives=256,
         precision="fp32",
     )
-    questions = divide_queries(bank, windows, rules.choice_share, None)
-    trainer = Trainer(bank, windows, questions, config, CellStore(folder / "cells"))
+    queries = divide_queries(bank, windows, rules.choice_share, None)
+    trainer = Trainer(bank, windows, queries, config, folder / "cells")
     plan = Plan(truth.fractions, truth.widths, SEEDS, truth.steps, truth.lr)
-    check_data(bank, windows, questions, plan, rules)
+    check_data(bank, windows, queries, plan, rules)
     scaling = run_grid(trainer, plan, rules)
     print(scaling.verdict.sentence, flush=True)
     if scaling.soft is None:

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from entrypoints._inputs import Inputs
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.intervals import document_interval, smallest_detectable
 from lvm.evaluation.metrics import figures, hit_at
@@ -15,6 +14,7 @@ from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.training import experts_figure
 from lvm.retrieval.exact import exact_ranks
+from lvm.tracking.datasets import Inputs
 from lvm.training.gate_figures import lane_table, mutual_information
 from lvm.training.warnings import validation_warnings
 
@@ -55,7 +55,7 @@ class Validation:
         self._measured.append(hit_at(rank_Q, 5))
         return {**figures(rank_Q), "ci95": interval}
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return what these queries cannot see, by the two best predictors measured so far."""
         second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
         document_Q = self.bank.document_N[self.queries.target_row_Q]

@@ -1,14 +1,19 @@
 """Command: splits, windows, frozen queries, leak audit."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, log_inputs, read_bank
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import counts_note
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, log_inputs, read_bank
+from lvm.tracking.runs import publish_report
 from lvm.windows.export import export_windows
 from lvm.windows.planning import SPLIT_KINDS, SPLITS
 
@@ -42,7 +47,7 @@ def body(options: ExportOptions) -> None:
     tracking.name_run(f"ctx {options.ctx} {options.split}")
     leaks = "LEAKY (split=random)" if report["leaky"] else "no leak"
     tracking.describe_run(counts_note(inputs.windows.counts, [f"audit: {leaks}"]))
-    publish(report, options.report)
+    publish_report(report, options.report)
 
 
 def export_report(inputs: Inputs) -> dict[str, Any]:

@@ -1,21 +1,25 @@
 """Command: text, chains or vectors to a bank."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from entrypoints._inputs import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import publish
+from entrypoints.options import EntryPoint, option
 from lvm.bank.store import open_bank
-from lvm.chains.ingest import ChainReport, ingest_chains
-from lvm.chains.plan import ChainPlan, holds_chains
+from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN, TEXT, table
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
+from lvm.tracking.runs import publish_report
 
 SHOWN = 12
 
@@ -79,7 +83,7 @@ def body(options: IngestOptions) -> None:
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     print(counts_table(report))
     describe(options, report.sequences, report)
-    publish(asdict(report), None)
+    publish_report(asdict(report), None)
 
 
 def _ingest_chains(options: IngestOptions) -> None:
@@ -90,10 +94,10 @@ def _ingest_chains(options: IngestOptions) -> None:
     report = ingest_chains(ChainPlan(**values))
     datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics(chain_metrics(report))
-    tracking.log_text(chains_text(report, MARKDOWN) + "\n", "chains.md")
+    tracking.log_artifact(chains_text(report, MARKDOWN) + "\n", "chains.md")
     print(chains_text(report))
     describe(options, report.chains, report)
-    publish(asdict(report), None)
+    publish_report(asdict(report), None)
 
 
 def describe(

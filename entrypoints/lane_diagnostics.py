@@ -1,5 +1,10 @@
 """Command: which lanes are weak, what to do about them."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -7,11 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entrypoints._inputs import read_bank
-from entrypoints._measuring import MEASURED, MeasureOptions, measure_subject
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import publish
-from entrypoints._subjects import Subject, open_subject
+from entrypoints.eval import MEASURED, MeasureOptions, measure_subject
+from entrypoints.options import EntryPoint, option
 from lvm.bank.store import FloatArray
 from lvm.evaluation.evaluate import lane_report
 from lvm.evaluation.lane_assignment import (
@@ -40,8 +42,10 @@ from lvm.report.lanes import (
 from lvm.report.notes import lanes_note
 from lvm.retrieval.index import ensure_index
 from lvm.system.thresholds import LaneRules, read_lane_rules
-from lvm.tracking import past_runs
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import read_bank
+from lvm.tracking.logged_models import Subject, open_subject
+from lvm.tracking.runs import publish_report
 
 SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
 COMPARED = 8
@@ -72,7 +76,7 @@ class LaneOptions(MeasureOptions):
 
 
 def _refuse_measuring(options: LaneOptions) -> None:
-    """Raise ValueError where an option says how to measure beside a run that has measured."""
+    """Raise ValueError where an option says how to measure if a finished run is judged."""
     for field in fields(MeasureOptions):
         if field.name != "report" and getattr(options, field.name) != field.default:
             raise ValueError(
@@ -116,7 +120,7 @@ def body(options: LaneOptions) -> None:
     )
     ceilings = searched(answers, rules)
     failing = failing_queries(answers.own, bank, diagnosis.weak).assign(split=answers.split)
-    tracking.log_file("failing_queries.parquet", lambda path: failing.to_parquet(path, index=False))
+    tracking.log_artifact(failing.reset_index(drop=True), "failing_queries.parquet")
     draw(answers, diagnosis, ceilings)
     log_decision(diagnosis)
     tracking.describe_run(lanes_note(diagnosis))
@@ -125,7 +129,7 @@ def body(options: LaneOptions) -> None:
     if assignment.method != BANK:
         blocks.insert(0, assignment_table(assignment, agreement))
     table = "\n\n".join(blocks)
-    tracking.log_text(table + "\n", "lanes.txt")
+    tracking.log_artifact(table + "\n", "lanes.txt")
     print(table)
     found = None if agreement is None else agreement.report()
     report = answers.report | {
@@ -134,7 +138,7 @@ def body(options: LaneOptions) -> None:
         "ceilings": ceilings.report(),
         "failing_queries": len(failing),
     }
-    publish(report, options.report)
+    publish_report(report, options.report)
 
 
 def assigned(
@@ -149,7 +153,7 @@ def assigned(
         return subject, assignment, None
     agreement = lane_agreement(inputs.bank, assignment.bank)
     if agreement is not None:
-        tracking.log_figure(agreement_figure(options.lanes, agreement), "agreement.png")
+        tracking.log_artifact(agreement_figure(options.lanes, agreement), "agreement.png")
         figures = {"adjusted_rand": agreement.adjusted_rand, "nmi": agreement.nmi}
         tracking.log_metrics({f"assignment/{name}": value for name, value in figures.items()})
     return replace(subject, inputs=replace(inputs, bank=assignment.bank)), assignment, agreement
@@ -167,10 +171,10 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
 
 def measured_by(run_id: str) -> Answers:
     """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
-    entry = past_runs.entry_of(run_id)
+    entry = tracking.entry_of(run_id)
     if entry != EVAL:
         raise ValueError(f"eval_run: {run_id} is a run of {entry or 'no entry'}; give one of eval")
-    report, config = past_runs.read_json(run_id, "report.json"), past_runs.read_json(run_id)
+    report, config = tracking.read_json(run_id, "report.json"), tracking.read_json(run_id)
     tracking.log_config(config | {"eval_run": run_id})
     bank = read_bank(config["bank"])
     if bank.sha256 != report["bank_sha256"]:
@@ -178,7 +182,7 @@ def measured_by(run_id: str) -> Answers:
     subject = open_subject(config["model"], config["bank"], config["ctx"])
     tracking.name_run(f"{subject.name} ctx {subject.inputs.windows.ctx} {config['split']}")
     tracking.set_tags(subject.tags())
-    prediction_QD = past_runs.read_array(run_id, "predictions.npy")
+    prediction_QD = tracking.read_array(run_id, "predictions.npy")
     queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)
     again_QD = predict_queries(subject.predictor.model, bank, queries)
     cosine_Q = np.einsum("qd,qd->q", again_QD, prediction_QD[: len(queries)])
@@ -187,9 +191,9 @@ def measured_by(run_id: str) -> Answers:
             f"eval_run: {run_id} was measured with another model than {config['model']} is now; "
             "run eval again"
         )
-    by_name = dict(iter(past_runs.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
+    by_name = dict(iter(tracking.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
     tables = {str(name): table.reset_index(drop=True) for name, table in by_name.items()}
-    correction = past_runs.read_array(run_id, "row_correction.npy")
+    correction = tracking.read_array(run_id, "row_correction.npy")
     return Answers(subject, report, tables, config["split"], prediction_QD, correction)
 
 
@@ -222,9 +226,9 @@ def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
         name = f"{names.pop()} (best free)" if len(names) == 1 else "best free of the lane"
         measured[name] = tuple(free)
     bars = lane_figure(measured, {diagnosis.model: diagnosis.hit_at_5}, leaky)
-    tracking.log_figure(bars, "lanes.png")
-    tracking.log_figure(confusion_figure(diagnosis), "confusion.png")
-    tracking.log_figure(larger_k_figure(diagnosis.model, ceilings, leaky), "larger_k.png")
+    tracking.log_artifact(bars, "lanes.png")
+    tracking.log_artifact(confusion_figure(diagnosis), "confusion.png")
+    tracking.log_artifact(larger_k_figure(diagnosis.model, ceilings, leaky), "larger_k.png")
 
 
 def log_decision(diagnosis: Diagnosis) -> None:

@@ -1,16 +1,21 @@
 """Command: the whole job on the embedded bank, step by step."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints._inputs import DEFAULT_BANK
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import REPORT_HELP, check_report, publish
+from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import pipeline_note
-from lvm.tracking import alias, past_runs
 from lvm.tracking import runs as tracking
-from lvm.tracking.run_list import RUNS_PAGE
+from lvm.tracking.datasets import DEFAULT_BANK
+from lvm.tracking.runs import publish_report
+from lvm.tracking.store import RUNS_PAGE, ui_command
+from lvm.tracking.versions import ARTIFACT
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,16 @@ def body(options: MainOptions) -> None:
     runs["ingest"] = tracking.launch("ingest", {"bank": plan.bank, **plan.ingest})
     runs["export"] = tracking.launch("export", data)
     runs["train"] = tracking.launch("train", {**data, **plan.train})
-    trained = f"runs:/{runs['train']}/{alias.ARTIFACT}"
+    trained = f"runs:/{runs['train']}/{ARTIFACT}"
     runs["eval"] = tracking.launch("eval", {"model": trained})
     runs["lane-diagnostics"] = tracking.launch("lane-diagnostics", {"eval_run": runs["eval"]})
     runs["shadow-eval"] = tracking.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
-    summary = past_runs.read_text(runs["shadow-eval"], "shadow.txt")
-    tracking.log_text(summary, "shadow.txt")
-    shadow = past_runs.read_json(runs["shadow-eval"], "report.json")
+    summary = tracking.read_text(runs["shadow-eval"], "shadow.txt")
+    tracking.log_artifact(summary, "shadow.txt")
+    shadow = tracking.read_json(runs["shadow-eval"], "report.json")
     tracking.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
-    publish({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
-    print(f"\nopen the runs in the MLflow UI:  {tracking.ui_command()}")
+    publish_report({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
+    print(f"\nopen the runs in the MLflow UI:  {ui_command()}")
     print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")
 
 

@@ -1,21 +1,16 @@
 """Command: the phase table trained, replayed, reported."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, read_bank
-from entrypoints._options import EntryPoint, option
-from entrypoints._phases import (
-    Job,
-    Planner,
-    as_trained,
-    replay_seed,
-    shadow_or_find,
-    train_all,
-)
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.bank.store import Bank
 from lvm.report.phases import (
     PhaseStory,
@@ -25,30 +20,25 @@ from lvm.report.phases import (
     phases_table,
     phases_text,
 )
-from lvm.report.tables import MARKDOWN, TEXT, captioned, table
-from lvm.studies.phases.compared import PhaseComparison
-from lvm.studies.phases.measured import measure_phases
-from lvm.studies.phases.old_gates import old_checks
-from lvm.studies.phases.published import OLD_DECISION, old_difference
-from lvm.studies.phases.table import chosen_phases, read_old_gates, read_phases
+from lvm.report.tables import HITS, MARKDOWN, TEXT, captioned, table
+from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
+from lvm.studies.phases.table import (
+    OLD_DECISION,
+    chosen_phases,
+    old_difference,
+    read_old_gates,
+    read_phases,
+)
+from lvm.studies.phases.trainings import SIZES, Job, Planner
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.phase_runs import as_trained, replay_seed, shadow_or_find, train_all
+from lvm.tracking.runs import publish_report
 from lvm.training.config import RECIPES
 from lvm.training.warnings import planned_warnings
 
 FIGURE = "phases.png"
-# Options of `train` beside those of a phase; the recipe has the rest.
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {"dense": {}, "seed": {}},
-    "quick": {
-        "dense": {"hidden": 256, "negatives": 2048, "epochs": 8},
-        "seed": {"hidden": 256, "epochs": 30},
-    },
-    "tiny": {
-        "dense": {"hidden": 16, "layers": 2, "slots": 2, "negatives": 64, "epochs": 1},
-        "seed": {"hidden": 16, "layers": 2, "slots": 2, "epochs": 2},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -103,21 +93,15 @@ def body(options: PhasesOptions) -> None:
 def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     """Plan all trainings before the first begins, so that an impossible one is refused at once."""
     recipes = RECIPES if options.recipe == "both" else (options.recipe,)
-    given = {"bank": options.bank, "seed": options.seed}
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
+    given = {"bank": options.bank, "seed": options.seed}
     given |= {name: value for name, value in limits.items() if value is not None}
-    planner = Planner(bank, replay_seed(bank))
-    jobs = []
-    for phase in chosen_phases(options.phases, read_phases()):
-        for recipe in recipes:
-            suffix = "" if len(recipes) == 1 else f" {recipe}"
-            parameters = SIZES[options.size][recipe] | given
-            jobs += planner.jobs(phase, recipe, parameters, suffix)
-    return jobs
+    phases = chosen_phases(options.phases, read_phases())
+    return Planner(bank, replay_seed(bank)).all_jobs(phases, recipes, options.size, given)
 
 
 def plan_text(jobs: Sequence[Job]) -> str:
-    """Return what is going to be trained, with what can be doubted by now."""
+    """Return the table of what will be trained, with the warnings known by now."""
     first = {job.sha256: job for job in reversed(jobs)}
     lines = []
     for job in jobs:
@@ -137,7 +121,7 @@ def plan_text(jobs: Sequence[Job]) -> str:
 def tell(
     options: PhasesOptions, measured: PhaseComparison, decision: dict[str, Any], shadow: str
 ) -> None:
-    """Log the page with its figure, the figures of every phase, the JSON report."""
+    """Log the page with its figure, the metrics of every phase and the JSON report."""
     known = read_phases()
     old = old_difference(*(known[name] for name in OLD_DECISION))
     checks = old_checks(measured, read_old_gates()) if options.gates == "old" else []
@@ -148,14 +132,14 @@ def tell(
         hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
         tracking.log_metrics(hits, step=1)
     tracking.describe_run(phases_table(measured, MARKDOWN))
-    tracking.log_text(phases_markdown(measured, story, FIGURE), "report.md")
-    tracking.log_figure(phase_figure(measured, known), FIGURE)
+    tracking.log_artifact(phases_markdown(measured, story, FIGURE), "report.md")
+    tracking.log_artifact(phase_figure(measured, known), FIGURE)
     text = phases_text(measured, story)
-    tracking.log_text(text + "\n", "phases.txt")
+    tracking.log_artifact(text + "\n", "phases.txt")
     print(f"\n{text}", flush=True)
     told = measured.report() | {"old_decision": old.report(), "decision": decision}
     told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow}
-    publish(told, options.report)
+    publish_report(told, options.report)
 
 
 main = EntryPoint("phases", PhasesOptions, body)

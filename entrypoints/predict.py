@@ -1,5 +1,10 @@
 """Command: retrieve the passages that come next."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import json
 import sys
 from collections.abc import Mapping
@@ -10,13 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints._inputs import BANK_HELP, read_bank
-from entrypoints._measuring import MODEL_HELP
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import publish
-from entrypoints._subjects import check_dim, open_subject
+from entrypoints.options import BANK_HELP, EntryPoint, option
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
+from lvm.bank.tables import read_text
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.sentences import split_sentences
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
@@ -28,10 +30,12 @@ from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 from lvm.system.atomic import jsonable
-from lvm.tracking import datasets
+from lvm.tracking import datasets, logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
-from lvm.tracking.versions import BASELINE_URI, Predictor
+from lvm.tracking.alias import BASELINE_URI
+from lvm.tracking.datasets import read_bank
+from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
+from lvm.tracking.runs import publish_report
 
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
@@ -44,7 +48,7 @@ class PredictOptions:
 
     model: str = option(BASELINE_URI, MODEL_HELP)
     text: str | None = option(None, "Text file that is the context.", unset="none")
-    context: str | None = option(None, "One context as .npy, (T, D) float.", unset="none")
+    context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=MAX_PASSAGES)
     rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that the context holds.")
@@ -58,33 +62,40 @@ class PredictOptions:
 
 
 def body(options: PredictOptions) -> None:
-    """Retrieve the k passages that most likely follow a context."""
+    """Retrieve the k passages that most likely follow a context, or each of several."""
     predictor, bank = open_predictor(options)
     ctx = options.ctx or predictor.facts.ctx
-    context_TD = read_context(options, bank)
-    num_read = min(ctx, len(context_TD))
+    context_BTD = read_contexts(options, bank)
+    num_read = min(ctx, context_BTD.shape[1])
     tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
-    context_1TD = context_TD[None]
-    prediction_1D = predict_contexts(predictor.model, context_1TD[:, -ctx:])
+    prediction_BD = predict_contexts(predictor.model, context_BTD[:, -ctx:])
     wanted = Wanted(options.k, options.rerank, options.keep_context)
-    row_1K, score_1K = retriever.best(context_1TD, prediction_1D, wanted)
-    report = {
-        "model": predictor.facts.model,
-        "bank": str(bank.path),
-        "bank_sha256": bank.sha256,
-        "context_rows": num_read,
-        "search": str(retriever.index.facts),
-        "score": score_name(retriever, options.rerank),
-        "passages": retriever.describe(row_1K[0], score_1K[0]),
-    }
-    shown = passages_table(report, options.k)
+    row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted)
+    reports = [
+        {
+            "model": predictor.facts.model,
+            "bank": str(bank.path),
+            "bank_sha256": bank.sha256,
+            "context_rows": num_read,
+            "search": str(retriever.index.facts),
+            "score": score_name(retriever, options.rerank),
+            "passages": retriever.describe(row_K, score_K),
+        }
+        for row_K, score_K in zip(row_BK, score_BK, strict=True)
+    ]
+    report = reports[0] if len(reports) == 1 else {"contexts": reports}
+    shown = "\n\n".join(
+        f"context {number} of {len(reports)}: " * (len(reports) > 1)
+        + passages_table(one, options.k)
+        for number, one in enumerate(reports, start=1)
+    )
     asked_file = Path(str(options.text or options.context)).name
     tracking.name_run(f"{predictor.facts.model} ctx {ctx} after {asked_file}")
-    first = report | {"passages": report["passages"][:DESCRIBED]}
+    first = reports[0] | {"passages": reports[0]["passages"][:DESCRIBED]}
     tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
-    tracking.log_text(shown + "\n", "predictions.txt")
-    publish(report, None)
+    tracking.log_artifact(shown + "\n", "predictions.txt")
+    publish_report(report, None)
     print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
 
 
@@ -93,7 +104,7 @@ def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     if options.model in FREE_MODELS:
         subject = open_subject(options.model, options.bank, options.ctx)
         return subject.predictor, subject.inputs.bank
-    predictor = registered.load(options.model)
+    predictor = logged_models.load(options.model)
     bank = read_bank(options.bank or predictor.facts.bank)
     check_dim(options.model, predictor.facts, bank)
     datasets.log_bank(bank, "prediction")
@@ -153,17 +164,17 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
-    """Return the context as unit rows (T, D); raises ValueError where the file is no context."""
+def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
+    """Return the contexts (B, T, D) as unit rows; raises ValueError if the file holds none."""
     if options.context is not None:
         return _read_vectors(Path(options.context), bank.dim)
     path = Path(str(options.text))
     try:
-        sentences = split_sentences(path.read_text("utf-8"))
+        sentences = split_sentences(read_text(path))
     except OSError as error:
         raise ValueError(f"text: {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8 text: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
     if bank.encoder in UNNAMED_ENCODERS:
@@ -177,17 +188,17 @@ def read_context(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
     kept_TD = vector_TD[vector_TD.any(axis=1)]
     if not len(kept_TD):
         raise ValueError(f"text: the encoder {bank.encoder} knows no word of {path}")
-    return kept_TD
+    return kept_TD[None]
 
 
 def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
     try:
-        context_TD = map_array(path)
+        context = map_array(path)
     except ValueError as error:
         raise ValueError(f"context: {path} is not a readable .npy array: {error}") from None
-    if context_TD.dtype.kind != "f":
-        raise ValueError(f"context: {path} holds {context_TD.dtype}; floats are needed")
-    return unit_contexts(context_TD[None], dim)[0]
+    if context.dtype.kind != "f":
+        raise ValueError(f"context: {path} holds {context.dtype}; floats are needed")
+    return unit_contexts(context[None] if context.ndim == 2 else context, dim)
 
 
 main = EntryPoint("predict", PredictOptions, body)

@@ -1,13 +1,18 @@
 """Command: set the alias baseline by hand."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import asdict, dataclass
 
-from entrypoints._options import EntryPoint, option
+from entrypoints.options import EntryPoint, option
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE
+from lvm.tracking.versions import check_version
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class PromoteOptions:
 def body(options: PromoteOptions) -> None:
     """Make a version the baseline by hand, passing over the gates, for a logged reason."""
     assert options.version is not None and options.reason is not None
+    from lvm.tracking.logged_models import load  # loads torch, which the help does not need
+
     tracking.log_config(asdict(options))
     version = options.version.removeprefix(f"models:/{alias.NAME}/")
     current = alias.aliases().get(BASELINE)
-    predictor = registered.load(f"models:/{alias.NAME}/{version}")
-    version = alias.check_version(version)
+    predictor = load(f"models:/{alias.NAME}/{version}")
+    version = check_version(version)
     evidence = {
         "decision_run": tracking.active_run_id(),
         "replaced_version": str(current).lower(),
@@ -41,7 +48,7 @@ def body(options: PromoteOptions) -> None:
     tracking.name_run(f"version {version}")
     tracking.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
     tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
-    tracking.log_report({"moves": alias.history()}, "history.json")
+    tracking.log_artifact({"moves": alias.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"
     print(f"baseline is version {version} ({predictor.facts.model}); {before}")
 

@@ -1,12 +1,16 @@
 """Command: restore the previous baseline."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from dataclasses import dataclass
 
-from entrypoints._options import EntryPoint
+from entrypoints.options import EntryPoint
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE, PREVIOUS
 
 
@@ -25,15 +29,17 @@ def body(options: RollbackOptions) -> None:
     tracking.name_run(f"to version {restored}")
     tracking.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
     tracking.set_tags({"decision": "rolled back", BASELINE: restored})
-    tracking.log_report({"moves": alias.history()}, "history.json")
+    tracking.log_artifact({"moves": alias.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 
 def check_previous(version: str | None) -> None:
     """Raise ValueError where there is a previous baseline that cannot be read."""
+    from lvm.tracking.logged_models import load  # loads torch, which the help does not need
+
     try:
         if version is not None:
-            registered.load(f"models:/{alias.NAME}/{version}")
+            load(f"models:/{alias.NAME}/{version}")
     except ValueError as error:
         raise ValueError(
             f"rollback: the previous baseline, version {version}, cannot be restored; give the "

@@ -1,20 +1,21 @@
 """Command: is a model limited by its data or by its size."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.intervals import document_interval
 from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.scaling import (
-    documents_of,
-    parameters_of,
     scaling_figure,
     scaling_note,
     scaling_page,
@@ -23,10 +24,11 @@ from lvm.report.scaling import (
 )
 from lvm.studies.scaling.cells import Cell, CellResult, Trainer, divide_queries
 from lvm.studies.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
-from lvm.studies.scaling.optimised import K
-from lvm.studies.scaling.store import CellStore
+from lvm.studies.scaling.verdict import K
 from lvm.system.thresholds import read_scaling_rules
 from lvm.tracking import runs as tracking
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.runs import publish_report
 from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
@@ -85,24 +87,24 @@ def body(options: ScalingOptions) -> None:
     inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
     rules = read_scaling_rules()
     bank, windows = inputs.bank, inputs.windows
-    questions = divide_queries(bank, windows, rules.choice_share, options.max_queries)
+    queries = divide_queries(bank, windows, rules.choice_share, options.max_queries)
     settings = resolve(options.config(), windows.ctx)
     plan = options.plan(settings.lr)
-    check_data(bank, windows, questions, plan, rules)
+    check_data(bank, windows, queries, plan, rules)
     models = fit_free_predictors(bank, windows, seed=windows.seed)
     decay = float(models["ema"].config["decay"])  # type: ignore[index]
     config = TrainConfig(**(as_dict(options.config()) | {"decay": decay}))
     tracking.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
     tracking.set_tags({"model": config.model, "recipe": config.recipe})
     tracking.name_run(f"{config.model} ctx {windows.ctx}")
-    trainer = Trainer(bank, windows, questions, config, CellStore(CELLS), print_round)
+    trainer = Trainer(bank, windows, queries, config, CELLS, print_round)
     free, free_ranks = {}, {name: trainer.measured(model) for name, model in models.items()}
     for name, rank_Q in free_ranks.items():
-        interval = document_interval(rank_Q, questions.document_Q, windows.seed)
+        interval = document_interval(rank_Q, queries.document_Q, windows.seed)
         soft = float(soft_hit_at(rank_Q, K).mean())
         free[name] = {**figures(rank_Q), "soft": soft, "ci95": interval}
     scaling = run_grid(trainer, plan, rules, lambda kind, result: log_cell(kind, result, inputs))
-    lead = lead_over_free(scaling.results[0], free_ranks, questions.document_Q)
+    lead = lead_over_free(scaling.results[0], free_ranks, queries.document_Q)
     finish(options, replace(scaling, lead=lead), plan, free, trainer)
 
 
@@ -142,30 +144,20 @@ def finish(
     trainer: Trainer,
 ) -> None:
     """Log verdict, gains, page, figure; print the tables; write the report."""
-    num_queries, name = len(trainer.questions.measured), scaling.verdict.name
+    num_queries, name = len(trainer.queries.measured), scaling.verdict.name
     tracking.set_tags({"verdict": name})
     page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
-    tracking.log_text(page, "scaling.md")
+    tracking.log_artifact(page, "scaling.md")
     tracking.describe_run(scaling_note(scaling))
     if scaling.soft is not None and scaling.hit is not None:
-        best = max(free, key=lambda one: free[one]["hit_at_5"])
-        curves = scaling_figure(
-            scaling.hit,
-            scaling.soft,
-            documents_of(scaling, plan),
-            parameters_of(scaling, plan),
-            plan.widths,
-            (best, free[best]["hit_at_5"], free[best]["soft"]),
-            name,
-        )
-        tracking.log_figure(curves, "scaling.png")
+        tracking.log_artifact(scaling_figure(scaling, plan, free), "scaling.png")
         gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
         bounds = ("mean", "low", "high")
         tracking.log_metrics(
             {f"gain/{k}_{b}": getattr(g, b) for k, g in gains.items() for b in bounds}
         )
     print(f"\n{scaling_text(scaling, plan, free, num_queries)}\n")
-    publish(scaling_report(scaling, plan, free, num_queries), options.report)
+    publish_report(scaling_report(scaling, plan, free, num_queries), options.report)
 
 
 def _name(cell: Cell) -> str:

@@ -1,16 +1,17 @@
 """Command: paired replay of all candidates, gates, promotion."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from entrypoints._candidates import Field, Wanted, choose_queries, gather
-from entrypoints._inputs import BANK_HELP, Inputs
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
     comparison_table,
@@ -23,19 +24,21 @@ from lvm.report.shadow import (
     shadow_markdown,
     shadow_table,
 )
-from lvm.retrieval.rerank import LANE, NONE, RERANKS, LanePrediction, predict_lanes
-from lvm.shadow.comparison import ShadowResult
+from lvm.report.tables import HITS
+from lvm.retrieval.rerank import LANE, NONE, RERANKS
+from lvm.shadow.comparison import ShadowResult, reranked_outcomes
 from lvm.shadow.decision import Decision
-from lvm.shadow.process import Replayer
-from lvm.shadow.query_log import read_query_log
-from lvm.shadow.replay import replay
-from lvm.shadow.reranked import reranked_outcomes
+from lvm.shadow.processes import Replayer
+from lvm.shadow.query_log import choose_queries, read_query_log
+from lvm.shadow.replay import lane_predictor, replay
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
-from lvm.tracking.promotion import settle, tag_measured
-from lvm.windows.queries import Queries
+from lvm.tracking.candidates import Field, Wanted, gather
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.promotion import promote_winner, tag_measured
+from lvm.tracking.runs import publish_report
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
@@ -70,80 +73,60 @@ def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
-    wanted = Wanted(options.candidates, options.bank, options.ctx, options.rerank == LANE)
-    field = gather(wanted, is_enabled, log)
-    inputs = field.inputs
-    queries, source = choose_queries(log, inputs, options.max_queries)
-    shown = {"bank": str(inputs.bank.path), "ctx": inputs.windows.ctx}
-    tracking.log_config(asdict(options) | shown)
-    tracking.name_run(f"{len(field.entrants)} candidates ctx {inputs.windows.ctx}")
+    wanted = Wanted(
+        candidates=options.candidates,
+        bank=options.bank,
+        ctx=options.ctx,
+        by_lane=options.rerank == LANE,
+        register=is_enabled,
+    )
+    field = gather(wanted, lambda path: read_bank(path or DEFAULT_BANK), log)
+    bank, windows = field.bank, field.windows
+    queries, source = choose_queries(log, bank, windows, options.max_queries)
+    tracking.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
+    tracking.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
     rules = read_gate_rules()
-    by_lane = foretelling(inputs) if options.rerank == LANE else None
+    by_lane = lane_predictor(bank, windows) if wanted.by_lane else None
     limit_ms = rules.latency_p95_ms
-    with Replayer(note=tqdm.write, limit_ms=limit_ms, foretell=by_lane) as measure:
+    with Replayer(note=tqdm.write, limit_ms=limit_ms, predict_lanes=by_lane) as measure:
         result = replay(
-            field.candidates,
-            inputs.bank,
-            inputs.windows,
-            queries,
-            field.baseline_name,
-            measure=measure,
+            field.candidates, bank, windows, queries, field.baseline_name, measure=measure
         )
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field, result)
-    reranked = [] if by_lane is None else reranked_outcomes(result, inputs.bank)
+    reranked = [] if by_lane is None else reranked_outcomes(result, bank)
     run_id = tracking.active_run_id()
     tag_measured(result, field.versions, run_id)
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
         log_artifacts(result, decision, failure)
         text = summary(result, decision, is_enabled, failure)
-        tracking.log_text(text + "\n", "shadow.txt")
+        tracking.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
         tracking.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
         print(text if failure is None else failure, flush=True)
         told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:
             shown = reranked_table(reranked, result.leaky)
-            tracking.log_text(shown + "\n", "reranked.txt")
+            tracking.log_artifact(shown + "\n", "reranked.txt")
             print(f"\n{shown}", flush=True)
             told["reranked"] = {one.name: one.report() for one in reranked}
-        publish(result.report() | told, options.report)
+        publish_report(result.report() | told, options.report)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
         tracking.set_tags({"decision": "promotion failed"})
-        publish_decision(decision, failure_line(decision, moved, reason))
+        publish_decision(decision, decision.not_carried_out(moved, reason))
 
     settled = tell_failure if is_enabled else None
-    decision = settle(result, field.versions, rules, run_id, publish_decision, settled)
-    tracking.log_report({"moves": alias.history()}, "history.json")
+    decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
+    tracking.log_artifact({"moves": alias.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
 
 
-def foretelling(inputs: Inputs) -> Callable[[Queries], LanePrediction]:
-    """Return what foretells the lanes of queries, once for each length of context."""
-    known: dict[int, LanePrediction] = {}
-
-    def ask(queries: Queries) -> LanePrediction:
-        if queries.ctx not in known:
-            seed = inputs.windows.seed
-            known[queries.ctx] = predict_lanes(inputs.bank, inputs.windows, queries, seed)
-        return known[queries.ctx]
-
-    return ask
-
-
-def failure_line(decision: Decision, moved: tuple[str, ...], reason: str) -> str:
-    """Say how far a promotion came before it failed."""
-    holder = moved[-1] if moved else decision.baseline or "none"
-    missed = ", then ".join(decision.promote[len(moved) :])
-    return f"NOT CARRIED OUT: {missed} did not take the alias ({reason}); baseline is {holder}"
-
-
 def summary(result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None) -> str:
-    """Return what the terminal shows; a promotion that failed is told at its end."""
+    """Return the text for the terminal; a failed promotion is reported at its end."""
     blocks = [
         shadow_table(result, decision),
         comparison_table(result),
@@ -158,32 +141,32 @@ def summary(result: ShadowResult, decision: Decision, is_enabled: bool, failure:
 
 
 def log_figures(field: Field, result: ShadowResult) -> None:
-    """Log each candidate's figures with its model, the best last, so that the run shows it.
+    """Log each candidate's figures with its model; the best comes last, so that the run shows it.
 
-    Those on a query log have names of their own: they are no figures on the frozen test split.
+    Figures on a query log have their own names, since they are not those of the test split.
     """
     prefix = "shadow_log" if result.is_log else "shadow"
+    model_ids = {one.name: one.model_id for one in field.candidates}
     for outcome in reversed(result.outcomes):
-        if not outcome.is_scored:
-            continue
-        model_id = field.entrants[outcome.name].card.model_id
-        figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
-        figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
-        tracking.log_metrics(figures, step=1, model_id=model_id, dataset=field.inputs.dataset)
+        if outcome.is_scored:
+            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
+            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            model_id = model_ids[outcome.name]
+            tracking.log_metrics(figures, step=1, model_id=model_id, dataset=field.dataset)
 
 
 def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
-    """Log the report as Markdown, its figures, the per-query table.
+    """Log the report as Markdown, its figures and the per-query table.
 
-    Where the promotion failed afterwards, the text and the decision are replaced.
+    If the promotion failed afterwards, replace the report and the decision.
     """
     text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
-    tracking.log_text(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
-    tracking.log_report(decision.report() | {"failure": failure}, "decision.json")
+    tracking.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    tracking.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:
         for name, draw in FIGURES.items():
-            tracking.log_figure(draw(result), name)
-        tracking.log_file("per_query.parquet", result.per_query.to_parquet)
+            tracking.log_artifact(draw(result), name)
+        tracking.log_artifact(result.per_query, "per_query.parquet")
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

@@ -1,5 +1,10 @@
 """Command: train a predictor, log it, register it."""
 
+if __name__ == "__main__":
+    from entrypoints import start_command
+
+    start_command()
+
 import os
 import signal
 import sys
@@ -9,12 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from entrypoints._doubts import Doubts
-from entrypoints._initial import read_initial
-from entrypoints._inputs import BANK_HELP, DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from entrypoints._options import EntryPoint, option
-from entrypoints._reports import HITS, REPORT_HELP, check_report, publish
 from entrypoints._validation import Validation
+from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.facts import facts_of
@@ -24,14 +25,18 @@ from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import load_state
 from lvm.report.evaluation import evaluation_table
 from lvm.report.notes import training_note
+from lvm.report.tables import HITS
 from lvm.report.training import training_figure
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
-from lvm.tracking.page import figure_tags
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.logged_models import read_initial
+from lvm.tracking.runs import WarningLog, publish_report
+from lvm.tracking.versions import metric_tags
 from lvm.training.averaging import AVERAGES
 from lvm.training.config import (
     DEVICES,
@@ -215,7 +220,7 @@ def body(options: TrainOptions) -> None:
         rivals = {name: validation.measure(model) for name, model in free.items()}
         told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
         print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
-        doubts = Doubts(validation.doubts())
+        warnings = WarningLog(validation.warnings())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -223,14 +228,14 @@ def body(options: TrainOptions) -> None:
             config,
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
-            on_warnings=doubts.tell,
+            on_warnings=warnings.update,
             state_path=state,
             world=world,
             initial=initial,
         )
-    finish(options, inputs, replace(result, warnings=doubts.tell(result.warnings)), rivals)
+    finish(options, inputs, replace(result, warnings=warnings.update(result.warnings)), rivals)
     if has_gate(result.model):
-        tracking.log_figure(validation.experts_figure(result.model), "experts.png")
+        tracking.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
 
 
@@ -291,13 +296,13 @@ def finish(
     facts = facts_of(name, phase, bank, windows, result.config.recipe)
     step = result.best_epoch
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
-    model_id = registered.log_predictor(result.model, facts, own.row_correction, step, reranker)
+    model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
     log_best(inputs, model_id, result, own)
     hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
-    tracking.log_figure(curve, "training.png")
-    reached = figure_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
+    tracking.log_artifact(curve, "training.png")
+    reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = registered.register(model_id, facts, reached) if options.register else None
     print(evaluation_table(report))
     for warning in result.warnings:
@@ -306,7 +311,7 @@ def finish(
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
     tracking.describe_run(training_note(report, version))
-    publish(report, options.report)
+    publish_report(report, options.report)
 
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:

@@ -1,1 +1,1 @@
-"""The lock of the test environment with the licences of its packages."""
+"""The lock of the test environment and the licences of its packages."""

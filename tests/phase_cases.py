@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.studies.phases.compared import PhaseComparison, Trained
-from lvm.studies.phases.measured import measure_phases
+from lvm.studies.phases.comparison import PhaseComparison, Trained, measure_phases
 from lvm.studies.phases.table import read_phases
 
 NUM_ANSWERS = 1200

@@ -36,10 +36,6 @@ def outcome(name: str, kind: str, hit_at_5: float, **changes: Any) -> Outcome:
         kind=kind,
         version=None,
         ctx=100,
-        refusal=None,
-        failure=None,
-        leak=None,
-        num_non_finite=0,
         latency_ms={"p50": 4.0, "p95": 8.0},
         origin="measured now",
         measured_at="2026-01-02T03:04:05+00:00",
@@ -49,7 +45,6 @@ def outcome(name: str, kind: str, hit_at_5: float, **changes: Any) -> Outcome:
         raw=figures,
         corrected={key: value * 1.2 for key, value in figures.items()},
         corrected_ci95=ci95,
-        lanes=(),
     )
     return dataclasses.replace(one, **changes)
 

@@ -100,11 +100,22 @@ def test_an_independent_computation_finds_the_same_figures(tmp_path, tiny_bank):
     assert cells[0] != cells[2]
 
 
-def test_hubness_is_measured_with_each_way_of_counting(tmp_path, tiny_bank):
-    sizes = "--ctx 20 --queries 50 --beta 0.5".split()
-    table = printed("hubness", "--bank", str(tiny_bank.path), *sizes, folder=tmp_path)
-    ways = [line.split("  ")[0] for line in table.splitlines()[3:]]
-    assert ways == ["none", "all", "not of the row itself", "not of its document"]
+def test_hubness_is_measured_by_both_definitions(tmp_path, tiny_bank):
+    words = "--ctx 20 --queries 50 --predictors copy-last,ema".split()
+    table = printed("hubness", "--bank", str(tiny_bank.path), *words, folder=tmp_path)
+    rows = [line.split("  ") for line in table.splitlines()[3:]]
+    cells = [[cell.strip() for cell in row if cell][:2] for row in rows]
+    ways = ("plain", "own documents counted", "own documents left out")
+    assert cells == [[name, way] for name in ("copy-last", "ema") for way in ways]
+
+
+def test_choices_on_samples_stand_beside_those_on_all_queries(tmp_path, tiny_bank):
+    words = ["--bank", str(tiny_bank.path), "--ctx", "20", "--queries", "60"]
+    rows = [line.split("  ") for line in printed("choices", *words, folder=tmp_path).splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows[3:]]
+    names = ["decay of ema", "beta, ema", "penalty of ridge", "beta, ridge"]
+    assert [row[0] for row in cells] == names
+    assert all(row[1] == "60" and row[-1] == "+0.00" for row in cells)
 
 
 def test_verdicts_are_set_beside_the_truth(tmp_path):

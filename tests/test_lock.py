@@ -1,4 +1,4 @@
-"""The lock of the test environment: what pyproject.toml pins, with hashes, with licences."""
+"""The lock of the test environment: the pins of pyproject.toml, with hashes and licences."""
 
 import re
 import tomllib

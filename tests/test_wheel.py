@@ -1,4 +1,4 @@
-"""The wheel: what it holds, what its commands do where there is no checkout."""
+"""The wheel: the files that it contains, its commands without a checkout."""
 
 import os
 import shutil

@@ -16,7 +16,7 @@ from lvm.bank.files import read_columns
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.concepts import Candidates, Chain, bank_pool, row_lane_names
-from lvm.chains.graphs import known_lanes, row_heads
+from lvm.chains.walks import known_lanes, row_heads
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 

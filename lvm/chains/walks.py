@@ -1,4 +1,7 @@
-"""Walks over an ontology: subtrees breadth first or depth first, cut into chains."""
+"""Walks over ontologies and weighted graphs, cut into chains.
+
+Shapes: N nodes or pool rows, E edges, n rows of one lane, k neighbours.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
 from tqdm import tqdm
 
-from lvm.chains.concepts import Candidates, Chain, Concepts, drawn_lengths, pieces
-from lvm.chains.ontologies import ontology_kind, read_ontology
+from lvm.bank.duplicates import duplicate_groups
+from lvm.bank.row_table import IntArray
+from lvm.bank.store import Bank, FloatArray
+from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, drawn_lengths, pieces
+from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 
 if TYPE_CHECKING:  # loaded by what walks
     import networkx
+
 
 WALKS = {"bfs": ("bfs",), "dfs": ("dfs",), "both": ("bfs", "dfs")}
 
@@ -126,3 +137,179 @@ def _walk(
     yield head
     for _, node in walk(graph, head, sort_neighbors=None if graph.graph["weighted"] else shuffled):
         yield node
+
+
+FLAT_ROWS = 50_000  # a larger lane is searched through inverted lists
+LISTS_PROBED = 16
+ROWS_PER_LIST = 64  # that place the lists; FAISS asks for 39 or more, takes 256 at most
+SEARCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class GraphWalk:
+    """Which nodes are walked; `lanes` are names, none for all lanes."""
+
+    lanes: tuple[str, ...] = ()
+    neighbours: int = 10
+    max_chains: int | None = None
+    seed: int = 0
+
+
+def edge_candidates(
+    path: Path, pool: Bank | None, plan: GraphWalk, rules: ChainRules
+) -> Candidates:
+    """Return the walks over a file of edges `source`, `target`, `weight`.
+
+    With a pool its nodes are row numbers there; without, names, whose texts stand in the file
+    beside it (edges.nodes.csv) or are the names themselves.
+    """
+    edges = read_edges(path, "source", "target")
+    concepts: Concepts | Pool
+    if pool is None:
+        source_E, target_E, concepts = _named_nodes(path, edges)
+        heads = _short_heads(concepts.text_N)
+    else:
+        source_E, target_E = (_row_numbers(path, edges, one, pool) for one in ("source", "target"))
+        concepts = bank_pool(pool)
+        heads = row_heads(pool)
+    num_nodes = len(concepts.lane_N)
+    # The heaviest of parallel edges counts.
+    frame = pd.DataFrame({"a": source_E, "b": target_E, "weight": edges["weight"].to_numpy()})
+    frame = frame.sort_values("weight", ascending=False, kind="stable").drop_duplicates(["a", "b"])
+    shape = (num_nodes, num_nodes)
+    graph = sparse.coo_matrix((frame["weight"], (frame["a"], frame["b"])), shape=shape).tocsr()
+    chains = weighted_walks(graph, _lane_codes(concepts.lane_N, plan.lanes), heads, plan, rules)
+    return Candidates(path.stem, chains, concepts)
+
+
+def neighbour_candidates(pool: Bank, plan: GraphWalk, rules: ChainRules) -> Candidates:
+    """Return the walks over the k-nearest-neighbour graph of a bank, lane by lane.
+
+    Its nodes are the bank's distinct rows (duplicate groups at `rules.twin`), its weights cosines.
+    """
+    concepts = bank_pool(pool)
+    lane_N = _lane_codes(concepts.lane_N, plan.lanes)
+    group_N = duplicate_groups(pool, rules.twin)
+    lane_N[group_N != np.arange(pool.num_rows)] = -1
+    parts = []
+    lanes = sorted(set(lane_N.tolist()) - {-1})
+    for lane in tqdm(lanes, desc="nearest neighbours", unit=" lanes", disable=None):
+        row_n = np.flatnonzero(lane_N == lane)
+        score_nk, found_nk = _neighbours(concepts, row_n, plan.neighbours, plan.seed)
+        from_E = np.repeat(row_n, found_nk.shape[1])
+        kept_E = (found_nk.ravel() >= 0) & (row_n[found_nk.ravel()] != from_E)
+        kept_E &= score_nk.ravel() > 0
+        ends = from_E[kept_E], row_n[found_nk.ravel()[kept_E]]
+        parts.append((score_nk.ravel()[kept_E], *ends))
+    weight_E, from_E, to_E = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    graph = sparse.csr_matrix((weight_E, (from_E, to_E)), shape=(pool.num_rows,) * 2)
+    chains = weighted_walks(graph, lane_N, row_heads(pool), plan, rules)
+    twins = int((group_N != np.arange(pool.num_rows)).sum())
+    notes = (f"{twins:,} rows are twins of earlier rows: not walked",) if twins else ()
+    return Candidates(pool.path.name, chains, concepts, notes)
+
+
+def weighted_walks(
+    graph: sparse.csr_matrix,
+    lane_N: npt.NDArray[np.int64],
+    head_N: npt.NDArray[np.object_],
+    plan: GraphWalk,
+    rules: ChainRules,
+) -> list[Chain]:
+    """Walk from each node to the heaviest neighbour of its lane that the walk has not met.
+
+    A walk ends at its length, 8 to 14 drawn by seed, or where no such neighbour is left. Nodes with
+    the lane -1 are outside. Starts come in seeded order.
+    """
+    row_E = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    order_E = np.lexsort((graph.indices, -graph.data, row_E))  # a row's edges by falling weight
+    target_E = graph.indices[order_E].tolist()
+    starts, lanes = graph.indptr.tolist(), lane_N.tolist()
+    random = generator(plan.seed, "graph walks")
+    nodes = np.flatnonzero((lane_N >= 0) & (np.diff(graph.indptr) > 0))
+    nodes = random.permutation(nodes)
+    if plan.max_chains is not None:
+        nodes = nodes[: rules.candidates_per_chain * plan.max_chains]
+    lengths = drawn_lengths(rules.min_length, rules.max_length, random)
+    chains = []
+    for node in tqdm(nodes.tolist(), desc="walk", unit=" starts", disable=None):
+        walk, met, lane = [node], {node}, lanes[node]
+        length = next(lengths)
+        while len(walk) < length:
+            edges = range(starts[walk[-1]], starts[walk[-1] + 1])
+            free = (target_E[edge] for edge in edges)
+            following = next((to for to in free if to not in met and lanes[to] == lane), None)
+            if following is None:
+                break
+            walk.append(following)
+            met.add(following)
+        chains.append(Chain(str(head_N[node]), tuple(walk)))
+    return chains
+
+
+def row_heads(bank: Bank) -> npt.NDArray[np.object_]:
+    """Sequence and row of each row of a bank, to name chains after (N,)."""
+    named_N = np.array(bank.sequences, dtype=object)[bank.sequence_N]
+    return named_N + np.array([f":{row}" for row in range(bank.num_rows)], dtype=object)
+
+
+def known_lanes(wanted: tuple[str, ...], there: list[str], where: str) -> None:
+    """Raise ValueError where a wanted lane is not among those of `where`."""
+    unknown = [lane for lane in wanted if lane not in there]
+    if unknown:
+        known = ", ".join(there) or "none at all"
+        raise ValueError(
+            f"lanes: {', '.join(unknown)} is no lane of {where}; its lanes are {known}"
+        )
+
+
+def _lane_codes(name_N: npt.NDArray[np.object_], wanted: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Code of each node's lane, rows without one being a lane of their own; -1 where not wanted."""
+    code_N, names = pd.factorize(name_N, sort=True)
+    known_lanes(wanted, [name for name in names if name], "the source")
+    chosen = np.array([not wanted or name in wanted for name in names])
+    return np.where(chosen[code_N], code_N, -1).astype(np.int64)
+
+
+def _neighbours(pool: Pool, row_n: IntArray, k: int, seed: int) -> tuple[FloatArray, IntArray]:
+    """Cosines with positions in `row_n` of the k nearest of each row, itself among the k + 1."""
+    num_rows, dim = len(row_n), pool.stored.shape[1]
+    blocks = [row_n[start : start + SEARCH_ROWS] for start in range(0, num_rows, SEARCH_ROWS)]
+    if num_rows <= FLAT_ROWS:
+        index = faiss.IndexFlatIP(dim)
+    else:
+        lists = int(4 * num_rows**0.5)
+        index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        sample = generator(seed, "inverted lists").permutation(num_rows)[: ROWS_PER_LIST * lists]
+        index.train(pool.unit(row_n[np.sort(sample)]))
+        index.nprobe = LISTS_PROBED
+    for block in blocks:
+        index.add(pool.unit(block))
+    parts = [index.search(pool.unit(block), min(k + 1, num_rows)) for block in blocks]
+    return np.concatenate([score for score, _ in parts]), np.concatenate([at for _, at in parts])
+
+
+def _named_nodes(path: Path, edges: pd.DataFrame) -> tuple[IntArray, IntArray, Concepts]:
+    ends = pd.concat([edges["source"], edges["target"]])
+    code_N, names = pd.factorize(ends)
+    known = read_concepts(path)
+    found = [known.get(name, ("", "")) for name in names]
+    texts = [text or str(name) for (text, _), name in zip(found, names, strict=True)]
+    lane_N = np.array([lane for _, lane in found], dtype=object)
+    return code_N[: len(edges)], code_N[len(edges) :], Concepts(texts, lane_N)
+
+
+def _short_heads(texts: list[str]) -> npt.NDArray[np.object_]:
+    return np.array([text.partition(":")[0][:40].strip() or "walk" for text in texts], dtype=object)
+
+
+def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> IntArray:
+    number_E = pd.to_numeric(edges[column], errors="coerce").to_numpy(dtype=np.float64)
+    wrong_E = ~((number_E >= 0) & (number_E < pool.num_rows) & (number_E % 1 == 0))
+    if wrong_E.any():
+        edge = int(wrong_E.argmax())
+        raise ValueError(
+            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is no row of pool "
+            f"{pool.path}; give row numbers from 0 to {pool.num_rows - 1}"
+        )
+    return number_E.astype(np.int64)

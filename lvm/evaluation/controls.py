@@ -1,7 +1,7 @@
-"""Controls of an evaluation: what a predictor owes to the length, to the order of its context.
+"""Controls of an evaluation: how much a predictor gains from the length and order of its context.
 
-Truncated contexts on the same queries say whether context pays; nothing else here does, least of
-all two models trained at two lengths. Shapes: Q queries, N bank rows, D vector dim.
+Only shortened contexts on the same queries show whether context pays. Two models trained at two
+lengths do not, nor do the other controls. Shapes: Q queries, N bank rows, D vector dim.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, FloatArray
 from lvm.evaluation.free_predictors import fit_ridge
 from lvm.evaluation.intervals import LEVEL, document_interval, holm, paired_difference
 from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.prediction.predict import predict_queries, predict_shuffled
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import rank_together
 from lvm.system.atomic import jsonable
 from lvm.windows.planning import SPLITS, Windows, runs
 from lvm.windows.queries import Queries, make_queries
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000
-MAX_SHUFFLED_ROWS = 512_000  # no two shuffled contexts share a pass: about 500 queries at ctx 1000
+MAX_REVERSED = 1000
+MAX_SHUFFLED_ROWS = 200_000  # shuffled contexts share no pass: 200 queries at ctx 1000
 RIDGE_ROWS = 256  # on either side of a target; older rows weigh less than 1e-11 in the ridge
 
-Ranks = NDArray[np.float64]
+RankArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,22 @@ class Questions:
     def head(self, num_queries: int) -> "Questions":
         return replace(self, queries=self.queries.head(num_queries))
 
-    def ranks(self, prediction_QD: NDArray[np.float32]) -> Ranks:
-        """Return the plain filtered ranks; the rows of these queries' contexts are removed."""
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, self.queries, self.bank, groups)[0].rank_Q
+    def ranks(self, *predictions: FloatArray) -> list[RankArray]:
+        """Return the plain filtered ranks (Q,) of predictions (Q, D), in one pass of the bank.
 
-    def figures(self, rank_Q: Ranks) -> dict[str, Any]:
+        The rows of these queries' contexts are removed, whatever the predictor has read.
+        """
+        answers = [(prediction_QD, (None,)) for prediction_QD in predictions]
+        groups = self.windows.representative_N
+        ranked = rank_together(answers, self.queries, self.bank, groups)
+        return [ranks.rank_Q for (ranks,) in ranked]
+
+    def figures(self, rank_Q: RankArray) -> dict[str, Any]:
         """Return the figures with their intervals by document."""
         interval = document_interval(rank_Q, self.document_Q, self.windows.seed)
         return {**figures(rank_Q), "ci95": interval}
 
-    def differences(self, rank_Q: Ranks, other_Q: Ranks) -> dict[str, Any]:
+    def differences(self, rank_Q: RankArray, other_Q: RankArray) -> dict[str, Any]:
         """Return the paired differences rank - other of Hit@5, MRR@10."""
         pairs = {
             "hit_at_5_difference": (hit_at(rank_Q, 5), hit_at(other_Q, 5)),
@@ -72,13 +78,19 @@ class Questions:
 
 
 def run_controls(
-    model: nn.Module, bank: Bank, windows: Windows, queries: Queries, rank_Q: Ranks
+    model: nn.Module,
+    bank: Bank,
+    windows: Windows,
+    queries: Queries,
+    rank_Q: RankArray,
+    ridge: bool = True,
 ) -> dict[str, Any]:
     """Return the report of all controls on the first MAX_QUERIES of `queries`, as JSON values.
 
     `rank_Q` holds the plain filtered ranks of the predictor with its full context. Keys: queries,
     documents, ctx, `context` (one entry a length, the full one last), `shuffled`, `reversed_ridge`
-    (None where no target has rows on both sides).
+    (None without `ridge`, or where no target has rows on both sides). The last two are asked of
+    fewer queries; their entries say how many.
     """
     asked = Questions(bank, windows, queries).head(MAX_QUERIES)
     full_Q = rank_Q[: len(asked.queries)]
@@ -87,23 +99,24 @@ def run_controls(
         "ctx": queries.ctx,
         "context": truncated(model, asked, full_Q),
         "shuffled": shuffled(model, asked, full_Q),
-        "reversed_ridge": reversed_ridge(asked),
+        "reversed_ridge": reversed_ridge(asked.head(MAX_REVERSED)) if ridge else None,
     }
     return dict(jsonable(report))
 
 
-def truncated(model: nn.Module, asked: Questions, full_Q: Ranks) -> list[dict[str, Any]]:
-    """Ask with the last 1, 5, 20, ... rows alone, below the full context.
+def truncated(model: nn.Module, asked: Questions, full_Q: RankArray) -> list[dict[str, Any]]:
+    """Ask with only the last 1, 5, 20, ... rows, for each length below the full context.
 
-    The predictions come from `predict_queries`, so that a context of L rows is read with its last
-    0.8 L rows or more, exactly L up to 5. Targets, candidates, removed rows stay those of the full
-    context. Differences are short - full, `p_holm` is that of Hit@5 over all lengths.
+    `predict_queries` reads of a context of L rows the last 0.8 L or more, exactly L up to 5.
+    Targets, candidates and removed rows are those of the full context. Differences are short -
+    full, `p_holm` is that of Hit@5 over all lengths.
     """
     ctx = asked.queries.ctx
+    lengths = [length for length in CONTEXTS if length < ctx]
+    shortened = [asked.queries.with_ctx(length) for length in lengths]
+    predictions = [predict_queries(model, asked.bank, short, progress=True) for short in shortened]
     entries = []
-    for length in (length for length in CONTEXTS if length < ctx):
-        short = asked.queries.with_ctx(length)
-        rank_Q = asked.ranks(predict_queries(model, asked.bank, short, progress=True))
+    for length, rank_Q in zip(lengths, asked.ranks(*predictions), strict=True):
         entry = {"ctx": length, **asked.figures(rank_Q), **asked.differences(rank_Q, full_Q)}
         entries.append(entry)
     p_values = holm([entry["hit_at_5_difference"]["p_value"] for entry in entries])
@@ -122,17 +135,17 @@ def longest_beaten(controls: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return beaten
 
 
-def shuffled(model: nn.Module, asked: Questions, full_Q: Ranks) -> dict[str, Any]:
-    """Ask with the rows permuted, the last one kept in its place; differences shuffled - ordered.
+def shuffled(model: nn.Module, asked: Questions, full_Q: RankArray) -> dict[str, Any]:
+    """Ask with all rows but the last permuted; differences are shuffled - ordered.
 
-    As many queries as have MAX_SHUFFLED_ROWS rows of context together.
+    The first queries are asked whose contexts have MAX_SHUFFLED_ROWS rows together.
     """
     num_rows = np.cumsum(asked.queries.target_row_Q - asked.queries.first_row_Q)
     num_queries = max(1, int(np.searchsorted(num_rows, MAX_SHUFFLED_ROWS, side="right")))
     part = asked.head(num_queries)
     ordered_Q = full_Q[:num_queries]
     prediction_QD = predict_shuffled(model, part.bank, part.queries, part.windows.seed)
-    rank_Q = part.ranks(prediction_QD)
+    (rank_Q,) = part.ranks(prediction_QD)
     return {
         **part.size(),
         **part.figures(rank_Q),
@@ -142,11 +155,11 @@ def shuffled(model: nn.Module, asked: Questions, full_Q: Ranks) -> dict[str, Any
 
 
 def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
-    """Compare a ridge with one that was fitted backwards, asked for the row before its context.
+    """Compare a ridge with one fitted on the reversed bank; differences are forward - backward.
 
-    Both are asked for the same rows, from equally many rows before or after each, RIDGE_ROWS at
-    most. The rows after it end with the target's split. Differences are forward - backward; a text
-    that is as predictable in either direction has none.
+    Both predict the same rows, from equally many rows (at most RIDGE_ROWS) before or after them.
+    The rows after a target end with its split. A text that is as predictable in either direction
+    has no difference.
     """
     bank, queries = asked.bank, asked.queries
     end_N = _split_end_N(bank, asked.windows)
@@ -167,7 +180,11 @@ def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
         *mirrored(bank, asked.windows),
         make_queries(number_Q, mirror_Q, mirror_Q - num_rows_Q, RIDGE_ROWS),
     )
-    forward_Q, backward_Q = (_ridge_ranks(one) for one in (forward, backward))
+    ranked = []
+    for one in (forward, backward):
+        ridge = fit_ridge(one.bank, one.windows, one.windows.seed)
+        ranked += one.ranks(predict_queries(ridge, one.bank, one.queries, progress=True))
+    forward_Q, backward_Q = ranked
     return {
         **forward.size(),
         "forward": forward.figures(forward_Q),
@@ -179,8 +196,8 @@ def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
 def mirrored(bank: Bank, windows: Windows) -> tuple[Bank, Windows]:
     """Return the bank read from its last row to its first, with the plan for fits on it.
 
-    Row i becomes row N - 1 - i. The plan has split, duplicate groups, val queries; the contexts of
-    these end with their split.
+    Row i becomes row N - 1 - i. The plan has the split, the duplicate groups and the val queries,
+    whose contexts end with their split.
     """
     last_row = bank.num_rows - 1
     backward = replace(
@@ -205,11 +222,6 @@ def mirrored(bank: Bank, windows: Windows) -> tuple[Bank, Windows]:
         sha256=f"mirrored {windows.sha256}",
     )
     return backward, plan
-
-
-def _ridge_ranks(asked: Questions) -> Ranks:
-    ridge = fit_ridge(asked.bank, asked.windows, asked.windows.seed)
-    return asked.ranks(predict_queries(ridge, asked.bank, asked.queries, progress=True))
 
 
 def _split_end_N(bank: Bank, windows: Windows) -> NDArray[np.int64]:

@@ -1,9 +1,10 @@
-"""Evaluation of predictors on one set of frozen queries.
+"""Evaluation of predictors on one set of frozen queries: figures, intervals, per-query tables.
 
 Shapes: Q queries, N bank rows, D vector dim, T time.
 """
 
 import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, FloatArray
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.intervals import document_interval, paired_difference
 from lvm.evaluation.lane_diagnosis import lane_figures
@@ -27,7 +28,7 @@ from lvm.evaluation.metrics import (
     pool_hit_at,
 )
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import Ranks, exact_ranks
+from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import top_rows
@@ -44,76 +45,15 @@ SEARCH_QUERIES = 5
 class Evaluation:
     """One predictor on one set of queries.
 
-    `predictions` (Q, D) float32 unit; `per_query` one line a query in the same order, with columns
-    query, target_row, sequence, document, lane, rank, rank_raw, rank_corrected, rank_corrected_raw,
-    top_row; `row_correction` (N, 2) float32; `report` the figures of this predictor.
+    `predictions` (Q, D) float32 unit; `per_query` has a line a query in the same order, with the
+    columns of `ranks_table`; `row_correction` (N, 2) float32; `report` the figures.
     """
 
     name: str
-    predictions: NDArray[np.float32]
+    predictions: FloatArray
     per_query: pd.DataFrame
-    row_correction: NDArray[np.float32]
+    row_correction: FloatArray
     report: dict[str, Any]
-
-
-def evaluate_predictor(
-    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
-) -> Evaluation:
-    """Return the figures of `evaluate_rival` with pools, lanes, the ceiling, the search's time.
-
-    All figures are fractions between 0 and 1, ranks and milliseconds aside.
-    """
-    found = evaluate_rival(name, model, bank, windows, queries, seed)
-    prediction_QD, ranks = found.predictions, found.per_query
-    rank_raw_Q = ranks["rank_raw"].to_numpy()
-    num_candidates = len(np.unique(windows.representative_N))
-    report = found.report | {
-        "pools": _pools(rank_raw_Q, num_candidates),
-        "oracle": _oracle(bank, windows, queries, found.row_correction),
-        "lanes": lane_report(ranks, bank, seed),
-        "copy_ratio": copy_ratio(
-            prediction_QD, bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
-        ),
-        "contrastive_accuracy": contrastive_accuracy(rank_raw_Q, num_candidates),
-        "latency_ms": found.report["latency_ms"] | _search_latency(found, bank),
-    }
-    return replace(found, report=jsonable(report))
-
-
-def evaluate_rival(
-    name: str, model: nn.Module, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
-) -> Evaluation:
-    """Predict, rank plain and hubness-corrected in one pass: what a rival is shown with.
-
-    The plain filtered ranks are the figure of record; intervals are over documents.
-    """
-    prediction_QD = predict_queries(model, bank, queries, progress=True)
-    hubness = fit_hubness(model, bank, windows, seed)
-    plain, corrected = exact_ranks(
-        prediction_QD,
-        queries,
-        bank,
-        windows.representative_N,
-        (None, hubness.row_correction),
-        progress=True,
-    )
-    per_query = ranks_table(queries, bank, plain, corrected)
-    document_Q = bank.document_N[queries.target_row_Q]
-    report = {
-        "queries": len(queries),
-        "documents": len(np.unique(document_Q)),
-        **figures(plain.rank_Q),
-        "ci95": document_interval(plain.rank_Q, document_Q, seed),
-        "raw": figures(plain.rank_raw_Q),
-        "corrected": {
-            **figures(corrected.rank_Q),
-            "ci95": document_interval(corrected.rank_Q, document_Q, seed),
-            "raw": figures(corrected.rank_raw_Q),
-        },
-        "hubness_beta": hubness.beta,
-        "latency_ms": measure_latency(model, bank, queries),
-    }
-    return Evaluation(name, prediction_QD, per_query, hubness.row_correction, jsonable(report))
 
 
 def evaluate(
@@ -124,12 +64,14 @@ def evaluate(
     split: str = "test",
     max_queries: int | None = None,
     baselines: bool = True,
+    counts_own: bool = False,
 ) -> tuple[dict[str, Any], list[Evaluation]]:
-    """Evaluate a predictor with the free ones beside it, on the first queries of a split.
+    """Evaluate a predictor on the first queries of a split, with the free ones if `baselines`.
 
-    Returns the report (JSON scalars, lists, dicts; what is not finite is None) with the
-    evaluations, the predictor's own first. `max_queries` None means MAX_QUERIES. Raises ValueError
-    for a split without queries.
+    Returns the report (JSON scalars, lists, dicts; None where not finite) and the evaluations,
+    the predictor's own first. Figures are fractions from 0 to 1, except ranks and milliseconds.
+    `max_queries` None means MAX_QUERIES. With `counts_own` the predictor's hubness correction is
+    fitted by the older definition, see `fit_hubness`. Raises ValueError for another split.
     """
     if split not in SPLITS[1:]:
         raise ValueError(f"split: {split!r} has no queries; choose one of {', '.join(SPLITS[1:])}")
@@ -137,12 +79,13 @@ def evaluate(
         raise ValueError(f"max_queries: {max_queries}; at least 1 query is needed")
     queries = windows.queries[split].head(MAX_QUERIES if max_queries is None else max_queries)
     seed = windows.seed
-    own = evaluate_predictor(name, model, bank, windows, queries, seed)
-    evaluations = [own]
+    models = {name: model}
     if baselines:
         others = tuple(other for other in FREE if other != name)
-        for other, predictor in fit_free_predictors(bank, windows, others, seed).items():
-            evaluations.append(evaluate_rival(other, predictor, bank, windows, queries, seed))
+        models |= fit_free_predictors(bank, windows, others, seed)
+    old = (name,) if counts_own else ()
+    own, *rivals = evaluate_together(models, bank, windows, queries, seed, old)
+    own = replace(own, report=own.report | jsonable(_details(own, bank, windows, queries)))
     keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
     report = {
         "model": name,
@@ -155,10 +98,76 @@ def evaluate(
         "bank_rows": bank.num_rows,
         "candidates": len(np.unique(windows.representative_N)),
         **own.report,
-        "baselines": {e.name: {key: e.report[key] for key in keys} for e in evaluations[1:]},
-        "best_baseline": _best_baseline(evaluations, bank, queries, seed),
+        "hubness_counts_own": counts_own,
+        "baselines": {e.name: {key: e.report[key] for key in keys} for e in rivals},
+        "best_baseline": _best_baseline(own, rivals, bank, queries, seed),
     }
-    return report, evaluations
+    return report, [own, *rivals]
+
+
+def evaluate_together(
+    models: Mapping[str, nn.Module],
+    bank: Bank,
+    windows: Windows,
+    queries: Queries,
+    seed: int = 0,
+    counting_own: Collection[str] = (),
+) -> list[Evaluation]:
+    """Predict with each model; rank all of them, plain and corrected, in one pass of the bank.
+
+    The plain filtered ranks are the figure of record; intervals are over documents. The hubness
+    corrections of the models named in `counting_own` have the older definition.
+    """
+    answers, fitted = [], []
+    for name, model in models.items():
+        prediction_QD = predict_queries(model, bank, queries, progress=True)
+        fitted.append(fit_hubness(model, bank, windows, seed, name not in counting_own))
+        answers.append((prediction_QD, (None, fitted[-1].row_correction)))
+    ranked = rank_together(answers, queries, bank, windows.representative_N, progress=True)
+    document_Q = bank.document_N[queries.target_row_Q]
+    evaluations = []
+    for (name, model), (prediction_QD, _), hubness, (plain, corrected) in zip(
+        models.items(), answers, fitted, ranked, strict=True
+    ):
+        report = {
+            "queries": len(queries),
+            "documents": len(np.unique(document_Q)),
+            **figures(plain.rank_Q),
+            "ci95": document_interval(plain.rank_Q, document_Q, seed),
+            "raw": figures(plain.rank_raw_Q),
+            "corrected": {
+                **figures(corrected.rank_Q),
+                "ci95": document_interval(corrected.rank_Q, document_Q, seed),
+                "raw": figures(corrected.rank_raw_Q),
+            },
+            "hubness_beta": hubness.beta,
+            "latency_ms": measure_latency(model, bank, queries),
+        }
+        table = ranks_table(queries, bank, plain, corrected)
+        one = Evaluation(name, prediction_QD, table, hubness.row_correction, jsonable(report))
+        evaluations.append(one)
+    return evaluations
+
+
+def long_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """Return the per-query tables of all predictors below each other, named by `predictor`."""
+    tables = [one.per_query.assign(predictor=one.name) for one in evaluations]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _details(own: Evaluation, bank: Bank, windows: Windows, queries: Queries) -> dict[str, Any]:
+    """Return pools, lanes, the ceiling and the time of exhaustive searches."""
+    rank_raw_Q = own.per_query["rank_raw"].to_numpy()
+    num_candidates = len(np.unique(windows.representative_N))
+    last_QD, truth_QD = bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
+    return {
+        "pools": _pools(rank_raw_Q, num_candidates),
+        "oracle": _oracle(bank, windows, queries, own.row_correction),
+        "lanes": lane_report(own.per_query, bank, windows.seed),
+        "copy_ratio": copy_ratio(own.predictions, last_QD, truth_QD),
+        "contrastive_accuracy": contrastive_accuracy(rank_raw_Q, num_candidates),
+        "latency_ms": own.report["latency_ms"] | _search_latency(own, bank),
+    }
 
 
 def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
@@ -171,9 +180,9 @@ def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[s
 
 
 def _oracle(
-    bank: Bank, windows: Windows, queries: Queries, row_correction: NDArray[np.float32]
+    bank: Bank, windows: Windows, queries: Queries, row_correction: FloatArray
 ) -> dict[str, Any]:
-    """Search with the truth itself: what no predictor can exceed in this bank."""
+    """Return the figures of a search with the truth itself, the ceiling of any predictor."""
     asked = queries.head(ORACLE_QUERIES)
     truth_QD = bank.unit(asked.target_row_Q)
     ranks = exact_ranks(truth_QD, asked, bank, windows.representative_N, (None, row_correction))
@@ -184,7 +193,7 @@ def _oracle(
 def lane_report(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
     """Return the figures of each lane that has queries; nothing for a bank without lanes.
 
-    Lanes are those of `bank`, whatever the table calls them.
+    The lanes are those of `bank`, not the column of the table.
     """
     if bank.lane_N is None:
         return {}
@@ -215,13 +224,12 @@ def _search_latency(found: Evaluation, bank: Bank) -> dict[str, float]:
 
 
 def _best_baseline(
-    evaluations: list[Evaluation], bank: Bank, queries: Queries, seed: int
+    own: Evaluation, rivals: Sequence[Evaluation], bank: Bank, queries: Queries, seed: int
 ) -> dict[str, Any] | None:
     """Compare the predictor with the best free one by plain Hit@5, paired by query."""
-    own, others = evaluations[0], evaluations[1:]
-    if not others:
+    if not rivals:
         return None
-    best = max(others, key=lambda e: e.report["hit_at_5"])
+    best = max(rivals, key=lambda e: e.report["hit_at_5"])
     own_Q, best_Q = (hit_at(e.per_query["rank"].to_numpy(), 5) for e in (own, best))
     document_Q = bank.document_N[queries.target_row_Q]
     difference = paired_difference(own_Q, best_Q, document_Q, seed)
@@ -229,9 +237,9 @@ def _best_baseline(
 
 
 def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:
-    """Name the target of each query: query, target_row, sequence, document, lane.
+    """Return a line a query with the columns query, target_row, sequence, document, lane.
 
-    `lane` is UNASSIGNED_LANE where the row, or the whole bank, has none.
+    `lane` is UNASSIGNED_LANE where the row or the whole bank has none.
     """
     target_row_Q = queries.target_row_Q
     lane_Q = np.full(len(queries), UNASSIGNED_LANE, dtype=object)

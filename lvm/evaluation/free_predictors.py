@@ -1,6 +1,7 @@
-"""Free predictors fitted on train rows.
+"""Free predictors: fitted on train rows, their settings chosen by val Hit@5.
 
-Shapes: D vector dim, F = 4 D ridge features, T time. Choices (decay, alpha) are made by val Hit@5.
+A new one is a class in `lvm.models.baselines`, a name in `lvm.models.table` and a fit function in
+FITS. Shapes: D vector dim, F = 4 D ridge features, T time, M stored rows.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from lvm.models.baselines import (
 from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import exact_ranks, selection_score
+from lvm.retrieval.exact import rank_together, selection_score
 from lvm.system.seeding import generator
 from lvm.windows.planning import SPLITS, TRAIN, Windows, runs
 
@@ -48,27 +49,19 @@ HISTORY = 256  # rows before a segment: 0.9^256 of the slowest average is below 
 def fit_free_predictors(
     bank: Bank, windows: Windows, names: Sequence[str] = FREE, seed: int = 0
 ) -> dict[str, nn.Module]:
-    """Return the free predictors called `names`, fitted on train rows, chosen by val Hit@5."""
-    fitters: dict[str, Callable[[], nn.Module]] = {
-        "copy-last": lambda: CopyLast(bank.dim),
-        "ema": lambda: MovingAverage(bank.dim, tuned_decay(bank, windows)),
-        "context-mean": lambda: ContextMean(bank.dim),
-        "ridge": lambda: fit_ridge(bank, windows, seed),
-        "nn-successor": lambda: fit_nearest_successor(bank, windows, seed),
-        "context-ridge": lambda: tuned_context_ridge(bank, windows),
-    }
-    unknown = [name for name in names if name not in fitters]
+    """Return the free predictors called `names`; raises ValueError for an unknown name."""
+    unknown = [name for name in names if name not in FITS]
     if unknown:
         raise ValueError(f"predictor: {unknown[0]!r} is unknown; choose from {', '.join(FREE)}")
-    return {name: fitters[name]().eval() for name in names}
+    return {name: FITS[name](bank, windows, seed).eval() for name in names}
 
 
 def tuned_decay(bank: Bank, windows: Windows) -> float:
     """Return the decay of the moving average with the best val Hit@5."""
 
     def fit() -> Fit:
-        models = [MovingAverage(bank.dim, decay) for decay in DECAYS]
-        return Fit(values={"decay": DECAYS[_best_on_val(models, bank, windows)]})
+        best = _best_on_val(decay_models(bank), bank, windows)
+        return Fit(values={"decay": DECAYS[best]})
 
     return float(cached_fit(windows, "ema", {}, fit).values["decay"])
 
@@ -111,18 +104,19 @@ class _Reads(nn.Module):
         return self.ridge.read(context_BTD)
 
 
+def decay_models(bank: Bank) -> list[MovingAverage]:
+    """Return the moving averages that `tuned_decay` chooses from."""
+    return [MovingAverage(bank.dim, decay) for decay in DECAYS]
+
+
 def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
     """Return the ridge regression of train rows on `ridge_features` of the train rows before them.
 
-    Normal equations summed over segments, so that memory does not grow with the bank; at most
-    MAX_RIDGE_ROWS positions, drawn by segments; the penalty with the best val Hit@5.
+    The penalty has the best val Hit@5.
     """
 
     def fit() -> Fit:
-        moments = _Moments(bank.dim)
-        for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
-            moments.add(feature_TF, target_TD)
-        models = [moments.solve(penalty) for penalty in PENALTIES]
+        models = ridge_models(bank, windows, seed)
         best = models[_best_on_val(models, bank, windows)]
         return Fit(dict(best.state_dict()), {"alpha": best.config["alpha"]})
 
@@ -132,12 +126,24 @@ def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
     return model
 
 
+def ridge_models(bank: Bank, windows: Windows, seed: int = 0) -> list[Ridge]:
+    """Return the ridge regressions that `fit_ridge` chooses from, one a penalty.
+
+    The normal equations are summed over segments, so that memory does not grow with the bank, up to
+    MAX_RIDGE_ROWS positions of segments drawn by seed.
+    """
+    moments = _Moments(bank.dim)
+    for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
+        moments.add(feature_TF, target_TD)
+    return [moments.solve(penalty) for penalty in PENALTIES]
+
+
 def fit_nearest_successor(bank: Bank, windows: Windows, seed: int = 0) -> NearestSuccessor:
     """Return the predictor that stores train rows, at most MAX_STORED_ROWS.
 
     Where there are more, segments of STORED_SEGMENT consecutive rows of one sequence are drawn, so
-    that all but their last rows have their successor stored. Nothing is chosen on val. It is not
-    kept with the fits: copying rows takes no longer than reading the copy.
+    that the successor of every row but their last is stored. Nothing is chosen on val. The fit is
+    not cached: copying the rows takes no longer than reading a copy.
     """
     segments = _train_segments(bank, windows, STORED_SEGMENT)
     order = generator(seed, "stored segments").permutation(len(segments))
@@ -221,11 +227,23 @@ class _Moments:
 
 
 def _best_on_val(models: Sequence[nn.Module], bank: Bank, windows: Windows) -> int:
-    """Return the place of the model with the best val Hit@5, then MRR@10, then the first."""
+    """Return the place of the model with the best val Hit@5, then MRR@10, then the first.
+
+    The frozen order of the val queries is random: its first MAX_TUNING_QUERIES are a sample, on
+    which the choice is the one that all queries give (benchmarks/choices.py).
+    """
     queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
-    scores = []
-    for model in models:
-        prediction_QD = predict_queries(model, bank, queries)
-        ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0]
-        scores.append(selection_score(ranks.rank_Q))
+    answers = [(predict_queries(model, bank, queries), (None,)) for model in models]
+    ranked = rank_together(answers, queries, bank, windows.representative_N)
+    scores = [selection_score(ranks.rank_Q) for (ranks,) in ranked]
     return max(range(len(models)), key=lambda place: (scores[place], -place))
+
+
+FITS: dict[str, Callable[[Bank, Windows, int], nn.Module]] = {
+    "copy-last": lambda bank, windows, seed: CopyLast(bank.dim),
+    "ema": lambda bank, windows, seed: MovingAverage(bank.dim, tuned_decay(bank, windows)),
+    "context-mean": lambda bank, windows, seed: ContextMean(bank.dim),
+    "ridge": fit_ridge,
+    "nn-successor": fit_nearest_successor,
+    "context-ridge": lambda bank, windows, seed: tuned_context_ridge(bank, windows),
+}

@@ -1,9 +1,11 @@
-"""Time of single queries whose whole context is read anew.
+"""Latency of a predictor: cold contexts, warm streams, searches of the serving index.
 
 Shapes: Q queries, T time, D vector dim.
 """
 
 import time
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -11,22 +13,23 @@ from torch import nn
 from lvm.bank.store import Bank, FloatArray
 from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import open_stream
-from lvm.retrieval.index import ServingIndex
+from lvm.retrieval.index import DEPTH, ServingIndex, agreement
+from lvm.retrieval.search import IntArray, top_rows
 from lvm.windows.queries import Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0
 MEASURED_ROWS = 200
-PASSAGES = 10
+SEARCHED = 500  # predictions whose index search is compared with exact search
 
 
 def measure_latency(
     model: nn.Module, bank: Bank, queries: Queries, num_queries: int = MEASURED_QUERIES
 ) -> dict[str, float]:
-    """Time the model alone on one whole context at a time; return its p50, p95 in milliseconds.
+    """Return p50, p95 in milliseconds of the model on one whole context at a time.
 
-    The vectors are read before the clock starts; one query warms up. A slow model is asked fewer
-    queries, so that it takes MAX_SECONDS.
+    The vectors are read before the clock starts; one query warms up. A slow model answers fewer
+    queries, until MAX_SECONDS have passed.
     """
     chosen = queries.head(num_queries)
     times: list[float] = []
@@ -45,6 +48,29 @@ def measure_latency(
     return {"p50": float(p50), "p95": float(p95)}
 
 
+def measure_serving(
+    index: ServingIndex,
+    model: nn.Module,
+    ctx: int,
+    prediction_QD: FloatArray,
+    representative_N: IntArray,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the index's facts with its agreement on the first SEARCHED predictions, and its times.
+
+    Agreement is the mean share of the ten best passages of exact search that the index finds.
+    """
+    depth = min(DEPTH, index.facts.num_passages)
+    asked_QD = prediction_QD[:SEARCHED]
+    exact_Qk, _ = top_rows(
+        asked_QD, index.bank, depth, index.pair_N2, representative_N=representative_N
+    )
+    found_Qk, _ = index.search(asked_QD, depth)
+    facts = asdict(index.facts) | {"description": str(index.facts), "queries": len(asked_QD)}
+    facts |= {"agreement": float(agreement(found_Qk, exact_Qk).mean())}
+    times = measure_search(index, asked_QD)
+    return facts, times | measure_warm_latency(model, index.bank, ctx, index)
+
+
 def measure_warm_latency(
     model: nn.Module,
     bank: Bank,
@@ -52,16 +78,16 @@ def measure_warm_latency(
     index: ServingIndex,
     num_rows: int = MEASURED_ROWS,
 ) -> dict[str, float]:
-    """Time answers after each of `num_rows` new vectors; return quantiles in milliseconds.
+    """Return warm_p50, warm_p95, warm_max in milliseconds over `num_rows` answers of a stream.
 
-    An answer is one append to a stream that has read ctx rows, then a search for ten passages:
-    warm_p50, warm_p95, warm_max. The stream is bounded by ctx, so the largest includes reading
-    0.8 ctx rows again. The rows are the bank's first; its sequences do not matter to the time.
+    An answer is one append to a stream that has read ctx rows and a search for ten passages. The
+    stream is bounded by ctx, so that warm_max includes reading 0.8 ctx rows again. The rows are the
+    first of the bank, whatever their sequences.
     """
     stream = open_stream(model, ctx)
     row_T = np.arange(ctx + num_rows + 1) % bank.num_rows
     vector_TD = bank.unit(row_T)
-    k = min(PASSAGES, index.facts.num_passages)
+    k = min(DEPTH, index.facts.num_passages)
     index.search(stream.warm(vector_TD[: ctx - 1])[None], k)
     times = []
     for vector_D in vector_TD[ctx - 1 : ctx - 1 + num_rows]:
@@ -73,11 +99,11 @@ def measure_warm_latency(
 
 
 def measure_search(index: ServingIndex, prediction_QD: FloatArray) -> dict[str, float]:
-    """Time a search for ten passages, in milliseconds: one query at a time, then all at once.
+    """Return index_p50, index_p95, index_batch in milliseconds of a search for ten passages.
 
-    Returns index_p50, index_p95, index_batch (per query of the batch).
+    The quantiles are of one query at a time, index_batch is per query of all at once.
     """
-    k = min(PASSAGES, index.facts.num_passages)
+    k = min(DEPTH, index.facts.num_passages)
     index.search(prediction_QD[:1], k)
     times = []
     for prediction_1D in prediction_QD[:MEASURED_ROWS, None]:

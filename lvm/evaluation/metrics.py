@@ -55,8 +55,8 @@ def figures(rank_Q: ArrayLike) -> dict[str, float]:
 def pool_hit_at(rank_Q: ArrayLike, pool: int, num_candidates: int, k: int) -> float:
     """Return the expected Hit@k among the truth with pool - 1 others drawn from all candidates.
 
-    Of the drawn, hypergeometrically many are better than the truth; a half rank (an odd number of
-    ties) counts as the mean of its neighbours. Raises ValueError for an impossible pool.
+    The number of drawn candidates that are better than the truth is hypergeometric. A half rank (an
+    odd number of ties) is the mean of its two neighbours. Raises ValueError for an impossible pool.
     """
     checked_Q = _checked(rank_Q)
     if not 1 <= pool <= num_candidates or checked_Q.max() > num_candidates:
@@ -64,9 +64,10 @@ def pool_hit_at(rank_Q: ArrayLike, pool: int, num_candidates: int, k: int) -> fl
             f"pool: {pool} of {num_candidates} candidates with ranks up to {checked_Q.max():g}; "
             "neither a pool nor a rank can exceed the candidates"
         )
-    sides = [np.floor(checked_Q), np.ceil(checked_Q)]
-    hits = [hypergeom.cdf(k - 1, num_candidates - 1, side - 1, pool - 1) for side in sides]
-    return float(np.mean(hits))
+    sides = np.concatenate([np.floor(checked_Q), np.ceil(checked_Q)])
+    rank_R, num_R = np.unique(sides, return_counts=True)
+    hit_R = hypergeom.cdf(k - 1, num_candidates - 1, rank_R - 1, pool - 1)
+    return float(hit_R @ num_R / num_R.sum())
 
 
 def contrastive_accuracy(rank_raw_Q: ArrayLike, num_candidates: int) -> float:

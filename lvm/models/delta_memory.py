@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, pad, silu
+from torch.nn.functional import logsigmoid, silu
 
 from lvm.models.delta_rule import delta_rule, delta_step
 from lvm.models.dropout import Dropout
@@ -16,7 +16,9 @@ from lvm.models.norm import RMSNorm, unit
 from lvm.models.skip import Residual
 
 HEAD_DIM = 32
-KEYS = 64  # key features of the recall
+KEYS = 128  # key features of a head of the recall
+RECALL_HEADS = 2
+STRENGTHS = (-1.0, -4.0)  # logits: a quick head writes a quarter of what it missed, a slow one 2 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,49 +110,53 @@ class DeltaMemory(Residual):
 class Recall(nn.Module):
     """Remembers which row followed what: keys are maps of [x_i; ema_i], values the rows i + 1.
 
-    It starts as in-context regression of each row on the row before it, with a weight of zero.
+    Of its two heads one starts quick, to follow a context that changes, one slow, to hold what was
+    said long ago. Both start as in-context regression of each row on the row before it; their reads
+    start with a weight of zero.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.key = nn.Linear(2 * dim, min(dim, KEYS), bias=False)
-        self.rates = nn.Linear(hidden, 3)
+        self.key = nn.Linear(2 * dim, RECALL_HEADS * min(dim, KEYS), bias=False)
+        self.rates = nn.Linear(hidden, 3 * RECALL_HEADS)
         nn.init.zeros_(self.rates.weight)
         with torch.no_grad():
             self.key.weight[:, dim:] = 0
-            self.rates.bias.copy_(torch.tensor([-2.0, 6.0, 0.0]))
+            self.rates.bias.copy_(torch.tensor([*STRENGTHS, *(RECALL_HEADS * [9.0]), 0.0, 0.0]))
 
     def forward(
         self, context_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor
     ) -> tuple[Tensor, FastWeights]:
         """Return what is recalled at each step (B, T, D), weighed, and the last memory."""
-        key_BTK = unit(self.key(recent_BTE).float())
-        strength_BT1, keep_BT1, weight_BT1 = self._rates(state_BTH)
+        key_BTAK = self._keys(recent_BTE)
+        strength_BTA, keep_BTA, weight_BTA = self._rates(state_BTH)
+        value_BTAD = context_BTD[:, :, None].expand(-1, -1, RECALL_HEADS, -1)
         read_BTAD, matrix_BADK = delta_rule(
-            key_BTK[:, :, None],
-            _before(key_BTK)[:, :, None],
-            context_BTD[:, :, None],
-            _before(strength_BT1),
-            keep_BT1,
+            key_BTAK, _before(key_BTAK), value_BTAD, _before(strength_BTA), keep_BTA
         )
-        before = key_BTK[0, -1:].clone(), strength_BT1[0, -1].clone()
-        return weight_BT1 * read_BTAD[:, :, 0], FastWeights(matrix_BADK[0], before)
+        before = key_BTAK[0, -1].clone(), strength_BTA[0, -1].clone()
+        return (weight_BTA[..., None] * read_BTAD).sum(dim=2), FastWeights(matrix_BADK[0], before)
 
     def step(
         self, vector_D: Tensor, recent_E: Tensor, state_H: Tensor, weights: FastWeights
     ) -> Tensor:
         """Return what is recalled at one more step (D,), weighed."""
-        key_1K = unit(self.key(recent_E).float())[None]
-        strength_1, keep_1, weight_1 = self._rates(state_H)
-        read_1D, weights.matrix_AVR = delta_step(
-            key_1K, weights.before[0], vector_D[None], weights.before[1], keep_1, weights.matrix_AVR
+        key_AK = self._keys(recent_E)
+        strength_A, keep_A, weight_A = self._rates(state_H)
+        key_before_AK, strength_before_A = weights.before
+        value_AD = vector_D.expand(RECALL_HEADS, -1)
+        read_AD, weights.matrix_AVR = delta_step(
+            key_AK, key_before_AK, value_AD, strength_before_A, keep_A, weights.matrix_AVR
         )
-        weights.before = key_1K, strength_1
-        return weight_1 * read_1D[0]
+        weights.before = key_AK, strength_A
+        return weight_A @ read_AD
+
+    def _keys(self, recent_BTE: Tensor) -> Tensor:
+        return unit(self.key(recent_BTE).float().unflatten(-1, (RECALL_HEADS, -1)))
 
     def _rates(self, state_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return how strongly step t + 1 will be written, what is kept, the weight of the read."""
-        strength, keep, weight = self.rates(state_BTH).float().split(1, dim=-1)
+        strength, keep, weight = self.rates(state_BTH).float().chunk(3, dim=-1)
         return strength.sigmoid(), logsigmoid(keep), weight
 
 
@@ -233,5 +239,5 @@ class DeltaLayer(nn.Module):
 
 
 def _before(rows_BTX: Tensor) -> Tensor:
-    """Return the row before each, zeros before the first."""
-    return pad(rows_BTX, (0, 0, 1, 0))[:, :-1]
+    """Return the rows (B, T, ...) one step later, zeros first."""
+    return torch.cat([torch.zeros_like(rows_BTX[:, :1]), rows_BTX[:, :-1]], dim=1)

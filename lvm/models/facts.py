@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lvm.bank.store import Bank
-from lvm.models.fits import VERSION
-from lvm.models.table import FREE_MODELS
-from lvm.windows.planning import Windows
+if TYPE_CHECKING:  # whoever only reads facts needs neither numpy nor torch
+    from lvm.bank.store import Bank
+    from lvm.windows.planning import Windows
 
 FREE, TRAINED = "free", "trained"
 
@@ -43,8 +42,13 @@ class Facts:
             raise ValueError(f"dim, ctx: {self.dim}, {self.ctx} must be 1 or more")
 
 
-def facts_of(name: str, phase: str, bank: Bank, windows: Windows, recipe: str = "none") -> Facts:
+def facts_of(
+    name: str, phase: str, bank: "Bank", windows: "Windows", recipe: str = "none"
+) -> Facts:
     """Return the facts of the predictor `name` made from the train rows of `windows`."""
+    from lvm.models.fits import VERSION
+    from lvm.models.table import FREE_MODELS
+
     return Facts(
         model=name,
         kind=FREE if name in FREE_MODELS else TRAINED,

@@ -54,6 +54,11 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
     ]
     ceiling = percent(report["oracle"]["hit_at_5"])
     below = f"Ceiling: searching with the answer's own vector gives Hit@5 {ceiling} %."
+    if report.get("hubness_counts_own"):
+        below += (
+            f"\n{report['model']} is corrected as it was logged: the hubness of a row counts "
+            "predictions of its own document. That of the free predictors does not."
+        )
     best = report["best_baseline"]
     if best is not None:
         difference = read_difference(best["hit_at_5_difference"])
@@ -62,6 +67,16 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
             f"points, p = {p_cell(difference.p_value)}."
         )
     return f"{captioned(caption, predictors_table(rows, style), leaky)}\n\n{below}"
+
+
+def serving_lines(report: Mapping[str, Any]) -> str:
+    """Return two lines: the serving index with its agreement, and the time of an answer."""
+    index, times = report["index"], report["latency_ms"]
+    return (
+        f"Serving: {index['description']}; on these queries {index['agreement']:.3f}.\n"
+        f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
+        f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
+    )
 
 
 def _predictor_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) -> PredictorRow:

@@ -40,10 +40,8 @@ from lvm.report.tables import (
     wrapped,
 )
 from lvm.retrieval.rerank import NONE
-from lvm.studies.phases.compared import Measured, Pair, PhaseComparison, Row
-from lvm.studies.phases.old_gates import GATES, OldCheck
-from lvm.studies.phases.published import OldDifference, published_report
-from lvm.studies.phases.table import Phase
+from lvm.studies.phases.comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
+from lvm.studies.phases.table import OldDifference, Phase, published_report
 
 NOTHING = "-"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -196,11 +194,11 @@ def checks_table(checks: Sequence[OldCheck], style: str = TEXT) -> str:
     for check in checks:
         by_phase.setdefault(check.phase, {})[check.gate] = check
     lines = [
-        [phase, *(f"{words[own[gate].passed]}: {own[gate].detail}" for gate in GATES)]
+        [phase, *(f"{words[own[gate].passed]}: {own[gate].detail}" for gate in OLD_GATES)]
         for phase, own in by_phase.items()
     ]
     caption = ["The old criteria of success (lvm/phases.yaml); no promotion follows from them"]
-    return captioned(caption, table(lines, ["phase", *GATES], "llll", style), leaky=False)
+    return captioned(caption, table(lines, ["phase", *OLD_GATES], "llll", style), leaky=False)
 
 
 def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:

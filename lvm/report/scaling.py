@@ -206,35 +206,32 @@ def _gains(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def scaling_figure(
-    hit: Fitted,
-    soft: Fitted,
-    documents: Sequence[float],
-    parameters: Sequence[int],
-    widths: Sequence[int],
-    free: tuple[str, float, float],
-    verdict: str,
-) -> Figure:
+def scaling_figure(scaling: Scaling, plan: Plan, free: Free) -> Figure:
     """Draw Hit@5 above soft Hit@5 against documents, a curve a width, dotted to twice as many.
 
-    `free` is the best free predictor: its name, Hit@5, soft Hit@5.
+    The grid must have been trained.
     """
+    assert scaling.hit is not None and scaling.soft is not None
+    documents, parameters = documents_of(scaling, plan), parameters_of(scaling, plan)
+    best = max(free, key=lambda name: free[name]["hit_at_5"])
+    scores = (free[best]["hit_at_5"], free[best]["soft"])
     figure, panels = canvas(
-        f"More data or a wider model? Verdict: {verdict}",
+        f"More data or a wider model? Verdict: {scaling.verdict.name}",
         "bars: 95 % intervals (gains, being paired, have their own); dotted: twice the data; "
         "dashed: best free predictor",
         leaky=False,
         height_ratios=(1, 1),
     )
+    fits = (scaling.hit, scaling.soft)
     names = ("Hit@5, %", "soft Hit@5, %\n(decides)")
-    for axes, fitted, score, name in zip(panels, (hit, soft), free[1:], names, strict=True):
-        ends = _curves(axes, fitted, documents, parameters, widths)
+    for axes, fitted, score, name in zip(panels, fits, scores, names, strict=True):
+        ends = _curves(axes, fitted, documents, dict(zip(plan.widths, parameters, strict=True)))
         axes.axhline(100 * score, color=GREY, linestyle="--", linewidth=1.5)
         axes.set_ylabel(name)
         log_axis(axes, [*documents, 2 * documents[-1]])
         axes.set_xlim(documents[0] / 1.1, 2.2 * documents[-1])
         axes.grid(axis="y", color=LIGHT)
-        end_labels(axes, [*ends, (100 * score, free[0], GREY)], LABELS)
+        end_labels(axes, [*ends, (100 * score, best, GREY)], LABELS)
     panels[0].tick_params(axis="x", labelbottom=False)
     panels[1].set_xlabel("train documents (logarithmic)")
     return legible(figure)
@@ -244,23 +241,26 @@ def _curves(
     axes: Axes,
     fitted: Fitted,
     documents: Sequence[float],
-    parameters: Sequence[int],
-    widths: Sequence[int],
+    parameters: Mapping[int, int],
 ) -> list[tuple[float, str, str]]:
-    """Draw the curves of one score; return their ends with names and colours."""
+    """Draw the curves of one score; return their ends with names and colours.
+
+    `parameters` has the number of parameters of each width, widest last.
+    """
     most = documents[-1]
     known = np.geomspace(documents[0], most, POINTS)
     beyond = np.geomspace(most, 2 * most, POINTS // 4)
     ends = []
-    for place, (width, number) in enumerate(zip(widths, parameters, strict=True)):
-        color, z = SERIES[place % len(SERIES)], number / parameters[-1]
-        at = np.array(documents) * 1.02 ** (place - len(widths) / 2)
+    for place, (width, number) in enumerate(parameters.items()):
+        color, z = SERIES[place % len(SERIES)], number / max(parameters.values())
+        aside = 1.02 ** (place - len(parameters) / 2)
+        at = np.array(documents) * aside
         axes.plot(at, 100 * fitted.mean_FW[:, place], "o", color=color, markersize=8)
         for x, bounds in zip(at, fitted.interval_FW2[:, place], strict=True):
             axes.plot([x, x], 100 * bounds, color=color, linewidth=2, alpha=0.6)
         axes.plot(known, 100 * fitted.at(known / most, z), color=color, linewidth=2)
         axes.plot(beyond, 100 * fitted.at(beyond / most, z), ":", color=color, linewidth=2)
-        end = 2 * most * 1.02 ** (place - len(widths) / 2)
+        end = 2 * most * aside
         axes.plot([end, end], 100 * fitted.next_interval_W2[place], color=color, linewidth=4)
         ends.append((100 * float(fitted.at(2.0, z)), f"width {width}", color))
     axes.axvline(most, color=BLACK, linewidth=0.8)

@@ -44,9 +44,8 @@ from lvm.report.tables import (
     utc,
     wrapped,
 )
-from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
+from lvm.shadow.comparison import Comparison, Outcome, Reranked, ShadowResult
 from lvm.shadow.decision import Decision
-from lvm.shadow.reranked import Reranked
 
 
 def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:

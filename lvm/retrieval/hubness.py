@@ -65,18 +65,25 @@ def fit_hubness(
 
 
 def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int, omits_own: bool) -> Fit:
-    positions = train_positions(bank, windows, seed)
-    train_prediction_PD = predict_queries(on_train_rows(model), bank, positions)
-    document_P = bank.document_N[positions.target_row_Q] if omits_own else None
-    neighbours = min(NEIGHBOURS, len(positions))
-    mean_N = mean_neighbour_score(train_prediction_PD, bank, neighbours, document_P)
-    corrections = [neighbour_penalty(mean_N, beta) for beta in BETAS]
+    corrections = penalties(model, bank, windows, seed, omits_own)
     queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
     prediction_QD = predict_queries(model, bank, queries)
     ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N, corrections)
     scores = [selection_score(found.rank_Q) for found in ranks]
     best = max(range(len(BETAS)), key=lambda place: (scores[place], -place))
     return Fit({"row_correction": torch.from_numpy(corrections[best])}, {"beta": BETAS[best]})
+
+
+def penalties(
+    model: nn.Module, bank: Bank, windows: Windows, seed: int = 0, omits_own: bool = True
+) -> list[FloatArray]:
+    """Return the row corrections (N, 2) that `fit_hubness` chooses from, one a beta."""
+    positions = train_positions(bank, windows, seed)
+    train_prediction_PD = predict_queries(on_train_rows(model), bank, positions)
+    document_P = bank.document_N[positions.target_row_Q] if omits_own else None
+    neighbours = min(NEIGHBOURS, len(positions))
+    mean_N = mean_neighbour_score(train_prediction_PD, bank, neighbours, document_P)
+    return [neighbour_penalty(mean_N, beta) for beta in BETAS]
 
 
 def train_positions(bank: Bank, windows: Windows, seed: int) -> Queries:

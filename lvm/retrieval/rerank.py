@@ -21,7 +21,8 @@ from lvm.bank.store import Bank
 from lvm.models.fits import Fit, cached_fit, model_digest
 from lvm.models.weights import load_state, save_state
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import SCORE_TIE, Competition, exact_ranks, selection_score
+from lvm.retrieval.counting import SCORE_TIE, Competition
+from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.lanes import (
     LaneClassifier,

@@ -1,4 +1,4 @@
-"""The passages that answer predicted vectors: rows of the context left out, ordered, described.
+"""Passages for predicted vectors: retrieved, without those of the context, ordered, described.
 
 Shapes: B batch, T time, D vector dim, K passages, C candidates.
 """
@@ -33,10 +33,10 @@ SPARE = 32  # candidates beyond those asked for, of which the context may hold s
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for: `k` passages, 0 for none, in the order `rerank`.
+    """A request for `k` passages (0: none) in the order `rerank`.
 
-    Passages that the context holds are left out unless `keep_context`. Raises ValueError where that
-    cannot be.
+    Passages equal to a row of the context are omitted unless `keep_context`. Raises ValueError for
+    an impossible request.
     """
 
     k: int
@@ -52,9 +52,9 @@ class Wanted:
             raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
 
     def check_batch(self, num_contexts: int) -> None:
-        """Raise ValueError where so many contexts would be answered with too many passages.
+        """Raise ValueError if so many contexts would return too many passages.
 
-        A re-ranking holds its whole shortlist, however few of it are asked for.
+        Re-ranking holds its whole shortlist in memory, even for a small k.
         """
         held = max(self.k, SIZE) if self.rerank == LANE else self.k
         if held * num_contexts > MAX_IN_ALL:
@@ -66,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Retriever:
-    """An index with what orders its answers anew; `ctx` is that of the model."""
+    """An index with the optional re-ranker of its results; `ctx` is the model's."""
 
     index: ServingIndex
     ctx: int
@@ -91,9 +91,9 @@ class Retriever:
         return _ordered(listed[0], self._lane_scores(unit_BTD, *listed), wanted.k)
 
     def describe(self, row_K: IntArray, score_K: FloatArray) -> list[dict[str, Any]]:
-        """Return what one context is answered: score, row, lane, sequence, document, text.
+        """Return the passages of one context: score, row, lane, sequence, document, text.
 
-        Lane or text is None where the bank has none; rows -1 are left out.
+        Lane or text is None if the bank has none; rows -1 are omitted.
         """
         bank, texts = self.index.bank, self._texts
         is_found_K = row_K >= 0
@@ -116,7 +116,7 @@ class Retriever:
     def _candidates(
         self, unit_BTD: FloatArray, vector_BD: FloatArray, size: int, keep_context: bool
     ) -> tuple[IntArray, FloatArray]:
-        """Return the `size` best passages, (B, `size`); twice as many are read until they do."""
+        """Return the `size` best passages, (B, `size`); doubles the search depth as needed."""
         if keep_context:
             return self.index.search(vector_BD, size)
         num_passages = self.index.facts.num_passages
@@ -152,7 +152,7 @@ class Retriever:
 
 
 def _is_held(unit_CD: FloatArray, unit_TD: FloatArray) -> NDArray[np.bool_]:
-    """Tell which candidates say the same as a row of the context, in bounded memory."""
+    """Tell which candidates equal a row of the context, in bounded memory."""
     block = max(1, COSINES // len(unit_TD))
     starts = range(0, len(unit_CD), block)
     cosines = (unit_CD[start : start + block] @ unit_TD.T for start in starts)
@@ -160,7 +160,7 @@ def _is_held(unit_CD: FloatArray, unit_TD: FloatArray) -> NDArray[np.bool_]:
 
 
 def _ordered(row_BC: IntArray, score_BC: FloatArray, size: int) -> tuple[IntArray, FloatArray]:
-    """Return the `size` best of the candidates, the earlier first among equals."""
+    """Return the `size` best candidates; ties keep their order."""
     best_BK = np.argsort(-score_BC, axis=1, kind="stable")[:, :size]
     return (
         np.take_along_axis(row_BC, best_BK, axis=1),

@@ -1,4 +1,4 @@
-"""The served predictor.
+"""The predictor that MLflow serves: contexts in, vectors or passages out.
 
 Shapes: B batch, T time, D vector dim, K passages.
 """
@@ -21,9 +21,8 @@ from lvm.prediction.predict import predict_contexts
 from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
 from lvm.retrieval.index import ServingIndex, ensure_index
 from lvm.retrieval.rerank import NONE, Reranker
-from lvm.serving.packed import unpack
 from lvm.serving.passages import Retriever, Wanted
-from lvm.serving.refusal import Refusal
+from lvm.serving.requests import Refusal, unpack
 
 Answer = NDArray[np.float32] | dict[str, Any]
 
@@ -31,8 +30,8 @@ Answer = NDArray[np.float32] | dict[str, Any]
 class ServedPredictor(PythonModel):
     """Maps contexts (B, T, D) float32 to predicted unit vectors (B, D) float32.
 
-    Where the model's bank is at hand, the parameter k asks for the best k passages too. In one
-    process, `stream` with `retrieve` answer after each new vector without its context being sent.
+    With the model's bank on this machine, the parameter k returns the best k passages, too. In one
+    process, `stream` and `retrieve` answer after each new vector without the context being sent.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -55,17 +54,17 @@ class ServedPredictor(PythonModel):
     ) -> Answer:
         """Return the predicted next vectors (B, D), unit length, for contexts (B, T, D).
 
-        The last ctx vectors of each are read, ctx being that of the training.
-        With k in `params`: a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first,
-        `scores` (B, k), and `passages`, a list per context of what `Retriever.describe` tells.
-        Scores are cosines with the model's row correction; rerank=lane changes order and scores as
-        `Retriever.best` says. Passages that say the same as any row of the context are left out,
-        but for keep_context=True; where fewer than k are left, row -1 has the lowest float32 as
-        score.
-        With `packed`, the contexts are read from there, see `lvm.serving.packed`. Raises Refusal, a
-        ValueError, on an empty batch or context, another D, zero or non-finite vectors, an
-        impossible k or one too large for B; where k is asked for, also without the model's bank or
-        where it cannot be read; for rerank=lane, where the model was logged without lanes.
+        The last ctx vectors of each context are read, with the ctx of the training. With k in
+        `params`, return a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first, `scores`
+        (B, k) and `passages`, one list per context, see `Retriever.describe`. Scores are cosines
+        with the model's row correction; rerank=lane changes order and scores, see
+        `Retriever.best`. Passages equal to a row of the context are omitted unless
+        keep_context=True; if fewer than k are left, the rest have row -1 and the lowest float32 as
+        score. `packed` holds the contexts as text, see `lvm.serving.requests.unpack`.
+
+        Raises Refusal, a ValueError, for an empty batch or context, another D, zero or non-finite
+        vectors, an impossible k or one too large for B; with k, if the model's bank is missing or
+        cannot be read; for rerank=lane, if the model was logged without lanes.
         """
         try:
             return self._answer(model_input, params or {})
@@ -108,14 +107,14 @@ class ServedPredictor(PythonModel):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the best k passages of predicted vectors as bank rows with scores, (B, k).
 
-        Nothing is left out: their contexts are not known here.
+        No passage is omitted: the contexts are not known here.
         """
         return self.index().search(vector_BD, k)
 
     def index(self) -> ServingIndex:
         """Open the index over the model's bank, once; it is built under data/index if missing.
 
-        Raises ValueError where the bank is no longer at its path, or is another one by now.
+        Raises ValueError if the bank is missing or has another hash than the model's.
         """
         return self._opened().index
 

@@ -1,1 +1,1 @@
-"""Paired replays of all candidates, each in a process of its own."""
+"""The contest for the alias: candidates, their replay in worker processes, comparison, decision."""

@@ -1,4 +1,4 @@
-"""Paired comparison of replays: who is better than whom on the same queries, by how much.
+"""Who is better than whom on the same queries, by how much, and with what interval.
 
 Shapes: Q queries.
 """
@@ -6,12 +6,11 @@ Shapes: Q queries.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.evaluation.intervals import (
@@ -29,13 +28,19 @@ from lvm.windows.planning import Windows
 from lvm.windows.queries import Queries
 
 
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """What one candidate answered; `per_query` is None where it was refused or not finite.
+@dataclass(frozen=True)
+class Outcome:
+    """How one candidate did in a replay; the dicts are empty if it was not scored.
 
-    `refusal` says why it was not asked, `failure` how the measurement broke off, `leak` how the
-    candidate may have seen the answers: then it is scored, but marked. `origin` tells whether the
-    answers were measured now or read from the store, `measured_at` when, `seconds` for how long.
+    Attributes:
+        refusal: why it was not measured.
+        failure: why its measurement broke off.
+        leak: how it may have seen the answers; it is scored, but marked.
+        origin: whether the answers were measured now or read from the store.
+        measured_at: when (UTC, ISO 8601).
+        seconds: duration of the measurement.
+        figures, raw, corrected: Hit@k, MRR@10 and median rank, each with its 95 % interval.
+        per_query: its ranks by query, until `compare` has joined them into one table.
     """
 
     name: str
@@ -46,35 +51,17 @@ class Replay:
     failure: str | None = None
     leak: str | None = None
     num_non_finite: int = 0
-    latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    latency_ms: dict[str, float] = field(default_factory=dict)
     origin: str = ""
     measured_at: str = ""
     seconds: float = 0.0
-    per_query: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The figures of one candidate; the dicts are empty where it was not scored."""
-
-    name: str
-    kind: str
-    version: str | None
-    ctx: int
-    refusal: str | None
-    failure: str | None
-    leak: str | None
-    num_non_finite: int
-    latency_ms: dict[str, float]
-    origin: str
-    measured_at: str
-    seconds: float
-    figures: dict[str, float]
-    ci95: dict[str, list[float]]
-    raw: dict[str, float]
-    corrected: dict[str, float]
-    corrected_ci95: dict[str, list[float]]
-    lanes: tuple[LaneFigures, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+    ci95: dict[str, list[float]] = field(default_factory=dict)
+    raw: dict[str, float] = field(default_factory=dict)
+    corrected: dict[str, float] = field(default_factory=dict)
+    corrected_ci95: dict[str, list[float]] = field(default_factory=dict)
+    lanes: tuple[LaneFigures, ...] = ()
+    per_query: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_scored(self) -> bool:
@@ -82,13 +69,12 @@ class Outcome:
 
     @property
     def why_unscored(self) -> str | None:
-        """Return why there are no figures; None where there are."""
+        """Return why there are no figures; None if there are."""
         if self.is_scored:
             return None
-        if self.refusal is not None:
-            return f"refused, {self.refusal}"
-        if self.failure is not None:
-            return f"refused, {self.failure}"
+        reason = self.refusal if self.refusal is not None else self.failure
+        if reason is not None:
+            return f"refused, {reason}"
         return f"{self.num_non_finite:,} predictions are not finite"
 
 
@@ -105,11 +91,13 @@ class LaneChange:
 class Comparison:
     """Paired differences candidate - reference on the same queries.
 
-    `p_holm` is the p-value of Hit@5 after Holm over the `num_contenders` that may take the alias
-    and are compared with this reference; NaN for others, as a free predictor behind the best one.
-    `lanes` is filled where the reference holds the alias, or would, and the candidate may take it.
-    `detectable` is the smallest true difference of Hit@5 that these queries find in four of five
-    such comparisons (statistics.smallest_detectable); NaN where the two answer alike throughout.
+    Attributes:
+        p_holm: p-value of Hit@5 after Holm over the `num_contenders`: the candidates that may take
+            the alias and are compared with this reference. NaN for any other candidate, such as a
+            free predictor that is not the best one.
+        detectable: the smallest true difference of Hit@5 that these queries find with 80 % power
+            (intervals.smallest_detectable); NaN if both answer every query alike.
+        lanes: filled if the reference holds the alias, or would, and the candidate may take it.
     """
 
     candidate: str
@@ -124,15 +112,19 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class ShadowResult:
-    """One replay: `outcomes` from the best Hit@5 down, leaky ones later, unscored ones last.
+    """The result of one replay.
 
-    Candidates without a leak are compared, trained ones with `best_free`, all with `baseline_name`
-    unless that one leaks.
-    `num_answers` counts the duplicate groups a rank runs over; `removed_ctx` is the number of rows
-    before each target that are removed from the ranking, the same for every candidate; with
-    recorded contexts it is the length of the longest, and exactly their rows are removed.
-    `per_query` is the long table (candidate, query, target_row, sequence, document, lane, ranks,
-    top_row); `source` says in words where the queries come from, `is_log` whether from a log.
+    Trained candidates without a leak are compared with `best_free`, and all candidates without a
+    leak with `baseline_name`, unless that one leaks.
+
+    Attributes:
+        num_rows, num_answers: bank rows, and the duplicate groups that ranks run over.
+        removed_ctx: number of rows before each target that are removed from the ranking, the same
+            for every candidate; of recorded contexts, the length of the longest.
+        outcomes: from the best Hit@5 down, leaky candidates after them, unscored ones last.
+        per_query: long table (candidate, query, target_row, sequence, document, lane, ranks,
+            top_row).
+        source: where the queries come from, in words; `is_log` tells whether from a query log.
     """
 
     bank_sha256: str
@@ -160,33 +152,69 @@ class ShadowResult:
         return next((pair for pair in pairs if pair.reference == reference), None)
 
     def leaders(self) -> list[Outcome]:
-        """Return the scored ones of: the first of the ranking, the baseline, the best free."""
+        """Return the first of the ranking, the baseline and the best free one, if scored."""
         first = next((one.name for one in self.outcomes if one.is_scored), None)
         names = dict.fromkeys([first, self.baseline_name, self.best_free])
         found = [self.outcome(name) for name in names if name is not None]
         return [one for one in found if one is not None and one.is_scored]
 
     def report(self) -> dict[str, Any]:
-        """Return everything except the per-query table as JSON-able values."""
+        """Return everything except the per-query table as JSON values."""
         report = {name: value for name, value in vars(self).items() if name != "per_query"}
-        report["outcomes"] = [asdict(outcome) for outcome in self.outcomes]
+        report["outcomes"] = [_without_table(asdict(outcome)) for outcome in self.outcomes]
         report["comparisons"] = [asdict(comparison) for comparison in self.comparisons]
         return report
 
 
+@dataclass(frozen=True)
+class Reranked:
+    """One candidate with its best 200 re-ranked by lane.
+
+    `change` is the paired Hit@5 difference to its own ranks before, `lead` that to the best free
+    predictor, also re-ranked; None for that one itself, or if no free one was scored.
+    """
+
+    name: str
+    figures: dict[str, float]
+    ci95: dict[str, list[float]]
+    change: Difference
+    lead: Difference | None
+
+    def report(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def scored(one: Outcome, per_query: pd.DataFrame, bank: Bank, seed: int = 0) -> Outcome:
+    """Return the outcome with the figures of its ranks by query."""
+    document_Q = bank.document_N[per_query["target_row"].to_numpy()]
+    rank_Q = per_query["rank"].to_numpy()
+    corrected_Q = per_query["rank_corrected"].to_numpy()
+    is_corrected = bool(np.isfinite(corrected_Q).all())
+    lanes = lane_figures(per_query, {}, bank, seed) if bank.lane_N is not None else []
+    return dataclasses.replace(
+        one,
+        figures=figures(rank_Q),
+        ci95=document_interval(rank_Q, document_Q, seed),
+        raw=figures(per_query["rank_raw"].to_numpy()),
+        corrected=figures(corrected_Q) if is_corrected else {},
+        corrected_ci95=document_interval(corrected_Q, document_Q, seed) if is_corrected else {},
+        lanes=tuple(lanes),
+        per_query=per_query,
+    )
+
+
 def compare(
-    replays: Sequence[Replay],
+    outcomes: Sequence[Outcome],
     bank: Bank,
     windows: Windows,
     removed: Queries,
     baseline_name: str | None,
     seed: int = 0,
 ) -> ShadowResult:
-    """Compare replays of the queries `removed`; no model is needed for it."""
-    tables = {one.name: one.per_query for one in replays if one.per_query is not None}
-    bar = tqdm(replays, desc="figures", unit="candidate", disable=None, leave=False)
-    outcomes = sorted((_outcome(one, bank, seed) for one in bar), key=_ranking_key)
-    scored = [one.name for one in outcomes if one.is_scored]
+    """Rank and compare the outcomes of the queries `removed`; no model is needed for it."""
+    outcomes = sorted(outcomes, key=_ranking_key)
+    tables = {one.name: one.per_query for one in outcomes if one.per_query is not None}
     honest = [one for one in outcomes if one.is_scored and one.leak is None]
     best_free = next((one.name for one in honest if one.kind == FREE), None)
     trained = [one.name for one in honest if one.kind != FREE]
@@ -200,7 +228,7 @@ def compare(
         found = [_compare_pair(name, best_free, tables, bank, seed) for name in trained]
         judged = set(trained) if baseline_name is None else set()
         comparisons += _with_lanes(_adjusted(found, contenders), judged, tables, bank, seed)
-    per_query = [tables[name].assign(candidate=name) for name in scored]
+    long = [table.assign(candidate=name) for name, table in tables.items()]
     return ShadowResult(
         bank_sha256=bank.sha256,
         windows_sha256=windows.sha256,
@@ -213,46 +241,52 @@ def compare(
         seed=seed,
         baseline_name=baseline_name,
         best_free=best_free,
-        outcomes=tuple(outcomes),
+        outcomes=tuple(dataclasses.replace(one, per_query=None) for one in outcomes),
         comparisons=tuple(comparisons),
-        per_query=pd.concat(per_query, ignore_index=True) if per_query else pd.DataFrame(),
+        per_query=pd.concat(long, ignore_index=True) if long else pd.DataFrame(),
     )
 
 
-def _outcome(one: Replay, bank: Bank, seed: int) -> Outcome:
-    shared = {name: getattr(one, name) for name in _SHARED}
-    if one.per_query is None:
-        return Outcome(
-            **shared, figures={}, ci95={}, raw={}, corrected={}, corrected_ci95={}, lanes=()
+def reranked_outcomes(result: ShadowResult, bank: Bank) -> list[Reranked]:
+    """Return the scored candidates re-ranked by lane, from the best Hit@5 down."""
+    tables = dict(list(result.per_query.groupby("candidate"))) if len(result.per_query) else {}
+    hits = {name: hit_at(table["rank_reranked"].to_numpy(), 5) for name, table in tables.items()}
+    free_Q = hits.get(result.best_free or "")
+    found = []
+    for name, table in tables.items():
+        rank_Q = table["rank_reranked"].to_numpy()
+        document_Q = bank.document_N[table["target_row"].to_numpy()]
+        before_Q = hit_at(table["rank"].to_numpy(), 5)
+        lead = None
+        if free_Q is not None and name != result.best_free:
+            lead = paired_difference(hits[name], free_Q, document_Q, result.seed)
+        found.append(
+            Reranked(
+                name=str(name),
+                figures=figures(rank_Q),
+                ci95=document_interval(rank_Q, document_Q, result.seed),
+                change=paired_difference(hits[name], before_Q, document_Q, result.seed),
+                lead=lead,
+            )
         )
-    document_Q = bank.document_N[one.per_query["target_row"].to_numpy()]
-    rank_Q = one.per_query["rank"].to_numpy()
-    corrected_Q = one.per_query["rank_corrected"].to_numpy()
-    is_corrected = bool(np.isfinite(corrected_Q).all())
-    lanes = lane_figures(one.per_query, {}, bank, seed) if bank.lane_N is not None else []
-    return Outcome(
-        **shared,
-        figures=figures(rank_Q),
-        ci95=document_interval(rank_Q, document_Q, seed),
-        raw=figures(one.per_query["rank_raw"].to_numpy()),
-        corrected=figures(corrected_Q) if is_corrected else {},
-        corrected_ci95=document_interval(corrected_Q, document_Q, seed) if is_corrected else {},
-        lanes=tuple(lanes),
-    )
+    return sorted(found, key=lambda one: -one.figures["hit_at_5"])
 
 
 _Tables = Mapping[str, pd.DataFrame]
-_SHARED = tuple(f.name for f in dataclasses.fields(Replay) if f.name != "per_query")
+
+
+def _without_table(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in outcome.items() if name != "per_query"}
 
 
 def _ranking_key(outcome: Outcome) -> tuple[bool, bool, float, float, str]:
-    """Best Hit@5 first, MRR@10 on a tie, then the name; leaky ones later, unscored ones last."""
+    """Sort by Hit@5, then MRR@10, then name; leaky candidates later, unscored ones last."""
     hit, reciprocal = (outcome.figures.get(name, 0.0) for name in ("hit_at_5", "mrr_at_10"))
     return (not outcome.is_scored, outcome.leak is not None, -hit, -reciprocal, outcome.name)
 
 
 def _adjusted(pairs: Sequence[Comparison], contenders: set[str]) -> list[Comparison]:
-    """Give those of the contenders their p-values after Holm over them."""
+    """Fill in the p-values of the contenders after Holm over them."""
     own = [pair for pair in pairs if pair.candidate in contenders]
     adjusted = holm([pair.hit_at_5.p_value for pair in own])
     by_name = {pair.candidate: float(p) for pair, p in zip(own, adjusted, strict=True)}
@@ -267,7 +301,7 @@ def _adjusted(pairs: Sequence[Comparison], contenders: set[str]) -> list[Compari
 def _with_lanes(
     pairs: Sequence[Comparison], judged: set[str], tables: _Tables, bank: Bank, seed: int
 ) -> list[Comparison]:
-    """Compare the candidates in `judged` per lane, too."""
+    """Compare the candidates in `judged` lane by lane, too."""
     if bank.lane_N is None:
         return list(pairs)
     return [

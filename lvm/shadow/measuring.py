@@ -1,43 +1,89 @@
-"""Measurement of one predictor on the queries of a replay.
+"""Measure one predictor on the queries of a replay, and cache what was measured.
 
 Shapes: N bank rows, D vector dim, Q queries, B batch, T time.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.latency import measure_latency
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
+from lvm.system.cache import Entry, cache_key, read_entry, write_entry
+from lvm.system.cores import machine
 from lvm.windows.queries import ContextQueries, Queries
 
-# Raised whenever equal inputs give other ranks or latencies than before; stored ones then expire.
+# Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
 MEASUREMENT = 5
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
+FACTS = ("num_non_finite", "latency_ms", "seconds", "at")
+STORE = Path("data/replays")
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
 
 
 class MeasurementFailed(Exception):
-    """A measurement came to no end; the message says why."""
+    """A measurement did not finish; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What one predictor is asked, and the rows that its answers are ranked among.
+
+    `queries` hold the contexts that the predictor reads. `removed` are the same queries with the
+    contexts whose rows are left out of the ranking, the same for every candidate.
+    `representative_N` gives the first row of each row's duplicate group. With `lanes`, the answers
+    are also re-ranked by lane.
+
+    Pickling stores the bank's path and hash instead of its vectors; unpickling opens it again, and
+    raises ValueError if its contents have changed.
+    """
+
+    bank: Bank
+    representative_N: NDArray[np.int64]
+    queries: Queries
+    removed: Queries
+    lanes: LanePrediction | None = None
+
+    def read_by(self, ctx: int) -> "Questions":
+        """Return the questions as a predictor with a context of `ctx` rows reads them."""
+        return replace(self, queries=self.removed.as_read(ctx))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"bank": (self.bank.path.resolve(), self.bank.sha256)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path, sha256 = state["bank"]
+        bank = open_bank(path)
+        if bank.sha256 != sha256:
+            raise ValueError(f"bank {path}: was replaced while the replay ran")
+        vars(self).update(state | {"bank": bank})
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one predictor answered.
+    """The answers of one predictor.
 
-    `ranks` has the COLUMNS, a line a query in their order (`rank_corrected` is NaN without a row
-    correction, `rank_reranked` unless lanes were asked for); it is None where `num_non_finite`
-    predictions are not finite. `latency_ms` holds p50, p95 of one cold context, model only;
-    `seconds` is what the measurement took, `at` when.
+    Attributes:
+        ranks: the COLUMNS, one line a query, in the order of the queries; None if
+            `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
+            correction, `rank_reranked` unless lanes were asked for.
+        latency_ms: p50 and p95 of one query whose whole context is read anew, the model alone.
+        seconds: duration of the measurement.
+        at: when it began (UTC, ISO 8601).
+        origin: MEASURED_NOW or READ_BACK.
     """
 
     ranks: pd.DataFrame | None
@@ -47,46 +93,25 @@ class Measurement:
     at: str
     origin: str = MEASURED_NOW
 
-    def answers(self) -> dict[str, pd.Series]:
-        """Return the ranks with the first row found, by column; nothing where there are none."""
-        return {} if self.ranks is None else {name: self.ranks[name] for name in ANSWERS}
-
-
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """What a predictor is asked: `queries`, without the rows of the contexts of `removed`.
-
-    Both are the same queries; only the lengths of their contexts may differ. With `foretold` the
-    answers are ranked with the lanes that the contexts promise, too.
-    """
-
-    queries: Queries
-    removed: Queries
-    foretold: LanePrediction | None = None
-
 
 def measure(
-    model: nn.Module,
-    bank: Bank,
-    representative_N: NDArray[np.int64],
-    asked: Questions,
-    row_correction: NDArray[np.float32] | None = None,
+    model: nn.Module, asked: Questions, row_correction: NDArray[np.float32] | None = None
 ) -> Measurement:
-    """Rank the answers of a predictor to the questions."""
-    queries, removed, foretold = asked.queries, asked.removed, asked.foretold
+    """Rank the answers of a model, plain and with `row_correction` (N, 2), and time it."""
+    bank, groups_N, removed = asked.bank, asked.representative_N, asked.removed
     begin, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    prediction_QD = predict(model, bank, queries)
+    prediction_QD = predict(model, bank, asked.queries)
     num_bad = int((~np.isfinite(prediction_QD).all(axis=1)).sum())
     if num_bad:
         return Measurement(None, num_bad, {}, time.perf_counter() - begin, at)
     corrections = [None] if row_correction is None else [None, row_correction]
     plain, *corrected = exact_ranks(
-        prediction_QD, removed, bank, representative_N, corrections, progress=True
+        prediction_QD, removed, bank, groups_N, corrections, progress=True
     )
     ranks = pd.DataFrame(
         {
-            "query": queries.query_Q,
-            "target_row": queries.target_row_Q,
+            "query": asked.queries.query_Q,
+            "target_row": asked.queries.target_row_Q,
             "rank": plain.rank_Q,
             "rank_raw": plain.rank_raw_Q,
             "rank_corrected": corrected[0].rank_Q if corrected else np.nan,
@@ -94,21 +119,21 @@ def measure(
             "top_row": plain.top_row_Q,
         }
     )
-    if foretold is not None:
-        (weights,) = chosen_weights(model, bank, representative_N, foretold)
-        listed = shortlist(prediction_QD, removed, bank, representative_N)
-        score_QC = lane_scores(
-            listed, foretold.log_p_QL, foretold.code_N, weights.tau * weights.beta
-        )
+    if asked.lanes is not None:
+        (weights,) = chosen_weights(model, bank, groups_N, asked.lanes)
+        listed = shortlist(prediction_QD, removed, bank, groups_N)
+        weight = weights.tau * weights.beta
+        score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
         ranks["rank_reranked"] = ranks_anew(listed, score_QC, plain.rank_Q)
-    latency_ms = measure_latency(model, bank, timed_queries(queries, bank))
+    latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
     return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
 
 
 def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float32]:
-    """Return the predicted unit vector (Q, D) of each query, whatever its kind of context.
+    """Return the predicted unit vector of each query, (Q, D).
 
-    Recorded contexts of one length share a pass; each is read whole: `queries` are cut to ctx.
+    Recorded contexts of equal length share a forward pass. Each is read whole, so `queries` must
+    already be cut to the model's context length.
     """
     if not isinstance(queries, ContextQueries):
         return predict_queries(model, bank, queries, progress=True)
@@ -126,9 +151,67 @@ def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float3
 
 
 def timed_queries(queries: Queries, bank: Bank) -> Queries:
-    """Return queries of the same lengths that are runs of rows, as the clock wants them."""
+    """Return queries with contexts of the same lengths that are runs of rows, for timing."""
     if not isinstance(queries, ContextQueries):
         return queries
     num_rows_Q = np.minimum(queries.num_rows(), bank.num_rows)
     first_row_Q = np.zeros_like(num_rows_Q)
     return Queries(queries.query_Q, num_rows_Q, first_row_Q, first_row_Q, queries.ctx)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A measurement to make: of the model in `folder`, cached as the file `result` under `key`."""
+
+    folder: Path
+    result: Path
+    key: str
+    asked: Questions
+
+
+def measurement_key(model: str, row_correction: str, asked: Questions) -> str:
+    """Return a hash of everything that a measurement depends on.
+
+    `model` describes the model, with the sha256 of its weights; `row_correction` is the sha256 of
+    its row correction. Torch and the machine count, too: they change latencies, and the last bits
+    of scores.
+    """
+    way = [MEASUREMENT, torch.__version__, machine()]
+    queries = [[*query_parts(one)] for one in (asked.queries, asked.removed)]
+    lanes: list[Any] = []
+    if asked.lanes is not None:
+        arrays = [asked.lanes.code_N, asked.lanes.log_p_QL, asked.lanes.val_log_p_QL]
+        val = [[*query_parts(one)] for one in (asked.lanes.val, asked.lanes.val_removed)]
+        lanes = [*arrays, *val]
+    bank = [asked.bank.sha256, asked.representative_N]
+    return cache_key(way, model, row_correction, bank, queries, lanes)
+
+
+def query_parts(queries: Queries) -> Iterator[Any]:
+    """Yield what tells queries apart: numbers, targets and contexts, in their order."""
+    yield from (queries.query_Q, queries.target_row_Q, queries.first_row_Q)
+    yield from (queries.sequence_start_Q, queries.ctx)
+    if isinstance(queries, ContextQueries):
+        yield queries.num_rows()
+        yield np.concatenate([np.zeros(0, np.int64), *queries.context_row_Q])
+
+
+def measurement_path(store: Path, key: str) -> Path:
+    """Return the file of the measurement `key`, whether it is there or not."""
+    return store / key[:2] / f"{key}.safetensors"
+
+
+def write_measurement(path: Path, key: str, found: Measurement) -> None:
+    """Write a measurement; raises OSError if the disk refuses it."""
+    ranks = pd.DataFrame(columns=COLUMNS, dtype=float) if found.ranks is None else found.ranks
+    columns = {name: ranks[name].to_numpy() for name in COLUMNS}
+    write_entry(path, key, Entry(columns, {name: getattr(found, name) for name in FACTS}))
+
+
+def read_measurement(path: Path, key: str) -> Measurement | None:
+    """Return the measurement `key`; None if it is missing or damaged."""
+    found = read_entry(path, key)
+    if found is None:
+        return None
+    ranks = None if found.values["num_non_finite"] else pd.DataFrame(found.arrays)[[*COLUMNS]]
+    return Measurement(ranks, **found.values, origin=READ_BACK)

@@ -1,26 +1,47 @@
-"""Query logs: which rows were asked for, from which contexts.
+"""Query logs: which bank rows were asked for, and from which contexts.
 
 Shapes: N bank rows, Q queries.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.shadow.log_files import CONTEXT, SEQUENCE, TARGET, WANTED, place_of, read_columns
+from lvm.bank.tables import (
+    TABLES,
+    UNREADABLE,
+    is_list,
+    is_text,
+    kind_of,
+    name_text,
+    nfc,
+    read_table,
+)
+from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.system.errors import one_line_errors
-from lvm.windows.queries import Queries, context_queries, make_queries
+from lvm.windows.planning import SPLITS, Windows
+from lvm.windows.queries import ContextQueries, Queries, context_queries, make_queries
 
+MAX_LOGGED = 1_000_000  # queries of one log
+MAX_CONTEXT_ROWS = 50_000_000  # rows of all contexts of one log: 400 MB
+TARGET, SEQUENCE, CONTEXT = "target_row", "sequence", "context_rows"
+WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
+
+_DIGITS = re.compile(r" *-?[0-9]{1,30} *")
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class QueryLog:
-    """The columns of a log, types checked; `sequence_Q` or `contexts` is None where not there."""
+    """The columns of a log; `sequence_Q` or `contexts` is None if the log has no such column."""
 
     path: Path
     target_row_Q: IntArray
@@ -28,24 +49,20 @@ class QueryLog:
     contexts: list[IntArray] | None
 
     def place(self, query: int) -> str:
-        """Name the line (JSONL) or row (a table) of a query, as a reader counts them."""
-        return place_of(self.path, query)
+        """Return where a query stands, counted from 1."""
+        return _place(self.path, query)
 
 
 @one_line_errors
 def read_query_log(path: Path) -> QueryLog:
-    """Read a .parquet, .csv or .jsonl file with target_row and sequence, or with context_rows.
+    """Read a table of queries: target_row with sequence, or target_row with context_rows.
 
-    A line of JSONL is one query. With `context_rows` (lists of bank row numbers, in reading order)
-    the column `sequence` may be there, too. CSV holds no lists, so no `context_rows`. Raises
-    ValueError, in one line, for any other file.
+    `path` is a .parquet, .jsonl, .csv or .tsv file. `context_rows` are lists of bank row numbers in
+    reading order, which CSV and TSV cannot hold; the column `sequence` may stand beside them.
+    Sequences are compared as text: 1001 and "1001" are one name. Raises ValueError, in one line,
+    for any other file.
     """
-    columns = read_columns(path)
-    if TARGET not in columns or not {SEQUENCE, CONTEXT} & set(columns):
-        there = ", ".join(columns) or "none"
-        raise ValueError(f"queries: {path} has the columns {there}; it needs {WANTED}")
-    if not len(columns[TARGET]):
-        raise ValueError(f"queries: {path} is empty; a log needs at least one query")
+    columns = _read_columns(path)
     return QueryLog(
         path,
         _whole_numbers(columns[TARGET], path),
@@ -56,28 +73,102 @@ def read_query_log(path: Path) -> QueryLog:
 
 @one_line_errors
 def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
-    """Return the queries of a log in its order, its rows checked against `bank`.
+    """Return the queries of a log in its order, with its rows checked against `bank`.
 
-    With recorded contexts the context of a query is exactly those rows, else the up to `ctx` rows
-    before its target. Raises ValueError for a row outside of the bank, for a sequence that is
-    not the row's, for a query without context, with its answer in its context, or logged twice.
+    The context of a query is exactly its recorded rows, or else the up to `ctx` rows before its
+    target. Raises ValueError for a row outside the bank, for a sequence that is not the row's, for
+    a query without context, with its answer in its context, or logged twice.
     """
     _check_range(log, log.target_row_Q, bank)
     if log.sequence_Q is not None:
-        _check_sequences(log, bank)
+        _check_sequences(log, log.sequence_Q, bank)
     origin_Q = bank.sequence_start_N()[log.target_row_Q]
     if log.contexts is not None:
         _check_contexts(log, log.contexts, bank)
         return context_queries(log.target_row_Q, origin_Q, log.contexts)
     first_of_sequence = np.flatnonzero(log.target_row_Q == origin_Q)
     if len(first_of_sequence):
+        query = first_of_sequence[0]
         raise ValueError(
-            f"queries: {log.place(first_of_sequence[0])}: target_row "
-            f"{log.target_row_Q[first_of_sequence[0]]} begins its sequence, so that nothing stands "
-            "before it; leave it out, or give context_rows"
+            f"queries: {log.place(query)}: target_row {log.target_row_Q[query]} begins its "
+            "sequence, so no row stands before it; leave it out, or give context_rows"
         )
     _check_repeated(log, log.target_row_Q.tolist())
     return make_queries(np.arange(len(origin_Q)), log.target_row_Q, origin_Q, ctx)
+
+
+def choose_queries(
+    log: QueryLog | None, bank: Bank, windows: Windows, max_queries: int | None
+) -> tuple[Queries, str]:
+    """Return the first queries of the log, or of the frozen test split, with a description."""
+    most = max_queries or MAX_QUERIES
+    if log is None:
+        frozen = windows.queries["test"]
+        part = f"the first {most:,} of " if most < len(frozen) else ""
+        return frozen.head(most), f"{part}the frozen test split"
+    queries = log_queries(log, bank, windows.ctx)
+    asked = queries.head(most)
+    counts = np.bincount(windows.split_N[asked.target_row_Q], minlength=len(SPLITS))
+    shares = ", ".join(f"{num:,} {name}" for name, num in zip(SPLITS, counts, strict=True))
+    is_recorded = isinstance(asked, ContextQueries)
+    contexts = "its recorded context" if is_recorded else "the rows before it"
+    part = f"the first {len(asked):,} of " if len(asked) < len(queries) else ""
+    return asked, (
+        f"{part}the log {log.path.name}, each asked from {contexts}; rows by split: {shares}"
+    )
+
+
+def _place(path: Path, query: int) -> str:
+    return f"{path}, query {query + 1}"
+
+
+def _read_columns(path: Path) -> dict[str, list[Any]]:
+    """Return the known columns of a table, each value as the file has it."""
+    kind = kind_of(path)
+    if kind not in TABLES or not path.is_file():
+        raise ValueError(
+            f"queries: {path} is neither 'test' nor a {', '.join(TABLES)} file with {WANTED}"
+        )
+    try:
+        if kind == ".parquet":
+            _check_types(path)
+        table = read_table(path, (TARGET, SEQUENCE, CONTEXT), MAX_LOGGED, MAX_CONTEXT_ROWS)
+        if len(table) and (TARGET not in table or not {SEQUENCE, CONTEXT} & set(table)):
+            header = ", ".join(map(str, read_table(path, None, MAX_LOGGED, MAX_CONTEXT_ROWS)))
+            raise ValueError(f"{path}: has the columns {header}; it needs {WANTED}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"queries: {error}") from None
+    if not len(table):
+        raise ValueError(f"queries: {path} is empty; a log needs at least one query")
+    columns = {str(name): table[name].tolist() for name in table}
+    if kind in (".csv", ".tsv"):
+        if CONTEXT in columns:
+            raise ValueError(
+                f"queries: {path} has a column {CONTEXT}, but a {kind} file holds no lists; give "
+                "JSONL or parquet"
+            )
+        columns[TARGET] = [int(x) if _DIGITS.fullmatch(x) else x for x in columns[TARGET]]
+    return columns
+
+
+def _check_types(path: Path) -> None:
+    """Raise ValueError unless each value takes a few bytes, however often the file repeats it."""
+    try:
+        schema = pq.read_schema(path)
+    except UNREADABLE:
+        return  # `read_table` tells why
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        value = kind.value_type if is_list(kind) else kind
+        is_number = pa.types.is_primitive(value) or pa.types.is_null(value)
+        wrong = {
+            TARGET: (is_list(kind) or not is_number, "whole numbers, rows of the bank"),
+            SEQUENCE: (is_list(kind) or not (is_number or is_text(kind)), "names"),
+            CONTEXT: (not is_list(kind) or not is_number, "lists of row numbers"),
+        }
+        is_wrong, right = wrong.get(field.name, (False, ""))
+        if is_wrong:
+            raise ValueError(f"{path}: {field.name} holds {field.type}; it must hold {right}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -88,36 +179,37 @@ def _whole_numbers(values: list[Any], path: Path) -> IntArray:
     wrong = next((query for query, value in enumerate(values) if not _is_whole(value)), None)
     if wrong is not None:
         raise ValueError(
-            f"queries: {place_of(path, wrong)}: "
+            f"queries: {_place(path, wrong)}: "
             f"target_row is {values[wrong]!r}; it must be a whole number, a row of the bank"
         )
-    return _as_rows(values)
+    return _row_numbers(values)
 
 
 def _names(values: list[Any], path: Path) -> list[str]:
-    wrong = next((query for query, name in enumerate(values) if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"queries: {place_of(path, wrong)}: sequence is {values[wrong]!r}; it must be a name"
-        )
-    return list(values)
+    for query, name in enumerate(values):
+        is_name = isinstance(name, str | int | float) and not isinstance(name, bool)
+        if not is_name or pd.isna(name):
+            raise ValueError(
+                f"queries: {_place(path, query)}: sequence is {name!r}; it must be a name"
+            )
+    return [name_text(name) for name in values]
 
 
 def _contexts(values: list[Any], path: Path) -> list[IntArray]:
     contexts = []
     for query, value in enumerate(values):
-        is_list = isinstance(value, list | np.ndarray) and len(value)
-        if not is_list or not all(map(_is_whole, value)):
+        is_rows = isinstance(value, list | np.ndarray) and len(value)
+        if not is_rows or not all(map(_is_whole, value)):
             raise ValueError(
-                f"queries: {place_of(path, query)}: context_rows must be a list of one or more "
+                f"queries: {_place(path, query)}: context_rows must be a list of one or more "
                 "whole numbers, rows of the bank"
             )
-        contexts.append(_as_rows(value))
+        contexts.append(_row_numbers(value))
     return contexts
 
 
-def _as_rows(values: Any) -> IntArray:
-    """Return int64 row numbers; one that is too large for them is in no bank, as is -1."""
+def _row_numbers(values: Any) -> IntArray:
+    """Return int64 row numbers; -1, a row of no bank, replaces those too large for int64."""
     return np.array([value if abs(int(value)) < 2**62 else -1 for value in values], np.int64)
 
 
@@ -130,11 +222,10 @@ def _check_range(log: QueryLog, target_row_Q: IntArray, bank: Bank) -> None:
         )
 
 
-def _check_sequences(log: QueryLog, bank: Bank) -> None:
-    assert log.sequence_Q is not None
-    for query, (name, row) in enumerate(zip(log.sequence_Q, log.target_row_Q, strict=True)):
+def _check_sequences(log: QueryLog, sequence_Q: list[str], bank: Bank) -> None:
+    for query, (name, row) in enumerate(zip(sequence_Q, log.target_row_Q, strict=True)):
         own = bank.sequences[bank.sequence_N[row]]
-        if name != own:
+        if name != nfc(own):
             raise ValueError(
                 f"queries: {log.place(query)}: target_row {row} belongs to the sequence {own!r}, "
                 f"not to {name!r}; is the log of another bank?"
@@ -159,7 +250,7 @@ def _check_contexts(log: QueryLog, contexts: list[IntArray], bank: Bank) -> None
 
 
 def _check_repeated(log: QueryLog, keys: list[Any]) -> None:
-    """A query that is logged twice would count twice."""
+    """Raise ValueError for a query that is logged twice: it would count twice."""
     first: dict[Any, int] = {}
     for query, key in enumerate(keys):
         earlier = first.setdefault(key, query)

@@ -1,66 +1,25 @@
-"""Shadow replay: all candidates answer the same queries over one bank, compared in pairs.
+"""The shadow replay: all candidates answer the same queries over one bank."""
 
-Shapes: N bank rows, D vector dim, Q queries.
-"""
-
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import query_table
-from lvm.models.facts import Facts
-from lvm.shadow.comparison import Replay, ShadowResult, compare
-from lvm.shadow.measuring import Measurement, MeasurementFailed, Questions, measure
-from lvm.windows.planning import TRAIN, VAL, Windows, split_by_document
+from lvm.retrieval.rerank import LanePrediction, predict_lanes
+from lvm.shadow.candidates import Candidate, leak_of, refusal_of
+from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
+from lvm.shadow.measuring import ANSWERS, Measurement, MeasurementFailed, Questions, measure
+from lvm.windows.planning import Windows
 from lvm.windows.queries import Queries
 
-
-class Files(Protocol):
-    """The files of a predictor somewhere else; both raise ValueError where they cannot be had."""
-
-    def describe(self, folder: Path) -> None:
-        """Write config.json, and row_correction.npy where it has one, into `folder`."""
-
-    def fetch(self, folder: Path) -> None:
-        """Write these and the weights into `folder`."""
+Measure = Callable[[Candidate, Questions], Measurement]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A predictor that may become the baseline, with the facts of its making.
-
-    It is here, as `model` with a `row_correction` (N, 2), or it lies in `files`. Without a row
-    correction there are no corrected figures.
-    """
-
-    name: str
-    model: nn.Module | None
-    facts: Facts
-    version: str | None = None
-    row_correction: NDArray[np.float32] | None = None
-    files: Files | None = None
-
-
-Measure = Callable[[Candidate, Bank, Windows, Queries], Measurement]
-
-
-def measure_here(
-    candidate: Candidate, bank: Bank, windows: Windows, removed: Queries
-) -> Measurement:
-    """Measure a candidate whose model is here in this process, with its own length of context."""
+def measure_here(candidate: Candidate, asked: Questions) -> Measurement:
+    """Measure a candidate whose model is in memory, in this process."""
     assert candidate.model is not None
-    queries = removed.as_read(candidate.facts.ctx)
-    asked = Questions(queries, removed)
-    groups = windows.representative_N
-    return measure(candidate.model, bank, groups, asked, candidate.row_correction)
+    return measure(candidate.model, asked, candidate.row_correction)
 
 
 def replay(
@@ -72,28 +31,26 @@ def replay(
     seed: int = 0,
     measure: Measure = measure_here,
 ) -> ShadowResult:
-    """Replay `queries` through every candidate that fits the bank, each with its own context.
+    """Ask every candidate that fits the bank, each with its own context length, and compare.
 
-    `measure` does the work of one candidate; where it raises MeasurementFailed, that candidate is
-    left unscored for this reason, the others go on.
+    The rows of the longest of these contexts are removed from every ranking. A candidate for which
+    `measure` raises MeasurementFailed is left unscored; the others go on.
 
     Raises:
-        ValueError: there is no candidate, a name stands for two, no query is given.
+        ValueError: there is no candidate, two share a name, or no query is given.
     """
     _check(candidates, queries)
-    refusals = {candidate.name: _refusal(candidate, bank) for candidate in candidates}
-    accepted = [one for one in candidates if refusals[one.name] is None]
-    removed = queries
-    if accepted:
-        removed = queries.with_ctx(max(candidate.facts.ctx for candidate in accepted))
-    replays = []
-    for candidate in tqdm(candidates, desc="replay", unit="candidate", disable=None, leave=False):
-        refusal = refusals[candidate.name]
+    refusals = {one.name: refusal_of(one.facts, bank) for one in candidates}
+    accepted = [one.facts.ctx for one in candidates if refusals[one.name] is None]
+    removed = queries.with_ctx(max(accepted)) if accepted else queries
+    outcomes = []
+    for one in tqdm(candidates, desc="replay", unit="candidate", disable=None, leave=False):
+        refusal = refusals[one.name]
         if refusal is None:
-            replays.append(replay_candidate(candidate, bank, windows, removed, measure))
+            outcomes.append(replay_candidate(one, bank, windows, removed, seed, measure))
         else:
-            replays.append(_unscored(candidate, refusal=refusal))
-    return compare(replays, bank, windows, removed, baseline_name, seed)
+            outcomes.append(_unscored(one, refusal=refusal))
+    return compare(outcomes, bank, windows, removed, baseline_name, seed)
 
 
 def replay_candidate(
@@ -101,27 +58,35 @@ def replay_candidate(
     bank: Bank,
     windows: Windows,
     removed: Queries,
+    seed: int = 0,
     measure: Measure = measure_here,
-) -> Replay:
-    """Rank the answers of one candidate; the rows of the contexts of `removed` are left out."""
+) -> Outcome:
+    """Ask one candidate; the rows of the contexts of `removed` are left out of its ranking."""
+    asked = Questions(bank, windows.representative_N, removed, removed)
     try:
-        found = measure(candidate, bank, windows, removed)
+        found = measure(candidate, asked.read_by(candidate.facts.ctx))
     except MeasurementFailed as failure:
         return _unscored(candidate, failure=str(failure))
-    measured = dataclasses.replace(
-        _unscored(candidate, num_non_finite=found.num_non_finite),
-        origin=found.origin,
-        measured_at=found.at,
-        seconds=found.seconds,
-    )
+    told = {"num_non_finite": found.num_non_finite, "origin": found.origin}
+    told |= {"measured_at": found.at, "seconds": found.seconds}
     if found.ranks is None:
-        return measured
-    return dataclasses.replace(
-        measured,
-        leak=_leak(candidate, bank, windows, removed),
-        latency_ms=found.latency_ms,
-        per_query=query_table(removed, bank).assign(**found.answers()),
-    )
+        return _unscored(candidate, **told)
+    leak = leak_of(candidate.facts, bank, windows, removed)
+    one = _unscored(candidate, **told, leak=leak, latency_ms=found.latency_ms)
+    answers = {name: found.ranks[name] for name in ANSWERS}
+    return scored(one, query_table(removed, bank).assign(**answers), bank, seed)
+
+
+def lane_predictor(bank: Bank, windows: Windows) -> Callable[[Queries], LanePrediction]:
+    """Return a function that predicts the lanes of a replay's queries, once per context length."""
+    known: dict[int, LanePrediction] = {}
+
+    def predict_once(queries: Queries) -> LanePrediction:
+        if queries.ctx not in known:
+            known[queries.ctx] = predict_lanes(bank, windows, queries, windows.seed)
+        return known[queries.ctx]
+
+    return predict_once
 
 
 def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
@@ -137,46 +102,6 @@ def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
         raise ValueError(f"candidates: {', '.join(repeated)} given twice; name each one once")
 
 
-def _refusal(candidate: Candidate, bank: Bank) -> str | None:
-    """Say why the candidate cannot be compared on this bank; None where it can."""
-    if candidate.facts.dim != bank.dim:
-        return f"predicts {candidate.facts.dim} dims, the bank has {bank.dim}"
-    if candidate.facts.bank_sha256 not in (bank.sha256, *bank.bases):
-        theirs, ours = candidate.facts.bank_sha256[:12] or "unknown", bank.sha256[:12]
-        return f"made from another bank ({theirs}, this one is {ours})"
-    return None
-
-
-def _leak(candidate: Candidate, bank: Bank, windows: Windows, queries: Queries) -> str | None:
-    """Say how the candidate may have seen the answers of the queries; None where it has not."""
-    if candidate.facts.leaky:
-        return "trained on leaky windows (split=random)"
-    split_N = windows.split_N
-    if windows.leaky or candidate.facts.seed != windows.seed:
-        split_N = split_by_document(bank, candidate.facts.seed)
-    in_train = np.zeros(bank.num_rows, dtype=bool)
-    in_train[windows.representative_N[split_N == TRAIN]] = True
-    num_seen = int(in_train[windows.representative_N[queries.target_row_Q]].sum())
-    if num_seen:
-        return f"{num_seen:,} of {len(queries):,} answers were among its train rows"
-    num_chosen = int((split_N[queries.target_row_Q] == VAL).sum())
-    if num_chosen:
-        return f"{num_chosen:,} of {len(queries):,} answers were val rows, by which it was chosen"
-    return None
-
-
-def _unscored(
-    candidate: Candidate,
-    refusal: str | None = None,
-    failure: str | None = None,
-    num_non_finite: int = 0,
-) -> Replay:
-    return Replay(
-        name=candidate.name,
-        kind=candidate.facts.kind,
-        version=candidate.version,
-        ctx=candidate.facts.ctx,
-        refusal=refusal,
-        failure=failure,
-        num_non_finite=num_non_finite,
-    )
+def _unscored(candidate: Candidate, **known: object) -> Outcome:
+    facts = candidate.facts
+    return Outcome(candidate.name, facts.kind, candidate.version, facts.ctx, **known)  # type: ignore[arg-type]

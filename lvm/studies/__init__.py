@@ -1,1 +1,1 @@
-"""Questions asked of many trainings."""
+"""Studies: questions asked of many trainings."""

@@ -18,6 +18,9 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 
 DATABASE_ERRORS = (SQLAlchemyError, sqlite3.Error)
 AGAIN = "then run the same command again"
+CHECK_URI = f"check MLFLOW_TRACKING_URI, {AGAIN}"
+CHECK_PROXY = "check MLFLOW_TRACKING_URI, HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+NOT_MLFLOW = f"something other than MLflow answers there; {CHECK_PROXY}"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRNOS = (*FULL, errno.EROFS)
 STORE_ERRORS = {
@@ -28,8 +31,27 @@ STORE_ERRORS = {
     "unable to open database": "cannot be opened; set MLFLOW_TRACKING_URI to one that can be",
     "not a database": "is damaged; restore it, or move it away to begin a new one",
     "disk image is malformed": "is damaged; restore it, or move it away to begin a new one",
-    "Max retries exceeded": f"the server does not answer; start it, {AGAIN}",
+    # HTTP: the cause first, since each of these messages may also say "Max retries exceeded".
+    "Unable to connect to proxy": f"a proxy does not let it through; {CHECK_PROXY}",
+    "Tunnel connection failed": f"a proxy does not let it through; {CHECK_PROXY}",
+    "Proxy Authentication Required": f"a proxy asks for a password; {CHECK_PROXY}",
+    "error code 407": f"a proxy asks for a password; {CHECK_PROXY}",
+    "response body was not in a valid JSON": NOT_MLFLOW,
+    "Response body: '<": NOT_MLFLOW,
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted; see REQUESTS_CA_BUNDLE and "
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "WRONG_VERSION_NUMBER": "it does not speak https there; check MLFLOW_TRACKING_URI",
+    "Failed to resolve": f"the name of its host is unknown; {CHECK_URI}",
+    "NameResolutionError": f"the name of its host is unknown; {CHECK_URI}",
+    "No route to host": f"no network leads to its host; {CHECK_URI}",
+    "Network is unreachable": f"no network leads to its host; {CHECK_URI}",
+    "Connection refused": f"the server does not answer; start it, {AGAIN}",
+    "error responses": f"the server or a proxy answers with errors; read its log, {AGAIN}",
+    "Read timed out": f"the server takes requests but does not answer; read its log, {AGAIN}",
+    "ConnectTimeoutError": f"its host does not answer; {CHECK_URI}",
+    "Max retries exceeded": f"the server cannot be reached; {CHECK_URI}",
 }
+SERVER = re.compile(r"host='([^']*)', port=(\d+)")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,7 +104,9 @@ def explain_failure(error: BaseException) -> str:
         return text
     for sign, explanation in STORE_ERRORS.items():
         if sign in text:
-            return f"tracking store: {explanation} ({sign})"
+            found = SERVER.search(text)
+            where = "" if found is None else f" at {found[1]}:{found[2]}"
+            return f"tracking store{where}: {explanation} ({sign})"
     return f"tracking store: {text}" if isinstance(error, DATABASE_ERRORS) else text
 
 

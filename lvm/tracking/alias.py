@@ -17,16 +17,22 @@ from mlflow.tracking import MlflowClient
 
 from lvm.system.errors import explain_failure
 from lvm.system.processes import defer_signals
-from lvm.tracking import page
-from lvm.tracking.runs import SQLITE, STORE_ERRORS
+from lvm.tracking.store import STORE_ERRORS, database_file
+from lvm.tracking.versions import (
+    DECIDED,
+    NAME,
+    UNKNOWN_CODES,
+    check_version,
+    description,
+    find_version,
+)
 
-NAME, ARTIFACT = "lvm", "model"  # of the registered model, of a trained one in its run
 BASELINE, PREVIOUS = "baseline", "previous"
+BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 MOVE, PENDING = "move/", "pending_move"
-DECIDED, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
+BY_GATES, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
 MAX_REASON = 1000
 FAILURES = (*STORE_ERRORS, OSError)
-UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def aliases() -> dict[str, str]:
@@ -40,7 +46,7 @@ def aliases() -> dict[str, str]:
 
 
 def promote(
-    version: str, expected: str | None, evidence: Mapping[str, str], how: str = DECIDED
+    version: str, expected: str | None, evidence: Mapping[str, str], how: str = BY_GATES
 ) -> None:
     """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
 
@@ -86,19 +92,6 @@ def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
         return now[PREVIOUS], now[BASELINE]
 
 
-def check_version(version: str) -> str:
-    """Return the number of a version as MLflow writes it, which reads 01 as 1, too.
-
-    Raises ValueError where `lvm` has no such version.
-    """
-    number = _number_of(version)
-    if number is None:
-        found = MlflowClient().search_model_versions(f"name = '{NAME}'")
-        known = ", ".join(sorted((str(one.version) for one in found), key=int)) or "none"
-        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
-    return number
-
-
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
     """Set tags on a version of `lvm`; its description, which is made of them, follows.
 
@@ -109,14 +102,14 @@ def tag_version(version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             client.set_model_version_tag(NAME, version, key, value)
         known = client.get_model_version(NAME, version).tags
-        client.update_model_version(NAME, version, description=page.description(known))
+        client.update_model_version(NAME, version, description=description(known))
 
 
 def history() -> list[dict[str, str]]:
     """Return every move of the alias `baseline`, the first one first.
 
     A move has `at` (UTC), `version`, `replaced` (a version or none), `run`, `reason`, `how`
-    (DECIDED, BY_HAND or ROLLED_BACK). It is kept as a tag `move/<time>-<run>` of the registered
+    (BY_GATES, BY_HAND or ROLLED_BACK). It is kept as a tag `move/<time>-<run>` of the registered
     model as well as of the version that took the alias.
     """
     tags = _tags()
@@ -127,10 +120,10 @@ def withdrawn() -> set[str]:
     """Return the versions that a rollback took the alias from and that no hand gave it again."""
     found: set[str] = set()
     for move in history():
-        how = move.get("how", DECIDED)
+        how = move.get("how", BY_GATES)
         if how == ROLLED_BACK:
             found.add(move["replaced"])
-        if how != DECIDED:
+        if how != BY_GATES:
             found.discard(move["version"])
     return found
 
@@ -207,25 +200,16 @@ def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
     """Delete what an earlier decision left on a version: a move by hand has no figures."""
     client = MlflowClient()
     for key in client.get_model_version(NAME, version).tags:
-        if key.startswith(page.DECIDED) and key not in kept:
+        if key.startswith(DECIDED) and key not in kept:
             client.delete_model_version_tag(NAME, version, key)
 
 
 def _set_previous(version: str | None) -> None:
     """Set `previous` as it was; a version that was deleted meanwhile is none."""
-    if version is not None and _number_of(version) is not None:
+    if version is not None and find_version(version) is not None:
         MlflowClient().set_registered_model_alias(NAME, PREVIOUS, version)
     elif PREVIOUS in aliases():
         MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
-
-
-def _number_of(version: str) -> str | None:
-    try:
-        return str(MlflowClient().get_model_version(NAME, version).version)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN_CODES:
-            raise
-        return None
 
 
 def _tags() -> dict[str, str]:
@@ -245,9 +229,11 @@ def locked() -> Iterator[None]:
     notices when it was overtaken.
     """
     uri = mlflow.get_registry_uri()
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{digest}.lock"
-    if uri.startswith(SQLITE):
-        path = Path(f"{uri.removeprefix(SQLITE)}.registry.lock")
+    database = database_file(uri)
+    if database is not None:
+        path = Path(f"{database}.registry.lock")
+    else:
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"lvm-registry-{os.getuid()}-{digest}.lock"
     with FileLock(path, is_singleton=True):
         yield

@@ -1,4 +1,4 @@
-"""Settlement of a replay: the decision against the alias as it is now, carried out or kept."""
+"""Promotion after a shadow replay: decide against the current alias, report, move the alias."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -7,16 +7,14 @@ from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision, decide
 from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
-from lvm.tracking import alias
-from lvm.tracking import versions as registered
-from lvm.tracking.alias import BASELINE
-from lvm.tracking.page import DECIDED, LOG, SHADOW, figure_tags
+from lvm.tracking import alias, logged_models
+from lvm.tracking.versions import DECIDED, LOG, NAME, SHADOW, metric_tags
 
 Publish = Callable[[Decision], None]
 TellFailure = Callable[[Decision, tuple[str, ...], str], None]
 
 
-def settle(
+def promote_winner(
     result: ShadowResult,
     versions: Mapping[str, str | None],
     rules: GateRules,
@@ -26,12 +24,12 @@ def settle(
 ) -> Decision:
     """Decide, publish, then move the alias; return the decision. A dry run has no `tell_failure`.
 
-    `versions` gives the version of each candidate by its name. The alias is read anew under the
-    registry's lock, which is held to the end: of two settlements at one moment the second decides
-    after the first, and keeps what it finds. Versions to promote are read whole, then `publish` is
-    called, then the alias moves, so that a move without a report cannot happen; stop signals wait.
-    Where a move fails, `tell_failure` is given the names that did take the alias, and why the next
-    one did not, so that the report can say so; the error goes on.
+    `versions` gives the version of each candidate by its name. The alias is read again under the
+    registry's lock, which is held to the end: of two promotions at one moment the second decides
+    after the first. Versions to promote are loaded whole, then `publish` is called, then the alias
+    moves, so that no move lacks a report; stop signals are deferred. If a move fails,
+    `tell_failure` receives the names that took the alias and why the next one did not, for the
+    report; the error is raised again.
     """
     is_enabled = tell_failure is not None
     with ExitStack() as held:
@@ -39,13 +37,13 @@ def settle(
             held.enter_context(alias.locked())
             held.enter_context(defer_signals())
             alias.repair()
-        expected = alias.aliases().get(BASELINE)
+        expected = alias.aliases().get(alias.BASELINE)
         withdrawn = alias.withdrawn()
         barred = frozenset(name for name, version in versions.items() if version in withdrawn)
         decision = decide(result, replayed_name(expected, versions), rules, barred)
         if is_enabled:
             for name in decision.promote:
-                registered.load(f"models:/{alias.NAME}/{versions[name]}")
+                logged_models.load(f"models:/{NAME}/{versions[name]}")
         publish(decision)
         moved: tuple[str, ...] = ()
         try:
@@ -63,10 +61,10 @@ def settle(
 
 
 def replayed_name(version: str | None, versions: Mapping[str, str | None]) -> str | None:
-    """Return the name under which a version is replayed, or its number where it takes no part.
+    """Return the name under which a version is replayed, or its number if it is not replayed.
 
-    `versions` as `settle` has them. A replay names its baseline by this too: where the two names
-    differ, the alias has moved.
+    `versions` as for `promote_winner`. A replay names its baseline by this rule, too: if the two
+    names differ, the alias has moved since.
     """
     if version is None:
         return None
@@ -75,10 +73,10 @@ def replayed_name(version: str | None, versions: Mapping[str, str | None]) -> st
 
 
 def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_id: str) -> None:
-    """Tag every version of the replay with its figures and the run that measured them.
+    """Tag every version of the replay with its metrics and the run that measured them.
 
-    Figures on a query log have the prefix `log_`, those on the frozen test split `shadow_`. What
-    was not scored keeps the figures it has; its reason is the tag `<prefix>unscored`.
+    Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
+    unscored candidate keeps its earlier metrics; the tag `<prefix>unscored` says why.
     """
     prefix = LOG if result.is_log else SHADOW
     for outcome in result.outcomes:
@@ -92,9 +90,9 @@ def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_i
 
 
 def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
-    """Return what one scored candidate showed in a replay as tags, without a prefix."""
+    """Return the metrics of one scored candidate of a replay as tags, without a prefix."""
     place = [one.name for one in result.outcomes].index(outcome.name) + 1
-    hits = figure_tags(outcome.figures, outcome.ci95, outcome.corrected, outcome.corrected_ci95)
+    hits = metric_tags(outcome.figures, outcome.ci95, outcome.corrected, outcome.corrected_ci95)
     return hits | {
         "place": f"{place} of {len(result.outcomes)}",
         "source": result.source,
@@ -107,7 +105,7 @@ def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
 
 
 def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) -> dict[str, str]:
-    """Return by what a version takes the alias, under names that no later replay writes to."""
+    """Return the evidence for a move of the alias as tags that no later replay overwrites."""
     outcome = result.outcome(name)
     assert outcome is not None
     measured = measured_tags(outcome, result) | {"run": run_id}

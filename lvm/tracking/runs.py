@@ -1,131 +1,137 @@
-"""MLflow runs: where they are stored, how they begin, how they end."""
+"""MLflow runs: how one begins and ends, what is logged to it, what earlier runs logged."""
 
-import logging
+import hashlib
+import json
 import os
 import re
-import sqlite3
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
-from filelock import FileLock
-from mlflow.entities import Dataset, RunStatus
+from mlflow import set_tags as set_tags  # for entry points, which do not import MLflow
+from mlflow.entities import Dataset, Run, RunInfo, RunStatus
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from lvm.system.atomic import scratch_folder
-from lvm.system.checkout import checkout_root, is_dirty, project_root
-from lvm.system.errors import DATABASE_ERRORS
+from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
+from lvm.system.checkout import checkout_root, is_dirty
+from lvm.system.errors import is_environment_error
 from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
-from lvm.tracking.run_list import saved_view
-from lvm.tracking.stale_runs import PROCESS, SQLITE, close_abandoned
+from lvm.tracking.stale_runs import ERROR, PROCESS, close_stale_runs, why_not_claimable
+from lvm.tracking.store import (
+    STORE_ERRORS,
+    configure,
+    link_to_moved,
+    missing_folder,
+    saved_view,
+    warn_of_moved_artifacts,
+)
 
-if TYPE_CHECKING:  # most runs draw nothing
-    from matplotlib.figure import Figure
-
-StoreError = MlflowException
-STORE_ERRORS = (StoreError, *DATABASE_ERRORS)
 ENTRY = "entry"
-LOG_LEVELS = {
-    "mlflow": logging.WARNING,
-    "alembic": logging.WARNING,
-    "mlflow.store.db.utils": logging.CRITICAL,  # tracebacks of errors that it raises as well
-}
-# An epoch of a training can wait two minutes for a server that is away (0, 4, 8 ... 64 s between
-# tries), nine for one that takes requests without an answer; MLflow's own patience is 20 minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
+RUN_ID = "MLFLOW_RUN_ID"
+FINISHED, FAILED, KILLED = (
+    RunStatus.to_string(status)
+    for status in (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.KILLED)
+)
+MAX_METRIC_NAME, MAX_METRIC_PART = 250, 100
+NOT_IN_NAMES = re.compile(r"[^\w\-. :]")
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-
-
-def configure(root: Path | None = None) -> str:
-    """Set the tracking URI: MLFLOW_TRACKING_URI, else mlflow.db in `root` (the project); return it.
-
-    A sqlite database is created under a file lock, in WAL mode, with its artifacts in `mlruns`
-    beside it.
-    """
-    for name, level in LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
-    for name, value in {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **PATIENCE}.items():
-        os.environ.setdefault(name, value)
-    own = f"{SQLITE}{(root or project_root()) / 'mlflow.db'}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
-    if uri.startswith(SQLITE):
-        _prepare_sqlite(uri)
-    mlflow.set_tracking_uri(uri)
-    return uri
-
-
-def ui_command() -> str:
-    """Return the shell command that shows the runs of this store."""
-    return f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
 
 
 @contextmanager
 def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
-    """Open the launcher's run, or a new one where there is none; yield its id.
+    """Open the run that `mlflow run` made for this process, or a new one; yield its id.
 
-    Runs of the same experiment whose process is gone are closed first. `parameters` are logged
-    where the launcher has not logged them. The run ends FINISHED; KILLED where a stop signal came;
-    FAILED with the tag `error` after any exception, the traceback as the artifact `error.txt`.
+    Stale runs of the same experiment are closed first. `parameters` are logged unless the launcher
+    has logged them. The run ends FINISHED; KILLED on a stop signal; FAILED on any exception, with
+    the tag `error` and the traceback as the artifact `error.txt`.
     """
     configure()
+    release_unclaimable_run()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
     opened = mlflow.start_run(tags=tags | {PROCESS: process_identifier()}).info
-    run_id = opened.run_id
-    status = RunStatus.FAILED
+    status = FAILED
     try:
         with stoppable():
-            reap([opened.experiment_id])
-            _describe_run(entry, parameters)
-            yield run_id
-        status = RunStatus.FINISHED
+            print_closed_runs([opened.experiment_id])
+            _prepare(entry, parameters)
+            yield opened.run_id
+        status = FINISHED
     except Stopped as stop:
-        status = RunStatus.KILLED
+        status = KILLED
         terminate_children()
-        with suppress(*STORE_ERRORS):  # then the next start closes them
-            _end_child_runs(run_id)
-        mlflow.set_tag("error", f"stopped by {stop.signal_name}")
+        with suppress(*STORE_ERRORS):  # the next run closes them
+            _end_child_runs(opened.run_id)
+        mlflow.set_tag(ERROR, f"stopped by {stop.signal_name}")
         raise
     except BaseException as error:
-        mlflow.set_tag("error", " ".join(str(error).split()) or type(error).__name__)
+        mlflow.set_tag(ERROR, " ".join(str(error).split()) or type(error).__name__)
         mlflow.log_text(traceback.format_exc(), "error.txt")
         raise
     finally:
-        mlflow.end_run(RunStatus.to_string(status))
+        mlflow.end_run(status)
+        _print_link(opened)
 
 
-def reap(experiment_ids: Collection[str] | None = None) -> None:
-    """Close the runs of these experiments (None: all) whose process is gone; print which.
+def print_closed_runs(experiment_ids: Collection[str] | None = None) -> None:
+    """Close the stale runs of these experiments (None: all); print which.
 
-    To stderr, as all that is no result: some commands print JSON alone.
+    On stderr, like everything that is no result: a command may print JSON on stdout.
     """
-    for run_id in close_abandoned(None if experiment_ids is None else list(experiment_ids)):
+    for run_id in close_stale_runs(None if experiment_ids is None else list(experiment_ids)):
         print(f"run {run_id} is closed: its process is gone", file=sys.stderr, flush=True)
 
 
+def release_unclaimable_run() -> None:
+    """Unset MLFLOW_RUN_ID, with a warning, where `mlflow run` did not open it for this process.
+
+    The variable may be left over from another command: its run must not be changed.
+    """
+    run_id = os.environ.get(RUN_ID)
+    if run_id is None:
+        return
+    try:
+        reason = why_not_claimable(mlflow.get_run(run_id))
+    except MlflowException as error:
+        if is_environment_error(error):
+            raise
+        reason = "which this store does not have"
+    if reason is not None:
+        del os.environ[RUN_ID]
+        print(
+            f"warning: {RUN_ID} names run {run_id}, {reason}; this command leaves it alone and "
+            "opens a run of its own",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def refuse_launched_run(reason: str) -> None:
-    """Mark the launcher's run FAILED for `reason` where it has not been opened yet."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is not None:
+    """Mark the run of `mlflow run` FAILED for `reason` unless this process has opened it."""
+    if RUN_ID not in os.environ:
+        return
+    with suppress(ValueError, *STORE_ERRORS):  # the command prints its reason all the same
         configure()
-        MlflowClient().set_tag(run_id, "error", reason)
-        MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+        release_unclaimable_run()
+        run_id = os.environ.pop(RUN_ID, None)
+        if run_id is not None:
+            MlflowClient().set_tag(run_id, ERROR, reason)
+            MlflowClient().set_terminated(run_id, FAILED)
 
 
 def launch(entry: str, parameters: Mapping[str, Any]) -> str:
-    """Run an entry point of the project as a nested run, with this very python; return its id.
+    """Run an entry point of the project as a nested run, with this Python; return its id.
 
-    Raises ValueError with the child's own reason where it fails, and outside of a checkout.
+    Raises ValueError with the child's own reason if it fails, and outside of a checkout.
     """
     root = checkout_root()
     words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
@@ -141,7 +147,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
             run_name=entry,
         )
     except mlflow.exceptions.ExecutionException:
-        reasons = [r.data.tags.get("error", "see above") for r in child_runs(active_run_id())]
+        reasons = [r.data.tags.get(ERROR, "see above") for r in child_runs(active_run_id())]
         raise ValueError(f"{entry} failed: {reasons[0]}") from None
     return str(submitted.run_id)
 
@@ -154,36 +160,91 @@ def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def log_config(config: Mapping[str, Any], decided_otherwise: Collection[str] = ()) -> None:
+def log_config(config: Mapping[str, Any], decided: Collection[str] = ()) -> None:
     """Log the resolved configuration as the artifact `config.json`.
 
-    What stood as `auto` among the parameters is also logged as `resolved/<name>`, as is what was
-    `decided_otherwise` than typed.
+    What is `auto` among the parameters is also logged as `resolved/<name>`, as are the names in
+    `decided`: those that the command set to another value than was given.
     """
     mlflow.log_dict(dict(config), "config.json")
-    typed = mlflow.get_run(active_run_id()).data.params
-    left_open = {k for k in config if typed.get(k) == "auto"} | set(decided_otherwise)
-    decided = {k: v for k, v in config.items() if k in left_open and v not in (None, "auto")}
-    mlflow.log_params({f"resolved/{k}": v for k, v in decided.items()})
+    given = mlflow.get_run(active_run_id()).data.params
+    names = {name for name in config if given.get(name) == "auto"} | set(decided)
+    resolved = {k: v for k, v in config.items() if k in names and v not in (None, "auto")}
+    mlflow.log_params({f"resolved/{name}": value for name, value in resolved.items()})
 
 
 def log_metrics(
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     step: int | None = None,
     model_id: str | None = None,
     dataset: Dataset | None = None,
 ) -> None:
-    """Log figures in one batch, with their model or dataset where there is one.
+    """Log metrics under their `metric_name` in one batch, with their model or dataset.
 
-    Epochs count from 1: MLflow takes a figure without a step for one of every logged model.
-    Characters that no metric name may have become underscores.
+    Epochs count from 1: MLflow links a metric of step 0 to every logged model of the run.
     """
-    named = {NOT_IN_NAMES.sub("_", name): value for name, value in figures.items()}
+    named = {metric_name(name): value for name, value in metrics.items()}
     mlflow.log_metrics(named, step=step, model_id=model_id, dataset=dataset)
 
 
+def metric_name(name: str) -> str:
+    """Return a name that MLflow accepts; different names stay different.
+
+    MLflow accepts letters and digits of any script. In a part between slashes that holds anything
+    else, or that MLflow refuses as a part of a path, each other character becomes an underscore
+    and the first 8 hex digits of the part's sha256 are appended: `lanes/C#/hit_at_5` becomes
+    `lanes/C_-54d28a11/hit_at_5`.
+    """
+    legal = "/".join(_legal_part(part) for part in name.split("/"))
+    return legal if len(legal) <= MAX_METRIC_NAME else _with_hash(legal, MAX_METRIC_NAME - 9)
+
+
+def _legal_part(part: str) -> str:
+    legal = NOT_IN_NAMES.sub("_", part)
+    if legal == part and len(part) <= MAX_METRIC_PART and part not in ("", ".", ".."):
+        return part
+    return _with_hash(part, MAX_METRIC_PART)
+
+
+def _with_hash(name: str, length: int) -> str:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{NOT_IN_NAMES.sub('_', name)[:length] or '_'}-{digest[:8]}"
+
+
+def log_artifact(content: Any, name: str) -> None:
+    """Log an artifact in the format that its name says.
+
+    Text, a mapping (.json), a matplotlib figure, a table (.parquet; .json for the table view of
+    the run's page) or an array (.npy).
+    """
+    if isinstance(content, str):
+        mlflow.log_text(content, name)
+    elif isinstance(content, Mapping):
+        mlflow.log_dict(dict(content), name)
+    elif isinstance(content, pd.DataFrame) and name.endswith(".parquet"):
+        _log_file(name, content.to_parquet)
+    elif isinstance(content, pd.DataFrame):
+        mlflow.log_table(content, name)
+    elif isinstance(content, np.ndarray):
+        _log_file(name, lambda path: write_array(path, content))
+    else:
+        mlflow.log_figure(content, name)
+
+
+def publish_report(report: Mapping[str, Any], path: str | None) -> None:
+    """Log the report as `report.json`; write it to `path`, whole or not at all, unless None."""
+    contents = jsonable(report)
+    mlflow.log_dict(contents, "report.json")
+    if path is None:
+        return
+    target = Path(path)
+    with write_errors_name(target), atomic_replace(target) as made:
+        made.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
+    print(f"report written to {target}")
+
+
 def name_run(words: str) -> None:
-    """Put `words` behind the entry point in the run's name, unless its user has named it."""
+    """Append `words` to the entry point in the run's name, unless the user named the run."""
     known = mlflow.get_run(active_run_id())
     if known.info.run_name == known.data.tags[ENTRY]:
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, f"{known.info.run_name} {words}")
@@ -194,42 +255,28 @@ def describe_run(markdown: str) -> None:
     mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NOTE, markdown)
 
 
-def set_tags(tags: Mapping[str, str]) -> None:
-    """Set tags on the active run."""
-    mlflow.set_tags(dict(tags))
+class WarningLog:
+    """Prints each warning of a training once; the run's tag `warnings` holds all current ones."""
 
+    def __init__(self, permanent: list[str]) -> None:
+        self.permanent = permanent
+        self._printed: set[str] = set()
 
-def log_report(report: Mapping[str, Any], name: str = "report.json") -> None:
-    """Log a report as a JSON artifact."""
-    mlflow.log_dict(dict(report), name)
-
-
-def log_text(text: str, name: str) -> None:
-    """Log text as an artifact."""
-    mlflow.log_text(text, name)
-
-
-def log_table(table: pd.DataFrame, name: str) -> None:
-    """Log a table as an artifact that the run's page shows as one."""
-    mlflow.log_table(table, name)
-
-
-def log_figure(figure: "Figure", name: str) -> None:
-    """Log a matplotlib figure as an artifact."""
-    mlflow.log_figure(figure, name)
-
-
-def log_file(name: str, write: Callable[[Path], object]) -> None:
-    """Log as an artifact the file that `write` makes at the path it is given."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / name)
-        mlflow.log_artifact(str(Path(folder) / name))
+    def update(self, warnings: list[str]) -> list[str]:
+        """Print new warnings once; return all current warnings, the permanent ones first."""
+        current = [*self.permanent, *warnings]
+        for warning in current:
+            if warning not in self._printed:
+                print(f"warning: {warning}", flush=True)
+        self._printed |= set(current)
+        mlflow.set_tag("warnings", "; ".join(current) or "none")
+        return current
 
 
 def add_shared(add: Callable[[], object]) -> None:
-    """Do what runs that start together all do: add one dataset, or one tag of their experiment.
+    """Call `add`, which adds a dataset or an experiment's tag; once more if the store refuses it.
 
-    A store refuses all but the first of those who add the same at one moment; then it is there.
+    Of several runs that add the same at one moment a store refuses all but the first.
     """
     try:
         add()
@@ -244,55 +291,129 @@ def active_run_id() -> str:
     return str(active.info.run_id)
 
 
-def child_runs(run_id: str) -> list[Any]:
+def child_runs(run_id: str) -> list[Run]:
     """Return the runs nested under `run_id`, the latest first."""
     return matching(run_id, f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
 
 
-def matching(run_id: str, query: str) -> list[Any]:
-    """Return the runs of the experiment of `run_id` that a search finds, the latest first."""
+def matching(run_id: str, query: str) -> list[Run]:
+    """Return the runs that a search finds in the experiment of `run_id`, the latest first."""
     experiment = mlflow.get_run(run_id).info.experiment_id
     return list(MlflowClient().search_runs([experiment], query, order_by=["start_time DESC"]))
 
 
-def _describe_run(entry: str, parameters: Mapping[str, str]) -> None:
+def find_finished(tag: str, value: str) -> list[str]:
+    """Return the finished runs whose `tag` has this value, the latest first; not the open run."""
+    return [run.info.run_id for run in _tagged(tag, value) if run.info.status == FINISHED]
+
+
+def find_finished_children(
+    tag: str, value: str, entry: str, whole: Collection[str] = ()
+) -> list[str]:
+    """Return the finished runs of `entry` whose parent's `tag` has this value.
+
+    Runs in `whole` count as finished. Those of the latest parent come first, whatever the status
+    of that parent.
+    """
+    children = [child for run in _tagged(tag, value) for child in child_runs(run.info.run_id)]
+    found = [child for child in children if child.data.tags.get(ENTRY) == entry]
+    return [
+        child.info.run_id
+        for child in found
+        if child.info.status == FINISHED or child.info.run_id in whole
+    ]
+
+
+def entry_of(run_id: str) -> str | None:
+    """Return the entry point of a run, None if it has none; ValueError if there is no such run."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if is_environment_error(error):
+            raise
+        raise ValueError(f"run {run_id}: there is no such run") from None
+    return run.data.tags.get(ENTRY)
+
+
+def read_text(run_id: str, name: str) -> str:
+    """Return a text artifact of a run; raises ValueError if it is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _download(run_id, name, folder).read_text()
+
+
+def read_json(run_id: str, name: str = "config.json") -> dict[str, Any]:
+    """Return a JSON artifact of a run; raises ValueError if it is missing."""
+    return dict(json.loads(read_text(run_id, name)))
+
+
+def read_frame(run_id: str, name: str) -> pd.DataFrame:
+    """Return a parquet artifact of a run; raises ValueError if it is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        return pd.read_parquet(_download(run_id, name, folder))
+
+
+def read_array(run_id: str, name: str) -> np.ndarray:
+    """Return a .npy artifact of a run; raises ValueError if it is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        return np.asarray(np.load(_download(run_id, name, folder), allow_pickle=False))
+
+
+def _download(run_id: str, name: str, folder: str) -> Path:
+    try:
+        found = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=folder)
+    except (MlflowException, OSError) as error:
+        if is_environment_error(error):
+            raise
+        raise ValueError(
+            f"run {run_id}: there is no such run with an artifact {name}{_looked_in(run_id, name)}"
+        ) from None
+    return Path(found)
+
+
+def _looked_in(run_id: str, name: str) -> str:
+    """Return the end of a sentence that says in which folder of this machine a file is missing."""
+    try:
+        location = mlflow.get_run(run_id).info.artifact_uri
+    except MlflowException:
+        return ""
+    missing = missing_folder(location) or missing_folder(f"{location}/{name}")
+    return "" if missing is None else f"; looked in {missing}{link_to_moved(missing) or ''}"
+
+
+def _tagged(tag: str, value: str) -> list[Run]:
+    return matching(active_run_id(), f"tags.`{tag}` = '{value}'")
+
+
+def _prepare(entry: str, parameters: Mapping[str, str]) -> None:
+    """Name the open run by its entry point, log its parameters, check its experiment."""
     known = mlflow.get_run(active_run_id())
     if GENERATED_NAME.fullmatch(known.info.run_name or ""):
         mlflow.set_tag(mlflow_tags.MLFLOW_RUN_NAME, entry)
     mlflow.set_tag(ENTRY, entry)
-    if "error" in known.data.tags:  # closed as abandoned, before this process claimed it
-        mlflow.delete_tag("error")
-    there = mlflow.get_experiment(known.info.experiment_id).tags
-    missing = {k: v for k, v in saved_view().items() if k not in there}
+    if ERROR in known.data.tags:  # closed as stale before this process claimed it
+        mlflow.delete_tag(ERROR)
+    experiment = mlflow.get_experiment(known.info.experiment_id)
+    warn_of_moved_artifacts(experiment)
+    missing = {k: v for k, v in saved_view().items() if k not in experiment.tags}
     add_shared(lambda: mlflow.set_experiment_tags(missing))
     mlflow.log_params({k: v for k, v in parameters.items() if k not in known.data.params})
 
 
-def _prepare_sqlite(uri: str) -> None:
-    path = Path(uri.removeprefix(SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            _create_sqlite(path)
-        with closing(sqlite3.connect(path, timeout=20)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-
-
-def _create_sqlite(path: Path) -> None:
-    """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
-    with scratch_folder(path) as scratch:
-        made = scratch / path.name
-        made_store = SqlAlchemyStore(f"{SQLITE}{made}", str(path.parent.resolve() / "mlruns"))
-        made_store.engine.dispose()
-        try:
-            os.link(made, path)
-        except FileExistsError:
-            return
-        except OSError:  # a disk without hard links
-            os.rename(made, path)
+def _log_file(name: str, write: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        mlflow.log_artifact(str(Path(folder) / name))
 
 
 def _end_child_runs(run_id: str) -> None:
     for child in child_runs(run_id):
         if not RunStatus.is_terminated(RunStatus.from_string(child.info.status)):
-            MlflowClient().set_terminated(child.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+            MlflowClient().set_terminated(child.info.run_id, KILLED)
+
+
+def _print_link(opened: RunInfo) -> None:
+    """Print where a tracking server shows the run, on stderr; MLflow prints it on stdout."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        page = f"{uri.rstrip('/')}/#/experiments/{opened.experiment_id}/runs/{opened.run_id}"
+        print(f"run {opened.run_id}: {page}", file=sys.stderr, flush=True)

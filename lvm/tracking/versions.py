@@ -1,49 +1,33 @@
-"""The registered model `lvm`: its versions with their facts, their files."""
+"""The versions of the registered model: made of logged models, listed, described on their pages."""
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from importlib.metadata import version as installed_version
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-import mlflow
-import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from numpy.typing import NDArray
-from torch import nn
+from tabulate import tabulate
 
-from lvm.bank.archive import map_array
-from lvm.models.facts import TRAINED, Facts, facts_from_tags
-from lvm.models.table import FREE_MODELS
-from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
-from lvm.retrieval.rerank import NONE, Reranker
-from lvm.system.atomic import write_array
-from lvm.system.errors import is_environment_error, one_line
-from lvm.tracking.alias import (
-    ARTIFACT,
-    BASELINE,
-    NAME,
-    UNKNOWN_CODES,
-    aliases,
-)
-from lvm.tracking.page import VAL, description
+from lvm.models.facts import Facts, facts_from_tags
 
-BASELINE_URI = f"models:/{NAME}@{BASELINE}"
-ROW_CORRECTION = "row_correction.npy"
-RERANKER = "lane_reranker.safetensors"
-OPTIONAL = (ROW_CORRECTION, RERANKER)
-REQUIREMENTS = (
-    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
-    *("safetensors", "scipy", "torch", "tqdm"),
-)
-PAGE = 500
+NAME, ARTIFACT = "lvm", "model"  # of the registered model; of a trained model in its run
+UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 EXISTS_CODE = "RESOURCE_ALREADY_EXISTS"
-UNREADABLE = (MlflowException, OSError, TypeError, EOFError, ValueError)
+PAGE_SIZE = 500
+METRICS = {"hit_at_1": "Hit@1", "hit_at_5": "Hit@5", "hit_at_10": "Hit@10", "mrr_at_10": "MRR@10"}
+CORRECTED = "corrected_hit_at_5"
+# Prefixes of a version's tags, each of one kind of measurement.
+VAL, SHADOW, LOG, DECIDED = "val_", "shadow_", "log_", "decision_"
+MEASUREMENTS = {
+    VAL: "val queries, end of training",
+    SHADOW: "test queries, latest shadow-eval",
+    LOG: "query log, latest shadow-eval",
+    DECIDED: "the decision that gave it the alias",
+}
+LEAKY_NOTE = "LEAKY: training saw rows of these queries; no figure here is evidence."
+SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
+Intervals = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -57,68 +41,13 @@ class Card:
     version: str | None = None
 
 
-@dataclass(frozen=True)
-class Predictor(Card):
-    """A predictor with its facts; what it lacks (not logged, not registered) is None."""
-
-    model: nn.Module = field(kw_only=True)
-    row_correction: NDArray[np.float32] | None = None
-    reranker: Reranker | None = None
-
-
-def log_predictor(
-    model: nn.Module,
-    facts: Facts,
-    row_correction: NDArray[np.float32] | None = None,
-    step: int = 0,
-    reranker: Reranker | None = None,
-) -> str:
-    """Log a predictor to the active run as safetensors without pickle; return its model id."""
-    tensor = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
-        outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
-        params=ParamSchema(
-            [
-                ParamSpec("k", DataType.long, 0),
-                ParamSpec("rerank", DataType.string, NONE),
-                ParamSpec("keep_context", DataType.boolean, False),
-                ParamSpec("packed", DataType.string, ""),
-            ]
-        ),
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        beside: dict[str, Write] = {}
-        artifacts = {"weights": WEIGHTS, "config": CONFIG}
-        if row_correction is not None:
-            beside[ROW_CORRECTION] = partial(write_array, array=row_correction)
-            artifacts["row_correction"] = ROW_CORRECTION
-        if reranker is not None:
-            beside[RERANKER] = reranker.save
-            artifacts["reranker"] = RERANKER
-        folder = save_model(model, Path(scratch) / ARTIFACT, beside)
-        logged = mlflow.pyfunc.log_model(
-            name=ARTIFACT if facts.kind == TRAINED else facts.model,
-            python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),
-            artifacts={key: str(folder / name) for key, name in artifacts.items()},
-            signature=signature,
-            input_example=np.eye(2, facts.dim, dtype=tensor)[None],
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
-            metadata=asdict(facts),
-            params={"model": facts.model, "ctx": facts.ctx},
-            model_type=facts.model,
-            step=step,
-        )
-    return str(logged.model_id)
-
-
-def register(model_id: str, facts: Facts, figures: Mapping[str, str] | None = None) -> str:
+def register(model_id: str, facts: Facts, metrics: Mapping[str, str] | None = None) -> str:
     """Make a version of `lvm` of the logged model; return its number.
 
-    `figures` are the tags of what it reached on val; they stand in its description, too.
+    `metrics` are its `metric_tags` on val.
     """
     tags = {key: str(value) for key, value in asdict(facts).items()}
-    tags |= {f"{VAL}{key}": text for key, text in (figures or {}).items()}
+    tags |= {f"{VAL}{key}": text for key, text in (metrics or {}).items()}
     client = MlflowClient()
     try:
         client.create_registered_model(
@@ -140,128 +69,116 @@ def register(model_id: str, facts: Facts, figures: Mapping[str, str] | None = No
 
 
 def cards() -> list[Card]:
-    """Return every version of `lvm` that can be read, the oldest first."""
+    """Return every readable version of `lvm`, the oldest first."""
     return [one for one in map(_card, _all_versions()) if isinstance(one, Card)]
 
 
 def versions() -> dict[str, Facts]:
-    """Return version -> facts of every version of `lvm` that can be read, the oldest first."""
+    """Return version -> facts of every readable version of `lvm`, the oldest first."""
     return {str(card.version): card.facts for card in cards()}
 
 
 def unreadable_versions() -> dict[str, str]:
-    """Return version -> reason of those whose tags are not the facts of a predictor."""
+    """Return version -> reason of the versions whose tags are not the facts of a predictor."""
     found = {str(one.version): _card(one) for one in _all_versions()}
     return {version: one for version, one in found.items() if isinstance(one, str)}
 
 
 def version_of(model_id: str) -> str | None:
-    """Return the newest version made of a logged model; None where it was never registered."""
+    """Return the newest version made of a logged model; None if it was never registered."""
     return next((one.version for one in reversed(cards()) if one.model_id == model_id), None)
 
 
-def read_card(reference: str) -> Card:
-    """Read what a predictor is, without its weights.
+def check_version(version: str) -> str:
+    """Return the number of a version as MLflow writes it (it reads 01 as 1).
 
-    `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>.
-    Raises ValueError, in one line, where there is none.
+    Raises ValueError if `lvm` has no such version.
     """
-    version = _resolve_version(reference)
-    uri = reference if version is None else f"models:/{version.name}/{version.version}"
+    number = find_version(version)
+    if number is None:
+        found = MlflowClient().search_model_versions(f"name = '{NAME}'")
+        known = ", ".join(sorted((str(one.version) for one in found), key=int)) or "none"
+        raise ValueError(f"version: {NAME} has no version {version!r}; known: {known}")
+    return number
+
+
+def find_version(version: str) -> str | None:
+    """Return the number of a version as MLflow writes it; None if `lvm` has no such version."""
     try:
-        card = Model.load(uri)
-        facts = Facts(**(card.metadata or {}))
-    except UNREADABLE as error:
-        raise _unreadable(reference, error) from None
-    is_ours = version is not None and version.name == NAME  # not a namesake's number
-    number = str(version.version) if version is not None and is_ours else None
-    return Card(reference, facts, str(card.model_id), str(card.run_id), number)
-
-
-def load(reference: str) -> Predictor:
-    """Read a predictor that was logged; `reference` and errors as with `read_card`."""
-    card = read_card(reference)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        LoggedFiles(card).fetch(folder)
-        try:
-            model = load_model(folder)
-            correction = folder / ROW_CORRECTION
-            row_correction = np.array(map_array(correction)) if correction.is_file() else None
-            lanes = folder / RERANKER
-            reranker = Reranker.load(lanes) if lanes.is_file() else None
-        except UNREADABLE as error:
-            raise _unreadable(reference, error) from None
-    return Predictor(**vars(card), model=model, row_correction=row_correction, reranker=reranker)
-
-
-@dataclass(frozen=True)
-class LoggedFiles:
-    """The files of a logged predictor, fetched when they are asked for."""
-
-    card: Card
-
-    def describe(self, folder: Path) -> None:
-        """Fetch what identifies the predictor: its configuration, its row correction.
-
-        Raises ValueError, in one line, where a file cannot be had.
-        """
-        self._fetch(folder, (CONFIG, ROW_CORRECTION))
-
-    def fetch(self, folder: Path) -> None:
-        """Fetch all files of the predictor; raises as `describe` does."""
-        self._fetch(folder, (CONFIG, WEIGHTS, *OPTIONAL))
-
-    def _fetch(self, folder: Path, names: tuple[str, ...]) -> None:
-        try:
-            logged = MlflowClient().get_logged_model(str(self.card.model_id))
-            where = f"{logged.artifact_location}/artifacts"
-            there = {Path(one.path).name for one in mlflow.artifacts.list_artifacts(where)}
-            for name in names:
-                if name in there or name not in OPTIONAL:
-                    mlflow.artifacts.download_artifacts(f"{where}/{name}", dst_path=str(folder))
-        except UNREADABLE as error:
-            raise _unreadable(self.card.reference, error) from None
-
-
-def _unreadable(reference: str, error: Exception) -> Exception:
-    """Return what to raise: a full disk or a store that is away says nothing of the predictor."""
-    if is_environment_error(error):
-        return error
-    return ValueError(one_line(f"model: {reference} cannot be read by lvm: {error}"))
-
-
-def _resolve_version(reference: str) -> ModelVersion | None:
-    """Return the registered version that `reference` names; None for a logged model's own URI."""
-    name, _, alias = reference.removeprefix("models:/").partition("@")
-    client = MlflowClient()
-    try:
-        if not reference.startswith("models:/"):
-            if not reference.startswith("runs:/"):
-                raise ValueError(
-                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, "
-                    f"{BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
-                )
-            return None
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        name, _, number = name.partition("/")
-        if number == "latest" and name != NAME:
-            raise ValueError(f"model: {reference} is no version of {NAME}; give its number")
-        if number == "latest":
-            number = max(versions(), key=int, default="")
-            if not number:
-                raise ValueError(f"model: {reference} does not exist; run train first")
-        return client.get_model_version(name, number) if number else None
+        return str(MlflowClient().get_model_version(NAME, version).version)
     except MlflowException as error:
         if error.error_code not in UNKNOWN_CODES:
             raise
-        there = ", ".join([*aliases(), *versions()]) or "nothing yet; run train, then shadow-eval"
-        raise ValueError(f"model: {reference} does not exist; registered: {there}") from None
+        return None
+
+
+def metric_tags(
+    metrics: Mapping[str, float],
+    ci95: Intervals,
+    corrected: Mapping[str, float],
+    corrected_ci95: Intervals,
+) -> dict[str, str]:
+    """Return one measurement as tags without a prefix: `fraction [low, high]`.
+
+    They have nine digits, so that a page that rounds them shows what other tables show.
+    """
+    plain = {key: _interval(metrics, ci95, key) for key in METRICS}
+    return plain | {CORRECTED: _interval(corrected, corrected_ci95, "hit_at_5")}
+
+
+def description(tags: Mapping[str, str]) -> str:
+    """Return the Markdown description of the version that has these tags."""
+    named = {name: tags.get(name, "none") for name in ("phase", "recipe", "ctx", "bank", "split")}
+    bank = f"{named['bank']} ({tags.get('bank_sha256', '')[:12]})"
+    head = f"{tags.get('model')} ({tags.get('kind')}), ctx {named['ctx']}, recipe {named['recipe']}"
+    blocks = [f"{head}, phase {named['phase']}; bank {bank}, split by {named['split']}"]
+    if tags.get("leaky") == "True":
+        blocks.append(f"**{LEAKY_NOTE}**")
+    measured = {p: what for p, what in MEASUREMENTS.items() if f"{p}hit_at_5" in tags}
+    if measured:
+        lines = [
+            [what, *(SPACE + _percent(tags[prefix + key]) for key in (*METRICS, CORRECTED))]
+            for prefix, what in measured.items()
+        ]
+        headers = ["", *(SPACE + name for name in (*METRICS.values(), "corrected Hit@5"))]
+        columns = ["left"] + ["right"] * (len(headers) - 1)
+        body = tabulate(lines, headers, "pipe", colalign=columns, disable_numparse=True)
+        blocks.append(f"% of the queries [95 % interval by document]\n\n{body}")
+    blocks += [_origin(tags, prefix) for prefix in (SHADOW, LOG, DECIDED) if f"{prefix}run" in tags]
+    return "\n\n".join(blocks)
+
+
+def _origin(tags: Mapping[str, str], prefix: str) -> str:
+    """Return the sentence that says which run measured or decided."""
+    run = tags[f"{prefix}run"]
+    link = f"[run {run[:8]}](#/runs/{run})"
+    if prefix == DECIDED and "reason" in tags:
+        return f"Took the alias by {link}: {tags['reason']}"
+    keys = ("place", "queries", "documents", "source")
+    place, queries, documents, source = (tags.get(prefix + key, "unknown") for key in keys)
+    return (
+        f"{MEASUREMENTS[prefix].capitalize()}: place {place} on {queries} queries from "
+        f"{documents} documents ({source}), {link}"
+    )
+
+
+def _percent(text: str) -> str:
+    """Write each fraction of a tag in percent with one digit."""
+    return re.sub(r"\d[\d.]*(?:e-\d+)?", lambda number: f"{100 * float(number[0]):.1f}", text)
+
+
+def _interval(metrics: Mapping[str, float], ci95: Intervals, key: str) -> str:
+    if key not in metrics:
+        return "none"
+    low, high = ci95[key]
+    value = f"{metrics[key]:.9g}"
+    return (
+        f"{value} [unknown]" if low is None or high is None else f"{value} [{low:.9g}, {high:.9g}]"
+    )
 
 
 def _card(version: ModelVersion) -> Card | str:
-    """Return the card of a version; why it has none where its tags are no facts."""
+    """Return the card of a version, or the reason why its tags are no facts."""
     try:
         facts = facts_from_tags(version.tags)
     except (KeyError, ValueError) as error:
@@ -274,16 +191,10 @@ def _card(version: ModelVersion) -> Card | str:
 
 
 def _all_versions() -> list[ModelVersion]:
-    """Return all versions, the oldest first, page by page."""
     client, query = MlflowClient(), f"name = '{NAME}'"
-    page = client.search_model_versions(query, max_results=PAGE)
+    page = client.search_model_versions(query, max_results=PAGE_SIZE)
     found = list(page)
     while page.token:
-        page = client.search_model_versions(query, max_results=PAGE, page_token=page.token)
+        page = client.search_model_versions(query, max_results=PAGE_SIZE, page_token=page.token)
         found += page
     return sorted(found, key=lambda version: int(version.version))
-
-
-def _public_version(package: str) -> str:
-    """Return the installed version without a local build label such as +cpu."""
-    return installed_version(package).partition("+")[0]

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, open_bank, write_bank
-from lvm.chains import sources
-from lvm.chains.ingest import ingest_chains
-from lvm.chains.plan import ChainPlan
+from lvm.chains import ingest
+from lvm.chains.ingest import ChainPlan, ingest_chains
 from lvm.corpus.encoders import load_encoder
 from lvm.system.thresholds import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
@@ -295,7 +294,7 @@ def test_a_concept_without_a_known_token_drops_its_chains(obo, tmp_path, monkeyp
         return encode(texts) * np.array(known, dtype=np.float32)[:, None]
 
     monkeypatch.setattr(encoder, "encode", forgetful)
-    monkeypatch.setattr(sources, "load_encoder", lambda name: encoder)
+    monkeypatch.setattr(ingest, "load_encoder", lambda name: encoder)
     plan = ChainPlan(f"ontology:{obo}", "wordllama", str(tmp_path / "bank"))
     dropped = {gate["name"]: gate["dropped"] for gate in ingest_chains(plan).gates}
     assert dropped["zero vectors"] > 0

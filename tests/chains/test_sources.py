@@ -8,13 +8,18 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, open_bank, write_bank
-from lvm.chains import anchored, graphs
+from lvm.chains import anchored, walks
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
 from lvm.chains.concepts import bank_pool
 from lvm.chains.gates import lane_gate
-from lvm.chains.graphs import GraphWalk, edge_candidates, neighbour_candidates
 from lvm.chains.ontologies import read_ontology
-from lvm.chains.walks import HierarchyWalk, ontology_candidates
+from lvm.chains.walks import (
+    GraphWalk,
+    HierarchyWalk,
+    edge_candidates,
+    neighbour_candidates,
+    ontology_candidates,
+)
 from lvm.system.thresholds import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
@@ -43,6 +48,63 @@ def test_an_ontology_is_read_whole(kind, ontologies):
     assert "SELF" not in text and "a use" not in text
     lane = "noun.animal" if kind == "wordnet" else "lane_5"
     assert graph.nodes[names["red_horse"]]["lane"] == lane
+
+
+EDGES = [("1001", "1002"), ("1001", "caf\u00e9"), ("caf\u00e9", "1003")]
+TEXTS = {"1001": '"cut" grass', "1002": '"a lone mark', "1003": '5" nails', "caf\u00e9": "\u540d"}
+OPENED = {(above, one) for above, one in EDGES}
+
+
+def delimited(separator: str, quote: bool) -> tuple[str, str]:
+    """Return the tables of EDGES and TEXTS."""
+    texts = {name: text.replace('"', '""') if quote else text for name, text in TEXTS.items()}
+    mark = '"' if quote else ""
+    nodes = [f"{name}{separator}{mark}{text}{mark}" for name, text in texts.items()]
+    edges = [separator.join(edge) for edge in EDGES]
+    heads = (f"parent{separator}child", f"node{separator}text")
+    return "\n".join([heads[0], *edges, ""]), "\n".join([heads[1], *nodes, ""])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("names", "separator", "quote"),
+    [
+        (("a.tsv", "a.nodes.tsv"), "\t", False),
+        (("A.TSV", "A.nodes.TSV"), "\t", False),
+        (("A.CSV", "A.nodes.csv"), ";", True),
+        (("a.csv", "a.nodes.csv"), ",", True),
+    ],
+)
+def test_edge_lists_are_read_however_they_were_written(
+    tmp_path: Path, names: tuple[str, str], separator: str, quote: bool, encoding: str
+):
+    for name, table in zip(names, delimited(separator, quote), strict=True):
+        decomposed = table.replace("\u00e9", "e\u0301")
+        (tmp_path / name).write_text(decomposed, encoding=encoding, newline="\r\n")
+    graph = read_ontology(tmp_path / names[0])
+    assert set(graph.edges) == OPENED
+    assert {node: data["text"] for node, data in graph.nodes.items()} == TEXTS
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64, "string", "category", object])
+def test_numbers_as_names_are_one_name_in_both_tables(tmp_path: Path, kind):
+    edges = pd.DataFrame({"parent": [1, 1, 2], "child": [2, 3, 4]}).astype(kind)
+    edges.to_parquet(tmp_path / "a.parquet")
+    nodes = pd.DataFrame({"node": [1.0, 2.0, 3.0], "text": ["one", None, "three"]})
+    nodes.to_parquet(tmp_path / "a.nodes.parquet")
+    graph = read_ontology(tmp_path / "a.parquet")
+    assert set(graph.edges) == {("1", "2"), ("1", "3"), ("2", "4")}
+    texts = {node: data["text"] for node, data in graph.nodes.items()}
+    assert texts == {"1": "one", "2": "2", "3": "three", "4": "4"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_obo_file_is_read_with_any_mark_and_suffix(tmp_path: Path, ontologies, encoding: str):
+    path = tmp_path / "KINGDOMS.OBO"
+    path.write_text(ontologies["obo"].read_text(), encoding=encoding, newline="\r\n")
+    graph, expected = read_ontology(path), read_ontology(ontologies["obo"])
+    assert dict(graph.nodes.items()) == dict(expected.nodes.items())
+    assert list(graph.edges) == list(expected.edges)
 
 
 def test_walks_stay_in_their_subtree_in_their_order(ontologies):
@@ -110,7 +172,7 @@ def test_children_come_by_falling_weight(tmp_path):
         ("unnamed.csv", "parent,child\na,b\n,c\n", "parent is empty in edge 1"),
         ("weight.csv", "parent,child,weight\na,b,1\nb,c,-2\n", "weight '-2' in edge 1"),
         ("word.csv", "parent,child,weight\na,b,much\n", "weight 'much' in edge 0"),
-        ("bad.parquet", "no parquet", "not a readable .parquet table"),
+        ("bad.parquet", "no parquet", "not a readable parquet file"),
         ("bad.obo", "[Term]\nid: X:1\nthis is no tag\n", "not a readable OBO file"),
         ("noid.obo", "[Term]\nname: x\n", "not a readable OBO file"),
         ("empty.obo", "format-version: 1.2\n", r"no \[Term\] with an is_a"),
@@ -310,11 +372,11 @@ def test_over_a_base_without_lanes_a_page_keeps_the_lane_of_its_rows(tmp_path, t
 @pytest.mark.parametrize("flat_rows", [10_000, 50])
 def test_neighbours_are_searched_in_blocks(tiny_bank: Bank, monkeypatch, flat_rows):
     """Inverted lists are all probed here, so that they must find what an exhaustive search does."""
-    monkeypatch.setattr(graphs, "FLAT_ROWS", flat_rows)
-    monkeypatch.setattr(graphs, "LISTS_PROBED", 1000)
-    monkeypatch.setattr(graphs, "SEARCH_ROWS", 37)
+    monkeypatch.setattr(walks, "FLAT_ROWS", flat_rows)
+    monkeypatch.setattr(walks, "LISTS_PROBED", 1000)
+    monkeypatch.setattr(walks, "SEARCH_ROWS", 37)
     row_n = np.arange(0, tiny_bank.num_rows, 3)
-    score_nk, found_nk = graphs._neighbours(bank_pool(tiny_bank), row_n, 5, seed=0)
+    score_nk, found_nk = walks._neighbours(bank_pool(tiny_bank), row_n, 5, seed=0)
     unit_nD = tiny_bank.unit(row_n)
     expected_nk = -np.sort(-(unit_nD @ unit_nD.T), axis=1)[:, :6]
     np.testing.assert_allclose(score_nk, expected_nk, atol=1e-5)

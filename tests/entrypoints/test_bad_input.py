@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 
 from entrypoints import eval as eval_command
 from entrypoints import (
@@ -244,7 +245,7 @@ def contents(folder: Path) -> set[str]:
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_refused(case, workplace, capsys, monkeypatch):
     command, arguments, reason = CASES[case]
-    run = MlflowClient().create_run("0")
+    run = MlflowClient().create_run("0", tags={MLFLOW_PROJECT_ENTRY_POINT: "main"})
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     before = contents(workplace)
     assert command.main(arguments.split()) == 2

@@ -7,12 +7,11 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from entrypoints import train
-from entrypoints._initial import read_initial
-from entrypoints._inputs import Inputs
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
-from lvm.tracking import versions as registered
-from lvm.tracking.versions import Predictor
+from lvm.tracking import logged_models
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.logged_models import Predictor, read_initial
 from lvm.windows.export import plan_windows
 
 MODEL = build_model({"model": "memory_gru", "dim": 16, "hidden": 8, "layers": 2})
@@ -28,7 +27,7 @@ def asked(tiny_bank, monkeypatch):
         asked["references"].append(reference)
         return Predictor(reference, asked["facts"], model=MODEL)
 
-    monkeypatch.setattr(registered, "load", load)
+    monkeypatch.setattr(logged_models, "load", load)
     asked["inputs"] = Inputs(tiny_bank, windows, None)
     return asked
 
@@ -72,7 +71,7 @@ def test_a_model_of_the_bank_that_this_one_extends_may_be_grown(asked, tiny_bank
 def test_what_may_have_seen_val_rows_is_refused(asked, monkeypatch, changed):
     facts = dataclasses.replace(asked["facts"], **changed)
     monkeypatch.setattr(
-        registered, "load", lambda reference: Predictor(reference, facts, model=MODEL)
+        logged_models, "load", lambda reference: Predictor(reference, facts, model=MODEL)
     )
     with pytest.raises(ValueError, match="init: 1 was trained on bank") as caught:
         read_initial("1", asked["inputs"])
@@ -98,6 +97,6 @@ def test_experts_grow_from_a_registered_model(store, tiny_bank, tmp_path, monkey
     assert names | {"val/gate_lane_mi"} <= run.data.metrics.keys()
     artifacts = {one.path for one in MlflowClient().list_artifacts(run.info.run_id)}
     assert {"experts.png", "training.png"} <= artifacts
-    first, second = (registered.load(f"models:/lvm/{version}").model for version in (1, 2))
+    first, second = (logged_models.load(f"models:/lvm/{version}").model for version in (1, 2))
     for name, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name

@@ -83,7 +83,7 @@ def test_main_ends_with_table_decision_and_the_way_to_the_ui(piped, clone):
 
 def test_the_baseline_is_served(piped):
     tracking.configure()
-    model = mlflow.pyfunc.load_model(registered.BASELINE_URI)
+    model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 256)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 

@@ -13,10 +13,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from entrypoints import phases, shadow_eval, train
-from entrypoints._phases import TRAINING_TAG
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking.phase_runs import TRAINING_TAG
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -164,7 +163,7 @@ def a_replay_without_figures_of_a_phase_is_done_anew(
 
 def damaged_weights_are_trained_anew(report: dict[str, Any]) -> None:
     """Their card can be read, the model cannot."""
-    model = registered.read_card(f"runs:/{report['phases'][0]['run']}/model").model_id
+    model = logged_models.read_card(f"runs:/{report['phases'][0]['run']}/model").model_id
     (weights,) = Path("store").rglob(f"{model}/artifacts/artifacts/model.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(b"damaged")
@@ -210,7 +209,7 @@ def check_parent(run: mlflow.entities.Run) -> None:
 def a_lost_model_is_trained_anew(report: dict[str, Any]) -> None:
     """A run whose model is gone counts as not done."""
     lost = report["phases"][0]["run"]
-    model = registered.read_card(f"runs:/{lost}/model").model_id
+    model = logged_models.read_card(f"runs:/{lost}/model").model_id
     MlflowClient().delete_logged_model(model)
     with pytest.raises(Killed):
         run_phases("1", Launcher(patience=0))

@@ -9,19 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from entrypoints import _phases as runs
-from entrypoints import train
-from entrypoints._inputs import Inputs
-from entrypoints._phases import (
-    Done,
-    Planner,
-    as_trained,
-    check_scored,
-    has_lanes,
-    one_at_a_time,
-    replay_seed,
-    replay_stands,
-)
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
@@ -31,8 +18,18 @@ from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
 from lvm.studies.phases.table import read_phases
-from lvm.tracking import alias
+from lvm.studies.phases.trainings import Planner, is_by_lane
+from lvm.tracking import alias, logged_models, phase_runs
 from lvm.tracking import versions as registered
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.phase_runs import (
+    Done,
+    as_trained,
+    check_scored,
+    is_alias_unmoved,
+    one_at_a_time,
+    replay_seed,
+)
 from lvm.tracking.versions import Card
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
@@ -52,7 +49,7 @@ def test_a_replay_stands_while_the_alias_is_where_it_left_it(monkeypatch, promot
     monkeypatch.setattr(alias, "aliases", lambda: {} if holder is None else {"baseline": holder})
     outcomes = [{"name": "old", "version": "1"}, {"name": "better", "version": "2"}]
     replay = {"decision": {"winner": "better", "baseline": "old"}, "outcomes": outcomes}
-    assert replay_stands(replay, promote) is stands
+    assert is_alias_unmoved(replay, promote) is stands
 
 
 def test_a_replay_that_left_a_phase_unscored_is_of_no_use():
@@ -158,7 +155,6 @@ def test_a_training_is_told_by_its_inputs(planned_bank):
 
 def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypatch):
     short = replace(read_phases()["4"], ctx=100)
-    monkeypatch.setattr(train, "read_phases", lambda: {"4": short})
     own, grown = Planner(planned_bank).jobs(short, "dense", {"bank": "bank"}, " dense")
     assert (own.name, grown.name, grown.label) == (
         "4 dense",
@@ -169,30 +165,34 @@ def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypa
         "runs:/first/model": torch.nn.Linear(2, 2),
         "runs:/other/model": torch.nn.Linear(2, 2),
     }
-    monkeypatch.setattr(registered, "load", lambda uri: SimpleNamespace(model=weights[uri]))
+    monkeypatch.setattr(logged_models, "load", lambda uri: SimpleNamespace(model=weights[uri]))
     begun = []
 
     def train_or_find(job):
         begun.append(job)
         return Done("first", "m-1", "1", {})
 
-    monkeypatch.setattr(runs, "train_or_find", train_or_find)
-    assert len(runs.train_all([own, grown])) == 2
+    monkeypatch.setattr(phase_runs, "train_or_find", train_or_find)
+    assert len(phase_runs.train_all([own, grown])) == 2
     first, second = begun
     assert first == own and "init" not in first.parameters
     assert second.parameters["init"] == "runs:/first/model"
     assert second.parameters["model"] == "tmd_experts"
-    other = runs.grow(grown, Done("other", "m-2", "2", {}))
+    other = phase_runs.grow(grown, Done("other", "m-2", "2", {}))
     assert len({grown.sha256, second.sha256, other.sha256}) == 3, "other weights, other training"
     weights["runs:/other/model"] = weights["runs:/first/model"]
-    again = runs.grow(grown, Done("other", "m-2", "2", {}))
+    again = phase_runs.grow(grown, Done("other", "m-2", "2", {}))
     assert again.sha256 == second.sha256, "weights count, not their name"
 
 
 def test_a_bank_of_one_lane_is_shown_as_ranked(planned_bank, tmp_path, capsys):
-    assert has_lanes(planned_bank, plan_windows(planned_bank, 20))
+    short = replace(read_phases()["4"], ctx=100, grown=None)
+    jobs = Planner(planned_bank).jobs(short, "dense", {"bank": "bank"})
+    assert is_by_lane(jobs, planned_bank)
+    assert not is_by_lane([replace(jobs[0], phase=read_phases()["1"])], planned_bank)
+    assert capsys.readouterr().out == ""
     single = make_bank(tmp_path / "single", num_lanes=1)
-    assert not has_lanes(single, plan_windows(single, 20))
+    assert not is_by_lane(Planner(single).jobs(short, "dense", {"bank": "bank"}), single)
     assert "phases are shown as ranked: rerank: bank" in capsys.readouterr().out
 
 
@@ -205,7 +205,7 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
         MovingAverage(tiny_bank.dim, 0.5),
     ]
     best = sorted(validation.measure(model)["hit_at_5"] for model in models)[-2:]
-    (sentence,) = validation.doubts()
+    (sentence,) = validation.warnings()
     assert sentence.startswith("validation is too small") and best[0] > 0
     asked = [predict_queries(models[place], tiny_bank, validation.queries) for place in (0, 2)]
     hit_Q, other_Q = (hit_at(validation._ranks(prediction_QD), 5) for prediction_QD in asked)

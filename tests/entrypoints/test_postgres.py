@@ -150,7 +150,7 @@ def test_every_model_is_registered_once(reports):
 def test_the_alias_names_a_version_that_serves(reports):
     assert alias.aliases()["baseline"] in registered.versions()
     assert alias.history()[-1]["version"] == alias.aliases()["baseline"]
-    model = mlflow.pyfunc.load_model(registered.BASELINE_URI)
+    model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 

@@ -2,9 +2,11 @@
 
 import io
 
-from entrypoints import _inputs
-from entrypoints._inputs import DEFAULT_BANK, read_bank
-from entrypoints._options import Printable
+import pytest
+
+from entrypoints.options import Printable
+from lvm.tracking import datasets
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from tests.synthetic import make_bank
 
 
@@ -12,6 +14,15 @@ def test_controls_are_printed_as_escapes():
     stream = io.StringIO()
     print("a\tb\nc\x1b[2J\rd\u202e", "é", file=Printable(stream), flush=True)
     assert stream.getvalue() == "a\tb\nc\\x1b[2J\\rd\\u202e é\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_the_terminal_cannot_encode_is_printed_as_an_escape(encoding):
+    raw = io.BytesIO()
+    terminal = io.TextIOWrapper(raw, encoding)
+    print("10 % … 数 é 🙂", file=Printable(terminal), flush=True)
+    expected = "10 % … 数 é 🙂\n".encode(encoding, "backslashreplace")
+    assert raw.getvalue() == expected
 
 
 def test_what_else_a_stream_has_is_that_of_the_stream():
@@ -24,7 +35,9 @@ def test_what_else_a_stream_has_is_that_of_the_stream():
 def test_a_default_bank_that_is_made_first_is_told_beside_the_output(tmp_path, monkeypatch, capsys):
     """`predict format=json` prints JSON alone."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_inputs, "ingest", lambda source, encoder, path: make_bank(tmp_path / path))
+    monkeypatch.setattr(
+        datasets, "ingest", lambda source, encoder, path: make_bank(tmp_path / path)
+    )
     assert read_bank(DEFAULT_BANK).num_rows == 1440
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -11,14 +11,15 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from entrypoints import promote, rollback, shadow_eval
-from entrypoints._candidates import Wanted, choose_queries, gather
 from lvm.models import fits
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
-from lvm.shadow.query_log import read_query_log
-from lvm.tracking import alias
+from lvm.shadow.query_log import choose_queries, read_query_log
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
+from lvm.tracking.candidates import Wanted, gather
+from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.entrypoints.test_pipeline import artifacts, run_of
@@ -41,7 +42,7 @@ def workplace(tmp_path_factory, empty_store):
             facts = facts_of("memory_gru", "none", bank, plan_windows(bank, CTX))
             torch.manual_seed(0)
             model = build_model({"model": "memory_gru", "dim": 16, **SIZES}).eval()
-            registered.register(registered.log_predictor(model, facts), facts)
+            registered.register(logged_models.log_predictor(model, facts), facts)
         yield folder
 
 
@@ -61,7 +62,8 @@ def promoted(rehearsed) -> dict:
 
 def field(candidates: str = "all", ctx: int | None = None, register: bool = False):
     with tracking.run("look", {}):
-        return gather(Wanted(candidates, None, ctx), register)
+        wanted = Wanted(candidates, None, ctx, register=register)
+        return gather(wanted, lambda path: read_bank(path or DEFAULT_BANK))
 
 
 def test_a_dry_run_changes_nothing(rehearsed):
@@ -111,18 +113,20 @@ def test_a_second_shadow_eval_changes_nothing(promoted):
 
 def test_candidates_are_named_in_every_way_and_taken_once(promoted):
     run_id, baseline = run_of("train").info.run_id, alias.aliases()["baseline"]
-    model_id = registered.load(f"runs:/{run_id}/model").model_id
+    model_id = logged_models.load(f"runs:/{run_id}/model").model_id
     ways = f"1, models:/lvm/1, runs:/{run_id}/model, models:/{model_id}"
     found = field(f"{ways}, ema, models:/lvm@baseline")
-    assert sorted(found.entrants) == sorted([*FREE_MODELS, "memory_gru"])
+    assert sorted(found.versions) == sorted([*FREE_MODELS, "memory_gru"])
     assert found.versions["memory_gru"] == "1" and baseline in found.versions.values()
 
 
 def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
-    twin = registered.load("models:/lvm/1")
+    twin = logged_models.load("models:/lvm/1")
     with tracking.run("lost", {}):
         correction = twin.row_correction
-        lost = registered.log_predictor(build_model(twin.model.config | {"slots": 3}), twin.facts)
+        lost = logged_models.log_predictor(
+            build_model(twin.model.config | {"slots": 3}), twin.facts
+        )
     assert correction is None
     version = registered.register(lost, twin.facts)
     (weights,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
@@ -141,18 +145,18 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
 
 
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
-    assert sorted(field().entrants) == sorted([*FREE_MODELS, "memory_gru"])
-    twin = registered.read_card("models:/lvm/1")
+    assert sorted(field().versions) == sorted([*FREE_MODELS, "memory_gru"])
+    twin = logged_models.read_card("models:/lvm/1")
     version = registered.register(twin.model_id, twin.facts)
     found = field()
     rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
-    assert sorted(found.entrants) == sorted([*FREE_MODELS, *rivals])
+    assert sorted(found.versions) == sorted([*FREE_MODELS, *rivals])
     assert found.versions[found.baseline_name] == found.baseline_version
     MlflowClient().delete_model_version("lvm", version)
 
 
 def fitted_anew(found) -> set[str]:
-    return {name for name, one in found.entrants.items() if one.fitted is not None}
+    return {one.name for one in found.candidates if one.model is not None}
 
 
 def test_free_predictors_are_fitted_anew_for_other_windows_or_fits(promoted, monkeypatch):
@@ -176,21 +180,26 @@ def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
 
 
 def test_one_exploratory_training_does_not_choose_the_split(promoted):
-    other = dataclasses.replace(registered.read_card("models:/lvm/1").facts, seed=7)
-    version = registered.register(str(registered.read_card("models:/lvm/1").model_id), other)
-    assert field().inputs.windows.seed == 0
+    other = dataclasses.replace(logged_models.read_card("models:/lvm/1").facts, seed=7)
+    version = registered.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
+    assert field().windows.seed == 0
     MlflowClient().delete_model_version("lvm", version)
 
 
 def test_a_query_log_chooses_the_queries(promoted, capsys):
-    inputs = field().inputs
+    found = field()
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("shadow-eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")
     table.drop_duplicates("target_row").head(210).to_parquet("log.parquet")
-    queries, source = choose_queries(read_query_log(Path("log.parquet")), inputs, None)
+    queries, source = choose_queries(
+        read_query_log(Path("log.parquet")), found.bank, found.windows, None
+    )
     assert len(queries) == 210
     assert source.endswith("rows by split: 0 train, 0 val, 210 test")
-    assert choose_queries(None, inputs, 9)[1] == "the first 9 of the frozen test split"
+    assert (
+        choose_queries(None, found.bank, found.windows, 9)[1]
+        == "the first 9 of the frozen test split"
+    )
     table.to_parquet("repeated.parquet")
     assert shadow_eval.main(["--queries", "repeated.parquet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -198,7 +207,7 @@ def test_a_query_log_chooses_the_queries(promoted, capsys):
 
 
 def test_a_log_of_recorded_contexts_is_asked_as_served(promoted):
-    windows = field().inputs.windows
+    windows = field().windows
     tags_before = shadow_tags()
     lines = [
         {"target_row": int(row), "context_rows": list(range(int(row) - 1 - row % 3, int(row)))}
@@ -260,7 +269,7 @@ def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys
     other = next(version for version in registered.versions() if version != first)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
     before, moves = alias.aliases(), alias.history()
-    model_id = registered.read_card(f"models:/lvm/{first}").model_id
+    model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
     (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
     aside = weights.rename(weights.with_name("aside"))
     assert rollback.main([]) == 2

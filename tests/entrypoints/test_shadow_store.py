@@ -15,7 +15,7 @@ from entrypoints import rollback, shadow_eval
 from lvm.bank.store import Bank, write_bank
 from lvm.models.baselines import CopyLast, Ridge
 from lvm.models.facts import TRAINED, Facts, facts_of
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
@@ -80,7 +80,7 @@ def facts(bank: Bank) -> Facts:
 def register(model: nn.Module, facts: Facts) -> str:
     """Register a model as if it had been trained; return its version."""
     with tracking.run("train", {}):
-        return registered.register(registered.log_predictor(model, facts), facts)
+        return registered.register(logged_models.log_predictor(model, facts), facts)
 
 
 def evaluated(candidates: str) -> dict:
@@ -120,7 +120,7 @@ def improved(first, facts) -> str:
 
 
 def test_no_unworthy_model_becomes_the_first_baseline(first, unworthy):
-    baseline = registered.load("models:/lvm@baseline")
+    baseline = logged_models.load("models:/lvm@baseline")
     assert baseline.facts.kind == "free" and baseline.version not in unworthy
     assert first["decision"]["winner"] == baseline.facts.model
     assert len(alias.history()) == 1
@@ -188,7 +188,7 @@ def extended(bank: Bank, path: Path) -> Bank:
 
 def test_models_of_a_bank_are_compared_on_one_that_extends_it(bank, facts):
     model = linear(rotation(DIM, 1))
-    old = registered.log_predictor(model, facts, np.zeros((bank.num_rows, 2), np.float32))
+    old = logged_models.log_predictor(model, facts, np.zeros((bank.num_rows, 2), np.float32))
     version = registered.register(old, facts)
     larger = extended(bank, Path("extended"))
     newer = facts_of("memory_gru", "none", larger, plan_windows(larger, CTX))

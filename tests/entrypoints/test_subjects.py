@@ -3,17 +3,18 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from entrypoints._inputs import Inputs
-from entrypoints._subjects import Subject
-from entrypoints.predict import passages_table, shorten
+from entrypoints.predict import PredictOptions, passages_table, read_contexts, shorten
+from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.retrieval.index import build_index
 from lvm.serving.passages import Retriever
-from lvm.tracking.versions import Predictor
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.logged_models import Predictor, Subject
 from lvm.windows.export import plan_windows
 
 
@@ -44,3 +45,35 @@ def test_rows_that_no_list_held_are_not_shown_as_passages(tiny_bank):
 
 def test_long_cells_are_cut_with_a_mark():
     assert shorten("abc", 3) == "abc" and shorten("abcd", 3) == "ab…"
+
+
+def test_one_context_or_a_batch_of_them_is_read(tmp_path, tiny_bank):
+    context_BTD = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
+    np.save(tmp_path / "batch.npy", context_BTD)
+    np.save(tmp_path / "one.npy", context_BTD[0])
+    np.save(tmp_path / "flat.npy", context_BTD[0, 0])
+    batch, one = (
+        read_contexts(PredictOptions(context=str(tmp_path / name)), tiny_bank)
+        for name in ("batch.npy", "one.npy")
+    )
+    assert batch.shape == (3, 5, 16) and np.array_equal(one, batch[:1])
+    with pytest.raises(ValueError, match=r"shape \(16,\) is not \(batch, time, 16\)"):
+        read_contexts(PredictOptions(context=str(tmp_path / "flat.npy")), tiny_bank)
+
+
+def test_a_text_is_read_in_any_unicode_encoding(tmp_path):
+    rows = pd.DataFrame({"sequence": ["s"] * 3})
+    vectors = np.random.default_rng(0).standard_normal((3, 256))
+    bank = write_bank(tmp_path / "bank", vectors, rows, "wordllama", "test")
+    text = "The caf\u00e9 adds all elements of an array.\nIt returns their sum over one axis.\n"
+    found = []
+    for encoding, newline in (("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")):
+        path = tmp_path / f"{encoding}.txt"
+        path.write_text(text, encoding=encoding, newline=newline)
+        found.append(read_contexts(PredictOptions(text=str(path)), bank))
+    assert found[0].shape == (1, 2, 256)
+    assert all(np.array_equal(one, found[0]) for one in found)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    for name, reason in (("bytes.txt", "not UTF-8 or UTF-16 text"), ("no.txt", "cannot be read")):
+        with pytest.raises(ValueError, match=reason):
+            read_contexts(PredictOptions(text=str(tmp_path / name)), bank)

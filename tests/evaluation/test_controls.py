@@ -73,7 +73,7 @@ class Lagged(nn.Module):
 def measured(model: nn.Module, bank: Bank, windows: Windows) -> dict:
     queries = windows.queries["test"]
     asked = Questions(bank, windows, queries)
-    rank_Q = asked.ranks(predict_queries(model, bank, queries))
+    (rank_Q,) = asked.ranks(predict_queries(model, bank, queries))
     return run_controls(model, bank, windows, queries, rank_Q)
 
 
@@ -123,7 +123,7 @@ def test_shorter_contexts_are_ranked_as_the_slow_reference_does(tiny_bank: Bank)
     windows = plan_windows(tiny_bank, CTX)
     queries = windows.queries["test"].head(80)
     model = MovingAverage(DIM, 0.7)
-    full_Q = Questions(tiny_bank, windows, queries).ranks(
+    (full_Q,) = Questions(tiny_bank, windows, queries).ranks(
         predict_queries(model, tiny_bank, queries)
     )
     report = run_controls(model, tiny_bank, windows, queries, full_Q)

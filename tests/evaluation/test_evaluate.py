@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
+from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import FREE
 from lvm.evaluation.metrics import FIGURES
 from lvm.models.baselines import CopyLast, MovingAverage
@@ -155,10 +155,10 @@ def test_val_figures_equal_the_reference(tiny_bank, windows):
 
 
 def test_two_evaluations_agree_to_the_bit(tiny_bank, windows):
-    queries = windows.queries["test"].head(40)
     model = MovingAverage(tiny_bank.dim, 0.6)
     first, second = (
-        evaluate_predictor("ema", model, tiny_bank, windows, queries) for _ in range(2)
+        evaluate("ema", model, tiny_bank, windows, "test", 40, baselines=False)[1][0]
+        for _ in range(2)
     )
     assert first.predictions.tobytes() == second.predictions.tobytes()
     assert first.row_correction.tobytes() == second.row_correction.tobytes()
@@ -169,8 +169,8 @@ def test_two_evaluations_agree_to_the_bit(tiny_bank, windows):
 
 def test_a_bank_without_lanes_is_evaluated_too(tiny_bank, windows):
     bank = dataclasses.replace(tiny_bank, lane_N=None, lanes=())
-    queries = windows.queries["test"].head(10)
-    found = evaluate_predictor("copy-last", CopyLast(bank.dim), bank, windows, queries)
+    model = CopyLast(bank.dim)
+    (found,) = evaluate("copy-last", model, bank, windows, "test", 10, baselines=False)[1]
     assert (found.per_query["lane"] == "unassigned").all()
     assert found.report["lanes"] == {}
 

@@ -8,7 +8,7 @@ import pytest
 
 from lvm.bank.store import Bank, write_bank
 from lvm.evaluation import examples
-from lvm.evaluation.evaluate import Evaluation, evaluate_rival
+from lvm.evaluation.evaluate import Evaluation, evaluate_together
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.report.evaluation import examples_page
@@ -22,7 +22,7 @@ def measured(tiny_bank: Bank) -> tuple[Evaluation, Queries, Windows]:
     windows = plan_windows(tiny_bank, 10)
     queries = windows.queries["test"]
     model = fit_free_predictors(tiny_bank, windows, ("copy-last",))["copy-last"]
-    return evaluate_rival("copy-last", model, tiny_bank, windows, queries), queries, windows
+    return evaluate_together({"copy-last": model}, tiny_bank, windows, queries)[0], queries, windows
 
 
 def test_hits_and_misses_are_told_with_what_was_read_and_found(tiny_bank: Bank, measured) -> None:

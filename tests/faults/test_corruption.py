@@ -18,12 +18,17 @@ from lvm.models.weights import load_model, optimizer_tensors, save_model
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.index import build_index, ensure_index, open_index, write_index
 from lvm.retrieval.rerank import Reranker, fit_reranker
-from lvm.shadow.measuring import Questions, measure
-from lvm.shadow.store import measurement_path, read_measurement, write_measurement
-from lvm.studies.scaling.store import CellStore, Kept
+from lvm.shadow.measuring import (
+    Questions,
+    measure,
+    measurement_path,
+    read_measurement,
+    write_measurement,
+)
 from lvm.system.atomic import write_array
+from lvm.system.cache import Entry, read_entry, write_entry
+from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
 from lvm.training.checkpoint import Progress, StateFile
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -140,12 +145,11 @@ def test_training_state(tally, model, tmp_path):
 
 
 def test_scaling_cell(tally, tmp_path):
-    store = CellStore(tmp_path)
-    key = store.key({"width": 8})
-    store.write(key, Kept(np.arange(50, dtype=np.float64), {"parameters": 10, "loss": 0.5}))
+    path, facts = tmp_path / "cell.safetensors", {"parameters": 10, "loss": 0.5}
+    write_entry(path, "ab" * 32, Entry({"rank_Q": np.arange(50, dtype=np.float64)}, facts))
 
     def read() -> Any:
-        found = store.read(key)
+        found = read_entry(path, "ab" * 32)
         return None if found is None else plain(found)
 
     survive(tally, "scaling cell", files(tmp_path), read)
@@ -169,7 +173,7 @@ def test_fits(tally, windows):
 
 def test_replay_store(tally, bank, windows, model, tmp_path):
     queries = windows.queries["test"].head(40)
-    found = measure(model, bank, windows.representative_N, Questions(queries, queries))
+    found = measure(model, Questions(bank, windows.representative_N, queries, queries))
     path = measurement_path(tmp_path / "replays", "ab" * 32)
     write_measurement(path, "ab" * 32, found)
 
@@ -229,14 +233,14 @@ def test_logged_model(tally, store, bank, windows, model):
     reranker = fit_reranker(model, bank, windows, correction)
     facts = facts_of("memory_gru", "none", bank, windows)
     with tracking.run("train", {}):
-        trained = registered.log_predictor(model, facts, correction, 1, reranker)
+        trained = logged_models.log_predictor(model, facts, correction, 1, reranker)
         ema = build_model({"model": "ema", "dim": 16, "decay": 0.5})
-        free = registered.log_predictor(ema, facts_of("ema", "none", bank, windows))
+        free = logged_models.log_predictor(ema, facts_of("ema", "none", bank, windows))
     for model_id, num_files in ((trained, 4), (free, 2)):
         (weights,) = store.rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
 
         def read(model_id: str = model_id) -> Any:
-            found = registered.load(f"models:/{model_id}")
+            found = logged_models.load(f"models:/{model_id}")
             own = plain(dict(found.model.state_dict())), found.model.config
             return own, plain(found.row_correction), plain(found.reranker)
 

@@ -1,5 +1,6 @@
 """Query logs that are mutated: asked as they say, or refused in a line."""
 
+import codecs
 import csv
 import io
 import json
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lvm.bank.store import Bank
+from lvm.bank.tables import name_text
 from lvm.shadow.query_log import log_queries, read_query_log
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import (
@@ -40,6 +42,12 @@ RECORDED = [
 ]
 
 
+def utf_of(raw: bytes) -> str:
+    """Return the encoding that the byte order mark tells, else UTF-8."""
+    is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if is_wide else "utf-8-sig"
+
+
 def assert_asked(path: Path, bank: Bank, entries: list[dict[str, Any]]) -> None:
     """Assert that what is read, then asked, is what `entries` say."""
     log = read_or_refused(lambda: read_query_log(path), str(path))
@@ -50,7 +58,7 @@ def assert_asked(path: Path, bank: Bank, entries: list[dict[str, Any]]) -> None:
     ]
     assert all(type(entry["target_row"]) is int for entry in entries)
     if log.sequence_Q is not None:
-        assert log.sequence_Q == [entry["sequence"] for entry in entries]
+        assert log.sequence_Q == [name_text(entry["sequence"]) for entry in entries]
     if log.contexts is not None:
         assert [one.tolist() for one in log.contexts] == [
             [row if abs(row) < 2**62 else -1 for row in entry["context_rows"]] for entry in entries
@@ -62,7 +70,8 @@ def assert_asked(path: Path, bank: Bank, entries: list[dict[str, Any]]) -> None:
     assert ((queries.target_row_Q >= 0) & (queries.target_row_Q < bank.num_rows)).all()
     for place, entry in enumerate(entries):
         if log.sequence_Q is not None:
-            assert bank.sequences[bank.sequence_N[entry["target_row"]]] == entry["sequence"]
+            own = bank.sequences[bank.sequence_N[entry["target_row"]]]
+            assert own == name_text(entry["sequence"])
         if log.contexts is not None:
             rows = queries.context_row_Q[place].tolist()
             assert rows == entry["context_rows"] and entry["target_row"] not in rows
@@ -79,7 +88,8 @@ def test_mutated_jsonl(tiny_bank: Bank, tmp_path: Path, tally: Tally) -> None:
     def check(raw: bytes) -> None:
         path.write_bytes(raw)
         try:
-            entries = [json.loads(line) for line in io.StringIO(raw.decode())]
+            text = raw.decode(utf_of(raw))
+            entries = [json.loads(line) for line in io.StringIO(text) if line.strip()]
         except (ValueError, RecursionError):
             entries = []
         assert_asked(path, tiny_bank, entries)
@@ -112,7 +122,7 @@ def test_mutated_csv(tiny_bank: Bank, tmp_path: Path, tally: Tally) -> None:
     def check(raw: bytes) -> None:
         path.write_bytes(raw)
         try:
-            lines = raw.decode("utf-8-sig").lstrip("\r\n")
+            lines = raw.decode(utf_of(raw)).lstrip("\r\n")
             entries = list(csv.DictReader(io.StringIO(lines, newline="")))
         except (ValueError, csv.Error):
             entries = []

@@ -23,8 +23,8 @@ from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_mod
 from lvm.studies.phases.table import read_phases
 from lvm.system.atomic import with_checksum
 from lvm.system.thresholds import read_gate_rules
+from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused
@@ -136,7 +136,7 @@ def test_a_pickled_model_as_candidate(
     assert changed, "the flavour holds a pickle"
     for reference in ("models:/other/1", f"models:/{logged.model_id}"):
         with tally.injecting("pickles"):
-            found = read_or_refused(lambda r=reference: registered.load(r), reference)
+            found = read_or_refused(lambda r=reference: logged_models.load(r), reference)
             assert found is None and not marker.exists()
 
 

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from lvm.bank.archive import FREE_BYTES
 from lvm.bank.files import CONTENTS, ROWS, VECTORS
 from lvm.bank.store import open_bank
-from lvm.chains.edges import read_edges
-from lvm.chains.ontologies import read_ontology
+from lvm.chains.ontologies import read_edges, read_ontology
 from lvm.corpus.reading import read_corpus
 from lvm.models.baselines import MovingAverage
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model

@@ -18,8 +18,7 @@ from lvm.report.scaling import (
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
-from lvm.studies.scaling.optimised import Optimised
-from lvm.studies.scaling.verdict import Verdict
+from lvm.studies.scaling.verdict import Optimised, Verdict
 from lvm.system.atomic import jsonable
 from tests.studies.scaling.curves import CURVES, draw_grid
 
@@ -82,10 +81,7 @@ def test_the_report_is_json_without_ranks(scaling):
 def test_the_figure_has_a_curve_a_width_to_twice_the_data(scaling):
     documents, parameters = documents_of(scaling, PLAN), parameters_of(scaling, PLAN)
     assert documents == [100, 200, 400, 800] and parameters == [64_000, 128_000, 256_000]
-    free = ("ema", 0.16, 0.15)
-    figure = scaling_figure(
-        scaling.soft, scaling.soft, documents, parameters, PLAN.widths, free, "data-limited"
-    )
+    figure = scaling_figure(scaling, PLAN, FREE)
     for axes in figure.axes:
         lines = [line for line in axes.lines if line.get_linestyle() == ":"]
         assert len(lines) == 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lvm.bank.store import Bank, write_bank
-from lvm.retrieval import exact, search
+from lvm.retrieval import counting, search
 from lvm.retrieval.exact import Ranks, exact_ranks
 from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty
 from lvm.retrieval.search import share_blocks, top_rows
@@ -106,8 +106,8 @@ def test_ranks_do_not_depend_on_block_sizes(
     query_block, bank_block, bank, windows, queries, predictions, correction, monkeypatch
 ):
     expected = exact_ranks(predictions, queries, bank, windows.representative_N, (None, correction))
-    monkeypatch.setattr(exact, "QUERY_BLOCK", query_block)
-    monkeypatch.setattr(exact, "BANK_BLOCK", bank_block)
+    monkeypatch.setattr(counting, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(counting, "BANK_BLOCK", bank_block)
     found = exact_ranks(predictions, queries, bank, windows.representative_N, (None, correction))
     assert all(same(*pair) for pair in zip(expected, found, strict=True))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
+from lvm.models import fits
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness
@@ -18,6 +19,7 @@ from lvm.retrieval.hubness import (
     fit_hubness,
     mean_neighbour_score,
     neighbour_penalty,
+    omits_own_document,
     train_positions,
 )
 from lvm.windows.export import plan_windows
@@ -123,3 +125,43 @@ def test_a_predictor_that_stores_train_rows_is_asked_without_them(tiny_bank, win
     )
     assert np.allclose(found, honest, atol=1e-6)
     assert not np.allclose(found, leaked, atol=1e-2)
+
+
+def test_predictions_of_a_rows_own_document_are_left_out(tiny_bank: Bank, windows: Windows):
+    model = MovingAverage(tiny_bank.dim, 0.5)
+    positions = train_positions(tiny_bank, windows, 0)
+    train_PD = predict_queries(model, tiny_bank, positions)
+    document_P = tiny_bank.document_N[positions.target_row_Q]
+    found_N = mean_neighbour_score(train_PD, tiny_bank, document_P=document_P)
+    unit_ND = tiny_bank.unit(slice(None)).astype(np.float64)
+    for row in range(0, tiny_bank.num_rows, 7):
+        others = document_P != tiny_bank.document_N[row]
+        nearest = np.sort(train_PD[others].astype(np.float64) @ unit_ND[row])[-10:]
+        assert found_N[row] == pytest.approx(nearest.mean(), abs=1e-5)
+    counted_N = mean_neighbour_score(train_PD, tiny_bank)
+    is_train_N = windows.split_N == 0
+    assert (found_N <= counted_N + 1e-6).all()
+    assert np.allclose(found_N[~is_train_N], counted_N[~is_train_N], atol=1e-6)
+    assert (found_N < counted_N - 1e-3)[is_train_N].mean() > 0.5
+
+
+def test_a_row_whose_document_has_all_predictions_gets_the_mean_of_the_others(tiny_bank: Bank):
+    train_PD = tiny_bank.unit(slice(0, 12))
+    own = tiny_bank.document_N[0]
+    found_N = mean_neighbour_score(train_PD, tiny_bank, 10, np.full(12, own))
+    is_own_N = tiny_bank.document_N == own
+    assert np.allclose(found_N[is_own_N], found_N[~is_own_N].mean(), atol=1e-6)
+    few_N = mean_neighbour_score(train_PD, tiny_bank, 10, np.where(np.arange(12) < 9, own, own + 1))
+    expected = (tiny_bank.unit(slice(0, 1)) @ train_PD[9:].T).mean()
+    assert few_N[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_models_logged_before_keep_the_definition_that_counts_own_documents(tiny_bank, windows):
+    model = MovingAverage(tiny_bank.dim, 0.5)
+    positions = train_positions(tiny_bank, windows, 0)
+    train_PD = predict_queries(model, tiny_bank, positions)
+    before = fit_hubness(model, tiny_bank, windows, omits_own=False)
+    expected = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), before.beta)
+    assert np.allclose(before.row_correction, expected, atol=1e-6)
+    assert not omits_own_document(0) and not omits_own_document(1)
+    assert omits_own_document(fits.VERSION)

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from lvm.bank.store import Bank, write_bank
-from lvm.evaluation.evaluate import evaluate_rival
+from lvm.evaluation.evaluate import evaluate_together
 from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
@@ -158,7 +158,7 @@ def test_a_telling_lane_lifts_and_its_ceiling_lies_above(telling):
     bank, windows = telling
     queries = windows.queries["test"]
     model = MovingAverage(bank.dim, 0.1)
-    own = evaluate_rival("ema", model, bank, windows, queries)
+    (own,) = evaluate_together({"ema": model}, bank, windows, queries)
     report, ranks = evaluate_reranking(model, bank, windows, queries, own)
     plain = report["plain"]
     assert plain["beta"] in BETAS and plain["beta"] > 0

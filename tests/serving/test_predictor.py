@@ -22,7 +22,7 @@ from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
 from lvm.serving import passages
-from lvm.tracking import alias
+from lvm.tracking import alias, logged_models
 from lvm.tracking import runs as tracking
 from lvm.tracking import versions as registered
 from lvm.windows.export import plan_windows
@@ -59,7 +59,7 @@ def served(empty_store, workplace, correction):
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.chdir(workplace)
         with tracking.run("train", {}):
-            model_id = registered.log_predictor(MovingAverage(DIM), facts, correction)
+            model_id = logged_models.log_predictor(MovingAverage(DIM), facts, correction)
             version = registered.register(model_id, facts)
         alias.promote(version, None, {})
         yield mlflow.pyfunc.load_model("models:/lvm@baseline")
@@ -258,7 +258,7 @@ def with_lanes(served, workplace, correction):
     facts = facts_of("ema", "none", bank, windows)
     reranker = reranker_if_lanes(MovingAverage(DIM), bank, windows, correction)
     with tracking.run("train", {}):
-        model_id = registered.log_predictor(MovingAverage(DIM), facts, reranker=reranker)
+        model_id = logged_models.log_predictor(MovingAverage(DIM), facts, reranker=reranker)
     return mlflow.pyfunc.load_model(f"models:/{model_id}"), reranker
 
 
@@ -305,7 +305,7 @@ def test_a_context_beyond_ctx_is_read_as_its_stream_reads_it(served, workplace):
     bank, ctx = open_bank(workplace / "bank"), 50
     facts = facts_of("context-mean", "none", bank, plan_windows(bank, ctx))
     with tracking.run("train", {}):
-        model_id = registered.log_predictor(ContextMean(DIM), facts)
+        model_id = logged_models.log_predictor(ContextMean(DIM), facts)
     model = mlflow.pyfunc.load_model(f"models:/{model_id}")
     context_1TD = bank.unit(slice(200, 200 + 3 * ctx))[None]
     prediction_1D = model.predict(context_1TD)

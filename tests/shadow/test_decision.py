@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.shadow.decision import Decision, decide
-from lvm.shadow.gates import EARNED, MEASURED
+from lvm.shadow.decision import MERIT, VALIDITY, Decision, decide
 from lvm.system.thresholds import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,
@@ -54,7 +53,7 @@ def test_a_genuine_improvement_is_promoted() -> None:
     assert decision.baseline == "old"
     assert "model takes the alias from old: Hit@5 +4.0 [+2.0, +6.0] points" in decision.reasons[0]
     passed = [check.gate for check in decision.checks if check.candidate == "model"]
-    assert passed == [*MEASURED, *EARNED]
+    assert passed == [*VALIDITY, *MERIT]
 
 
 def test_same_bank_gate_fires() -> None:

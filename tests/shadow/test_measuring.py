@@ -13,8 +13,9 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
+from lvm.shadow.candidates import Candidate
 from lvm.shadow.measuring import Questions, measure, predict, timed_queries
-from lvm.shadow.replay import Candidate, measure_here
+from lvm.shadow.replay import measure_here
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from lvm.windows.queries import context_queries, make_queries
@@ -103,8 +104,8 @@ def test_a_recorded_run_of_rows_is_the_frozen_query(tiny_bank, windows):
     ]
     recorded = context_queries(frozen.target_row_Q, frozen.sequence_start_Q, contexts)
     model, groups = CopyLast(tiny_bank.dim), windows.representative_N
-    expected = measure(model, tiny_bank, groups, Questions(frozen, frozen)).ranks
-    found = measure(model, tiny_bank, groups, Questions(recorded, recorded)).ranks
+    expected = measure(model, Questions(tiny_bank, groups, frozen, frozen)).ranks
+    found = measure(model, Questions(tiny_bank, groups, recorded, recorded)).ranks
     for column in ("rank", "rank_raw", "top_row", "target_row"):
         assert found[column].tolist() == expected[column].tolist()
 
@@ -112,7 +113,8 @@ def test_a_recorded_run_of_rows_is_the_frozen_query(tiny_bank, windows):
 def test_a_context_beyond_ctx_is_read_as_served_and_removed_whole(tiny_bank, windows, queries):
     facts = dataclasses.replace(facts_of("context-mean", "none", tiny_bank, windows), ctx=9)
     model, groups = ContextMean(tiny_bank.dim), windows.representative_N
-    found = measure_here(Candidate("mean", model, facts), tiny_bank, windows, queries).ranks
+    asked = Questions(tiny_bank, groups, queries, queries).read_by(9)
+    found = measure_here(Candidate("mean", model, facts), asked).ranks
     last = [bank_rows[-9:] for bank_rows in queries.context_row_Q]
     cut = [predict_contexts(model, tiny_bank.unit(rows)[None])[0] for rows in last]
     (expected,) = exact_ranks(np.stack(cut), queries, tiny_bank, groups)
@@ -131,7 +133,7 @@ def test_the_clock_runs_over_contexts_of_the_recorded_lengths(tiny_bank, queries
             return context_BTD
 
     model, groups = Counted(), np.arange(tiny_bank.num_rows)
-    found = measure(model, tiny_bank, groups, Questions(queries, queries))
+    found = measure(model, Questions(tiny_bank, groups, queries, queries))
     assert lengths[-len(queries) :] == queries.num_rows().tolist()
     assert set(found.latency_ms) == {"p50", "p95"} and found.seconds > 0
 
@@ -142,6 +144,6 @@ def test_predictions_that_are_not_finite_are_counted(tiny_bank, windows, queries
             is_long = context_BTD.shape[1] > 9
             return context_BTD * (float("nan") if is_long else 1.0)
 
-    found = measure(Broken(), tiny_bank, windows.representative_N, Questions(queries, queries))
+    groups = windows.representative_N
+    found = measure(Broken(), Questions(tiny_bank, groups, queries, queries))
     assert found.ranks is None and found.num_non_finite == 4
-    assert found.answers() == {}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.shadow import log_files
+from lvm.shadow import query_log
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.windows.queries import ContextQueries, Queries
 
@@ -73,14 +73,14 @@ def test_contexts_of_one_length_stay_separate(tmp_path, tiny_bank):
 
 
 BAD = {
-    "a missing file": (None, "neither 'test' nor a .parquet, .jsonl, .csv file"),
+    "a missing file": (None, "neither 'test' nor a .csv, .tsv, .jsonl, .parquet file"),
     "no query": ([], "is empty; a log needs at least one query"),
     "no target": ([{"sequence": "sequence-0"}], "has the columns sequence; it needs target_row"),
     "a target alone": ([{"target_row": 5}], "has the columns target_row; it needs"),
-    "a fraction": ([{"sequence": "sequence-0", "target_row": 5.5}], "line 1: target_row is 5.5"),
-    "true": ([{"sequence": "sequence-0", "target_row": True}], "line 1: target_row is True"),
-    "null": ([GOOD[0], {"sequence": "x", "target_row": None}], "line 2: target_row is None"),
-    "text": ([{"sequence": "sequence-0", "target_row": "5"}], "line 1: target_row is '5'"),
+    "a fraction": ([{"sequence": "sequence-0", "target_row": 5.5}], "query 1: target_row is 5.5"),
+    "true": ([{"sequence": "sequence-0", "target_row": True}], "query 1: target_row is True"),
+    "null": ([GOOD[0], {"sequence": "x", "target_row": None}], "query 2: target_row is None"),
+    "text": ([{"sequence": "sequence-0", "target_row": "5"}], "query 1: target_row is '5'"),
     "a row too far": ([{"sequence": "sequence-0", "target_row": 1440}], "rows are 0 ... 1439"),
     "a negative row": ([{"sequence": "sequence-0", "target_row": -1}], "target_row -1 is no row"),
     "a row beyond int64": ([{"sequence": "sequence-0", "target_row": 10**30}], "is no row of"),
@@ -92,14 +92,14 @@ BAD = {
         [{"sequence": "sequence-1", "target_row": 240}],
         "target_row 240 begins its sequence",
     ),
-    "a row twice": ([*GOOD, GOOD[0]], "line 3: repeats query 1 (target_row 5)"),
-    "a context twice": ([*RECORDED, RECORDED[1]], "line 4: repeats query 2"),
-    "an empty context": ([{"target_row": 5, "context_rows": []}], "line 1: context_rows must be"),
-    "no list": ([{"target_row": 5, "context_rows": 4}], "line 1: context_rows must be a list"),
-    "words": ([{"target_row": 5, "context_rows": ["4"]}], "line 1: context_rows must be a list"),
+    "a row twice": ([*GOOD, GOOD[0]], "query 3: repeats query 1 (target_row 5)"),
+    "a context twice": ([*RECORDED, RECORDED[1]], "query 4: repeats query 2"),
+    "an empty context": ([{"target_row": 5, "context_rows": []}], "query 1: context_rows must be"),
+    "no list": ([{"target_row": 5, "context_rows": 4}], "query 1: context_rows must be a list"),
+    "words": ([{"target_row": 5, "context_rows": ["4"]}], "query 1: context_rows must be a list"),
     "context too far": ([{"target_row": 5, "context_rows": [4, 1440]}], "context row 1440"),
     "the answer": ([{"target_row": 5, "context_rows": [4, 5]}], "the context holds the answer"),
-    "mixed lines": ([GOOD[0], RECORDED[0]], "line 2: has target_row, context_rows, line 1 has"),
+    "mixed lines": ([GOOD[0], RECORDED[0]], "query 2: sequence is None; it must be a name"),
     "no object": ([GOOD[0], 7], "line 2: is no JSON object"),
 }
 
@@ -129,14 +129,14 @@ def test_every_kind_of_parquet_list_is_read(kind, tmp_path, tiny_bank):
 def test_a_line_nested_without_end_is_refused(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("[" * 200_000 + "\n")
-    with pytest.raises(ValueError, match="line 1: is not JSON"):
+    with pytest.raises(ValueError, match="line 1: not valid JSON"):
         read_query_log(path)
 
 
 def test_a_malformed_line_is_named(tmp_path):
     path = write(tmp_path / "log.jsonl", GOOD)
     path.write_text(path.read_text() + '{"target_row": \n')
-    with pytest.raises(ValueError, match="line 3: is not JSON"):
+    with pytest.raises(ValueError, match="line 3: not valid JSON"):
         read_query_log(path)
 
 
@@ -152,22 +152,24 @@ def test_a_broken_file_is_refused_in_one_line(name, tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_huge_log_is_refused_before_it_is_held(suffix, tmp_path, monkeypatch):
     path = write(tmp_path / f"log{suffix}", GOOD * 3)
-    monkeypatch.setattr(log_files, "MAX_LOGGED", 5)
-    with pytest.raises(ValueError, match="holds more than 5 queries; give a part of it"):
+    monkeypatch.setattr(query_log, "MAX_LOGGED", 5)
+    with pytest.raises(ValueError, match="has more than 5 rows; give a part of it"):
         read_query_log(path)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_huge_contexts_are_refused(suffix, tmp_path, monkeypatch):
     path = write(tmp_path / f"log{suffix}", RECORDED)
-    monkeypatch.setattr(log_files, "MAX_CONTEXT_ROWS", 103)
-    with pytest.raises(ValueError, match="more than 103 context rows in all"):
+    monkeypatch.setattr(query_log, "MAX_CONTEXT_ROWS", 103)
+    with pytest.raises(ValueError, match="lists hold more than 103 values; give a part"):
         read_query_log(path)
 
 
 def test_lists_that_are_none_are_refused_in_parquet(tmp_path):
     path = write(tmp_path / "log.parquet", [{"target_row": 5, "context_rows": 4}])
-    with pytest.raises(ValueError, match="context_rows holds no lists"):
+    with pytest.raises(
+        ValueError, match="context_rows holds int64; it must hold lists of row numbers"
+    ):
         read_query_log(path)
 
 
@@ -176,8 +178,16 @@ def test_lists_that_are_none_are_refused_in_parquet(tmp_path):
     [
         ("target_row", pa.string(), "target_row holds string; it must hold whole numbers"),
         ("target_row", pa.list_(pa.int64()), "target_row holds list"),
-        ("context_rows", pa.list_(pa.string()), "no lists of row numbers, but list"),
-        ("context_rows", pa.list_(pa.list_(pa.int64())), "no lists of row numbers, but list"),
+        (
+            "context_rows",
+            pa.list_(pa.string()),
+            "context_rows holds list.*; it must hold lists of row numbers",
+        ),
+        (
+            "context_rows",
+            pa.list_(pa.list_(pa.int64())),
+            "context_rows holds list.*; it must hold lists of row numbers",
+        ),
         ("sequence", pa.binary(2), "sequence holds fixed_size_binary.2.; it must hold names"),
     ],
 )
@@ -198,13 +208,16 @@ def test_values_that_may_grow_are_refused_before_they_are_read(
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ("target_row,sequence,target_row\n5,sequence-0,6\n", "names a column twice"),
-        ("target_row,sequence\n5,sequence-0,6\n", "row 1: has 3 fields, not 2"),
-        ("target_row,sequence\n7,5,sequence-0\n8,6,sequence-0\n", "row 1: has 3 fields"),
-        ("target_row,sequence\n5.0,sequence-0\n", "row 1: target_row is '5.0'"),
-        ('target_row,sequence\n5,"sequence-0\n', "cannot be read as CSV"),
-        ('target_row,sequence,context_rows\n5,sequence-0,"[3, 4]"\n', "CSV holds no lists"),
-        ("context_rows,target_row\n[3],5\n", "CSV holds no lists; give JSONL or parquet"),
+        (
+            "target_row,sequence,target_row\n5,sequence-0,6\n",
+            "has two columns 'target_row'; give one",
+        ),
+        ("target_row,sequence\n5,sequence-0,6\n", "line 2: has 3 fields, not 2"),
+        ("target_row,sequence\n7,5,sequence-0\n8,6,sequence-0\n", "line 2: has 3 fields"),
+        ("target_row,sequence\n5.0,sequence-0\n", "query 1: target_row is '5.0'"),
+        ('target_row,sequence\n5,"sequence-0\n', "not readable as CSV"),
+        ('target_row,sequence,context_rows\n5,sequence-0,"[3, 4]"\n', "a .csv file holds no lists"),
+        ("context_rows,target_row\n[3],5\n", "a .csv file holds no lists; give JSONL or parquet"),
     ],
 )
 def test_a_csv_says_what_it_says(lines, reason, tmp_path, tiny_bank):
@@ -215,14 +228,14 @@ def test_a_csv_says_what_it_says(lines, reason, tmp_path, tiny_bank):
 
 
 def test_a_name_is_text_in_every_line(tmp_path, tiny_bank):
-    for name in (5, None, [], ["sequence-0"]):
+    for name in (None, True, [], ["sequence-0"]):
         path = write(tmp_path / "log.jsonl", [GOOD[0], {"sequence": name, "target_row": 9}])
-        with pytest.raises(ValueError, match="line 2: sequence is .*; it must be a name"):
+        with pytest.raises(ValueError, match="query 2: sequence is .*; it must be a name"):
             asked(path, tiny_bank)
 
 
 def test_a_key_stands_once_in_a_line(tmp_path, tiny_bank):
     path = tmp_path / "log.jsonl"
     path.write_text('{"target_row": 5, "sequence": "sequence-0", "target_row": 6}\n')
-    with pytest.raises(ValueError, match="line 1: is not JSON .a key stands there twice"):
+    with pytest.raises(ValueError, match="line 1: not valid JSON .a key stands there twice"):
         asked(path, tiny_bank)

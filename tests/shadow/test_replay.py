@@ -14,9 +14,10 @@ from lvm.bank.store import Bank
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.report.shadow import comparison_table
-from lvm.shadow.comparison import Replay, ShadowResult, compare
+from lvm.shadow.candidates import Candidate
+from lvm.shadow.comparison import Outcome, ShadowResult, compare
 from lvm.shadow.decision import Decision, decide
-from lvm.shadow.replay import Candidate, replay, replay_candidate
+from lvm.shadow.replay import replay, replay_candidate
 from lvm.system.thresholds import read_gate_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
@@ -310,7 +311,7 @@ def test_stored_replays_compare_as_the_models_did(
 def test_replays_of_other_queries_are_not_compared(
     bank: Bank, windows: Windows, queries: Queries, free: list[Candidate]
 ) -> None:
-    one: Replay = replay_candidate(free[0], bank, windows, queries)
+    one: Outcome = replay_candidate(free[0], bank, windows, queries)
     other = replay_candidate(free[1], bank, windows, queries.head(len(queries) - 1))
     with pytest.raises(ValueError, match="other queries"):
         compare([one, other], bank, windows, queries, "ema")

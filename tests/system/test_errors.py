@@ -5,6 +5,7 @@ import os
 import sqlite3
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
@@ -104,3 +105,61 @@ def test_sql_is_left_out() -> None:
 def test_what_is_read_is_not_blamed_for_its_place(error: Exception, is_of_it: bool) -> None:
     assert is_environment_error(error) == is_of_it
     assert "\n" not in explain_failure(error)
+
+
+POOL = "HTTPConnectionPool(host='mlflow.example', port=5000): Max retries exceeded with url: /api"
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (f"{POOL} (Caused by NewConnectionError: [Errno 111] Connection refused)", "start it"),
+        (f"{POOL} (Caused by ProxyError('Unable to connect to proxy'))", "NO_PROXY"),
+        (f"{POOL} (ProxyError(OSError('Tunnel connection failed: 403 Forbidden')))", "a proxy"),
+        (f"{POOL} (Caused by NameResolutionError: Failed to resolve 'x')", "host is unknown"),
+        (f"{POOL} (SSLError: CERTIFICATE_VERIFY_FAILED)", "certificate is not trusted"),
+        (f"{POOL} (ResponseError('too many 503 error responses'))", "answers with errors"),
+        (f"{POOL} (ReadTimeoutError: Read timed out. (read timeout=60))", "read its log"),
+        (f"{POOL} (ConnectTimeoutError: timed out)", "its host does not answer"),
+        (f"{POOL} (something else)", "cannot be reached"),
+    ],
+)
+def test_an_unreachable_server_is_told_by_its_cause(text: str, cause: str) -> None:
+    line = explain_failure(MlflowException(text))
+    assert line.startswith("tracking store at mlflow.example:5000: ") and cause in line
+    assert is_environment_error(MlflowException(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "API request failed with error code 407 != 200. Response body: ''",
+            "proxy",
+        ),
+        (
+            "API request failed with error code 403 != 200. Response body: '<html><h1>No",
+            "other than",
+        ),
+        (
+            "successful but the response body was not in a valid JSON format",
+            "other",
+        ),
+    ],
+)
+def test_what_answers_instead_of_mlflow_is_told(text: str, cause: str) -> None:
+    line = explain_failure(MlflowException(text))
+    assert line.startswith("tracking store: ") and cause in line and "HTTPS_PROXY" in line
+
+
+def test_the_causes_are_told_as_the_http_library_words_them(monkeypatch) -> None:
+    """Port 9 of this machine is closed: once as the server, once as the proxy before it."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    lines = []
+    for proxies in ({}, {"http": "http://127.0.0.1:9"}):
+        with pytest.raises(requests.exceptions.ConnectionError) as caught:
+            requests.get("http://127.0.0.1:9/api", proxies=proxies, timeout=10)
+        lines.append(explain_failure(MlflowException(str(caught.value))))
+    assert "127.0.0.1:9: the server does not answer; start it" in lines[0]
+    assert "a proxy does not let it through; check MLFLOW_TRACKING_URI, HTTP_PROXY" in lines[1]

@@ -1,4 +1,4 @@
-"""Two processes that settle promotions at the same moment, each of a candidate of its own.
+"""Two processes that promote_winner promotions at the same moment, each of a candidate of its own.
 
 Usage: python -m tests.tracking.rival_settlements NAME VERSION NAME VERSION
 in the store that MLFLOW_TRACKING_URI names. Prints JSON: of each the version, the names that took
@@ -13,7 +13,7 @@ from multiprocessing.synchronize import Barrier
 
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import runs as tracking
-from lvm.tracking.promotion import settle
+from lvm.tracking.promotion import promote_winner
 from tests.shadow_cases import winning_case
 
 
@@ -30,7 +30,7 @@ def settle_at_once(name: str, version: str, barrier: Barrier, results) -> None:
     versions = {name: version, "old": "1", "ema": None, "copy-last": None}
     published = []
     barrier.wait(60)
-    decision = settle(result, versions, read_gate_rules(), name, published.append, print)
+    decision = promote_winner(result, versions, read_gate_rules(), name, published.append, print)
     assert published == [decision]
     results.put((version, decision.promote, decision.winner, decision.reasons[0]))
 

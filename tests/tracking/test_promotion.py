@@ -1,4 +1,4 @@
-"""Settlements on a real sqlite store: the alias as it is now decides, also between processes."""
+"""Promotions on a real sqlite store: the current alias decides, also between processes."""
 
 import dataclasses
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from entrypoints._candidates import Field
 from lvm.system.processes import Stopped, stoppable
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
-from lvm.tracking.promotion import replayed_name, settle, tag_measured
+from lvm.tracking.candidates import Field
+from lvm.tracking.promotion import promote_winner, replayed_name, tag_measured
 from tests.shadow_cases import (
     CLEAR_GAIN,
     NO_GAIN,
@@ -39,7 +39,7 @@ def test_a_version_is_named_as_it_was_replayed():
     """A replay and its settlement name the baseline by one rule: else nothing is ever promoted."""
     assert replayed_name("2", VERSIONS) == "model" and replayed_name(None, VERSIONS) is None
     assert replayed_name("9", VERSIONS) == "version 9"
-    found = Field(None, {}, "9")
+    found = Field(None, None, None, (), "9")
     assert found.baseline_name == replayed_name("9", found.versions) == "version 9"
 
 
@@ -54,7 +54,9 @@ def settled(result, versions=VERSIONS, is_enabled=True, published=None, failures
         if failures is not None:
             failures.append(told)
 
-    return settle(result, versions, RULES, "run", note, tell_failure if is_enabled else None)
+    return promote_winner(
+        result, versions, RULES, "run", note, tell_failure if is_enabled else None
+    )
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_genuine_improvement_takes_the_alias_with_its_evidence(old_baseline):
     assert published == [decision] and decision.promote == ("model",)
     assert alias.aliases() == {"baseline": "2", "previous": "1"}
     found = tags("2")
-    assert found["decision_hit_at_5"] == "0.2000 [0.1800, 0.2200]"
+    assert found["decision_hit_at_5"] == "0.2 [0.18, 0.22]"
     assert found["decision_run"] == "run" and found["replaced_version"] == "1"
     assert found["decision_source"] == "the frozen test split"
     moves = alias.history()
@@ -105,7 +107,7 @@ def test_a_report_that_fails_leaves_the_alias(old_baseline):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        settle(winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
+        promote_winner(winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
     assert alias.aliases() == {"baseline": "1"} and len(alias.history()) == 1
 
 
@@ -129,7 +131,7 @@ def test_every_measured_version_is_tagged(three_versions):
     assert {tags(version)["shadow_run"] for version in "23"} == {"run 9"}
     assert "SIGKILL" in tags("1")["shadow_unscored"] and "shadow_hit_at_5" not in tags("1")
     assert tags("2")["shadow_place"] == "1 of 3" and tags("2")["shadow_note"] == "none"
-    assert tags("3")["shadow_corrected_hit_at_5"].startswith("0.1920")
+    assert tags("3")["shadow_corrected_hit_at_5"].startswith("0.192 [")
     assert "among its train rows" in tags("3")["shadow_note"]
 
 
@@ -146,8 +148,8 @@ def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
     assert {key: text for key, text in found.items() if key.startswith("decision_")} == before
     assert before["decision_run"] == "run"
     assert (found["shadow_run"], found["log_run"]) == ("frozen", "log run")
-    assert found["shadow_hit_at_5"].startswith("0.2000") and "killed" in found["shadow_unscored"]
-    assert found["log_hit_at_5"].startswith("0.1000") and "asked.jsonl" in found["log_source"]
+    assert found["shadow_hit_at_5"].startswith("0.2 [") and "killed" in found["shadow_unscored"]
+    assert found["log_hit_at_5"].startswith("0.1 [") and "asked.jsonl" in found["log_source"]
 
 
 def test_a_move_by_hand_takes_the_figures_of_an_earlier_decision_away(old_baseline):
@@ -210,7 +212,7 @@ def test_a_stop_signal_after_the_report_waits_for_the_move(old_baseline):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped), stoppable():
-        settle(winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
+        promote_winner(winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
     assert alias.aliases() == {"baseline": "2", "previous": "1"}
 
 

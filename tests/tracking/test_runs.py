@@ -1,5 +1,6 @@
 """Runs in a real sqlite store: identity, parameters, figures, every way to end."""
 
+import errno
 import json
 import os
 import signal
@@ -13,12 +14,14 @@ import numpy as np
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import write_bank
 from lvm.system.checkout import is_dirty
 from lvm.system.processes import SIGNALS, Stopped, hold_signals
-from lvm.tracking import datasets, past_runs
+from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
+from lvm.tracking.stale_runs import PROCESS
 from lvm.windows.export import ensure_windows
 from tests.synthetic import make_bank
 
@@ -31,26 +34,13 @@ def finished(run_id: str) -> mlflow.entities.Run:
 
 def launched(monkeypatch, params: dict[str, str]) -> str:
     """Do what `mlflow run` does before it starts a command; return the run's id."""
-    run = MlflowClient().create_run("0")
+    tags = {mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "train"}
+    run = MlflowClient().create_run("0", tags=tags)
     for key, value in params.items():
         MlflowClient().log_param(run.info.run_id, key, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     return run.info.run_id
-
-
-def test_default_store_lies_in_the_project_with_its_artifacts(empty_store):
-    with sqlite3.connect(empty_store) as connection:
-        mode = connection.execute("PRAGMA journal_mode").fetchone()
-        place = connection.execute("SELECT artifact_location FROM experiments").fetchall()
-    connection.close()
-    assert mode == ("wal",)
-    assert place == [(str(empty_store.parent / "mlruns" / "0"),)]
-
-
-def test_the_environment_chooses_the_store(store):
-    assert tracking.configure() == mlflow.get_tracking_uri() == f"sqlite:///{store}/mlflow.db"
-    assert tracking.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db"
 
 
 def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
@@ -62,7 +52,7 @@ def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store)
     assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
     dirty = {True: "true", False: "false", None: None}[is_dirty()]
     assert run.data.tags.get("mlflow.source.git.dirty") == dirty
-    assert json.loads(past_runs.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
+    assert json.loads(tracking.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
 
 
 def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeypatch):
@@ -99,7 +89,7 @@ def test_an_exception_fails_the_run_with_its_reason(store):
     run = finished(run_id)
     assert run.info.status == "FAILED"
     assert run.data.tags["error"] == "bank: no such bank anywhere"
-    assert "Traceback" in past_runs.read_text(run_id, "error.txt")
+    assert "Traceback" in tracking.read_text(run_id, "error.txt")
 
 
 def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monkeypatch):
@@ -108,6 +98,41 @@ def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monke
     assert finished(run_id).info.status == "FAILED"
     assert finished(run_id).data.tags["error"] == "'banana' is not a valid float"
     assert "MLFLOW_RUN_ID" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "reason"),
+    [
+        ("FINISHED", {mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "train"}, "has ended (FINISHED)"),
+        ("FAILED", {mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "train"}, "has ended (FAILED)"),
+        ("RUNNING", {}, "which `mlflow run` did not open"),
+        (
+            "RUNNING",
+            {mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "train", PROCESS: "another-host 1 2 3.0"},
+            "which another process has claimed",
+        ),
+        (None, {}, "which this store does not have"),
+    ],
+)
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_run_of_another_command_is_left_alone(
+    store, monkeypatch, capsys, status, tags, reason, is_refused
+):
+    run_id = "0" * 32
+    if status is not None:
+        run_id = MlflowClient().create_run("0", tags=tags).info.run_id
+        MlflowClient().set_terminated(run_id, status)
+    before = finished(run_id).to_dictionary() if status is not None else None
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    if is_refused:
+        tracking.refuse_launched_run("max_queries: 'many' is no number")
+    else:
+        with tracking.run("eval", {}) as opened:
+            assert opened != run_id
+        assert finished(opened).info.status == "FINISHED"
+    line = capsys.readouterr().err
+    assert line.startswith(f"warning: MLFLOW_RUN_ID names run {run_id}, which ") and reason in line
+    assert status is None or finished(run_id).to_dictionary() == before
 
 
 def test_a_stop_is_told_though_its_clean_up_fails(store, monkeypatch):
@@ -159,7 +184,55 @@ def test_metrics_carry_their_step_and_get_legal_names(store):
             tracking.log_metrics({"val/hit_at_5": epoch / 10, "lanes/C++ @ home": 1.0}, epoch)
     history = MlflowClient().get_metric_history(run_id, "val/hit_at_5")
     assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
-    assert finished(run_id).data.metrics["lanes/C__ _ home"] == 1.0
+    (name,) = finished(run_id).data.metrics.keys() - {"val/hit_at_5"}
+    assert name == tracking.metric_name("lanes/C++ @ home") and name.startswith("lanes/C__ _ home-")
+
+
+LANES = [
+    *("C", "C#", "C+", "C_", "R&D", "R D", "R/D", "a//b", "a/_/b", ".", "..", "", "/", "/a", "a/"),
+    *(
+        "数学",
+        "物理",
+        "化学",
+        "Физика",
+        "Физ",
+        "हिन्दी",
+        "हिन्दू",
+        "தமிழ்",
+        "தமிழ",
+        "عربي",
+        "é",
+        "e\u0301",
+    ),
+    *("long" * 99, "long" * 99 + "er", "a/" * 200, "a/" * 201, "🙂", "🙃", "\ud800"),
+]
+
+
+def test_metric_names_of_any_script_stay_distinct(store):
+    names = [f"lanes/{lane}/hit_at_5" for lane in LANES]
+    legal = [tracking.metric_name(name) for name in names]
+    assert len(set(legal)) == len(names)
+    unchanged = {
+        "C",
+        "C_",
+        "R D",
+        "R/D",
+        "a/_/b",
+        "数学",
+        "物理",
+        "化学",
+        "Физика",
+        "Физ",
+        "عربي",
+        "é",
+    }
+    assert {a for a, b in zip(names, legal, strict=True) if a == b} == {
+        f"lanes/{lane}/hit_at_5" for lane in unchanged
+    }
+    with tracking.run("lane-diagnostics", {}) as run_id:
+        tracking.log_metrics({name: float(value) for value, name in enumerate(names)})
+    found = finished(run_id).data.metrics
+    assert found == {name: float(value) for value, name in enumerate(legal)}
 
 
 def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
@@ -199,8 +272,8 @@ def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
         raise ValueError("failed")
     with tracking.run("phases", {}):
         tracking.set_tags({"key": "x"})
-        assert past_runs.find_finished("key", "x") == [made["newer"], made["older"]]
-        assert past_runs.find_finished("key", "z") == []
+        assert tracking.find_finished("key", "x") == [made["newer"], made["older"]]
+        assert tracking.find_finished("key", "z") == []
 
 
 def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
@@ -219,45 +292,16 @@ def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
         tracking.set_tags({tracking.ENTRY: "shadow-eval"})
     with tracking.run("phases", {}):
         asked = ("key", "x", "shadow-eval")
-        assert past_runs.find_finished_children(*asked) == [found]
-        assert set(past_runs.find_finished_children(*asked, whole={failed})) == {found, failed}
+        assert tracking.find_finished_children(*asked) == [found]
+        assert set(tracking.find_finished_children(*asked, whole={failed})) == {found, failed}
 
 
 def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
     with tracking.run("train", {"ctx": "1000", "lr": "auto", "chunk": "200"}) as run_id:
-        tracking.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided_otherwise={"ctx"})
+        tracking.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided={"ctx"})
     params = finished(run_id).data.params
     assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
     assert "resolved/chunk" not in params
-
-
-def test_patience_with_a_server_is_the_users_where_they_set_one(store, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
-    tracking.configure()
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
-
-
-SMALL_DISK = """
-import resource, sys
-from pathlib import Path
-from lvm.tracking import runs as tracking
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-tracking.configure(Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_a_store_that_cannot_be_created_whole_is_not_there(tmp_path, monkeypatch):
-    """The database of a creation that broke off would be taken for a store by the next command."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
-    assert subprocess.run(command, capture_output=True).returncode != 0
-    assert {path.name for path in tmp_path.iterdir()} <= {"mlruns", "mlflow.db.lock"}
-    tracking.configure(tmp_path)
-    assert (tmp_path / "mlflow.db").is_file()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_what_others_added_at_the_same_moment_is_asked_for_once_more():
@@ -275,3 +319,24 @@ def test_what_others_added_at_the_same_moment_is_asked_for_once_more():
         with pytest.raises(sqlite3.IntegrityError):
             tracking.add_shared(lambda: shared.execute("INSERT INTO tags VALUES ('view')"))
     shared.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError("No such file or directory: 'report.json'"), ValueError),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x"), OSError),
+        (mlflow.MlflowException("Run 'abc' not found"), ValueError),
+        (mlflow.MlflowException("database is locked"), mlflow.MlflowException),
+    ],
+)
+def test_a_store_that_cannot_be_read_now_lacks_nothing(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*words: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
+    with pytest.raises(kind) as caught:
+        tracking.read_json("abc")
+    assert type(caught.value) is kind

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from lvm.system.processes import process_identifier
 from lvm.tracking import runs as tracking
-from lvm.tracking.stale_runs import PROCESS, REASON, UNCLAIMED_SECONDS, close_abandoned
+from lvm.tracking.stale_runs import PROCESS, REASON, UNCLAIMED_SECONDS, close_stale_runs
 
 ROOT = Path(__file__).parents[2]
 MINUTE_MS = 60_000
@@ -65,7 +65,7 @@ def status(run_id: str) -> str:
 )
 def test_only_what_nobody_works_at_is_closed(store, process, age_minutes, backend, expected):
     run_id = running(named(process), age_minutes * MINUTE_MS, backend)
-    assert close_abandoned(["0"]) == [run_id] * (expected == "KILLED")
+    assert close_stale_runs(["0"]) == [run_id] * (expected == "KILLED")
     assert status(run_id) == expected
     reason = MlflowClient().get_run(run_id).data.tags.get("error")
     assert reason == (REASON if expected == "KILLED" else None)
@@ -78,7 +78,7 @@ def test_the_next_run_closes_those_of_its_experiment(store, capsys):
     with tracking.run("train", {}) as run_id:
         assert (status(abandoned), status(run_id)) == ("KILLED", "RUNNING")
         with tracking.child_run("one lane", {}):
-            assert close_abandoned() == [elsewhere]
+            assert close_stale_runs() == [elsewhere]
     printed = capsys.readouterr()
     assert printed.err == f"run {abandoned} is closed: its process is gone\n"
     assert printed.out == "", "what a command prints may be JSON alone"
@@ -101,23 +101,23 @@ def test_another_projects_runs_are_never_claimed(store, source, entry, is_ours):
     names = (mlflow_tags.MLFLOW_SOURCE_NAME, mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT)
     tags = dict(zip(names, (source, entry), strict=True))
     run_id = running(None, LATE_MS, "local", tags)
-    assert close_abandoned() == [run_id] * is_ours
+    assert close_stale_runs() == [run_id] * is_ours
     assert status(run_id) == ("KILLED" if is_ours else "RUNNING")
 
 
 def test_a_run_that_mlflow_makes_for_this_checkout_is_told_by_its_tags(store, monkeypatch):
     made = get_or_create_run(None, str(ROOT), "0", str(ROOT), None, "rollback", {}).info
     MlflowClient().set_tag(made.run_id, mlflow_tags.MLFLOW_PROJECT_BACKEND, "local")
-    assert close_abandoned() == []
+    assert close_stale_runs() == []
     late = made.start_time / 1000 + LATE_MS / 1000
     monkeypatch.setattr(time, "time", lambda: late)
-    assert close_abandoned() == [made.run_id]
+    assert close_stale_runs() == [made.run_id]
 
 
 def test_a_run_that_begins_late_keeps_no_error(store, monkeypatch):
     """Making a conda environment can take longer than a run may stay unclaimed."""
     run_id = running(None, LATE_MS, "local")
-    assert close_abandoned() == [run_id]
+    assert close_stale_runs() == [run_id]
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with tracking.run("train", {}) as opened:
         assert opened == run_id
@@ -138,7 +138,7 @@ def test_commands_that_close_one_run_together_do_not_fail_each_other(store):
 
     event.listen(Engine, "before_cursor_execute", come_first)
     try:
-        assert close_abandoned() == [run_id]
+        assert close_stale_runs() == [run_id]
     finally:
         event.remove(Engine, "before_cursor_execute", come_first)
     assert others == ["error"]
@@ -159,6 +159,6 @@ def test_a_run_that_was_closed_or_claimed_meanwhile_is_left_alone(store, monkeyp
         return found
 
     monkeypatch.setattr(MlflowClient, "search_runs", slow)
-    assert close_abandoned() == []
+    assert close_stale_runs() == []
     assert status(run_id) == ("FINISHED" if by_its_end else "RUNNING")
     assert "error" not in mlflow.get_run(run_id).data.tags

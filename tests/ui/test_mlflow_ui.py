@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.tracking import alias
-from lvm.tracking.run_list import RUNS_PAGE
+from lvm.tracking.store import RUNS_PAGE
 from tests.conftest import copy_store
 from tests.ui.project import make_project
 

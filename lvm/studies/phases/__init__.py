@@ -1,1 +1,1 @@
-"""The phase table with its old figures, its new ones, what separates the two."""
+"""The phase table trained anew, beside its published figures."""

@@ -1,90 +1,111 @@
-"""The phase table, read from phases.yaml."""
+"""The phase table of phases.yaml, and what the published figures of the old system can carry."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from scipy import stats
+
+from lvm.evaluation.intervals import LEVEL
 from lvm.models.table import TRAINED_MODELS
-from lvm.retrieval.rerank import NONE, RERANKS
 from lvm.system.errors import CONTROL, one_line_errors
-from lvm.system.untrusted import read_yaml
+from lvm.system.untrusted import read_yaml, validated
 
 PHASES_FILE = Path(__file__).parents[2] / "phases.yaml"
-PHASE_KEYS = ("ctx", "chunk", "seed", "rerank", "grown", "after", "published")
-OPTIONAL_KEYS = ("rerank", "grown", "after", "published")
-SEED_KEYS = ("batch_size", "accumulation", "alpha")
+POWER = 0.8
+# The model of the old system, whatever the defaults of train are.
 MODEL = {"model": "memory_gru", "hidden": 512, "layers": 4}
-MOST = 10**9
+# The decision that ended the old phases: a longer context answered less, hence "data scarcity".
+OLD_DECISION = ("3.5", "3")
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Published:
-    """What the replaced system published of a phase: shares of queries, ranked in `pool`."""
+    """What the old system published of a phase: shares of queries, ranked in `pool` candidates."""
 
-    hit_at_1: float
-    hit_at_5: float
-    hit_at_10: float
-    pool: int
-    windows: int
-    best_epoch: int
-    last_epoch: int
-    steps: int
+    hit_at_1: Share
+    hit_at_5: Share
+    hit_at_10: Share
+    pool: Count
+    windows: Count
+    best_epoch: Count
+    last_epoch: Count
+    steps: Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class SeedSettings:
+    """What a phase decides under recipe=seed alone."""
+
+    batch_size: Count
+    accumulation: Count
+    alpha: Number
+
+
+@dataclass(frozen=True, config=STRICT)
 class Phase:
-    """One phase: what it trains, which order it is shown in, what was published of it.
+    """One phase: what it trains, how its answers are ordered, what was published of it.
 
-    `grown` names the model that is trained from the weights of its own, if any; `after` the phase
-    that it is compared with, unless that is the one before it.
+    `grown` names a model that is trained from the weights of the phase's own. `after` names the
+    phase that it is compared with, if that is not the one before it.
     """
 
     name: str
-    ctx: int
-    chunk: int
-    seed: Mapping[str, float]
-    rerank: str = NONE
+    ctx: Count
+    chunk: Count
+    seed: SeedSettings
+    rerank: Literal["none", "lane"] = "none"
     grown: str | None = None
     after: str | None = None
     published: Published | None = None
 
     def settings(self, recipe: str) -> dict[str, Any]:
-        """Return the training options that the phase decides under a recipe.
+        """Return the options of `train` that the phase decides, unless the user types them.
 
-        Model and sizes are those of the replaced system, whatever train's defaults are.
+        These are ctx, chunk, model, hidden and layers; under recipe=seed also batch_size, accumulation and alpha.
         """
         shared = {"ctx": self.ctx, "chunk": self.chunk, **MODEL}
-        return shared | (dict(self.seed) if recipe == "seed" else {})
+        return shared | (vars(self.seed) if recipe == "seed" else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class OldGates:
     """The old criteria of success; phases.yaml explains each."""
 
-    gain_above: float
-    best_epoch_above: int
-    loss_rise: float
-    latency_p95_ms: float
+    gain_above: Number
+    best_epoch_above: Count
+    loss_rise: Number
+    latency_p95_ms: Number
 
 
 @one_line_errors
 def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     """Read the phases in their order; raises ValueError on a missing, unknown or wrong value."""
-    named = _section(Path(path), "phases")
     found: dict[str, Phase] = {}
-    for name, values in named.items():
-        one = _phase(_phase_name(name, path), values, f"phases {path}")
-        if one.name in found:
-            raise ValueError(f"phases {path}: phase {one.name} stands there twice")
+    for key, values in _section(Path(path), "phases").items():
+        if not _is_name(key):
+            raise ValueError(f"phases {path}: a phase is named {key!r}; give it a word or a number")
+        name = str(key)
+        one = _phase(name, values, f"phases {path}: phases.{name}")
+        if name in found:
+            raise ValueError(f"phases {path}: phases.{name} stands there twice")
         if one.after is not None and one.after not in found:
             known = ", ".join(found) or "none"
             raise ValueError(
-                f"phases {path}: phase {name}: after is {one.after!r}; it must be a phase above "
+                f"phases {path}: phases.{name}.after is {one.after!r}; it must be a phase above "
                 f"it: {known}"
             )
-        found[one.name] = one
+        found[name] = one
     return found
 
 
@@ -92,12 +113,12 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
 def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
     """Read the section `old_gates`; raises ValueError as `read_phases` does."""
     values = _section(Path(path), "old_gates")
-    return OldGates(**_numbers(values, OldGates, f"phases {path}: old_gates"))
+    return validated(OldGates, values, f"phases {path}: old_gates")
 
 
 @one_line_errors
 def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
-    """Return the phases named by commas, each once; raises ValueError on an unknown one or none."""
+    """Return the phases of a list with commas, each once; ValueError on an unknown one or none."""
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -106,7 +127,7 @@ def chosen_phases(words: str, known: Mapping[str, Phase]) -> list[Phase]:
     return [known[name] for name in names]
 
 
-def _section(path: Path, section: str) -> dict[str, Any]:
+def _section(path: Path, section: str) -> dict[Any, Any]:
     contents = read_yaml(path, "phases")
     values = contents.get(section) if isinstance(contents, dict) else None
     if not isinstance(values, dict) or not values:
@@ -114,10 +135,23 @@ def _section(path: Path, section: str) -> dict[str, Any]:
     return values
 
 
-def _phase_name(name: Any, path: str | Path) -> str:
-    if not _is_name(name):
-        raise ValueError(f"phases {path}: a phase is named {name!r}; give it a word or a number")
-    return str(name)
+def _phase(name: str, values: Any, where: str) -> Phase:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}; it must have keys and values")
+    if "name" in values:
+        raise ValueError(f"{where} does not know name; it is named by its key")
+    read = {**values, "name": name}
+    for key, kind in (("seed", SeedSettings), ("published", Published)):
+        if isinstance(values.get(key), dict):
+            read[key] = validated(kind, values[key], f"{where}.{key}")
+    after = values.get("after")
+    if isinstance(after, int | float) and _is_name(after):
+        read["after"] = str(after)
+    one = validated(Phase, read, where)
+    if one.grown is not None and one.grown not in TRAINED_MODELS:
+        known = ", ".join(TRAINED_MODELS)
+        raise ValueError(f"{where}.grown is {one.grown!r}; it must be one of {known}")
+    return one
 
 
 def _is_name(name: Any) -> bool:
@@ -125,70 +159,76 @@ def _is_name(name: Any) -> bool:
     return is_number or (isinstance(name, str) and name != "" and not CONTROL.search(name))
 
 
-def _phase(name: str, values: Any, where: str) -> Phase:
-    where = f"{where}: phase {name}"
-    needed = [key for key in PHASE_KEYS if key not in OPTIONAL_KEYS]
-    _check_keys(values, PHASE_KEYS, needed, where)
-    rerank = values.get("rerank", NONE)
-    if not isinstance(rerank, str) or rerank not in RERANKS:
-        raise ValueError(f"{where}: rerank is {rerank!r}; it must be {' or '.join(RERANKS)}")
-    grown = values.get("grown")
-    if grown is not None and (not isinstance(grown, str) or grown not in TRAINED_MODELS):
-        known = ", ".join(TRAINED_MODELS)
-        raise ValueError(f"{where}: grown is {grown!r}; it must be one of {known}")
-    published = values.get("published")
-    if published is not None:
-        published = Published(**_numbers(published, Published, f"{where}: published"))
-        _check_shares(published, f"{where}: published")
-    _check_keys(values["seed"], SEED_KEYS, SEED_KEYS, f"{where}: seed")
-    kinds = {"batch_size": int, "accumulation": int, "alpha": float}
-    for key, kind in kinds.items():
-        _check(values["seed"][key], kind, f"{where}: seed.{key}")
-    for key in ("ctx", "chunk"):
-        _check(values[key], int, f"{where}: {key}")
-    after = values.get("after")
-    if after is not None and not _is_name(after):
-        raise ValueError(f"{where}: after is {after!r}; it must be the name of a phase")
-    return Phase(
-        name,
-        values["ctx"],
-        values["chunk"],
-        values["seed"],
-        rerank,
-        grown,
-        None if after is None else str(after),
-        published,
+@dataclasses.dataclass(frozen=True)
+class OldDifference:
+    """Hit@5 of two published phases with Wilson intervals, and their difference.
+
+    The interval of the difference is Newcombe's hybrid score (Statistics in Medicine 1998, method
+    10), the p-value Fisher's exact test. With `queries_needed` queries a phase, a difference of
+    this size is found with 80 % power (two-sided 5 %).
+    """
+
+    later: str
+    earlier: str
+    later_hits: int
+    later_pool: int
+    earlier_hits: int
+    earlier_pool: int
+    later_ci95: list[float]
+    earlier_ci95: list[float]
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    queries_needed: int
+
+    def report(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def wilson(hits: int, queries: int) -> list[float]:
+    """Return the 95 % interval of a share (Wilson, JASA 1927)."""
+    found = stats.binomtest(hits, queries).proportion_ci(1 - LEVEL, method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def hits_of(published: Published, key: str) -> int:
+    """Return the number of answered queries behind a published share."""
+    return round(getattr(published, key) * published.pool)
+
+
+def published_report(published: Published) -> dict[str, Any]:
+    """Return the published figures with their Wilson intervals, as JSON values."""
+    keys = ("hit_at_1", "hit_at_5", "hit_at_10")
+    ci95 = {key: wilson(hits_of(published, key), published.pool) for key in keys}
+    return {**asdict(published), "ci95": ci95}
+
+
+def old_difference(later: Phase, earlier: Phase) -> OldDifference:
+    """Compare the published figures of two phases; raises ValueError if one has none."""
+    if later.published is None or earlier.published is None:
+        raise ValueError(f"phases: nothing was published of {later.name} or {earlier.name}")
+    num, pool = hits_of(later.published, "hit_at_5"), later.published.pool
+    other_num, other_pool = hits_of(earlier.published, "hit_at_5"), earlier.published.pool
+    share, other = num / pool, other_num / other_pool
+    (low, high), (other_low, other_high) = wilson(num, pool), wilson(other_num, other_pool)
+    table = [[num, pool - num], [other_num, other_pool - other_num]]
+    z = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+    variance = share * (1 - share) + other * (1 - other)
+    change = share - other
+    return OldDifference(
+        later=later.name,
+        earlier=earlier.name,
+        later_hits=num,
+        later_pool=pool,
+        earlier_hits=other_num,
+        earlier_pool=other_pool,
+        later_ci95=[low, high],
+        earlier_ci95=[other_low, other_high],
+        difference=change,
+        low=change - math.hypot(share - low, other_high - other),
+        high=change + math.hypot(high - share, other - other_low),
+        p_value=float(stats.fisher_exact(table).pvalue),
+        queries_needed=math.ceil(z**2 * variance / change**2) if change else 0,
     )
-
-
-def _check_shares(published: Published, where: str) -> None:
-    for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
-        share = getattr(published, key)
-        if share > 1:
-            raise ValueError(f"{where}.{key} is {share}; it must be a share from 0 to 1")
-
-
-def _numbers(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    _check_keys(values, fields, fields, where)
-    for name, number in fields.items():
-        _check(values[name], number, f"{where}.{name}")
-    return dict(values)
-
-
-def _check_keys(values: Any, known: Any, needed: Any, where: str) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is {values!r}; it must have the keys {', '.join(known)}")
-    wrong = [f"does not know {key}" for key in values if key not in known]
-    wrong += [f"misses {key}" for key in needed if key not in values]
-    if wrong:
-        raise ValueError(f"{where} {'; '.join(wrong)}; its keys are {', '.join(known)}")
-
-
-def _check(value: Any, kind: Any, where: str) -> None:
-    """A whole number must be 1 or more, another 0 or more; true is no number."""
-    accepted, least = (int, 1) if kind is int else ((int, float), 0)
-    is_number = isinstance(value, accepted) and not isinstance(value, bool)
-    if not is_number or not least <= value <= MOST:
-        kind_name = "a whole number of 1" if kind is int else "a number of 0"
-        raise ValueError(f"{where} is {value!r}; it must be {kind_name} or more, up to {MOST:,}")

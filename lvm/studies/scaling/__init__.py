@@ -1,1 +1,1 @@
-"""Whether more data or a wider model would pay: grids of trainings with a verdict."""
+"""Does more data or a wider model help? A grid of trainings, a fit, a verdict."""

@@ -1,36 +1,41 @@
-"""One trained cell: a fraction of the data, a width, a seed.
+"""Trainings of one fraction of the data, one width, one seed; results and states are cached.
 
-Shapes: Q queries, D vector dim.
+Shapes: N bank rows, W windows, K blocks of documents, Q queries, D vector dim.
 """
 
-import hashlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.metrics import figures
+from lvm.models import fits
 from lvm.models.fits import model_digest
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.studies.scaling.fractions import num_documents, part_of
-from lvm.studies.scaling.store import CellStore, Kept
+from lvm.system.cache import Entry, cache_key, read_entry, write_entry
 from lvm.system.seeding import generator
+from lvm.training import fingerprint
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.loop import train
-from lvm.windows.planning import Windows
+from lvm.windows.planning import SPLITS, TRAIN, Windows, contents_sha256, runs, train_windows
 from lvm.windows.queries import Queries
 
 MAX_CHOICE_QUERIES = 1000
-ROUNDS = 8  # choices of an epoch in a whole training, where the data allow it
+ROUNDS = 8  # validations of a training, if the data allow it
+LEFT_OUT = len(SPLITS)  # the split of a train row that a part does not have
+NO_BLOCK = -1
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,10 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class CellResult:
-    """Ranks (Q,) of the measured queries by the round that the choice queries liked best.
+    """Ranks (Q,) of the measured queries, by the round with the best figures on `choice`.
 
-    `rows` and `documents` count what was trained on, `rounds` how often it was validated,
-    `was_kept` tells whether an earlier run had trained it.
+    `rows` and `documents` count what was trained on, `rounds` the validations. `was_kept` tells
+    whether the result was read from the cache.
     """
 
     cell: Cell
@@ -65,25 +70,23 @@ class CellResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
-    """val queries in two parts that share no document: `choice` picks rounds, `measured` judges."""
+class ValQueries:
+    """val queries in two parts that share no document: `choice` picks rounds, `measured` judges.
+
+    `document_Q` names the document of each measured query.
+    """
 
     choice: Queries
     measured: Queries
     document_Q: NDArray[np.integer]
 
-    def digest(self) -> str:
-        """Return a hash of the rows that are asked."""
-        rows = [self.choice.target_row_Q, self.measured.target_row_Q]
-        return hashlib.sha256(b"|".join(row_Q.tobytes() for row_Q in rows)).hexdigest()
-
 
 def divide_queries(
     bank: Bank, windows: Windows, choice_share: float, max_queries: int | None
-) -> Questions:
-    """Give whole val documents to the choice until it has its share of the queries.
+) -> ValQueries:
+    """Give whole val documents to `choice` until it has its share of the queries.
 
-    At most MAX_CHOICE_QUERIES and `max_queries` (None: MAX_QUERIES) of the two parts are asked.
+    `choice` has at most MAX_CHOICE_QUERIES queries, `measured` `max_queries` (None: MAX_QUERIES).
     """
     queries = windows.queries["val"]
     document_Q = bank.document_N[queries.target_row_Q]
@@ -94,79 +97,81 @@ def divide_queries(
     for_choice_Q = np.isin(code_Q, order[:num_choice])
     choice = queries.take(np.flatnonzero(for_choice_Q)).head(MAX_CHOICE_QUERIES)
     measured = queries.take(np.flatnonzero(~for_choice_Q)).head(max_queries or MAX_QUERIES)
-    return Questions(choice, measured, bank.document_N[measured.target_row_Q])
+    return ValQueries(choice, measured, bank.document_N[measured.target_row_Q])
 
 
 class Trainer:
-    """Trains cells over one bank, or reads what an earlier run kept of them.
+    """Trains cells over one bank, or reads the results that earlier runs cached in `folder`.
 
-    All cells share bank, windows, queries and `config`, in which a cell replaces width, seed, steps
-    and lr.
+    All cells share the bank, the windows, the queries and `config`, in which a cell replaces width,
+    seed, steps and learning rate. A training that is interrupted resumes from its last round.
     """
 
     def __init__(
         self,
         bank: Bank,
         windows: Windows,
-        questions: Questions,
+        queries: ValQueries,
         config: TrainConfig,
-        store: CellStore,
+        folder: Path,
         on_round: Callable[[Cell, dict[str, float]], None] = lambda cell, record: None,
     ) -> None:
-        self.bank, self.windows, self.questions = bank, windows, questions
-        self.config, self.store, self.on_round = config, store, on_round
+        self.bank, self.windows, self.queries = bank, windows, queries
+        self.config, self.folder, self.on_round = config, folder, on_round
 
     def steps_per_epoch(self) -> float:
         """Return the mean optimiser steps of a pass over all train rows."""
         return self._steps_of(self.windows)
 
     def result(self, cell: Cell) -> CellResult:
-        """Train `cell`, unless an earlier run did, going on from where one was stopped."""
+        """Return the cached result of `cell`, or train it."""
         part, epochs = self._part(cell)
         sizes: dict[str, Any] = {"hidden": cell.width, "seed": cell.seed, "lr": cell.lr}
         # Ended by patience, a cell would be judged before its learning rate has come down.
         rounds: dict[str, Any] = {"epochs": epochs, "patience": epochs}
         config = replace(self.config, **sizes, **rounds, max_steps=cell.steps)
-        key = self.store.key(
-            {
-                "bank": self.bank.sha256,
-                "part": part.sha256,
-                "config": as_dict(resolve(config, part.ctx)),
-                "queries": self.questions.digest(),
-            }
-        )
-        found = self.store.read(key)
+        key = self._key(part.sha256, as_dict(resolve(config, part.ctx)))
+        found = read_entry(self._path(key), key)
         was_kept = found is not None
         if found is None:
-            found = self._train(cell, config, part, key)
-            self.store.write(key, found)
-        return CellResult(cell=cell, rank_Q=found.rank_Q, was_kept=was_kept, **found.facts)
+            state = self.folder / f"{key[:16]}-state.safetensors"
+            found = self._train(cell, config, part, state)
+            write_entry(self._path(key), key, found)
+            state.unlink(missing_ok=True)
+        rank_Q = found.arrays["rank_Q"]
+        return CellResult(cell=cell, rank_Q=rank_Q, was_kept=was_kept, **found.values)
 
     def ranks(self, model: nn.Module, queries: Queries) -> NDArray[np.float64]:
-        """Return the plain filtered ranks over the whole bank."""
+        """Return the plain filtered ranks over the whole bank, (Q,)."""
         prediction_QD = predict_queries(model, self.bank, queries)
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, queries, self.bank, groups)[0].rank_Q
+        groups_N = self.windows.representative_N
+        return exact_ranks(prediction_QD, queries, self.bank, groups_N)[0].rank_Q
 
     def measured(self, model: nn.Module) -> NDArray[np.float64]:
-        """Return the ranks of the measured queries by a model that is not of the grid."""
-        parts = {"bank": self.bank.sha256, "windows": self.windows.sha256}
-        parts |= {"queries": self.questions.digest(), "model": model_digest(model)}
-        key = self.store.key(parts)
-        found = self.store.read(key)
+        """Return the cached ranks of the measured queries by a model that is not of the grid."""
+        key = self._key(self.windows.sha256, model_digest(model))
+        found = read_entry(self._path(key), key)
         if found is None:
-            found = Kept(self.ranks(model, self.questions.measured), {})
-            self.store.write(key, found)
-        return found.rank_Q
+            found = Entry({"rank_Q": self.ranks(model, self.queries.measured)})
+            write_entry(self._path(key), key, found)
+        return found.arrays["rank_Q"]
 
-    def _train(self, cell: Cell, config: TrainConfig, part: Windows, key: str) -> Kept:
+    def _key(self, windows_sha256: str, model: Any) -> str:
+        asked = [self.queries.choice.target_row_Q, self.queries.measured.target_row_Q]
+        versions = [fingerprint.VERSION, fits.VERSION, torch.__version__]
+        return cache_key(versions, self.bank.sha256, windows_sha256, asked, model)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key[:16]}.safetensors"
+
+    def _train(self, cell: Cell, config: TrainConfig, part: Windows, state: Path) -> Entry:
         result = train(
             self.bank,
             part,
             config,
-            validate=lambda model: figures(self.ranks(model, self.questions.choice)),
+            validate=lambda model: figures(self.ranks(model, self.queries.choice)),
             on_epoch=lambda record: self.on_round(cell, record),
-            state_path=self.store.state_path(key),
+            state_path=state,
         )
         if result.optimiser_steps != cell.steps:  # it would be compared with cells of all steps
             raise RuntimeError(
@@ -181,13 +186,13 @@ class Trainer:
             "rounds": len(result.history),
             "history": result.history,
         }
-        return Kept(self.ranks(result.model, self.questions.measured), facts)
+        return Entry({"rank_Q": self.ranks(result.model, self.queries.measured)}, facts)
 
     def _part(self, cell: Cell) -> tuple[Windows, int]:
-        """Return the windows of a cell, the epochs that its steps need.
+        """Return the windows of a cell and the number of epochs that its steps need.
 
-        Windows are repeated so that rounds are as long in all cells: a small part would be
-        validated after every few steps otherwise.
+        Windows are repeated so that rounds are equally long in all cells. Otherwise a small part
+        would be validated after every few steps.
         """
         whole = self.steps_per_epoch()
         round_steps = whole * max(1, math.ceil(cell.steps / ROUNDS / whole))
@@ -200,12 +205,82 @@ class Trainer:
         return part, 1 + sum(1 for _ in itertools.takewhile(cell.steps.__gt__, steps_by_now))
 
     def _steps_of(self, part: Windows) -> float:
-        """Return the mean optimiser steps of an epoch, since windows take turns."""
+        """Return the mean optimiser steps of an epoch; they vary, since windows take turns."""
         return sum(itertools.islice(self._steps_of_epochs(part), ROUNDS)) / ROUNDS
 
     def _steps_of_epochs(self, part: Windows) -> Iterator[int]:
-        """Yield the optimiser steps of each epoch, from epoch 1 on, without an end."""
+        """Yield the optimiser steps of epoch 1, 2, 3 and so on."""
         settings = resolve(self.config, part.ctx)
         batches = Batches(self.bank, part, settings.batch_size, settings.seed)
         for epoch in itertools.count(1):
             yield math.ceil(batches.num_batches(epoch) / settings.accumulation)
+
+
+def part_of(bank: Bank, windows: Windows, fraction: float, seed: int, repeats: int = 1) -> Windows:
+    """Return windows over a fraction of the train rows, in whole documents; the rest is unchanged.
+
+    The blocks of neighbouring documents (`train_blocks`) are shuffled by `seed`; a part is the
+    shortest prefix with `fraction` of the rows. So a smaller part lies within a larger one, and its
+    windows are equally long. Each window appears `repeats` times, so that parts of different size
+    can have epochs of one length; overlapping windows take turns as those of more documents would.
+    """
+    block_N = train_blocks(bank, windows)
+    size_K = np.bincount(block_N[block_N != NO_BLOCK])
+    order_K = generator(seed, "blocks of the train rows").permutation(len(size_K))
+    needed = fraction * size_K.sum()
+    num_chosen = 1 + int(np.searchsorted(np.cumsum(size_K[order_K]), needed - 0.5))
+    chosen_K = np.zeros(len(size_K) + 1, bool)  # the last place is that of NO_BLOCK
+    chosen_K[order_K[:num_chosen]] = True
+    split_N = windows.split_N.copy()
+    split_N[(split_N == TRAIN) & ~chosen_K[block_N]] = LEFT_OUT
+    run_start, run_rows = _train_runs(bank, split_N)
+    cut_W2 = train_windows(run_start, run_rows, windows.ctx, windows.overlap)
+    cut_W2 = np.tile(cut_W2, (repeats, 1))
+    part = dataclasses.replace(
+        windows,
+        split_N=split_N,
+        window_start_W=cut_W2[:, 0].copy(),
+        window_rows_W=cut_W2[:, 1].astype(np.int32),
+        window_split_W=np.full(len(cut_W2), TRAIN, np.int8),
+        folder=None,
+    )
+    return dataclasses.replace(part, sha256=contents_sha256(part))
+
+
+def train_blocks(bank: Bank, windows: Windows) -> NDArray[np.int64]:
+    """Return the block of each row (N,), NO_BLOCK outside the train rows.
+
+    A block ends with the first document that brings it to more than ctx rows. The rows left at the
+    end of a run of train rows join the block before them.
+    """
+    block_N = np.full(bank.num_rows, NO_BLOCK, np.int64)
+    begins_N = np.flatnonzero(np.diff(bank.document_N, prepend=-1))
+    num_blocks = 0
+    for start, rows in zip(*_train_runs(bank, windows.split_N), strict=True):
+        end = start + rows
+        borders = np.append(begins_N[(begins_N > start) & (begins_N < end)], end)
+        first = start
+        for border in borders.tolist():
+            if border - first > windows.ctx:
+                block_N[first:border] = num_blocks
+                first, num_blocks = border, num_blocks + 1
+        if first < end and first > start:
+            block_N[first:end] = num_blocks - 1
+        elif first < end:
+            block_N[first:end] = num_blocks
+            num_blocks += 1
+    return block_N
+
+
+def num_documents(bank: Bank, windows: Windows) -> int:
+    """Return the number of documents with train rows."""
+    return len(np.unique(bank.document_N[windows.train_rows()]))
+
+
+def _train_runs(
+    bank: Bank, split_N: NDArray[np.int8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first row and the length of each run of train rows within a sequence."""
+    run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * (LEFT_OUT + 1) + split_N)
+    in_train = split_N[run_start] == TRAIN
+    return run_start[in_train], run_rows[in_train]

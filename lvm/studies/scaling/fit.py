@@ -1,4 +1,4 @@
-"""Gains from twice the data or twice the parameters, fitted to a grid of trained models.
+"""Fit a surface to a grid of trained models; gains from twice the data or the parameters.
 
 Shapes: F fractions, W widths, S seeds, Q queries, M documents, C = F W cells, B resamples,
 G pairs of exponents, P = 4 coefficients.
@@ -15,19 +15,19 @@ from lvm.studies.scaling.noise import log_misses, measure_noise, resampled_means
 from lvm.system.seeding import generator
 
 RESAMPLES = 2000
-LOWEST, HIGHEST = 0.01, 4.0  # exponents: from growth with the logarithm to a curve that has ended
+LOWEST, HIGHEST = 0.01, 4.0  # exponents, from logarithmic growth to a curve that is flat
 EXPONENTS = np.concatenate([[LOWEST], np.geomspace(0.1, HIGHEST, 17)])
 STARTS = 8
-MIN_SIZES = 3  # a power law has three unknowns along each axis
-MIN_SEEDS = 2  # of one seed it is not known how far another would lead
-STEP = 1e-4  # of an exponent, for derivatives
+MIN_SIZES = 3  # a power law has three parameters along each axis
+MIN_SEEDS = 2  # one seed says nothing about the noise between seeds
+STEP = 1e-4  # of an exponent, for numerical derivatives
 
 
 @dataclass(frozen=True, eq=False)
 class GridValues:
-    """What a grid measured: `value_FWSQ`, a score from 0 to 1 a query, the same queries a cell.
+    """What a grid measured: a score from 0 to 1 for each query, the same queries in every cell.
 
-    `data_F` are amounts of training data, `parameters_W` numbers of parameters, both ascending, in
+    `data_F` (amounts of training data) and `parameters_W` (numbers of parameters) are ascending, in
     any unit. `document_Q` names the document of each query.
     """
 
@@ -39,7 +39,7 @@ class GridValues:
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain with its 95 % interval; variances by cause: documents asked, seeds, surface or law."""
+    """A gain with its 95 % interval, and its variance by cause."""
 
     mean: float
     low: float
@@ -51,7 +51,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Backtest:
-    """The score at the largest data and width - what smaller data foretell, with its interval."""
+    """Measured minus predicted score at the largest data and width, predicted from smaller data."""
 
     mean: float
     low: float
@@ -60,14 +60,17 @@ class Backtest:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """The surface through a grid, with what it says at the largest data and width.
+    """The surface fitted to a grid, and its predictions at the largest data and width.
 
-    `data` is the gain from twice the data, `parameters` that from twice the parameters, `lead` the
-    first minus the second, on the same resamples. `mean_FW` are the measured means over seeds with
-    `interval_FW2`; `next_interval_W2` is that of the surface at twice the data. `seed_sd` is the
-    standard deviation of a cell's mean over its seeds, known with `seed_freedom`; `backtest` is
-    None with fewer than four fractions, its interval that of the noise alone.
-    `level_B`, `slope_B` and `exponent_B` are the resampled c, a times the factor of the law, alpha.
+    Attributes:
+        data, parameters: gains from twice the data, from twice the parameters.
+        lead: `data` minus `parameters`, on the same resamples.
+        mean_FW, interval_FW2: measured means over seeds with their intervals.
+        next_interval_W2: interval of the surface at twice the data.
+        seed_sd, seed_freedom: standard deviation of a cell's mean over its seeds, with its degrees
+            of freedom.
+        backtest: None with fewer than four fractions; its interval holds the noise alone.
+        level_B, slope_B, exponent_B: resampled c, a times the factor of the law, and alpha.
     """
 
     data: Gain
@@ -97,13 +100,15 @@ def fit_grid(
 ) -> Fitted:
     """Fit -ln(1 - y) = c + a u(x, alpha) + b u(z, beta) + e u(x, alpha) u(z, beta).
 
-    y is the mean score of a cell, so that the share of misses falls by powers, which a score that
-    nears 1 can follow; least squares. x and z are data and parameters over their largest, u(x, k) =
-    (1 - x^-k) / k: twice the data add a u(2) at the largest width, twice the parameters b u(2) at
-    the largest data. Intervals: bootstrap over documents (the same queries in every cell) plus the
-    noise of the means over seeds and of what the surface misses, drawn from Student's distribution;
-    what the law adds beyond the grid is right up to a factor whose logarithm has the standard
-    deviation `extrapolation_sd`, drawn for data and for parameters apart.
+    y is the mean score of a cell. The share of misses follows a power law, so the law also holds
+    for scores near 1. The fit is by least squares. x and z are data and parameters divided by their
+    largest, and u(x, k) = (1 - x^-k) / k: twice the data add a u(2) at the largest width, twice the
+    parameters b u(2) at the largest data.
+
+    Intervals: bootstrap over documents (the same queries in every cell), plus the noise of the
+    means over seeds and of the misfit, drawn from Student's distribution. Predictions beyond the
+    grid are multiplied by a factor whose logarithm has the standard deviation `extrapolation_sd`,
+    drawn separately for data and for parameters.
 
     Raises ValueError with fewer than three fractions or widths, one seed, queries of one document.
     """
@@ -149,8 +154,8 @@ def fit_grid(
 class Surface:
     """The least-squares surface over a grid: linear in four coefficients given two exponents.
 
-    Variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 1973): for each pair of exponents the
-    coefficients are solved for, so that only the pair is searched.
+    Variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 1973): the coefficients are solved
+    for each pair of exponents, so only the pair is searched.
     """
 
     def __init__(self, x_F: FloatArray, z_W: FloatArray) -> None:
@@ -162,14 +167,14 @@ class Surface:
         self._inverse_GPC = np.stack([np.linalg.pinv(d) / scale[:, None] for d, scale in designs])
 
     def design(self, alpha: float, beta: float) -> FloatArray:
-        """Return what the four coefficients multiply in each cell, (C, P)."""
+        """Return the design matrix of the four coefficients, (C, P)."""
         data_C, width_C = growth(self._x_C, alpha), growth(self._z_C, beta)
         return np.stack([np.ones_like(data_C), data_C, width_C, data_C * width_C], axis=1)
 
     def point(self, mean_C: FloatArray) -> tuple[tuple[float, float], FloatArray]:
-        """Return the best exponents with their coefficients, from the best STARTS of the grid."""
+        """Return the best exponents and their coefficients, searched from the STARTS best pairs."""
         error_G = self._errors(mean_C[None])[:, 0]
-        scale = np.std(mean_C) or 1.0  # the search stops at absolute steps, too
+        scale = np.std(mean_C) or 1.0  # the search also stops at absolute tolerances
         best = min(
             (
                 optimize.least_squares(
@@ -187,9 +192,9 @@ class Surface:
     def fit(
         self, mean_BC: FloatArray, factor_B2: FloatArray | None = None
     ) -> dict[str, FloatArray]:
-        """Return, for each resample, gains, level, slope, exponent, the score at twice the data.
+        """Return gains, level, slope, exponent and the score at twice the data, per resample.
 
-        `factor_B2` multiplies what twice the data, twice the parameters add to the fitted misses.
+        `factor_B2` multiplies what twice the data and twice the parameters add to the fit.
         """
         best_B = self._errors(mean_BC).argmin(axis=0)
         coefficient_BP = np.einsum("bpc,bc->bp", self._inverse_GPC[best_B], mean_BC)
@@ -203,7 +208,7 @@ class Surface:
         return _gains(coefficient_BP.T, twice_2B) | fit | {"next": score_of(next_BW)}
 
     def tangent(self, pair: tuple[float, float], coefficient_P: FloatArray) -> FloatArray:
-        """Return the derivatives of the surface by its six unknowns in each cell, (C, 6)."""
+        """Return the derivatives of the surface by its six parameters in each cell, (C, 6)."""
         by_exponent = [
             (self.design(*np.add(pair, step)) - self.design(*np.subtract(pair, step)))
             @ coefficient_P
@@ -220,14 +225,14 @@ class Surface:
     def _solve(
         self, pair: tuple[float, float], mean_C: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the coefficients (P,), what they leave over (C,)."""
+        """Return the coefficients (P,) and the residuals (C,)."""
         design_CP, scale_P = _scaled(self.design(*pair))
         solved_P = np.linalg.lstsq(design_CP, mean_C)[0]
         return solved_P / scale_P, design_CP @ solved_P - mean_C
 
 
 def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
-    """Return (1 - x^-k) / k: 0 at x = 1, ln x for k towards 0."""
+    """Return (1 - x^-k) / k, which is 0 at x = 1 and tends to ln x as k tends to 0."""
     return (1 - np.asarray(x) ** -np.asarray(exponent)) / exponent
 
 
@@ -237,9 +242,9 @@ def data_for(
     slope: FloatArray | float,
     exponent: FloatArray | float,
 ) -> FloatArray:
-    """Return how many times the data add `gain` to the score at c = `level`, a = `slope`.
+    """Return the multiple of the data that adds `gain` to the score at c = `level`, a = `slope`.
 
-    Infinite where the curve ends below.
+    Infinite if the curve never reaches it.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = -np.log(np.maximum(0.0, 1 - gain * np.exp(level)))
@@ -266,7 +271,7 @@ def _interval(value_BX: FloatArray) -> FloatArray:
 
 
 def _scaled(design_CP: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the columns at unit length with their lengths: x^-4 is large at an eighth."""
+    """Return unit columns and their lengths, for conditioning: x^-4 is large at an eighth."""
     scale_P = np.linalg.norm(design_CP, axis=0)
     return design_CP / scale_P, scale_P
 
@@ -279,11 +284,11 @@ def _backtest(
     known, times = Surface(x_F[:-1] / x_F[-2], z_W), x_F[-1] / x_F[-2]
     smaller = len(point_C) - len(z_W)
     pair, coefficient_P = known.point(point_C[:smaller])
-    foretold = score_of(coefficient_P[0] + coefficient_P[1] * growth(times, pair[0]))
+    predicted = score_of(coefficient_P[0] + coefficient_P[1] * growth(times, pair[0]))
     fit = known.fit(drawn_BC[:, :smaller])
-    foretold_B = score_of(fit["level"] + fit["slope"] * growth(times, fit["exponent"]))
-    low, high = _interval(score_of(drawn_BC[:, -1]) - foretold_B)
-    return Backtest(float(score_of(point_C[-1]) - foretold), float(low), float(high))
+    predicted_B = score_of(fit["level"] + fit["slope"] * growth(times, fit["exponent"]))
+    low, high = _interval(score_of(drawn_BC[:, -1]) - predicted_B)
+    return Backtest(float(score_of(point_C[-1]) - predicted), float(low), float(high))
 
 
 def _check(grid: GridValues) -> None:

@@ -1,4 +1,4 @@
-"""The grid: which cells are trained, in which order, to which verdict.
+"""Run a grid of trainings: check the plan, train its cells, fit the surface, judge.
 
 Shapes: F fractions, W widths, S seeds, Q queries.
 """
@@ -12,19 +12,22 @@ import numpy as np
 from lvm.bank.store import Bank
 from lvm.evaluation.intervals import LEVEL, Difference, paired_difference
 from lvm.evaluation.metrics import hit_at, soft_hit_at
-from lvm.studies.scaling.cells import Cell, CellResult, Questions, Trainer
+from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
 from lvm.studies.scaling.fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
-from lvm.studies.scaling.fractions import num_documents, part_of
-from lvm.studies.scaling.optimised import (
+from lvm.studies.scaling.verdict import (
+    MOST_TIMES,
     K,
     Optimised,
+    Sample,
     Trials,
+    Verdict,
     gain_over_seeds,
     is_in_doubt,
+    judge,
     judge_optimisation,
+    not_optimised,
     pays,
 )
-from lvm.studies.scaling.verdict import MOST_TIMES, Asked, Verdict, judge, not_optimised
 from lvm.system.thresholds import ScalingRules
 from lvm.windows.planning import Windows
 
@@ -34,7 +37,7 @@ OnCell = Callable[[str, CellResult], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the grid, all ascending; `steps` and `lr` are those of every cell of it."""
+    """Sizes of the grid, all ascending; every cell has these `steps` and this `lr`."""
 
     fractions: tuple[float, ...]
     widths: tuple[int, ...]
@@ -58,15 +61,15 @@ class Plan:
         return Cell(fraction, width, seed, self.steps, self.lr)
 
     def largest(self) -> Cell:
-        """Return the cell that has to be optimised before the others are trained."""
+        """Return the cell that must be optimised before the others are trained."""
         return self.cell(self.fractions[-1], self.widths[-1], self.seeds[0])
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Train documents to add for `gain` of Hit@5 at the largest width.
+    """The train documents to add for a `gain` of Hit@5 at the largest width, with an interval.
 
-    Infinite where none are enough, or more than a hundred times what was trained on.
+    Infinite if no number is enough, or more than MOST_TIMES what was trained on.
     """
 
     gain: float
@@ -77,10 +80,10 @@ class BreakEven:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """All that a run found; without a grid (not optimised) the fits are None.
+    """The results of a run; the fits are None if it stopped before the grid (not optimised).
 
-    `soft` is fitted to soft Hit@5 and decides, `hit` to Hit@5. `lead` names the best free predictor
-    with the lead of the largest cell over it, in soft Hit@5.
+    `soft` is fitted to soft Hit@5 and decides; `hit` is fitted to Hit@5. `lead` names the best free
+    predictor, with the lead of the largest cell over it in soft Hit@5.
     """
 
     verdict: Verdict
@@ -94,17 +97,17 @@ class Scaling:
 
 
 def check_data(
-    bank: Bank, windows: Windows, questions: Questions, plan: Plan, rules: ScalingRules
+    bank: Bank, windows: Windows, queries: ValQueries, plan: Plan, rules: ScalingRules
 ) -> None:
-    """Raise ValueError where the bank is too small for such a grid."""
+    """Raise ValueError if the bank is too small for such a grid."""
     if windows.leaky:
         raise ValueError("windows: split=random leaks, no verdict can rest on it; export them anew")
-    if len(questions.measured) < rules.min_queries:
+    if len(queries.measured) < rules.min_queries:
         raise ValueError(
-            f"queries: {len(questions.measured)} val queries are left to measure with; at least "
+            f"queries: {len(queries.measured)} val queries are left to measure with; at least "
             f"{rules.min_queries} are needed, so give more documents or a larger max_queries"
         )
-    measured = len(np.unique(questions.document_Q))
+    measured = len(np.unique(queries.document_Q))
     if measured < rules.min_documents:
         raise ValueError(
             f"queries: those to measure with are of {measured} val documents; at least "
@@ -129,9 +132,9 @@ def check_data(
 def run_grid(
     trainer: Trainer, plan: Plan, rules: ScalingRules, on_cell: OnCell = lambda kind, result: None
 ) -> Scaling:
-    """Judge the optimisation, train the grid, fit it, judge.
+    """Judge the optimisation, train the grid, fit it and judge it.
 
-    `on_cell` is told each result with its kind: a trial before the grid or a cell of it.
+    `on_cell` is called with each result and its kind: "grid", or the kind of trial before it.
     """
     results: dict[Cell, CellResult] = {}
 
@@ -151,7 +154,7 @@ def run_grid(
         for width in plan.widths
         for seed in plan.seeds
     ]
-    document_Q = trainer.questions.document_Q
+    document_Q = trainer.queries.document_Q
     soft, hit = (
         fit_grid(
             grid_values(plan, grid, document_Q, is_soft), extrapolation_sd=rules.extrapolation_sd
@@ -162,8 +165,8 @@ def run_grid(
     halves = [trained(HALF, half_of(one.cell)) for one in largest]
     steps = gain_over_seeds(largest, halves, document_Q, soft.seed_sd, soft.seed_freedom)
     optimised = replace(optimised, steps=steps)
-    asked = Asked(len(document_Q), len(np.unique(document_Q)), len(plan.seeds))
-    verdict = judge(soft, optimised, asked, rules)
+    sample = Sample(len(document_Q), len(np.unique(document_Q)), len(plan.seeds))
+    verdict = judge(soft, optimised, sample, rules)
     trained_on = float(np.mean([one.documents for one in largest]))
     even = break_even(hit, trained_on, documents, rules)
     return Scaling(verdict, optimised, tuple(results.values()), documents, soft, hit, even)
@@ -172,7 +175,7 @@ def run_grid(
 def grid_values(
     plan: Plan, results: Sequence[CellResult], document_Q: np.ndarray, soft: bool
 ) -> GridValues:
-    """Return the per-query values of the cells in order; data are the mean rows over the seeds."""
+    """Return the per-query values of the cells in order; data are mean rows over the seeds."""
     by_cell = {result.cell: result for result in results}
     score = soft_hit_at if soft else hit_at
     ordered = [
@@ -188,7 +191,7 @@ def grid_values(
 def lead_over_free(
     largest: CellResult, free: Mapping[str, np.ndarray], document_Q: np.ndarray
 ) -> tuple[str, Difference]:
-    """Return the free predictor with the best soft Hit@5, the lead of the largest cell over it."""
+    """Return the free predictor with the best soft Hit@5, and the largest cell's lead over it."""
     scores = {name: soft_hit_at(rank_Q, K) for name, rank_Q in free.items()}
     best = max(scores, key=lambda name: float(scores[name].mean()))
     own_Q = soft_hit_at(largest.rank_Q, K)
@@ -198,7 +201,7 @@ def lead_over_free(
 def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) -> BreakEven:
     """Return how many train documents to add for the gain, with the interval over the resamples.
 
-    The largest fraction is `trained_on` so many of the documents that are `there`.
+    The largest fraction has `trained_on` of the `there` train documents.
     """
     gain, (level, slope) = rules.break_even_gain, hit.coefficient_P[:2]
     times = float(data_for(gain, level, slope, hit.exponents[0]))
@@ -212,7 +215,7 @@ def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) 
 
 
 def half_of(cell: Cell) -> Cell:
-    """Return the cell with half of its optimiser steps."""
+    """Return the cell with half the optimiser steps."""
     return replace(cell, steps=max(1, cell.steps // 2))
 
 
@@ -222,17 +225,17 @@ def _optimised(
     rules: ScalingRules,
     trained: Callable[[str, Cell], CellResult],
 ) -> Optimised:
-    """Train the largest cell, half of its steps, then half of them at other learning rates.
+    """Train the largest cell, then half its steps, also at other learning rates.
 
-    What one training has over another may be luck: before it stops the grid, every seed is asked.
+    The difference of two trainings may be luck, so every seed is trained before it stops the grid.
     """
     cell = plan.largest()
     passes = plan.steps / trainer.steps_per_epoch() / plan.fractions[-1]
-    document_Q = trainer.questions.document_Q
+    document_Q = trainer.queries.document_Q
     other_rates = (cell.lr / rules.lr_factor, cell.lr * rules.lr_factor)
 
     def judged(full: int, half: int, rates: Sequence[int]) -> Optimised:
-        """Judge by so many seeds of each."""
+        """Judge by this many seeds of each."""
         cells = [replace(cell, seed=seed) for seed in plan.seeds]
         trials = Trials(
             full=[trained("grid", one) for one in cells[:full]],

@@ -1,4 +1,4 @@
-"""How far a grid would vary with other documents, other seeds, another surface.
+"""Noise of a grid: how far its cells would vary with other documents, seeds or curves.
 
 Shapes: F fractions, W widths, S seeds, Q queries, M documents, C = F W cells, B resamples.
 """
@@ -16,11 +16,12 @@ FEWEST_MISSES = 1e-6
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances of the mean over seeds of a cell, on the scale of `log_misses`.
+    """Variances of a cell's mean over seeds, on the scale of `log_misses`.
 
-    `cell` is that of a cell alone, `fraction` that of all cells of a fraction together, since a
-    seed chooses the documents that all widths are trained on; `misfit` is what the surface leaves
-    over beyond both. The freedoms are those of Student's distribution for each.
+    `cell` is the variance of a cell alone, `fraction` the variance that all cells of a fraction
+    share, since a seed chooses the documents that all widths are trained on. `misfit` is the
+    residual variance of the surface beyond both. The freedoms are the degrees of freedom of
+    Student's distribution for each.
     """
 
     cell: float
@@ -32,13 +33,13 @@ class Noise:
 
     @property
     def seeds(self) -> float:
-        """Return the variance that more seeds would lower."""
+        """Return the variance that more seeds would reduce."""
         return self.cell + self.fraction
 
     def draw(
         self, random: np.random.Generator, num: int, shape: tuple[int, int]
     ) -> tuple[FloatArray, FloatArray]:
-        """Return `num` draws for a grid of shape (F, W): seeds, then misfit; each (B, C)."""
+        """Return `num` draws for a grid of shape (F, W): of seeds, and of misfit, each (B, C)."""
         sizes = (num, *shape)
         cell_BFW = _student(random, self.cell, self.cell_freedom, sizes)
         fraction_BF = _student(random, self.fraction, self.fraction_freedom, (num, shape[0], 1))
@@ -49,12 +50,12 @@ class Noise:
 def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, tangent_CP: FloatArray) -> Noise:
     """Return the noise of a grid of two seeds or more by analysis of variance.
 
-    `fitted_FWS` are the cells of each seed, `residual_FW` what the surface leaves of their means,
-    `tangent_CP` its derivatives by its unknowns in each cell. The misfit counts where it exceeds
-    what the noise of the seeds leaves there by more than chance has it (F test of the lack of fit).
+    `fitted_FWS` are the cells of each seed, `residual_FW` the residuals of their means, and
+    `tangent_CP` the derivatives of the surface by its parameters in each cell. The misfit counts
+    only if the residuals exceed the noise of the seeds significantly (F test for lack of fit).
     """
     num_fractions, num_widths, num_seeds = fitted_FWS.shape
-    over, share = _left_over(tangent_CP, num_widths)
+    over, share = _residual_freedom(tangent_CP, num_widths)
     misfit = float((residual_FW**2).sum()) / over
     deviation_FWS = fitted_FWS - fitted_FWS.mean(axis=2, keepdims=True)
     common_FS = deviation_FWS.mean(axis=1)
@@ -70,12 +71,12 @@ def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, tangent_CP: F
     return Noise(cell, fraction, beyond, freedom, common_freedom, over)
 
 
-def _left_over(tangent_CP: FloatArray, num_widths: int) -> tuple[int, float]:
-    """Return the freedoms that the surface leaves, the share of the fractions' noise among them.
+def _residual_freedom(tangent_CP: FloatArray, num_widths: int) -> tuple[int, float]:
+    """Return the residual degrees of freedom, and the share of the fractions' noise in residuals.
 
-    The surface follows what all cells of a fraction have in common nearly everywhere: of noise with
-    covariance I (x) J, J all ones over the widths, the mean square of the residuals expects
-    trace(R (I (x) J)) / freedoms, R the projection off the tangents.
+    The surface absorbs most of the noise that all cells of a fraction share. For noise with
+    covariance I (x) J, where J is all ones over the widths, the expected mean square of the
+    residuals is trace(R (I (x) J)) / freedoms, with R the projection off the tangents.
     """
     length_P = np.linalg.norm(tangent_CP, axis=0)
     basis_CP, size_P, _ = np.linalg.svd(
@@ -89,19 +90,19 @@ def _left_over(tangent_CP: FloatArray, num_widths: int) -> tuple[int, float]:
 
 
 def log_misses(score: FloatArray | float) -> FloatArray:
-    """Return -ln(1 - score); a score of 1 counts as one that misses a query in a million."""
+    """Return -ln(1 - score); a score of 1 counts as one miss in a million queries."""
     return -np.log(np.maximum(1 - np.asarray(score), FEWEST_MISSES))
 
 
 def score_of(fitted: FloatArray | float) -> FloatArray:
-    """Return the score, at least 0, of which `log_misses` is `fitted`."""
+    """Return the inverse of `log_misses`, at least 0."""
     return np.maximum(0.0, -np.expm1(-np.asarray(fitted)))
 
 
 def resampled_means(
     value_CQ: FloatArray, document_Q: NDArray[np.integer], random: np.random.Generator, num: int
 ) -> FloatArray:
-    """Return the mean of each cell over resampled documents, (B, C); documents are whole."""
+    """Return the mean of each cell over resampled whole documents, (B, C)."""
     _, code_Q = np.unique(document_Q, return_inverse=True)
     size_M = np.bincount(code_Q).astype(np.float64)
     sum_MC = np.stack([np.bincount(code_Q, value_Q) for value_Q in value_CQ], axis=1)

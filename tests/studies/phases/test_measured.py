@@ -8,8 +8,7 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import POOLS
-from lvm.studies.phases.measured import measure_phases
-from lvm.studies.phases.old_gates import old_checks
+from lvm.studies.phases.comparison import measure_phases, old_checks
 from lvm.studies.phases.table import read_old_gates
 from tests.phase_cases import NUM_ANSWERS, compared, per_query, replay, trained
 

@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from lvm.studies.phases.published import (
+from lvm.studies.phases.table import (
     OLD_DECISION,
     hits_of,
     old_difference,
     published_report,
+    read_phases,
     wilson,
 )
-from lvm.studies.phases.table import read_phases
 
 
 def wilson_by_hand(hits: int, queries: int) -> list[float]:

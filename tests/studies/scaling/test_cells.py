@@ -7,7 +7,6 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.studies.scaling.cells import Cell, Trainer, divide_queries
-from lvm.studies.scaling.store import CellStore
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
@@ -33,8 +32,8 @@ def windows(bank) -> Windows:
 
 
 def trainer(bank: Bank, windows: Windows, folder: Path, **changes) -> Trainer:
-    questions = divide_queries(bank, windows, 0.25, 50)
-    return Trainer(bank, windows, questions, replace(CONFIG, **changes), CellStore(folder))
+    queries = divide_queries(bank, windows, 0.25, 50)
+    return Trainer(bank, windows, queries, replace(CONFIG, **changes), folder)
 
 
 def test_a_part_of_many_short_blocks_trains_exactly_its_steps(bank, windows, tmp_path):

@@ -1,17 +1,19 @@
 """Grids of real, tiny trainings: what is trained, what is kept, what is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from lvm.studies.scaling import cells
-from lvm.studies.scaling.cells import Cell, CellResult, Questions, Trainer, divide_queries
+from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, divide_queries
 from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import Plan, break_even, check_data, grid_values, run_grid
-from lvm.studies.scaling.store import CellStore, Kept
 from lvm.studies.scaling.verdict import NOT_OPTIMISED
+from lvm.system.cache import read_entry, write_entry
 from lvm.system.thresholds import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
@@ -50,9 +52,8 @@ def trainings(monkeypatch):
 
 
 def trainer(bank, windows, folder: Path, **changes) -> Trainer:
-    questions = divide_queries(bank, windows, 0.25, changes.pop("max_queries", 100))
-    config = replace(CONFIG, **changes)
-    return Trainer(bank, windows, questions, config, CellStore(folder))
+    queries = divide_queries(bank, windows, 0.25, changes.pop("max_queries", 100))
+    return Trainer(bank, windows, queries, replace(CONFIG, **changes), folder)
 
 
 @pytest.mark.slow
@@ -117,15 +118,19 @@ def test_a_damaged_result_is_trained_anew(bank, windows, tmp_path, trainings):
     again = trainer(bank, windows, tmp_path).result(cell)
     assert len(trainings) == 2 and (again.rank_Q == first.rank_Q).all()
     path.write_bytes(b"cut short")
-    assert CellStore(tmp_path).read("0" * 64) is None
+    trainer(bank, windows, tmp_path).result(cell)
+    assert len(trainings) == 3
 
 
-def test_a_result_of_another_key_is_not_read(tmp_path):
-    store = CellStore(tmp_path)
-    key = "a" * 64
-    store.write(key, Kept(np.ones(3), {"rows": 1}))
-    assert store.read(key).facts == {"rows": 1}
-    assert store.read("a" * 16 + "b" * 48) is None
+def test_a_result_of_another_key_is_not_read(bank, windows, tmp_path, trainings):
+    """File names have the first digits of the key alone."""
+    cell = replace(PLAN.largest(), steps=2)
+    trainer(bank, windows, tmp_path).result(cell)
+    (path,) = tmp_path.glob("*.safetensors")
+    found = read_entry(path, json.loads(safe_open(path, "numpy").metadata()["meta"])["key"])
+    write_entry(path, path.name.removesuffix(".safetensors").ljust(64, "0"), found)
+    trainer(bank, windows, tmp_path).result(cell)
+    assert len(trainings) == 2
 
 
 @pytest.mark.slow
@@ -229,7 +234,7 @@ def test_banks_that_are_too_small_are_refused(bank, windows, tmp_path):
     with pytest.raises(ValueError, match="queries: .* val queries are left"):
         check_data(bank, windows, questions, PLAN, replace(rules, min_queries=100_000))
     of_one = questions.document_Q == questions.document_Q[0]
-    short = Questions(
+    short = ValQueries(
         questions.choice, questions.measured.take(np.flatnonzero(of_one)), np.full(of_one.sum(), 0)
     )
     with pytest.raises(ValueError, match="queries: .* are of 1 val documents; at least 8"):

@@ -8,14 +8,17 @@ import pytest
 from lvm.evaluation.intervals import Difference
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import Gain, fit_grid
-from lvm.studies.scaling.optimised import Optimised, Trials, gain_over_seeds, judge_optimisation
 from lvm.studies.scaling.verdict import (
     DATA,
     INCONCLUSIVE,
     NOT_OPTIMISED,
-    Asked,
     Needed,
+    Optimised,
+    Sample,
+    Trials,
+    gain_over_seeds,
     judge,
+    judge_optimisation,
     needed_to_decide,
     not_optimised,
 )
@@ -38,8 +41,8 @@ def verdict_of(curve, seed: int, num_seeds: int = 3, **sizes: int) -> str:
     fitted = fit_grid(grid, resamples=500, extrapolation_sd=RULES.extrapolation_sd)
     fulls, halves = (draw_cells(2 * seed + i, num_seeds, grid.document_Q) for i in (0, 1))
     steps = gain_over_seeds(fulls, halves, grid.document_Q, fitted.seed_sd, fitted.seed_freedom)
-    asked = Asked(len(grid.document_Q), len(np.unique(grid.document_Q)), num_seeds)
-    return judge(fitted, replace(optimised(), steps=steps), asked, RULES).name
+    sample = Sample(len(grid.document_Q), len(np.unique(grid.document_Q)), num_seeds)
+    return judge(fitted, replace(optimised(), steps=steps), sample, RULES).name
 
 
 @pytest.mark.slow
@@ -74,7 +77,7 @@ def gain(mean: float, half_width: float, shares: tuple[float, float] = (0.5, 0.5
 
 def needed(data: Gain, parameters: Gain) -> Needed:
     fitted = replace(FITTED, data=data, parameters=parameters)
-    return needed_to_decide(fitted, Asked(1000, 50, 2), RULES)
+    return needed_to_decide(fitted, Sample(1000, 50, 2), RULES)
 
 
 def test_more_of_one_cause_is_asked_for_where_it_is_enough():
@@ -101,7 +104,7 @@ def test_nothing_is_asked_for_where_nothing_would_do():
     assert found.documents_with_seeds is None
 
 
-ASKED = Asked(6000, 80, 3)
+ASKED = Sample(6000, 80, 3)
 
 
 def test_steps_that_gain_more_than_either_mean_not_optimised():

@@ -1,0 +1,323 @@
+"""Predictors as MLflow logs them: written, read back whole or in part, chosen by a reference."""
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from numpy.typing import NDArray
+from torch import nn
+
+from lvm.bank.archive import map_array
+from lvm.bank.store import Bank
+from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.models.facts import FREE, TRAINED, Facts, facts_of
+from lvm.models.table import FREE_MODELS
+from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
+from lvm.retrieval.rerank import NONE, Reranker
+from lvm.system.atomic import write_array
+from lvm.system.errors import is_environment_error, one_line
+from lvm.tracking.alias import BASELINE_URI, aliases
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.store import link_to_moved, missing_folder
+from lvm.tracking.versions import ARTIFACT, NAME, UNKNOWN_CODES, Card, versions
+
+ROW_CORRECTION = "row_correction.npy"
+RERANKER = "lane_reranker.safetensors"
+OPTIONAL = (ROW_CORRECTION, RERANKER)
+REQUIREMENTS = (
+    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
+    *("safetensors", "scipy", "torch", "tqdm"),
+)
+READ_ERRORS = (MlflowException, OSError, TypeError, EOFError, ValueError)
+UNFITTED = ("copy-last", "context-mean")
+MODEL_HELP = (
+    "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "
+    f"predictor: {', '.join(FREE_MODELS)}."
+)
+
+
+@dataclass(frozen=True)
+class Predictor(Card):
+    """A predictor with its facts; what it lacks (not logged, not registered) is None."""
+
+    model: nn.Module = field(kw_only=True)
+    row_correction: NDArray[np.float32] | None = None
+    reranker: Reranker | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The predictor that a command measures, with the inputs that it is measured on."""
+
+    name: str
+    predictor: Predictor
+    inputs: Inputs
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the predictor for the run list, beside those of its inputs."""
+        facts = self.predictor.facts
+        tags = {"model": self.name, "phase": facts.phase, "recipe": facts.recipe}
+        return tags | {"leaky": str(self.is_leaky()).lower()}
+
+    def is_leaky(self) -> bool:
+        """Tell whether the predictor may have been trained on the answers.
+
+        So may one that was trained or fitted on another bank: the two banks may share texts. Only
+        predictors without fitted parameters are the same for every bank.
+        """
+        facts, bank = self.predictor.facts, self.inputs.bank
+        is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
+        is_foreign = facts.model not in UNFITTED and not is_own
+        return facts.leaky or self.inputs.windows.leaky or is_foreign
+
+
+def log_predictor(
+    model: nn.Module,
+    facts: Facts,
+    row_correction: NDArray[np.float32] | None = None,
+    step: int = 0,
+    reranker: Reranker | None = None,
+) -> str:
+    """Log a predictor to the active run as safetensors without pickle; return its model id."""
+    tensor = np.dtype(np.float32)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
+        outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
+        params=ParamSchema(
+            [
+                ParamSpec("k", DataType.long, 0),
+                ParamSpec("rerank", DataType.string, NONE),
+                ParamSpec("keep_context", DataType.boolean, False),
+                ParamSpec("packed", DataType.string, ""),
+            ]
+        ),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        optional: dict[str, Write] = {}
+        artifacts = {"weights": WEIGHTS, "config": CONFIG}
+        if row_correction is not None:
+            optional[ROW_CORRECTION] = partial(write_array, array=row_correction)
+            artifacts["row_correction"] = ROW_CORRECTION
+        if reranker is not None:
+            optional[RERANKER] = reranker.save
+            artifacts["reranker"] = RERANKER
+        folder = save_model(model, Path(scratch) / ARTIFACT, optional)
+        logged = mlflow.pyfunc.log_model(
+            name=ARTIFACT if facts.kind == TRAINED else facts.model,
+            python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),
+            artifacts={key: str(folder / name) for key, name in artifacts.items()},
+            signature=signature,
+            input_example=np.eye(2, facts.dim, dtype=tensor)[None],
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
+            metadata=asdict(facts),
+            params={"model": facts.model, "ctx": facts.ctx},
+            model_type=facts.model,
+            step=step,
+        )
+    return str(logged.model_id)
+
+
+def read_card(reference: str) -> Card:
+    """Read the facts of a logged predictor without its weights.
+
+    `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>.
+    Raises ValueError, in one line, if there is none.
+    """
+    version = _resolve_version(reference)
+    uri = reference if version is None else f"models:/{version.name}/{version.version}"
+    try:
+        card = Model.load(uri)
+        facts = Facts(**(card.metadata or {}))
+    except READ_ERRORS as error:
+        source = reference if version is None else str(version.source)
+        raise _unreadable(reference, error, source) from None
+    is_ours = version is not None and version.name == NAME  # not the version of a namesake
+    number = str(version.version) if version is not None and is_ours else None
+    return Card(reference, facts, str(card.model_id), str(card.run_id), number)
+
+
+def load(reference: str) -> Predictor:
+    """Read a logged predictor; `reference` and errors as for `read_card`."""
+    card = read_card(reference)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        LoggedFiles(card).fetch(folder)
+        try:
+            model = load_model(folder)
+            correction = folder / ROW_CORRECTION
+            row_correction = np.array(map_array(correction)) if correction.is_file() else None
+            lanes = folder / RERANKER
+            reranker = Reranker.load(lanes) if lanes.is_file() else None
+        except READ_ERRORS as error:
+            raise _unreadable(reference, error, f"models:/{card.model_id}") from None
+    return Predictor(**vars(card), model=model, row_correction=row_correction, reranker=reranker)
+
+
+@dataclass(frozen=True)
+class LoggedFiles:
+    """The files of a logged predictor, downloaded on request."""
+
+    card: Card
+
+    def describe(self, folder: Path) -> None:
+        """Download the files that identify the predictor: its configuration, its row correction.
+
+        Raises ValueError, in one line, if a file cannot be read.
+        """
+        self._fetch(folder, (CONFIG, ROW_CORRECTION))
+
+    def fetch(self, folder: Path) -> None:
+        """Download all files of the predictor; raises as `describe` does."""
+        self._fetch(folder, (CONFIG, WEIGHTS, *OPTIONAL))
+
+    def _fetch(self, folder: Path, names: tuple[str, ...]) -> None:
+        try:
+            logged = MlflowClient().get_logged_model(str(self.card.model_id))
+            where = f"{logged.artifact_location}/artifacts"
+            there = {Path(one.path).name for one in mlflow.artifacts.list_artifacts(where)}
+            for name in names:
+                if name in there or name not in OPTIONAL:
+                    mlflow.artifacts.download_artifacts(f"{where}/{name}", dst_path=str(folder))
+        except READ_ERRORS as error:
+            source = f"models:/{self.card.model_id}"
+            raise _unreadable(self.card.reference, error, source) from None
+
+
+def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
+    """Read or fit the predictor `reference`; bank or ctx None means its own.
+
+    Windows follow the split that a trained predictor was made with, so that no row that it was
+    trained on becomes a query.
+    """
+    if reference in FREE_MODELS:
+        bank = read_bank(bank_path or DEFAULT_BANK)
+        inputs = make_inputs(bank, ctx or DEFAULT_CTX, None, "evaluation")
+        return Subject(reference, fit_free(reference, inputs), inputs)
+    predictor = load(reference)
+    facts = predictor.facts
+    bank = read_bank(bank_path or facts.bank)
+    check_dim(reference, facts, bank)
+    plan = {"split": facts.split, "seed": facts.seed}
+    inputs = make_inputs(bank, ctx or facts.ctx, None, "evaluation", **plan)
+    return Subject(facts.model, predictor, inputs)
+
+
+def fit_free(name: str, inputs: Inputs) -> Predictor:
+    """Fit one free predictor on the train rows."""
+    bank, windows = inputs.bank, inputs.windows
+    model = fit_free_predictors(bank, windows, (name,), seed=windows.seed)[name]
+    return Predictor(name, facts_of(name, "none", bank, windows), model=model)
+
+
+def check_dim(reference: str, facts: Facts, bank: Bank) -> None:
+    """Raise ValueError if the predictor reads vectors of another width than the bank's."""
+    if facts.dim != bank.dim:
+        raise ValueError(
+            f"model: {reference} reads vectors of {facts.dim} dims, bank {bank.path} has "
+            f"{bank.dim}; give the bank that it was trained on ({facts.bank})"
+        )
+
+
+def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
+    """Read the model whose weights a training starts from; None for None.
+
+    `reference` may be the number of a version. Raises ValueError if it cannot be read, is a free
+    predictor, or was made from another bank (unless this bank extends that one) or split: it may
+    have seen val and test rows.
+    """
+    if reference is None:
+        return None
+    full = f"models:/{NAME}/{reference}" if reference.isdigit() else reference
+    if not full.startswith(("models:/", "runs:/")):
+        raise ValueError(
+            f"init: unknown '{reference}'; give a version's number, models:/{NAME}@<alias>, "
+            f"models:/m-<id> or runs:/<run id>/{ARTIFACT}"
+        )
+    try:
+        found = load(full)
+    except ValueError as error:
+        raise ValueError(f"init: {str(error).removeprefix('model: ')}") from None
+    facts, bank, windows = found.facts, inputs.bank, inputs.windows
+    if facts.kind == FREE:
+        raise ValueError(
+            f"init: {full} is a free predictor ({facts.model}), from which no training can start"
+        )
+    is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
+    if not is_own or (facts.split, facts.seed) != (windows.split, windows.seed):
+        raise ValueError(
+            f"init: {reference} was trained on bank {facts.bank_sha256[:12]}, split {facts.split} "
+            f"of seed {facts.seed}; it may have seen val rows of bank {bank.sha256[:12]}, split "
+            f"{windows.split} of seed {windows.seed}; give one of the same bank, split, seed"
+        )
+    return found.model
+
+
+def _unreadable(reference: str, error: Exception, source: str) -> Exception:
+    """Return the error to raise for a predictor that cannot be read from `source`.
+
+    A full disk or an unreachable store says nothing about the predictor. A missing folder is
+    named, with where its store was moved to.
+    """
+    if is_environment_error(error):
+        return error
+    why = str(error)
+    missing = missing_folder(_location(source))
+    if missing is not None:
+        why = f"its folder {missing} does not exist{link_to_moved(missing) or ''}"
+    return ValueError(one_line(f"model: {reference} cannot be read by lvm: {why}"))
+
+
+def _location(source: str) -> str:
+    """Return where the store has the files of models:/m-<id> or runs:/<id>/model; "" if unknown."""
+    scheme, _, rest = source.partition(":/")
+    try:
+        if scheme == "runs":
+            outputs = mlflow.get_run(rest.partition("/")[0]).outputs
+            models = outputs.model_outputs if outputs is not None else []
+            rest = models[0].model_id if models else ""
+        return str(MlflowClient().get_logged_model(rest).artifact_location)
+    except MlflowException:
+        return ""
+
+
+def _resolve_version(reference: str) -> ModelVersion | None:
+    """Return the registered version that `reference` names; None for a logged model's own URI."""
+    name, _, alias = reference.removeprefix("models:/").partition("@")
+    client = MlflowClient()
+    try:
+        if not reference.startswith("models:/"):
+            if not reference.startswith("runs:/"):
+                raise ValueError(
+                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, "
+                    f"{BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
+                )
+            return None
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        name, _, number = name.partition("/")
+        if number == "latest" and name != NAME:
+            raise ValueError(f"model: {reference} is no version of {NAME}; give its number")
+        if number == "latest":
+            number = max(versions(), key=int, default="")
+            if not number:
+                raise ValueError(f"model: {reference} does not exist; run train first")
+        return client.get_model_version(name, number) if number else None
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_CODES:
+            raise
+        there = ", ".join([*aliases(), *versions()]) or "nothing yet; run train, then shadow-eval"
+        raise ValueError(f"model: {reference} does not exist; registered: {there}") from None
+
+
+def _public_version(package: str) -> str:
+    """Return the installed version without a local build label such as +cpu."""
+    return installed_version(package).partition("+")[0]

@@ -1,0 +1,217 @@
+"""Run the trainings and the replay of a phase table; those finished before are found again."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from lvm.bank.store import Bank
+from lvm.retrieval.rerank import LANE, NONE
+from lvm.shadow.candidates import split_seed
+from lvm.shadow.measuring import MEASUREMENT
+from lvm.studies.phases.comparison import Trained
+from lvm.studies.phases.trainings import Job, grown_job, is_by_lane, longest_windows
+from lvm.system.thresholds import read_gate_rules
+from lvm.tracking import alias, logged_models
+from lvm.tracking import runs as tracking
+from lvm.tracking import versions as registered
+from lvm.tracking.alias import BASELINE
+
+TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
+REPLAY = "shadow-eval"
+LOCKS = Path("data/phases")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished training with its model, registered as a version."""
+
+    run_id: str
+    model_id: str
+    version: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """A finished replay: its report and its table of ranks by query."""
+
+    run_id: str
+    report: dict[str, Any]
+    per_query: pd.DataFrame
+
+
+def replay_seed(bank: Bank) -> int:
+    """Return the seed by which a replay of new models will split the bank."""
+    baseline = alias.aliases().get(BASELINE)
+    card = next((one for one in registered.cards() if one.version == baseline), None)
+    return split_seed(None if card is None else card.facts, (), bank)
+
+
+def train_all(jobs: Sequence[Job]) -> list[Done]:
+    """Return the finished training of each job, in their order; none is repeated."""
+    done: dict[str, Done] = {}
+    for job in jobs:
+        if job.grows_from is not None:
+            job = grow(job, done[job.grows_from])
+        done[job.name] = train_or_find(job)
+    return list(done.values())
+
+
+def grow(job: Job, base: Done) -> Job:
+    """Return the job that starts from the weights of `base`."""
+    init = reference(base.run_id)
+    return grown_job(job, init, logged_models.load(init).model)
+
+
+def train_or_find(job: Job) -> Done:
+    """Return the latest complete training of these inputs; launch one if there is none."""
+    with one_at_a_time(job.sha256, f"phase {job.name}"):
+        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
+            try:
+                done = read_done(run_id)
+            except ValueError as error:
+                print(f"phase {job.name}: run {run_id} is of no use: {error}", flush=True)
+                continue
+            print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
+            return done
+        return read_done(tracking.launch("train", job.parameters))
+
+
+@contextmanager
+def one_at_a_time(sha256: str, what: str) -> Iterator[None]:
+    """Let one process on this machine at a time look for the work of this sha256, or do it."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LOCKS / f".{sha256[:16]}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{what}: another process is at it, waiting", flush=True)
+        held = lock.acquire()
+    with held:
+        yield
+
+
+def read_done(run_id: str) -> Done:
+    """Read what a training logged, and register its model if it has no version.
+
+    Raises ValueError if a part of it cannot be read.
+    """
+    card = logged_models.load(reference(run_id))
+    assert card.model_id is not None
+    report = tracking.read_json(run_id, "report.json")
+    version = registered.version_of(card.model_id)
+    version = version or registered.register(card.model_id, card.facts)
+    return Done(run_id, card.model_id, version, report)
+
+
+def reference(run_id: str) -> str:
+    """Return the URI of the model that a training run logged."""
+    return f"runs:/{run_id}/{registered.ARTIFACT}"
+
+
+def shadow_or_find(
+    jobs: Sequence[Job], done: Sequence[Done], bank: Bank, promote: str, max_queries: int | None
+) -> Shadow:
+    """Return one shadow evaluation over all models; launch one unless an earlier one can be reused.
+
+    An earlier replay is reused if its models, data and rules match, the alias has not moved since,
+    it scored every model, and it can be read. The key is a tag of this run before the replay is
+    launched, so the replay is found again however this run ends.
+    """
+    asked = {"promote": promote, "rerank": LANE if is_by_lane(jobs, bank) else NONE}
+    asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
+    models = sorted({(one.model_id, one.version) for one in done})
+    windows_sha256 = longest_windows(jobs).sha256
+    rules = asdict(read_gate_rules())
+    parts = [MEASUREMENT, bank.sha256, windows_sha256, models, asked, rules]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    with one_at_a_time(key, REPLAY):
+        found = reusable_replay(key, promote, {one.version for one in done})
+        if found is not None:
+            print(f"{REPLAY}: run {found.run_id} replayed these models, nothing to do", flush=True)
+            return found
+        tracking.set_tags({SHADOW_TAG: key})
+        runs = dict.fromkeys(reference(one.run_id) for one in done)
+        candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
+        return read_shadow(tracking.launch(REPLAY, candidates | asked))
+
+
+def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None:
+    """Return the latest readable replay of this key that scored these versions and still holds.
+
+    A replay that was killed after its promotion counts, since the alias moves last.
+    """
+    with alias.locked():
+        alias.repair()
+    promoted = {move["run"] for move in alias.history()}
+    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
+        try:
+            found = read_shadow(run_id)
+            check_scored(found.report, versions)
+        except ValueError as error:
+            print(f"{REPLAY}: run {run_id} is of no use: {error}", flush=True)
+            continue
+        if is_alias_unmoved(found.report, promote):
+            return found
+    return None
+
+
+def read_shadow(run_id: str) -> Shadow:
+    """Read what a replay logged; raises ValueError if a part of it cannot be read."""
+    report = tracking.read_json(run_id, "report.json")
+    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
+
+
+def check_scored(replay: dict[str, Any], versions: Set[str]) -> None:
+    """Raise ValueError if one of these versions, or every free predictor, was left unscored.
+
+    The next replay may score it: a process killed for lack of memory may succeed then.
+    """
+    scored = {str(one["version"]) for one in replay["outcomes"] if one["figures"]}
+    missing = sorted(versions - scored, key=int)
+    if missing:
+        raise ValueError(f"version {', '.join(missing)} was not scored in it")
+    if replay["best_free"] is None:
+        raise ValueError("no free predictor was scored in it")
+
+
+def is_alias_unmoved(replay: dict[str, Any], promote: str) -> bool:
+    """Tell whether the alias is at the version where that replay left it."""
+    decision = replay["decision"]
+    name = decision["winner"] if promote == "enabled" else decision["baseline"]
+    versions = {one["name"]: one["version"] for one in replay["outcomes"]}
+    return versions.get(name) == alias.aliases().get(BASELINE)
+
+
+def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
+    """Return what the comparison of the phases needs of one.
+
+    Raises ValueError if the replay lacks this version, or if the model may have seen the answers:
+    its windows were replaced meanwhile, or the alias moved to a model of another seed.
+    """
+    known = {str(one["version"]): one for one in replay["outcomes"]}
+    if done.version not in known:
+        raise ValueError(f"shadow: version {done.version} of phase {job.name} took no part")
+    outcome = known[done.version]
+    if outcome["leak"] is not None:
+        raise ValueError(
+            f"shadow: phase {job.name} cannot be compared: {outcome['leak']}; data/windows or the "
+            "baseline changed while it was trained: run phases again"
+        )
+    return Trained(
+        name=job.name,
+        label=job.label,
+        phase=job.phase,
+        recipe=job.recipe,
+        run_id=done.run_id,
+        version=done.version,
+        candidate=str(outcome["name"]),
+        report=done.report,
+    )

@@ -1,0 +1,233 @@
+"""The store of the runs: its URI, its SQLite database and artifacts, the view of its run list."""
+
+import base64
+import errno
+import json
+import logging
+import os
+import shlex
+import sys
+import zlib
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+from sqlalchemy import URL, create_engine, make_url
+
+from lvm.system.atomic import scratch_folder
+from lvm.system.checkout import project_root
+from lvm.system.errors import DATABASE_ERRORS
+
+STORE_ERRORS = (MlflowException, *DATABASE_ERRORS)
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+ARTIFACTS = "mlruns"
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # logs tracebacks of errors that it raises as well
+}
+# With these retries an epoch of a training waits two minutes for a server that is down (0, 4, 8
+# ... 64 s between retries) and nine for one that accepts requests without answering; MLflow's own
+# defaults wait 20 minutes. MLflow prints the links to a run on stdout, where a command may print
+# JSON; `lvm.tracking.runs.run` prints them on stderr.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# MLflow's pages (3.17) save a view as a tag of the experiment, read by their own script.
+SAVED_VIEW = "mlflow.sharedViewState."
+VIEW = "lvm"
+RUNS_PAGE = f"/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+# Column -> pixels, from left to right: a window of 1280 pixels shows all but the last.
+FIXED = {"attributes.`Run Name`": 200, "runDateAndNestInfo": 100}
+CHOSEN = {
+    "tags.`model`": 105,
+    "tags.`ctx`": 60,
+    "tags.`phase`": 70,
+    "tags.`recipe`": 65,
+    "tags.`leaky`": 60,
+    "metrics.`best/hit_at_5`": 90,
+    "metrics.`test/hit_at_5`": 90,
+    "metrics.`shadow/hit_at_5`": 105,
+    "tags.`bank`": 110,
+}
+
+
+def configure(root: Path | None = None) -> str:
+    """Set the tracking URI: MLFLOW_TRACKING_URI, else mlflow.db in `root` (the project); return it.
+
+    A SQLite database is created under a file lock, in WAL mode, with its artifacts in `mlruns`
+    beside it; a relative path in its URI becomes absolute. Raises ValueError on a SQLite URI that
+    cannot be opened.
+    """
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    own = URL.create("sqlite", database=str((root or project_root()) / "mlflow.db"))
+    uri = os.environ.get(URI_VARIABLE) or _text(own)
+    path = database_file(uri)
+    if path is not None:
+        url = make_url(uri).set(database=str(path))
+        _prepare_sqlite(url, path)
+        uri = _text(url)
+    elif uri.startswith("sqlite:///file:"):
+        uri = _text(make_url(uri))
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the absolute path of the database file that SQLAlchemy opens for a SQLite URI.
+
+    None for other stores, for a database in memory and for a URI of SQLite's own (`file:`).
+    Raises ValueError where `~` stands for the home folder, which neither MLflow nor SQLAlchemy
+    expands; sqlalchemy.exc.ArgumentError where `uri` is no URL.
+    """
+    if not is_sqlite(uri):
+        return None
+    url = make_url(uri)
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        return None
+    path = Path(url.database)
+    if path.parts[0].startswith("~"):
+        raise ValueError(
+            f"{URI_VARIABLE}: '~' is not expanded in {uri}; give the whole path, such as "
+            f"sqlite:///{Path.home()}/{path.name}"
+        )
+    return path.absolute()
+
+
+def is_sqlite(uri: str) -> bool:
+    """Tell whether the store is a database on this machine."""
+    return uri.startswith("sqlite")
+
+
+def ui_command() -> str:
+    """Return the shell command that shows the runs of this store."""
+    return f"mlflow ui --backend-store-uri {shlex.quote(mlflow.get_tracking_uri())}"
+
+
+def warn_of_moved_artifacts(experiment: Experiment) -> None:
+    """Print a warning if the experiment's artifact folder is gone because its store was moved.
+
+    MLflow records that folder as an absolute path, and would create the old folder again.
+    """
+    location = experiment.artifact_location
+    missing = missing_folder(location)
+    if missing is None:
+        return
+    cure = link_to_moved(missing)
+    if cure is not None or not missing.parents[1].exists():  # a fresh store has a folder
+        print(
+            f"warning: the artifacts of experiment {experiment.experiment_id} belong in {missing}, "
+            f"which does not exist{cure or ''}; new artifacts are written there",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def missing_folder(location: str) -> Path | None:
+    """Return the folder of an artifact location if it is on this machine and does not exist."""
+    if not is_local_uri(location, is_tracking_or_registry_uri=False):
+        return None
+    folder = Path(local_file_uri_to_path(location))
+    return None if folder.exists() else folder
+
+
+def link_to_moved(folder: Path) -> str | None:
+    """Return the end of a sentence that says where a missing artifact folder was moved to.
+
+    It was moved with its database if the same folder of `mlruns` exists beside that; the sentence
+    gives the command that makes the old path lead there. None if it is not there.
+    """
+    database = database_file(mlflow.get_tracking_uri())
+    if database is None or ARTIFACTS not in folder.parts:
+        return None
+    depth = folder.parts.index(ARTIFACTS)
+    old, new = Path(*folder.parts[: depth + 1]), database.parent / ARTIFACTS
+    if not (new / folder.relative_to(old)).exists():
+        return None
+    for part in folder.relative_to(old).parts:  # the first that is missing
+        if not old.exists():
+            break
+        old, new = old / part, new / part
+    parent, target, link = (shlex.quote(str(path)) for path in (old.parent, new, old))
+    return (
+        f"; its store was moved to {database.parent}: link the old path to the new one, "
+        f"mkdir -p {parent} && ln -s {target} {link}"
+    )
+
+
+def saved_view() -> dict[str, str]:
+    """Return the tag by which an experiment offers the view `lvm` of its runs."""
+    widths = FIXED | CHOSEN
+    state = {
+        "selectedColumns": list(CHOSEN),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+    return {SAVED_VIEW + VIEW: json.dumps(view)}
+
+
+def _prepare_sqlite(url: URL, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                _create_sqlite(path)
+            engine = create_engine(url)
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            engine.dispose()
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        why = f"the database {path} needs a folder that can be written ({error.strerror})"
+        raise ValueError(f"{URI_VARIABLE}: {why}; give another one") from error
+    except (TypeError, ValueError) as error:  # of a parameter such as timeout
+        raise ValueError(f"{URI_VARIABLE}: {_text(url)} cannot be opened: {error}") from error
+
+
+def _create_sqlite(path: Path) -> None:
+    """Create a database whole or not at all; one that `mlflow run` made meanwhile stays."""
+    with scratch_folder(path) as scratch:
+        made = scratch / path.name
+        url = _text(URL.create("sqlite", database=str(made)))
+        made_store = SqlAlchemyStore(url, _artifact_root(path.parent))
+        made_store.engine.dispose()
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            return
+        except OSError:  # a disk without hard links
+            os.rename(made, path)
+
+
+def _artifact_root(folder: Path) -> str:
+    """Return where a new store writes artifacts, as a URI if MLflow would decode a `%` in it."""
+    root = folder.resolve() / ARTIFACTS
+    return root.as_uri() if "%" in str(root) else str(root)
+
+
+def _text(url: URL) -> str:
+    """Return a URI as text; with its driver named where a character of the path is escaped.
+
+    For `sqlite:///` MLflow creates the parent folder of the path as it is escaped in the URI.
+    """
+    text = url.render_as_string(hide_password=False)
+    if "%" not in text.partition("?")[0]:
+        return text
+    return url.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)

@@ -1,0 +1,7 @@
+"""The code that is logged with every model: whatever lvm is installed then serves it."""
+
+from mlflow.models import set_model
+
+from lvm.serving.predictor import ServedPredictor
+
+set_model(ServedPredictor())
