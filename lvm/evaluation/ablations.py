@@ -3,7 +3,7 @@
 from typing import Any
 
 from lvm.bank.store import Bank
-from lvm.evaluation.controls import MAX_QUERIES, Questions, Ranks
+from lvm.evaluation.controls import MAX_QUERIES, Questions, RankArray
 from lvm.evaluation.intervals import holm
 from lvm.models.skip import Skip, without
 from lvm.prediction.predict import predict_queries
@@ -15,7 +15,7 @@ LAST_ROWS = 20
 
 
 def run_ablations(
-    model: Skip, bank: Bank, windows: Windows, queries: Queries, rank_Q: Ranks
+    model: Skip, bank: Bank, windows: Windows, queries: Queries, rank_Q: RankArray
 ) -> dict[str, Any]:
     """Return the report of all ablations on the first MAX_QUERIES of `queries`, as JSON values.
 
@@ -31,11 +31,11 @@ def run_ablations(
     ]
     if asked.queries.ctx > LAST_ROWS:
         predictors.append(("older_rows", model, asked.queries.with_ctx(LAST_ROWS)))
-    entries: list[dict[str, Any]] = []
-    for part, ablated, short in predictors:
-        part_Q = asked.ranks(predict_queries(ablated, bank, short, progress=True))
-        figures = asked.figures(part_Q) | asked.differences(part_Q, full_Q)
-        entries.append({"part": part, **figures})
+    answers = [predict_queries(part, bank, short, progress=True) for _, part, short in predictors]
+    entries: list[dict[str, Any]] = [
+        {"part": name, **asked.figures(part_Q), **asked.differences(part_Q, full_Q)}
+        for (name, _, _), part_Q in zip(predictors, asked.ranks(*answers), strict=True)
+    ]
     p_values = holm([entry["hit_at_5_difference"]["p_value"] for entry in entries])
     for entry, p_value in zip(entries, p_values, strict=True):
         entry["p_holm"] = float(p_value)

@@ -77,17 +77,18 @@ def tuned_context_ridge(bank: Bank, windows: Windows) -> ContextRidge:
     def fit() -> Fit:
         queries = windows.queries["val"].head(MAX_CONTEXT_QUERIES)
         average_QD = predict_queries(MovingAverage(bank.dim, decay), bank, queries)
-        found = []
+        choices, answers = [], []
         for key_decay, penalty in itertools.product((0.0, decay), CONTEXT_PENALTIES):
             ridge = ContextRidge(bank.dim, decay, key_decay, penalty)
             read_QD = predict_queries(_Reads(ridge), bank, queries)
             for weight in CONTEXT_WEIGHTS:
                 sum_QD = average_QD + np.float32(weight) * read_QD
-                prediction_QD = sum_QD / np.linalg.norm(sum_QD, axis=1, keepdims=True)
-                ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N)[0]
-                choice = {"key_decay": key_decay, "penalty": penalty, "weight": weight}
-                found.append((selection_score(ranks.rank_Q), choice))
-        return Fit(values=max(found, key=lambda one: one[0])[1])
+                unit_QD = sum_QD / np.linalg.norm(sum_QD, axis=1, keepdims=True)
+                choices.append({"key_decay": key_decay, "penalty": penalty, "weight": weight})
+                answers.append((unit_QD, (None,)))
+        ranked = rank_together(answers, queries, bank, windows.representative_N)
+        scores = [selection_score(ranks.rank_Q) for (ranks,) in ranked]
+        return Fit(values=choices[scores.index(max(scores))])
 
     choice = cached_fit(windows, "context-ridge", {"decay": decay}, fit).values
     return ContextRidge(bank.dim, decay, **choice)

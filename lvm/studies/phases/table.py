@@ -72,7 +72,8 @@ class Phase:
     def settings(self, recipe: str) -> dict[str, Any]:
         """Return the options of `train` that the phase decides, unless the user types them.
 
-        These are ctx, chunk, model, hidden and layers; under recipe=seed also batch_size, accumulation and alpha.
+        These are ctx, chunk, model, hidden and layers; under recipe=seed also batch_size,
+        accumulation and alpha.
         """
         shared = {"ctx": self.ctx, "chunk": self.chunk, **MODEL}
         return shared | (vars(self.seed) if recipe == "seed" else {})
