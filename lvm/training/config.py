@@ -207,10 +207,10 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 def _dense(ctx: int) -> dict[str, Any]:
     """About 2,000 supervised positions a step."""
     return {
-        "epochs": 10,
+        "epochs": 6,
         "batch_size": max(1, 2000 // ctx),
         "accumulation": 1,
-        "lr": 1e-3,
+        "lr": 2e-3,
         "weight_decay": 0.05,
         "alpha": 0.1,
         "temperature": 0.035,
