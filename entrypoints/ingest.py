@@ -14,6 +14,7 @@ from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
+from lvm.corpus.reading import SourceOptions
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN, TEXT, table
 from lvm.tracking import datasets
@@ -26,12 +27,13 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """Options of `ingest`; those from `base` on are read for chains alone."""
+    """Options of `ingest`; from `base` on they are for chains, `lanes` and `seed` for text, too."""
 
     source: str = option(
         DEFAULT_SOURCE,
-        "python-docs, a folder of .md/.txt/.rst/.jsonl files, an .npz file, a folder with "
-        "vectors.npy and rows.parquet, or a bank folder. "
+        "python-docs, a folder of .md/.rst/.html/.txt/.jsonl files, a table with text or vector "
+        "(.parquet, .jsonl, .csv, .tsv), hf:<dataset or folder>[:split], an .npz file, a folder "
+        "with vectors.npy and rows.parquet, or a bank folder. "
         "Chains: ontology:<.obo, edge list, WordNet folder>, graph:<edge list or bank folder>, "
         "anchored:<bank folder>.",
     )
@@ -41,14 +43,21 @@ class IngestOptions:
         "(auto: wordllama for text, not known for vectors).",
     )
     bank: str = option(DEFAULT_BANK, "Folder to write the bank to.")
-    max_rows: int | None = option(None, "Keep about so many rows at most (auto: all).", low=1)
+    max_rows: int | None = option(
+        None, "Keep about so many rows at most, files drawn by seed (auto: all).", low=1
+    )
+    language: str = option("auto", "Of text: auto (by script), or a code such as de, pt, zh.")
+    order: str | None = option(
+        None, "Of a table of vectors: the column that sorts its rows (auto, or none)."
+    )
     base: str | None = option(None, "Chains: bank whose rows come first.", unset="none")
     pool: str | None = option(
         None, "graph:<edge list>: bank whose row numbers the edges name.", unset="none"
     )
     lanes: str | None = option(
         None,
-        "ontology: <subtree>=<lane>,...; else lanes to take, a,b (none: the source's own, all).",
+        "Text: folder makes the first folder of a file its lane. ontology: <subtree>=<lane>,...; "
+        "else lanes to take, a,b (none: the source's own, all).",
         unset="none",
     )
     root: str | None = option(None, "ontology: roots to walk from, a,b (auto: all).")
@@ -64,7 +73,9 @@ class IngestOptions:
     neighbours: int = option(10, "anchored, graph:<bank>: nearest rows of each row.", low=1)
     coherence: str = option("auto", "Least mean adjacent cosine: auto, 0.7, p40 or 0.5,p40.")
     max_chains: int | None = option(None, "Keep so many chains at most (auto: all).", low=1)
-    seed: int = option(0, "Seed of the order of walks, their lengths, negatives.", low=0)
+    seed: int = option(
+        0, "Seed of the draw of max_rows; of the order of walks, their lengths, negatives.", low=0
+    )
 
 
 def body(options: IngestOptions) -> None:
@@ -78,9 +89,18 @@ def body(options: IngestOptions) -> None:
         _ingest_chains(options)
         return
     _refuse_chain_options(options)
-    report = ingest(options.source, options.encoder, options.bank, options.max_rows)
+    reading = SourceOptions(
+        max_rows=options.max_rows,
+        seed=options.seed,
+        language=options.language,
+        lanes=options.lanes,
+        order=options.order,
+    )
+    report = ingest(options.source, options.encoder, options.bank, reading)
     datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
+    if report.files:
+        tracking.log_text(drops_table(report, MARKDOWN) + "\n", "dropped.md")
     print(counts_table(report))
     describe(options, report.sequences, report)
     publish_report(asdict(report), None)
@@ -89,7 +109,11 @@ def body(options: IngestOptions) -> None:
 def _ingest_chains(options: IngestOptions) -> None:
     if options.max_rows is not None:
         raise ValueError("max_rows: is for text or vectors; for chains give max_chains")
-    values = {name: value for name, value in asdict(options).items() if name != "max_rows"}
+    values = asdict(options)
+    defaults = {one.name: one.default for one in fields(options)}
+    for name in ("max_rows", "language", "order"):
+        if values.pop(name) != defaults[name]:
+            raise ValueError(f"{name}: is for text or vectors, not for chains; leave it out")
     values["encoder"] = options.encoder or DEFAULT_ENCODER
     report = ingest_chains(ChainPlan(**values))
     datasets.log_bank(open_bank(options.bank), "ingestion")
@@ -114,21 +138,43 @@ def describe(
 def _refuse_chain_options(options: IngestOptions) -> None:
     names = [one.name for one in fields(options)]
     for one in fields(options)[names.index("base") :]:
-        if getattr(options, one.name) != one.default:
+        if one.name not in ("lanes", "seed") and getattr(options, one.name) != one.default:
             raise ValueError(
-                f"{one.name}: is read for chains alone; give "
-                "source=ontology:...|graph:...|anchored:..., or leave it away"
+                f"{one.name}: is read for chains alone; give source=ontology:...|graph:...|"
+                "anchored:..., or leave it out"
             )
 
 
 def counts_table(report: IngestReport) -> str:
-    """Return the rows of each sequence with those of each lane, then what was left out."""
+    """Return the rows of each sequence and of each lane, then what was dropped, and why."""
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
     for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
         lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
     lines += [f"dropped {count:,} rows: {reason}" for reason, count in report.dropped.items()]
+    if report.files:
+        lines += ["", drops_table(report), ""]
     return "\n".join([*lines, *report.notes, f"sha256 {report.sha256}"])
+
+
+def drops_table(report: IngestReport, style: str = TEXT) -> str:
+    """Return a line a file that lost sentences, those with the most first, or gave none."""
+    reasons = list(report.dropped) if report.dropped else []
+    reasons = [name for name in reasons if any(name in counts for counts in report.files.values())]
+    ordered = sorted(
+        report.files.items(),
+        key=lambda item: (item[1]["kept"] > 0, item[1]["kept"] - sum(item[1].values())),
+    )
+    shown = ordered if style == MARKDOWN else ordered[:SHOWN]
+    lines = [
+        [name, *(f"{counts.get(column, 0):,}" for column in ("kept", *reasons))]
+        for name, counts in shown
+    ]
+    if len(ordered) > len(shown):
+        lines.append(
+            [f"{len(ordered) - len(shown):,} more, see dropped.md", *[""] * (len(reasons) + 1)]
+        )
+    return table(lines, ["sentences of", "kept", *reasons], "l" + "r" * (len(reasons) + 1), style)
 
 
 def chains_text(report: ChainReport, style: str = TEXT) -> str:

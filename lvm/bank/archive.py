@@ -1,8 +1,12 @@
-"""Arrays from .npy or .npz files, whose sizes are checked before anything is read or inflated."""
+"""Arrays from .npy or .npz files, whose sizes are checked before anything is read or inflated.
+
+An .npz with `vectors` is a bank in one file; `npz_columns` checks what stands beside them.
+"""
 
 import io
 import lzma
 import math
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +19,13 @@ import numpy as np
 FREE_BYTES = 256 * 2**20
 MAX_RATIO = 200
 NAME_CHARACTERS = 100
+NPZ_COLUMNS = {name: name for name in ("sequence", "document", "lane", "text")} | {
+    "chain_ids": "sequence",
+    "tmd_lanes": "lane",
+    "concept_texts": "text",
+}
+NPZ_UNREAD = ("cpe_ids",)  # of older files
+NPZ_KINDS = "iufU"
 HEADER_BYTES = 2**14  # numpy itself reads no header above 10,000
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -28,6 +39,52 @@ UNREADABLE = (
 
 class Pickled(ValueError):
     """The error of an array that could only be read by running what it holds."""
+
+
+def npz_columns(path: Path, num_rows: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the columns of an .npz by the names of a row table, with all that is wrong with them.
+
+    Long texts fill an array of plain strings with padding; the refusals name parquet for them.
+    """
+    columns: dict[str, np.ndarray] = {}
+    problems = []
+    for name, column in NPZ_COLUMNS.items():
+        try:
+            found = read_arrays(path, (name,)).get(name)
+        except Pickled:
+            problems.append(
+                f"{name} holds pickled objects, which are refused: store array.astype(str), or "
+                "vectors and columns in a parquet file"
+            )
+            continue
+        if found is None:
+            continue
+        kinds = NPZ_KINDS if column != "text" else "U"
+        if found.shape != (num_rows,):
+            problems.append(f"{name} is {found.shape}; it must be ({num_rows},)")
+        elif found.dtype.kind == "U" and not _is_text(found):
+            problems.append(f"{name} holds what is no text; store array.astype(str)")
+        elif found.dtype.kind not in kinds:
+            problems.append(f"{name} holds {found.dtype}; store numbers or plain strings")
+        elif column in columns:
+            names = [one for one, other in NPZ_COLUMNS.items() if other == column]
+            problems.append(f"holds {' and '.join(names)}, the same column; give one")
+        else:
+            columns[column] = found
+    others = _other_shapes(path, ("vectors", *NPZ_COLUMNS, *NPZ_UNREAD))
+    unknown = [name for name, shape in others.items() if shape == (num_rows,)]
+    if unknown:
+        problems.append(
+            f"{unknown[0][:NAME_CHARACTERS]!r} has a value a row, but is no column; name it one of "
+            f"{', '.join(NPZ_COLUMNS)}, or leave it out"
+        )
+    return columns, problems
+
+
+def _is_text(column: np.ndarray) -> bool:
+    """Whether every code of an array of strings is that of a character."""
+    code = np.frombuffer(column.tobytes(), f"{column.dtype.str[0]}u4")
+    return not ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any()
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -63,11 +120,8 @@ def read_arrays(path: Path, known: Collection[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable .npz file") from error
 
 
-def other_shapes(path: Path, known: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of an .npz that are not `known`, of which no more is read.
-
-    What is no array, or an array whose header numpy would not read, is left out.
-    """
+def _other_shapes(path: Path, known: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays that are not `known`, by their headers alone."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         for name, info in _members(archive, path).items():

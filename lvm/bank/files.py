@@ -7,8 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.bank.archive import NAME_CHARACTERS, Pickled, map_array, other_shapes, read_arrays
+from lvm.bank.archive import Pickled, map_array, npz_columns, read_arrays
+from lvm.bank.row_table import with_sequence
+from lvm.bank.tables import UNREADABLE, frame_of, is_text
 from lvm.system.atomic import is_damaged, write_errors_name, write_header
 from lvm.system.untrusted import file_inside, parse_json, read_small_text
 
@@ -25,23 +26,6 @@ DTYPES = ("float16", "float32")
 VECTORS, ROWS, CONTENTS = "vectors.npy", "rows.parquet", "bank.json"
 KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 TEXT = "text"
-NPZ_COLUMNS = {name: name for name in ("sequence", "document", "lane", TEXT)} | {
-    "chain_ids": "sequence",
-    "tmd_lanes": "lane",
-    "concept_texts": TEXT,
-}
-NPZ_UNREAD = ("cpe_ids",)  # of older files
-NPZ_KINDS = "iufU"
-# What pyarrow raises for a damaged parquet file, or the conversion of one to pandas.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    OverflowError,
-    pa.ArrowException,
-)
 CODED = ("sequence", "document", "lane", "split")
 CHECK_ROWS = 16384
 # Within them float32 holds the squares of all that counts in a vector of any usual dim.
@@ -120,20 +104,13 @@ def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
 def read_columns(where: Path, names: list[str]) -> pd.DataFrame:
     """Read columns of a parquet file; text that is repeated in the file is in memory once."""
     try:
-        table = pq.read_table(where, columns=names, read_dictionary=names)
-        rows = table.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+        return frame_of(pq.read_table(where, columns=names, read_dictionary=names))
     except UNREADABLE as error:
         raise ValueError(f"{where}: missing or not parquet; ingest again") from error
-    for name in rows.columns:
-        if isinstance(rows[name].dtype, pd.CategoricalDtype):
-            rows[name] = rows[name].astype(object)
-    return rows
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-    return any(test(inner) for test in tests)
+    return is_text(kind) or pa.types.is_null(kind)
 
 
 def check_hashes(folder: Path, contents: dict) -> None:
@@ -151,52 +128,24 @@ def check_hashes(folder: Path, contents: dict) -> None:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read `vectors` and the row table of an .npz; one sequence where none is named."""
+    """Read `vectors` and the row table of an .npz; raises ValueError with all that is wrong."""
     try:
-        arrays = read_arrays(path, ("vectors", *NPZ_COLUMNS))
+        vectors = read_arrays(path, ("vectors",)).get("vectors")
     except Pickled as error:
-        raise ValueError(
-            f"{path}: holds pickled objects, which are refused; store numbers or plain strings, "
-            "as array.astype(str) does"
-        ) from error
-    if "vectors" not in arrays:
+        raise ValueError(f"{error}, which are refused; store np.float32 numbers") from error
+    if vectors is None:
         raise ValueError(f"{path}: no array 'vectors'; it must hold one of shape (N, D)")
-    vectors = arrays.pop("vectors")
-    check_vectors(vectors, str(path))
-    _check_names(path, arrays, len(vectors))
-    rows = pd.DataFrame(index=range(len(vectors)))
-    for name, column in arrays.items():
-        if column.shape != (len(vectors),):
-            raise ValueError(f"{path}: {name} is {column.shape}; it must be ({len(vectors)},)")
-        if column.dtype.kind == "U" and not _is_text(column):
-            raise ValueError(f"{path}: {name} holds what is no text; store array.astype(str)")
-        if column.dtype.kind not in (NPZ_KINDS if NPZ_COLUMNS[name] != TEXT else "U"):
-            raise ValueError(f"{path}: {name} holds {column.dtype}; store numbers or plain strings")
-        rows[NPZ_COLUMNS[name]] = column
-    if "sequence" not in rows:
-        rows["sequence"] = path.stem
-    return vectors, rows
-
-
-def _check_names(path: Path, names: Collection[str], num_rows: int) -> None:
-    """Raise ValueError where one column has two names, or an array of a value a row has none."""
-    for column in dict.fromkeys(NPZ_COLUMNS.values()):
-        found = [name for name in names if NPZ_COLUMNS[name] == column]
-        if len(found) > 1:
-            raise ValueError(f"{path}: holds {' and '.join(found)}, the same column; give one")
-    others = other_shapes(path, ("vectors", *NPZ_COLUMNS, *NPZ_UNREAD))
-    unknown = next((name for name, shape in others.items() if shape == (num_rows,)), None)
-    if unknown is not None:
-        raise ValueError(
-            f"{path}: {unknown[:NAME_CHARACTERS]!r} has a value a row, but is no column; name it "
-            f"one of {', '.join(NPZ_COLUMNS)}, or leave it out"
-        )
-
-
-def _is_text(column: np.ndarray) -> bool:
-    """Whether every code of an array of strings is that of a character."""
-    code = np.frombuffer(column.tobytes(), f"{column.dtype.str[0]}u4")
-    return not ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any()
+    problems = []
+    try:
+        check_vectors(vectors, str(path))
+    except ValueError as error:
+        problems.append(str(error).removeprefix(f"{path}: "))
+    num_rows = len(vectors) if vectors.ndim else 0
+    columns, wrong = npz_columns(path, num_rows)
+    if problems or wrong:
+        raise ValueError(f"{path}: {'; '.join([*problems, *wrong])}")
+    rows = pd.DataFrame(columns, index=range(num_rows))
+    return vectors, with_sequence(rows, num_rows, path.stem)[0]
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> None:
@@ -207,9 +156,7 @@ def check_vectors(vectors: np.ndarray, where: str) -> None:
         raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
     if not vectors.flags.c_contiguous:
         raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
-    length_N = np.empty(len(vectors))
-    for start in range(0, len(vectors), CHECK_ROWS):
-        length_N[start : start + CHECK_ROWS] = _lengths(vectors[start : start + CHECK_ROWS])
+    length_N = np.concatenate([_lengths(block_bD) for block_bD in _read_blocks(vectors)])
     for wrong_N, what in ((~np.isfinite(length_N), "non-finite"), (length_N == 0, "zero")):
         if wrong_N.any():
             raise ValueError(
@@ -251,6 +198,19 @@ def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> 
 def _blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(vector_ND), CHECK_ROWS):
         yield vector_ND[start : start + CHECK_ROWS]
+
+
+def _read_blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield blocks of rows; those of a mapped file are read, as mapped pages count as memory."""
+    if not isinstance(vector_ND, np.memmap) or vector_ND.filename is None:
+        yield from _blocks(vector_ND)
+        return
+    with open(vector_ND.filename, "rb") as file:
+        file.seek(vector_ND.offset)
+        for start in range(0, len(vector_ND), CHECK_ROWS):
+            num_rows = min(CHECK_ROWS, len(vector_ND) - start)
+            block = np.fromfile(file, vector_ND.dtype, num_rows * vector_ND.shape[1])
+            yield block.reshape(num_rows, -1)
 
 
 def write_vectors(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lvm.bank.tables import name_text
 from lvm.system.errors import CONTROL
 
 IntArray = npt.NDArray[np.integer]
@@ -88,6 +89,23 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
     return RowTable(sequence_N, document_N, lane_N, sequences, documents, lanes, pinned_N)
 
 
+def with_sequence(
+    rows: pd.DataFrame, num_rows: int, stem: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the table with a column `sequence`, and a note where that was missing.
+
+    Without it each document is a sequence of its own; without documents all rows are the one
+    sequence `stem`.
+    """
+    if "sequence" in rows:
+        return rows, ()
+    if "document" in rows:
+        note = "no column sequence: each document is a sequence of its own"
+        return rows.rename(columns={"document": "sequence"}), (note,)
+    note = f"no column sequence: all rows are one sequence, {stem}"
+    return pd.DataFrame({"sequence": [stem] * num_rows}).join(rows.reset_index(drop=True)), (note,)
+
+
 def _without_categories(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the values of its categories: numbers of lanes stay numbers."""
     once = [name for name in KINDS if (rows.columns == name).sum() == 1]
@@ -111,7 +129,7 @@ def _check_kinds(rows: pd.DataFrame, where: str) -> None:
 
 def _labels(unique: pd.Index, column: str, where: str) -> tuple[str, ...]:
     """Return names as text; a name is printed, so that control characters are refused."""
-    names = tuple(str(name) for name in unique)
+    names = tuple(map(name_text, unique))
     wrong = next((name for name in names if CONTROL.search(name)), None)
     if wrong is not None:
         raise ValueError(f"{where}: {column} {wrong!r} holds control characters; rename it")
@@ -134,7 +152,9 @@ def _name_codes(
             f"name the {column} of every row"
         )
     code_N, unique = pd.factorize(names)
-    return code_N.astype(np.int32), _labels(unique, column, where)
+    # Names that differ in nothing but their Unicode form are one name.
+    name_U, labels = pd.factorize(np.array(_labels(unique, column, where), dtype=object))
+    return name_U[code_N].astype(np.int32), tuple(labels)
 
 
 def _check_contiguous(
@@ -216,7 +236,10 @@ def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], t
     code_N, unique = pd.factorize(names.astype(object), sort=True, use_na_sentinel=True)
     if len(unique) > MAX_LANES:
         raise ValueError(f"{where}: {len(unique):,} lanes; there can be {MAX_LANES:,}")
-    return code_N.astype(np.int16), _labels(unique, "lane", where)
+    labels, name_U = np.unique(
+        np.array(_labels(unique, "lane", where), dtype=object), return_inverse=True
+    )
+    return np.append(name_U, UNASSIGNED)[code_N].astype(np.int16), tuple(labels)
 
 
 def _tmd_names(numbers: pd.Series, where: str) -> pd.Series:

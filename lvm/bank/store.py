@@ -4,9 +4,10 @@ Shapes: N bank rows, D vector dim, b rows of one block.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,15 @@ import pyarrow.parquet as pq
 
 from lvm.bank import files
 from lvm.bank.archive import map_array
-from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, row_table, run_starts
+from lvm.bank.row_table import (
+    KINDS,
+    TMD_LANES,
+    UNASSIGNED,
+    IntArray,
+    row_table,
+    run_starts,
+    with_sequence,
+)
 from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
 from lvm.system.errors import one_line_errors
 from lvm.system.untrusted import file_inside
@@ -150,7 +159,8 @@ def open_loose(path: str | Path) -> Bank:
     where = file_inside(path, files.VECTORS)
     vectors = map_array(where)
     files.check_vectors(vectors, str(where))
-    table = row_table(files.read_rows(path, len(vectors)), str(path / files.ROWS))
+    rows, _ = with_sequence(files.read_rows(path, len(vectors)), len(vectors), path.name)
+    table = row_table(rows, str(path / files.ROWS))
     names = (files.VECTORS, files.ROWS)
     sha256 = files.identity({name: files.file_sha256(path / name) for name in names})
     return Bank(
@@ -161,22 +171,34 @@ def open_loose(path: str | Path) -> Bank:
 @one_line_errors
 def write_bank(
     path: str | Path,
-    vectors: np.ndarray | Iterable[np.ndarray],
-    rows: pd.DataFrame,
-    encoder: str,
-    created_by: str,
+    vectors: np.ndarray | pd.Series | Iterable[np.ndarray],
+    rows: pd.DataFrame | Mapping[str, Sequence[Any]] | None = None,
+    encoder: str = UNKNOWN_ENCODER,
+    created_by: str = "write_bank",
     dtype: str = "float16",
     overwrite: bool = False,
     bases: Sequence[str] = (),
 ) -> Bank:
     """Write a bank folder, which appears whole or not at all, then open it.
 
-    `vectors` is (N, D) or an iterable of blocks (b, D) in row order, stored as given in `dtype`;
-    `rows` has N lines with `sequence`, optionally `document`, `lane`, `text`, `split` ("train" pins
-    a whole sequence). `bases` are the sha256 of the banks that it extends. Raises ValueError where
-    `path` exists without `overwrite`, or where the contents are no bank.
+    `vectors` is (N, D), a column of N vectors, or an iterable of blocks (b, D) in row order; it is
+    stored in `dtype`. `rows` has N lines in reading order with any of `sequence`, `document`,
+    `lane`, `text`, `split` ("train" pins a whole sequence). Without `sequence` each document is
+    one, without both all rows are. `encoder` names what made the vectors: wordllama, or a
+    sentence-transformers model. `bases` are the sha256 of the banks that it extends. Raises
+    ValueError where `path` exists without `overwrite`, or where the contents are no bank.
     """
     path = Path(path)
+    if isinstance(vectors, pd.Series | list):
+        vectors = _stacked(vectors)
+    if rows is None and not isinstance(vectors, np.ndarray):
+        raise ValueError(f"rows of bank {path}: give a table beside vectors in blocks")
+    if rows is None:
+        rows = {"sequence": [path.name] * len(vectors)}  # type: ignore[arg-type]
+    rows = rows.reset_index(drop=True) if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    if any(name in KINDS for name in rows.columns):
+        rows = with_sequence(rows, len(rows), path.name)[0]
+        rows = rows[[name for name in rows.columns if name in KINDS]]
     if path.exists() and not overwrite:
         raise ValueError(f"bank {path}: exists already; choose another path or delete it")
     if path.exists() and not (path / files.CONTENTS).is_file():
@@ -204,6 +226,15 @@ def write_bank(
             (folder / files.CONTENTS).write_text(text, "utf-8")
         bank = _open_folder(folder, verify=False)
     return replace(bank, path=path)
+
+
+def _stacked(vectors: pd.Series | list[Any]) -> np.ndarray:
+    try:
+        return np.stack([np.asarray(vector, dtype=np.float32) for vector in vectors])
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"vectors: not one list of numbers of one length a row ({error})"
+        ) from None
 
 
 def _open_folder(path: Path, verify: bool) -> Bank:

@@ -297,12 +297,12 @@ def _read_parquet(
         texts = [one.name for one in fields if is_text(one.type)]
         # Names, not positions: pyarrow takes the names of texts alone for dictionaries.
         file = pq.ParquetFile(path, read_dictionary=texts)
-        table = file.read([one.name for one in fields])
-        return frame_of(table)
+        frame = frame_of(file.read([one.name for one in fields]))
     except UNREADABLE as error:
         if str(error).startswith(f"{path}: "):
             raise
         raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+    return frame.assign(**{name: _composed(frame[name]) for name in texts})
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
@@ -315,8 +315,6 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype):
             frame[name] = frame[name].astype(object)
-        if is_text(table.schema.field(name).type):
-            frame[name] = _composed(frame[name])
     return frame
 
 

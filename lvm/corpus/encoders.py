@@ -3,6 +3,7 @@
 Shapes: n texts of one call, D vector dim.
 """
 
+import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ class SentenceTransformerEncoder:
     """A sentence-transformers model, by hub name or local folder."""
 
     def __init__(self, name: str, download: bool = True) -> None:
+        if not Path(name).exists() and difflib.get_close_matches(name.lower(), [WORDLLAMA]):
+            raise ValueError(f"encoder {name!r}: is not known; did you mean {WORDLLAMA}?")
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -81,15 +84,15 @@ def load_encoder(name: str, download: bool = True) -> Encoder:
     """Load `wordllama`, or the sentence-transformers model called `name` (hub name or folder).
 
     Without `download`, or where HF_HUB_OFFLINE=1 is set, a hub name is looked for in the local
-    cache alone. Raises ValueError where
-    the extra lvm[encoders] is missing or the model cannot be loaded.
+    cache alone. Raises ValueError where the extra lvm[encoders] is missing, where the model cannot
+    be loaded, or where the name is a misspelt `wordllama`.
     """
     return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name, download)
 
 
 @contextmanager
 def _quiet(names: Sequence[str]) -> Iterator[None]:
-    """Let these loggers report errors alone: what fails in the end is told in one line."""
+    """Let these loggers report errors alone: a failure is reported in one line by the caller."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

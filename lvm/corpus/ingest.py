@@ -5,8 +5,9 @@ Shapes: N bank rows, D vector dim, B rows of one batch.
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,36 @@ from tqdm import tqdm
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
+from lvm.bank.tables import kind_of
+from lvm.bank.vector_tables import VectorTable, check_table, vector_table
 from lvm.corpus.encoders import WORDLLAMA, Encoder, load_encoder
-from lvm.corpus.files import corpus_files
+from lvm.corpus.hugging_face import PREFIX, HuggingFaceSource
 from lvm.corpus.python_docs import installed_versions, missing_packages
-from lvm.corpus.reading import PYTHON_DOCS, read_corpus
+from lvm.corpus.reading import (
+    ALL_ROWS,
+    PYTHON_DOCS,
+    Corpus,
+    SourceOptions,
+    corpus_files,
+    drawn_rows,
+    read_corpus,
+    read_rows,
+)
+from lvm.corpus.sentences import AUTO, Tally
+from lvm.system.errors import one_line_errors
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
+READER = "2"  # raised where the same text would give other rows
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingestion did; `dropped` counts rows by reason, `notes` are lines for the user."""
+    """What an ingestion did; `dropped` counts sentences by reason, `notes` are lines for the user.
+
+    `files` has, for each file or package that lost sentences or gave none, how many were kept and
+    how many were dropped by reason.
+    """
 
     path: str
     source: str
@@ -41,6 +60,7 @@ class IngestReport:
     rows: int
     dim: int
     dropped: dict[str, int]
+    files: dict[str, dict[str, int]]
     sequences: dict[str, int]
     lanes: dict[str, int]
     notes: tuple[str, ...]
@@ -48,76 +68,75 @@ class IngestReport:
     seconds: float
 
 
+@dataclass
+class _Made:
+    """A bank that was just written, with what was left out of it."""
+
+    bank: Bank
+    dropped: Counter[str] = field(default_factory=Counter)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@one_line_errors
 def ingest(
     source: str,
     encoder: str | None,
     path: str | Path,
-    max_rows: int | None = None,
+    options: SourceOptions = ALL_ROWS,
     overwrite: bool = False,
 ) -> IngestReport:
     """Make the bank at `path` from `source`; reuse a bank there that was made in the same way.
 
-    `source` is "python-docs", a folder or file of text, an .npz, a folder with vectors.npy and
-    rows.parquet, or another bank; the vectors of the last three are copied through all checks, and
-    `encoder` then only names what made them. None is wordllama for text, not known for vectors.
-    One process at a time makes it. Raises ValueError where `path` holds something made otherwise,
-    unless `overwrite`.
+    Text, which `encoder` (None: wordllama) turns into vectors: "python-docs", a folder of text
+    files, a table with a column `text`. Vectors, which are copied through all checks, `encoder`
+    then naming what made them: an .npz, a folder with vectors.npy and rows.parquet, a bank, a
+    parquet or JSONL file with a column `vector`. "hf:<name or folder>" is either. One process at a
+    time makes the bank. Raises ValueError where `path` holds something made otherwise, unless
+    `overwrite`.
     """
     started = time.monotonic()
     path = Path(path)
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows {max_rows}: must be 1 or more, or auto for all rows")
+    opened = _open_source(source, options)
+    is_text = isinstance(opened, str)
     if encoder is None:
-        encoder = UNKNOWN_ENCODER if is_vectors(source) else WORDLLAMA
-    created_by = _created_by(source, encoder, max_rows)
-    num_dropped = 0
-    reused = path.exists() and not overwrite
-    if not reused:
-        make = _maker(source, encoder, path, max_rows, created_by)
+        encoder = WORDLLAMA if is_text else UNKNOWN_ENCODER
+    created_by = _created_by(source, opened, encoder, options)
+    made = None
+    if overwrite or not path.exists():
+        make = _maker(source, opened, encoder, path, options, created_by)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / f".{path.name}.lock"):
-            reused = path.exists() and not overwrite  # by another process meanwhile
-            if not reused:
-                bank, num_dropped = make()
-    if reused:
-        bank = existing_bank(path, created_by)
+            if overwrite or not path.exists():  # else another process made it meanwhile
+                made = make()
+    result = made or _Made(existing_bank(path, created_by))
+    bank, missing = result.bank, missing_packages() if source == PYTHON_DOCS else []
     return IngestReport(
         path=str(path),
         source=source,
         encoder=bank.encoder,
         created_by=created_by,
         sha256=bank.sha256,
-        rows_read=bank.num_rows + num_dropped,
+        rows_read=bank.num_rows + result.dropped.total(),
         rows=bank.num_rows,
         dim=bank.dim,
-        dropped={ZERO_VECTOR: num_dropped} if num_dropped else {},
+        dropped=dict(result.dropped),
+        files={
+            name: {"kept": tally.kept, **tally.dropped}
+            for name, tally in result.tallies.items()
+            if tally.dropped or not tally.kept
+        },
         sequences=_row_counts(bank.sequence_N, bank.sequences),
         lanes={} if bank.lane_N is None else _row_counts(bank.lane_N, bank.lanes),
-        notes=tuple(f"{name}: not installed, skipped" for name in _missing(source)),
-        reused=reused,
+        notes=(*(f"{name}: not installed, skipped" for name in missing), *result.notes),
+        reused=made is None,
         seconds=time.monotonic() - started,
     )
 
 
-def _maker(
-    source: str, encoder: str, path: Path, max_rows: int | None, created_by: str
-) -> Callable[[], tuple[Bank, int]]:
-    """Check the source; return what makes the bank of it, with the number of rows it drops."""
-    if is_vectors(source):
-        whole = _open_source(source, verify=True)
-        return lambda: (_copy_bank(whole, encoder, path, max_rows, created_by), 0)
-    rows, model = read_corpus(source, max_rows), load_encoder(encoder)
-
-    def encode() -> tuple[Bank, int]:
-        bank = _encode_bank(rows, model, path, created_by)
-        return bank, len(rows) - bank.num_rows
-
-    return encode
-
-
 def holds_vectors(source: str) -> bool:
     """Whether `source` is an .npz or a bank folder."""
-    return source.endswith(".npz") or (Path(source) / CONTENTS).is_file()
+    return kind_of(source) == ".npz" or (Path(source) / CONTENTS).is_file()
 
 
 def is_loose(source: str) -> bool:
@@ -127,32 +146,81 @@ def is_loose(source: str) -> bool:
     return there and not (folder / CONTENTS).exists()
 
 
-def is_vectors(source: str) -> bool:
-    """Whether the source is vectors, which no encoder makes here."""
-    return holds_vectors(source) or is_loose(source)
+def _open_source(source: str, options: SourceOptions) -> Bank | VectorTable | str:
+    """Open a source of vectors; a source of text is its name."""
+    if source.startswith(PREFIX):
+        found: Bank | VectorTable | None = HuggingFaceSource(source).vectors()
+    elif is_loose(source):
+        found = open_loose(source)
+    elif holds_vectors(source):
+        found = open_bank(source, verify=True)
+    else:
+        found = vector_table(Path(source))
+    if found is None:
+        return source
+    for name in ("language", "lanes"):
+        if getattr(options, name) != getattr(ALL_ROWS, name):
+            raise ValueError(f"{name}: is for text, but {source} holds vectors; leave it out")
+    return found
 
 
-def _open_source(source: str, verify: bool = False) -> Bank:
-    return open_loose(source) if is_loose(source) else open_bank(source, verify)
+def _maker(
+    source: str,
+    opened: Bank | VectorTable | str,
+    encoder: str,
+    path: Path,
+    options: SourceOptions,
+    created_by: str,
+) -> Callable[[], _Made]:
+    """Check the source; return what makes the bank of it."""
+    if isinstance(opened, Bank):
+        return lambda: _Made(_copy_bank(opened, encoder, path, options, created_by))
+    if isinstance(opened, VectorTable):
+        return lambda: _copy_table(opened, encoder, path, options, created_by)
+    if source.startswith(PREFIX):
+        dataset = HuggingFaceSource(source)
+        corpus = read_rows(source, dataset.rows(), dataset.stem, options)
+    else:
+        corpus = read_corpus(source, options)
+    model = load_encoder(encoder)
+    return lambda: _encode_bank(corpus, model, path, created_by)
 
 
-def _missing(source: str) -> list[str]:
-    return missing_packages() if source == PYTHON_DOCS else []
-
-
-def _created_by(source: str, encoder: str, max_rows: int | None) -> str:
+def _created_by(
+    source: str, opened: Bank | VectorTable | str, encoder: str, options: SourceOptions
+) -> str:
     """What decides the contents: the settings, then versions or a digest of the source."""
     # Not `encoder`: older banks of vectors record that of texts there, whose name they do not have.
-    made_by = "vectors_of" if is_vectors(source) else "encoder"
-    parts = [f"source={source}", f"{made_by}={encoder}", f"max_rows={max_rows or 'auto'}"]
+    made_by = "encoder" if isinstance(opened, str) else "vectors_of"
+    parts = [f"source={source}", f"{made_by}={encoder}"]
+    if options.max_rows is None:
+        parts.append("max_rows=auto")
+    else:
+        parts.append(f"max_rows={options.max_rows} drawn by seed {options.seed}")
+    if options.language != AUTO:
+        parts.append(f"language={options.language}")
+    parts += [f"{name}={value}" for name in ("lanes", "order") if (value := getattr(options, name))]
     if source == PYTHON_DOCS:
-        parts += [f"{name}={version}" for name, version in installed_versions().items()]
-    elif is_vectors(source):
-        parts.append(f"sha256={_open_source(source).sha256}")
-    elif Path(source).exists():
-        hashes = [file_sha256(path) for path in corpus_files(Path(source))]
-        parts.append(f"sha256={hashlib.sha256(' '.join(hashes).encode()).hexdigest()}")
+        return "; ".join(
+            parts + [f"{name}={version}" for name, version in installed_versions().items()]
+        )
+    if isinstance(opened, str):
+        parts.append(f"reader={READER}")
+    if isinstance(opened, Bank):
+        return "; ".join([*parts, f"sha256={opened.sha256}"])
+    files = _source_files(source)
+    if files:
+        hashes = " ".join(map(file_sha256, files))
+        parts.append(f"sha256={hashlib.sha256(hashes.encode()).hexdigest()}")
     return "; ".join(parts)
+
+
+def _source_files(source: str) -> list[Path]:
+    """Return the files that a source reads; none of what is not on this machine."""
+    if source.startswith(PREFIX):
+        folder = HuggingFaceSource(source).folder
+        return sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    return corpus_files(Path(source)) if Path(source).exists() else []
 
 
 def existing_bank(path: Path, created_by: str) -> Bank:
@@ -169,12 +237,17 @@ def existing_bank(path: Path, created_by: str) -> Bank:
     )
 
 
-def _encode_bank(rows: pd.DataFrame, model: Encoder, path: Path, created_by: str) -> Bank:
-    """Encode `rows` in batches, drop those with a zero vector, write the bank."""
+def _encode_bank(corpus: Corpus, model: Encoder, path: Path, created_by: str) -> _Made:
+    """Encode the rows in batches, drop those with a zero vector, write the bank."""
+    rows = corpus.rows
     blocks, keep_N = encode_texts(rows["text"].tolist(), model)
     if not keep_N.any():
         raise ValueError(f"encoder {model.name}: gives a zero vector for every row of the source")
-    return write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
+    bank = write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
+    dropped = sum((tally.dropped for tally in corpus.tallies.values()), Counter[str]())
+    if not keep_N.all():
+        dropped[ZERO_VECTOR] = int((~keep_N).sum())
+    return _Made(bank, dropped, corpus.tallies, corpus.notes)
 
 
 def encode_texts(
@@ -196,27 +269,58 @@ def encode_texts(
 
 
 def _copy_bank(
-    source: Bank, encoder: str, path: Path, max_rows: int | None, created_by: str
+    source: Bank, encoder: str, path: Path, options: SourceOptions, created_by: str
 ) -> Bank:
-    """Write a checked copy of `source`, cut at the last document border within `max_rows`.
+    """Write a checked copy of `source`, or of whole documents of it within max_rows.
 
     A whole copy extends the banks that `source` extends; a cut one may lack rows of theirs.
     """
-    end_N = source.document_table()[["first_row", "num_rows"]].sum(axis=1).to_numpy()
-    num_rows = source.num_rows
-    if max_rows is not None and max_rows < num_rows:
-        whole = end_N[end_N <= max_rows]
-        num_rows = int(whole[-1]) if len(whole) else max_rows
-    blocks = (
-        source.vectors[start : min(start + BATCH_ROWS, num_rows)]
-        for start in range(0, num_rows, BATCH_ROWS)
-    )
+    rows = row_names(source)
+    kept = drawn_rows(source.sequence_N, source.document_N, options)
+    is_whole = len(kept) == source.num_rows
     name = encoder if source.encoder == UNKNOWN_ENCODER else source.encoder
-    rows, dtype = row_names(source)[:num_rows], source.vectors.dtype.name
-    bases = source.bases if num_rows == source.num_rows else ()
     return write_bank(
-        path, blocks, rows, name, created_by, dtype=dtype, overwrite=True, bases=bases
+        path,
+        (source.vectors[kept[start : start + BATCH_ROWS]] for start in _starts(len(kept))),
+        rows.iloc[kept],
+        name,
+        created_by,
+        dtype=source.vectors.dtype.name,
+        overwrite=True,
+        bases=source.bases if is_whole else (),
     )
+
+
+def _copy_table(
+    table: VectorTable, encoder: str, path: Path, options: SourceOptions, created_by: str
+) -> _Made:
+    """Write a checked bank of a table of vectors, or of whole documents of it within max_rows."""
+    checked = check_table(table, Path(table.place.removeprefix(PREFIX)).stem, options.order)
+    rows = checked.rows
+    sequence_N = pd.factorize(rows["sequence"])[0]
+    document_N = pd.factorize(rows["document"])[0] if "document" in rows else None
+    kept = drawn_rows(sequence_N, document_N, options)
+    blocks: Iterable[np.ndarray] = checked.blocks(path)
+    if len(kept) < len(rows):
+        blocks = _only(blocks, kept)
+    bank = write_bank(
+        path, blocks, rows.iloc[kept], encoder, created_by, dtype=checked.dtype, overwrite=True
+    )
+    return _Made(bank, notes=checked.notes)
+
+
+def _only(blocks: Iterable[np.ndarray], kept: IntArray) -> Iterable[np.ndarray]:
+    """Yield the rows `kept`, in ascending order, of blocks."""
+    start = 0
+    for block in blocks:
+        first, last = np.searchsorted(kept, (start, start + len(block)))
+        if first < last:
+            yield block[kept[first:last] - start]
+        start += len(block)
+
+
+def _starts(num_rows: int) -> range:
+    return range(0, num_rows, BATCH_ROWS)
 
 
 def row_names(bank: Bank) -> pd.DataFrame:

@@ -1,213 +1,302 @@
-"""Paragraphs of plain prose out of docstrings, reStructuredText or Markdown."""
+"""Markdown, reStructuredText and HTML read by their parsers into sections of plain paragraphs.
 
-import inspect
+Not prose, and left out: code, formulas on lines of their own, images, comments, front matter,
+scripts, navigation. Headings name sections; cells of tables are paragraphs. A format is known by
+the suffix of its file.
+"""
+
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-TEXT_DIRECTIVES = frozenset(
-    "admonition attention caution danger deprecated hint important note seealso tip todo topic "
-    "versionadded versionchanged warning".split()
+import docutils.core
+from docutils import nodes
+from docutils.parsers.rst import Parser, roles, states
+from lxml import etree
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.colon_fence import colon_fence_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from mdit_py_plugins.footnote import footnote_plugin
+from mdit_py_plugins.front_matter import front_matter_plugin
+
+# Directives of reStructuredText, docutils' and Sphinx's, that hold no prose.
+NO_PROSE = frozenset(
+    "autoattribute autoclass autodata autoexception autofunction automethod automodule "
+    "autosummary bibliography c:namespace code code-block contents csv-table currentmodule "
+    "default-role doctest figure-md graphviz highlight image include index inheritance-diagram "
+    "ipython jupyter-execute literalinclude math meta mermaid module parsed-literal plot plantuml "
+    "productionlist program program-output prompt py:currentmodule py:module raw role "
+    "sectnum sourcecode tabularcolumns testcleanup testcode testoutput testsetup toctree uml "
+    "unicode".split()
 )
-DROPPED_FIELDS = frozenset("rtype type vartype cvar meta".split())
-GOOGLE_SECTION = re.compile(
-    r"^(?:Args?|Arguments|Attributes|Examples?|Keyword Args|Keyword Arguments|Notes?|Other "
-    r"Parameters|Parameters|Params|Raises|References|Returns?|See Also|Shape|Usage|Warnings?|"
-    r"Yields?):$"
+RST_SETTINGS = {
+    "_disable_config": True,
+    "docinfo_xform": False,
+    "doctitle_xform": False,
+    "file_insertion_enabled": False,
+    "halt_level": 5,
+    "input_encoding": "unicode",
+    "line_length_limit": 10**9,  # docutils refuses longer lines, which are whole paragraphs here
+    "raw_enabled": False,
+    "report_level": 1,  # keeps unknown directives in the tree, see `_unknown_directive`
+    "syntax_highlight": "none",
+    "traceback": True,  # else docutils ends the process
+    "warning_stream": False,
+}
+MAX_NESTING = 100  # of Markdown's quotes and lists
+INLINE_HTML = frozenset(
+    "a abbr acronym b bdi bdo big br cite code data del dfn em font i ins kbd label mark q rb rp "
+    "rt ruby s samp small span strike strong sub sup time tt u var wbr".split()
 )
-NUMPY_SECTIONS = frozenset(
-    ("parameters", "other parameters", "returns", "yields", "attributes", "raises")
+SKIPPED_HTML = frozenset(
+    "audio button canvas head iframe math nav noscript object pre rp rt script select style svg "
+    "template textarea title video".split()
 )
-_FENCE = re.compile(r"^(```|~~~)")
-_PROMPT = re.compile(r"^(>>>|\.\.\. |In \[\d+\]:|Out\[\d+\]:|\$ )")
-_DIRECTIVE = re.compile(r"^\.\. +([\w:-]+):: *(.*)$")
-_UNDERLINE = re.compile(r"^([^\w\s])\1{2,}$")
-_TABLE_BORDER = re.compile(r"^[=-]{2,}( +[=-]{2,})+$")
-_GRID = re.compile(r"^(\+[-=]|\|)")
-_QUOTE = re.compile(r"^(?:> ?)(?!>)(?:\[!\w+\])?")  # Markdown's quotes, "> [!TIP]"
-_FIELD = re.compile(r"^:(\w+)(?: +([^ :][^:]*))?:(?: +(.*))?$")
-_BULLET = re.compile(r"^(?:[-*+•]|\d+[.)]|\(\w\)|#\.) +(?=\S)")
-_NAMES = r"\*{0,2}`{0,2}[A-Za-z_][\w.]*`{0,2}(?:, ?\*{0,2}[A-Za-z_][\w.]*)*"
-_NUMPY_ITEM = re.compile(rf"^({_NAMES}) ?: (.*)$")
-_GOOGLE_ITEM = re.compile(r"^(\*{0,2}`{0,2}[A-Za-z_][\w.]*`{0,2})(?: \(.*?\))?: *(.*)$")
-_TYPE = re.compile(r"^[\w.]+(?:\[.*\])?(?: \(optional\))?$")
-_TERM = re.compile(r"^[A-Za-z_][\w.]*$")
+SKIPPED_ROLES = frozenset(("navigation", "search"))
+NO_TEXT = (
+    *(nodes.comment, nodes.FixedTextElement, nodes.image, nodes.label, nodes.option_group),
+    *(nodes.pending, nodes.raw, nodes.substitution_definition, nodes.system_message),
+)
+TYPE_FIELDS = frozenset("cvartype meta rtype type vartype".split())
+_HEADING = re.compile("h[1-6]")
+_DIRECTIVE = re.compile(r"\.\.[ \t]+([\w:.+-]+?)::(.*)")
+_OPTION = re.compile(r":[\w-]+:")
+_VERSION = re.compile(r"\s*v?[0-9][\w.]*:?(?=\s|$)")
 
 
-@dataclass
-class _Reader:
-    """Walks the lines of one text, gathering paragraphs."""
+class Section(NamedTuple):
+    """The paragraphs under one heading, without those under the next; `title` may be ""."""
 
-    lines: list[str]
-    position: int = 0
-    heading: str = ""
-    section_indent: int | None = None  # of the Google section ("Args:") that the line is in
-    item_indent: int | None = None
-    words: list[str] = field(default_factory=list)
-    paragraphs: list[str] = field(default_factory=list)
-
-    def flush(self) -> None:
-        """End the paragraph."""
-        if self.words:
-            self.paragraphs.append(plain(" ".join(self.words)))
-        self.words = []
-
-    def skip_deeper(self, indent: int) -> None:
-        """Pass over the lines that are blank or indented deeper than `indent`."""
-        while self.position < len(self.lines):
-            line = self.lines[self.position]
-            if line.strip() and _indent(line) <= indent:
-                return
-            self.position += 1
-
-    def skip_until_blank(self) -> None:
-        """Pass over the rest of a block without blank lines."""
-        while self.position < len(self.lines) and self.lines[self.position].strip():
-            self.position += 1
-
-    def next_is_deeper(self, indent: int) -> bool:
-        """Whether the line after this one is indented deeper."""
-        if self.position >= len(self.lines):
-            return False
-        line = self.lines[self.position]
-        return bool(line.strip()) and _indent(line) > indent
+    title: str
+    paragraphs: list[str]
 
 
-def paragraphs(text: str) -> list[str]:
-    """Return the prose paragraphs of `text`, one line each, without markup.
+class _Sections:
+    """Gathers sections in reading order."""
 
-    Dropped are doctests, literal and code blocks, formulas, tables, headings, citations and types.
-    An item of a parameter list becomes "name: description".
+    def __init__(self) -> None:
+        self.found = [Section("", [])]
+
+    def begin(self, title: str) -> None:
+        """Begin a section."""
+        self.found.append(Section(" ".join(title.split()), []))
+
+    def add(self, text: str) -> None:
+        """Add a paragraph to the section."""
+        line = " ".join(text.split())
+        if line:
+            self.found[-1].paragraphs.append(line)
+
+    def whole(self) -> list[Section]:
+        """Return the sections; the untitled first only where it has paragraphs."""
+        return [one for one in self.found if one.title or one.paragraphs]
+
+
+def read_sections(kind: str, text: str) -> list[Section]:
+    """Return the sections of a text whose file has the suffix `kind`.
+
+    Raises ValueError where the parser cannot read the text.
     """
-    reader = _Reader(inspect.cleandoc(text).expandtabs().splitlines())
-    while reader.position < len(reader.lines):
-        line = _QUOTE.sub("", reader.lines[reader.position])
-        reader.position += 1
-        if not line.strip():
-            reader.flush()
-        elif not _skip_block(reader, line.strip(), _indent(line)):
-            _read_line(reader, line.strip(), _indent(line))
-    reader.flush()
-    return [paragraph for paragraph in reader.paragraphs if paragraph]
+    sections = _Sections()
+    try:
+        READERS[kind](text, sections)
+    except Exception as error:  # a parser's own mistakes on odd input are of any class
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise ValueError(f"cannot be read as {kind} ({reason}); save it as .txt") from error
+    return sections.whole()
 
 
-def _skip_block(reader: _Reader, line: str, indent: int) -> bool:
-    """Pass over what is no prose; return whether `line` began such a block."""
-    directive = _DIRECTIVE.match(line)
-    if _FENCE.match(line):
-        reader.flush()
-        fence = line[:3]
-        while reader.position < len(reader.lines):
-            reader.position += 1
-            if reader.lines[reader.position - 1].strip().startswith(fence):
-                break
-    elif _PROMPT.match(line) or _TABLE_BORDER.match(line):
-        reader.flush()
-        reader.skip_until_blank()
-    elif directive and directive[1] in TEXT_DIRECTIVES:
-        reader.flush()
-        if not directive[1].startswith(("version", "deprecated")):
-            reader.words = [directive[2]] if directive[2] else []
-    elif line.startswith(".. ") or line == "..":
-        reader.flush()
-        reader.skip_deeper(indent)
-    elif _UNDERLINE.match(line):
-        if len(reader.words) == 1:  # the line above was a heading
-            reader.heading = reader.words.pop().lower()
-        reader.flush()
-    elif _GRID.match(line):
-        reader.flush()
-    else:
-        return False
-    return True
+def _read_markdown(text: str, sections: _Sections) -> None:
+    parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING})
+    parser.enable(["table", "strikethrough"]).use(front_matter_plugin).use(footnote_plugin)
+    parser.use(dollarmath_plugin, allow_space=False, allow_digits=False).use(colon_fence_plugin)
+    _read_tokens(parser, text, sections)
 
 
-def _read_line(reader: _Reader, line: str, indent: int) -> None:
-    """Add `line` to the paragraph, or begin a new one where a list item begins."""
-    if reader.section_indent is not None and indent <= reader.section_indent:
-        reader.section_indent = reader.item_indent = None
-    if GOOGLE_SECTION.match(line.removesuffix(":") if line.endswith("::") else line):
-        reader.flush()
-        if line.endswith("::"):
-            reader.skip_deeper(indent)
+def _read_tokens(parser: MarkdownIt, text: str, sections: _Sections) -> None:
+    in_heading = False
+    for token in parser.parse(text):
+        if token.type in ("heading_open", "heading_close"):
+            in_heading = token.type == "heading_open"
+        elif token.type == "inline":
+            line = "".join(_inline_text(token.children or []))
+            if in_heading:
+                sections.begin(line)
+            else:
+                sections.add(line)
+        elif token.type == "html_block":
+            _read_html(token.content, sections)
+        elif token.type == "colon_fence" or (
+            token.type == "fence" and _is_prose_directive(token.info)
+        ):
+            _read_tokens(parser, token.content, sections)
+
+
+def _is_prose_directive(info: str) -> bool:
+    """Tell whether the words behind a fence name a MyST directive of prose, as in {note}."""
+    found = re.match(r"\{([\w:.+-]+)\}", info.strip())
+    return found is not None and found[1] not in NO_PROSE
+
+
+def _inline_text(tokens: Iterable[Token]) -> Iterator[str]:
+    for token in tokens:
+        if token.type in (
+            "text",
+            "code_inline",
+            "math_inline",
+            "math_inline_double",
+            "text_special",
+        ):
+            yield token.content
+        elif token.type in ("softbreak", "hardbreak"):
+            yield "\n"
+        elif token.type == "html_inline" and re.match(r"<br\b", token.content, re.IGNORECASE):
+            yield "\n"
+
+
+def _inliner() -> states.Inliner:
+    """Return docutils' reader of inline markup, by which a role of Sphinx's is its title."""
+    inliner = states.Inliner()
+    known = inliner.interpreted
+
+    def interpreted(
+        rawsource: str, text: str, role: str, lineno: int
+    ) -> tuple[list[nodes.Node], list[nodes.Node]]:
+        if roles.role(role, inliner.language, lineno, inliner.reporter)[0]:
+            return known(rawsource, text, role, lineno)
+        title = re.sub(r"\s*<[^<>]*>$", "", nodes.unescape(text)).lstrip("!")
+        if title.startswith("~"):
+            title = title.rpartition(".")[2].lstrip("~")
+        return [nodes.inline(rawsource, title)], []
+
+    inliner.interpreted = interpreted  # a subclass lacks what docutils looks up in its class
+    return inliner
+
+
+def _read_rst(text: str, sections: _Sections) -> None:
+    tree = docutils.core.publish_doctree(
+        text, parser=Parser(inliner=_inliner()), settings_overrides=RST_SETTINGS
+    )
+    _read_nodes(tree, sections)
+
+
+def _read_nodes(node: nodes.Node, sections: _Sections) -> None:
+    for child in node.children:
+        if isinstance(child, nodes.title) and isinstance(node, nodes.section):
+            sections.begin(_node_text(child))
+        elif isinstance(child, nodes.system_message):
+            _unknown_directive(child, sections)
+        elif isinstance(child, NO_TEXT):
+            continue
+        elif isinstance(child, nodes.field):
+            _read_field(child, sections)
+        elif isinstance(child, nodes.line_block):
+            sections.add("\n".join(_node_text(line) for line in child.findall(nodes.line)))
+        elif isinstance(child, nodes.TextElement):
+            sections.add(_node_text(child))
         else:
-            reader.section_indent, reader.item_indent = indent, None
+            _read_nodes(child, sections)
+
+
+def _read_field(field: nodes.field, sections: _Sections) -> None:
+    """Read `:param int size: Its size.` as "size: Its size."; types are no prose."""
+    words = field.children[0].astext().split()
+    if words and words[0] in TYPE_FIELDS:
         return
-    literal = line.endswith("::")
-    if literal:
-        line = line.rstrip(": ") + ":"
-    item = _item(reader, line, indent)
-    if item is None:
-        reader.words.append(line)
-    else:
-        reader.flush()
-        reader.words = [item] if item else []
-    if literal:
-        reader.flush()
-        reader.skip_deeper(indent)
+    first = len(sections.found[-1].paragraphs)
+    _read_nodes(field.children[1], sections)
+    texts = sections.found[-1].paragraphs
+    if len(words) > 1 and len(texts) > first:
+        texts[first] = f"{words[-1]}: {texts[first]}"
 
 
-def _item(reader: _Reader, line: str, indent: int) -> str | None:
-    """The words with which the list item at `line` begins ("" for none); None if it is no item."""
-    bullet = _BULLET.match(line)
-    if bullet:
-        line = line[bullet.end() :]
-    sphinx = _FIELD.match(line)
-    if sphinx:
-        if sphinx[1] in DROPPED_FIELDS:
-            reader.skip_deeper(indent)
-            return ""
-        name = sphinx[2].split()[-1] + ":" if sphinx[2] else ""
-        rest = plain(sphinx[3] or "")
-        return name if _TYPE.match(rest) else f"{name} {rest}".strip()
-    google = _GOOGLE_ITEM.match(line)
-    in_section = reader.section_indent is not None
-    if google and in_section and reader.item_indent in (None, indent):
-        reader.item_indent = indent
-        return f"{google[1]}: {google[2]}"
-    numpy = _NUMPY_ITEM.match(line)
-    if numpy and (" : " in line or reader.heading in NUMPY_SECTIONS):
-        return _numpy_item(reader, numpy[1], numpy[2], indent)
-    if not reader.words and _TERM.match(line) and reader.next_is_deeper(indent):
-        return f"{line}:"
-    if not reader.words and len(line.split()) <= 6 and reader.next_is_deeper(indent):
-        return "" if line[-1] not in ".:,;" else None
-    return line if bullet else None
+def _node_text(node: nodes.Node) -> str:
+    if isinstance(node, nodes.Text):
+        return node.astext()
+    text = ""
+    for child in node.children:
+        if isinstance(child, nodes.footnote_reference | nodes.citation_reference):
+            text = text.removesuffix(" ")
+        elif not isinstance(child, NO_TEXT):
+            text += _node_text(child)
+    return text
 
 
-def _numpy_item(reader: _Reader, name: str, rest: str, indent: int) -> str:
-    """`x : int` with a description below gives "x:"; `f : Adds two.` is its own description."""
-    if reader.heading == "see also":
-        return f"{name}: {rest}"
-    if reader.next_is_deeper(indent):
-        return f"{name}:"
-    return f"{name}: {rest}" if rest[:1].isupper() and len(rest.split()) > 2 else ""
+def _unknown_directive(message: nodes.system_message, sections: _Sections) -> None:
+    """Read the text of a directive that docutils does not know, which it puts in its complaint."""
+    for block in message.findall(nodes.literal_block):
+        first, _, rest = block.astext().partition("\n")
+        found = _DIRECTIVE.match(first)
+        if not found or found[1] in NO_PROSE:
+            continue
+        lines = rest.split("\n")
+        while lines and _OPTION.match(lines[0].strip()):
+            del lines[0]
+        indents = [len(line) - len(line.lstrip()) for line in lines if line.strip()]
+        body = "\n".join(line[min(indents, default=0) :] for line in lines)
+        begin = found[2]
+        if found[1].startswith(("version", "deprecated")):
+            begin = _VERSION.sub("", begin, count=1)
+        _read_rst(f"{begin.strip()}\n{body}", sections)
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
+def _read_html(text: str, sections: _Sections) -> None:
+    if not text.strip():
+        return
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_pis=True, no_network=True)
+    root = etree.fromstring(text.encode("utf-8", "replace"), parser)
+    if any(one.type_name == "ERR_RESOURCE_LIMIT" for one in parser.error_log):
+        raise ValueError("HTML is nested too deeply")
+    if root is None:
+        return
+    words: list[str] = []
+    heading: Any = None
+
+    def flush() -> None:
+        sections.add("".join(words))
+        words.clear()
+
+    walk = etree.iterwalk(root, events=("start", "end", "comment"))
+    for event, element in walk:
+        name = element.tag
+        is_skipped = event == "start" and _is_skipped(element)
+        if is_skipped:
+            walk.skip_subtree()
+        if event == "start" and not is_skipped:
+            if name not in INLINE_HTML and heading is None:
+                flush()
+            if heading is None and _HEADING.fullmatch(name):
+                heading = element
+            if name == "br":
+                if words and words[-1] == "\n":  # two of them end a paragraph
+                    flush()
+                words.append("\n")
+            if element.text:
+                words.append(element.text)
+        elif event == "end" and not _is_skipped(element):
+            if element is heading:
+                sections.begin("".join(words))
+                words.clear()
+                heading = None
+            elif name not in INLINE_HTML and heading is None:
+                flush()
+        if event != "start":
+            if name not in INLINE_HTML and event == "end":
+                words.append("\n")
+            if element.tail and (element.tail.strip() or name != "br"):
+                words.append(element.tail)
+    flush()
 
 
-_INLINE = (
-    (re.compile(r":[\w+.:-]{1,60}:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`title <target>`
-    (re.compile(r"(?::[\w+.:-]{1,60}:)?`~[^`]*?([^`.]+)`"), r"\1"),  # :role:`~package.name`
-    (re.compile(r":[\w+.:-]{1,60}:`[!.]?(?:_\w+\.)?([^`]*)`"), r"\1"),  # :role:`name`
-    (re.compile(r"``+([^`]+?)``+"), r"\1"),
-    (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `title <target>`_
-    (re.compile(r"!\[[^\]]{0,1000}\]\([^)]{0,1000}\)"), ""),
-    (re.compile(r"\[([^\]]{1,1000})\]\([^)\s]{0,1000}\)"), r"\1"),  # [title](target)
-    (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # [`name`], huggingface_hub's reference
-    (re.compile(r"`\.?([^`]+)`_{0,2}"), r"\1"),
-    (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
-    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^<>]*>"), ""),
-    (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
-    (re.compile(r"\\ "), ""),
-    (re.compile(r"\\([*_`|])"), r"\1"),
-    (re.compile(r"\s+"), " "),
-)
+def _is_skipped(element: Any) -> bool:
+    role = element.get("role", "")
+    is_mark = "headerlink" in element.get("class", "").split()  # Sphinx's sign beside headings
+    return element.tag in SKIPPED_HTML or role in SKIPPED_ROLES or is_mark
 
 
-def plain(text: str) -> str:
-    """Strip inline markup: roles, literals, links, emphasis, citations, escapes."""
-    for pattern, replacement in _INLINE:
-        text = pattern.sub(replacement, text)
-    return text.strip()
+READERS: dict[str, Callable[[str, _Sections], None]] = {
+    ".md": _read_markdown,
+    ".rst": _read_rst,
+    ".html": _read_html,
+}

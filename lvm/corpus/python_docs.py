@@ -1,16 +1,21 @@
-"""Docstrings of the installed libraries that lvm itself depends on, parsed without importing."""
+"""Docstrings of the libraries that lvm itself depends on: read as prose, never imported.
+
+A docstring mixes numpydoc, Google's style, Sphinx's fields and Markdown, which no parser reads
+together; `paragraphs` follows their lines. Its rules decide the embedded corpus: keep them stable.
+"""
 
 import ast
 import importlib.metadata
 import importlib.util
+import inspect
+import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lvm.corpus.documents import Document
-from lvm.corpus.markup import paragraphs
-from lvm.corpus.sentences import split_sentences
+from lvm.corpus.sentences import Tally
 
 SKIPPED_FOLDERS = frozenset(
     "test tests testing _testing _tests _vendor _vendored vendored externals".split()
@@ -25,7 +30,7 @@ class Package(NamedTuple):
     lane: str
 
 
-# In this order a bank of 40,000 rows holds three whole packages, part of a fourth: four lanes.
+LANGUAGE = "en"
 PACKAGES = (
     Package("numpy", "numpy", "Mathematics"),
     Package("matplotlib", "matplotlib", "Art"),
@@ -56,6 +61,33 @@ PACKAGES = (
     Package("joblib", "joblib", "Technology"),
     Package("pyparsing", "pyparsing", "Software"),
 )
+TEXT_DIRECTIVES = frozenset(
+    "admonition attention caution danger deprecated hint important note seealso tip todo topic "
+    "versionadded versionchanged warning".split()
+)
+DROPPED_FIELDS = frozenset("rtype type vartype cvar meta".split())
+GOOGLE_SECTION = re.compile(
+    r"^(?:Args?|Arguments|Attributes|Examples?|Keyword Args|Keyword Arguments|Notes?|Other "
+    r"Parameters|Parameters|Params|Raises|References|Returns?|See Also|Shape|Usage|Warnings?|"
+    r"Yields?):$"
+)
+NUMPY_SECTIONS = frozenset(
+    ("parameters", "other parameters", "returns", "yields", "attributes", "raises")
+)
+_FENCE = re.compile(r"^(```|~~~)")
+_PROMPT = re.compile(r"^(>>>|\.\.\. |In \[\d+\]:|Out\[\d+\]:|\$ )")
+_DIRECTIVE = re.compile(r"^\.\. +([\w:-]+):: *(.*)$")
+_UNDERLINE = re.compile(r"^([^\w\s])\1{2,}$")
+_TABLE_BORDER = re.compile(r"^[=-]{2,}( +[=-]{2,})+$")
+_GRID = re.compile(r"^(\+[-=]|\|)")
+_QUOTE = re.compile(r"^(?:> ?)(?!>)(?:\[!\w+\])?")  # Markdown's quotes, "> [!TIP]"
+_FIELD = re.compile(r"^:(\w+)(?: +([^ :][^:]*))?:(?: +(.*))?$")
+_BULLET = re.compile(r"^(?:[-*+•]|\d+[.)]|\(\w\)|#\.) +(?=\S)")
+_NAMES = r"\*{0,2}`{0,2}[A-Za-z_][\w.]*`{0,2}(?:, ?\*{0,2}[A-Za-z_][\w.]*)*"
+_NUMPY_ITEM = re.compile(rf"^({_NAMES}) ?: (.*)$")
+_GOOGLE_ITEM = re.compile(r"^(\*{0,2}`{0,2}[A-Za-z_][\w.]*`{0,2})(?: \(.*?\))?: *(.*)$")
+_TYPE = re.compile(r"^[\w.]+(?:\[.*\])?(?: \(optional\))?$")
+_TERM = re.compile(r"^[A-Za-z_][\w.]*$")
 
 
 def installed_versions() -> dict[str, str]:
@@ -74,31 +106,29 @@ def missing_packages() -> list[str]:
     return [package.name for package in PACKAGES if _folder(package) is None]
 
 
-def read_python_docs() -> Iterator[Document]:
-    """Yield a document for each module that has sentences, package by package."""
+def python_modules() -> Iterator[tuple[Package, str, Path]]:
+    """Yield (package, dotted name, file) of each module of the installed packages, in order."""
     for package in PACKAGES:
         folder = _folder(package)
-        if folder is None:
-            continue
-        for module, path in _modules(package.name, folder):
-            sentences = module_sentences(path.read_bytes())
-            if sentences:
-                yield Document(package.name, module, sentences, package.lane)
+        if folder is not None:
+            for module, path in _modules(package.name, folder):
+                yield package, module, path
 
 
-def module_sentences(source: bytes) -> list[str]:
-    """Sentences of all docstrings of a module in source order; none where it does not parse."""
+def module_sentences(source: bytes, tally: Tally | None = None) -> list[str]:
+    """Return the sentences of all docstrings of a module; none where it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return []
+    tally = tally or Tally()
     return [
         sentence
         for docstring in _docstrings(tree)
         for paragraph in paragraphs(docstring)
-        for sentence in split_sentences(paragraph)
+        for sentence in tally.split(paragraph, LANGUAGE)
     ]
 
 
@@ -129,3 +159,183 @@ def _modules(name: str, folder: Path) -> list[tuple[str, Path]]:
             dotted = (name, *(parts[:-1] if parts[-1] == "__init__" else parts))
             modules.append((dotted, path))
     return [(".".join(dotted), path) for dotted, path in sorted(modules)]
+
+
+@dataclass
+class _Reader:
+    """Walks the lines of one text, gathering paragraphs."""
+
+    lines: list[str]
+    position: int = 0
+    heading: str = ""
+    section_indent: int | None = None  # of the Google section ("Args:") that the line is in
+    item_indent: int | None = None
+    words: list[str] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)
+
+    def flush(self) -> None:
+        """End the paragraph."""
+        if self.words:
+            self.paragraphs.append(plain(" ".join(self.words)))
+        self.words = []
+
+    def skip_deeper(self, indent: int) -> None:
+        """Pass over the lines that are blank or indented deeper than `indent`."""
+        while self.position < len(self.lines):
+            line = self.lines[self.position]
+            if line.strip() and _indent(line) <= indent:
+                return
+            self.position += 1
+
+    def skip_until_blank(self) -> None:
+        """Pass over the rest of a block without blank lines."""
+        while self.position < len(self.lines) and self.lines[self.position].strip():
+            self.position += 1
+
+    def next_is_deeper(self, indent: int) -> bool:
+        """Whether the line after this one is indented deeper."""
+        if self.position >= len(self.lines):
+            return False
+        line = self.lines[self.position]
+        return bool(line.strip()) and _indent(line) > indent
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the prose paragraphs of `text`, one line each, without markup.
+
+    Dropped are doctests, literal and code blocks, formulas, tables, headings, citations and types.
+    An item of a parameter list becomes "name: description".
+    """
+    reader = _Reader(inspect.cleandoc(text).expandtabs().splitlines())
+    while reader.position < len(reader.lines):
+        line = _QUOTE.sub("", reader.lines[reader.position])
+        reader.position += 1
+        if not line.strip():
+            reader.flush()
+        elif not _skip_block(reader, line.strip(), _indent(line)):
+            _read_line(reader, line.strip(), _indent(line))
+    reader.flush()
+    return [paragraph for paragraph in reader.paragraphs if paragraph]
+
+
+def _skip_block(reader: _Reader, line: str, indent: int) -> bool:
+    """Pass over what is no prose; return whether `line` began such a block."""
+    directive = _DIRECTIVE.match(line)
+    if _FENCE.match(line):
+        reader.flush()
+        fence = line[:3]
+        while reader.position < len(reader.lines):
+            reader.position += 1
+            if reader.lines[reader.position - 1].strip().startswith(fence):
+                break
+    elif _PROMPT.match(line) or _TABLE_BORDER.match(line):
+        reader.flush()
+        reader.skip_until_blank()
+    elif directive and directive[1] in TEXT_DIRECTIVES:
+        reader.flush()
+        if not directive[1].startswith(("version", "deprecated")):
+            reader.words = [directive[2]] if directive[2] else []
+    elif line.startswith(".. ") or line == "..":
+        reader.flush()
+        reader.skip_deeper(indent)
+    elif _UNDERLINE.match(line):
+        if len(reader.words) == 1:  # the line above was a heading
+            reader.heading = reader.words.pop().lower()
+        reader.flush()
+    elif _GRID.match(line):
+        reader.flush()
+    else:
+        return False
+    return True
+
+
+def _read_line(reader: _Reader, line: str, indent: int) -> None:
+    """Add `line` to the paragraph, or begin a new one where a list item begins."""
+    if reader.section_indent is not None and indent <= reader.section_indent:
+        reader.section_indent = reader.item_indent = None
+    if GOOGLE_SECTION.match(line.removesuffix(":") if line.endswith("::") else line):
+        reader.flush()
+        if line.endswith("::"):
+            reader.skip_deeper(indent)
+        else:
+            reader.section_indent, reader.item_indent = indent, None
+        return
+    literal = line.endswith("::")
+    if literal:
+        line = line.rstrip(": ") + ":"
+    item = _item(reader, line, indent)
+    if item is None:
+        reader.words.append(line)
+    else:
+        reader.flush()
+        reader.words = [item] if item else []
+    if literal:
+        reader.flush()
+        reader.skip_deeper(indent)
+
+
+def _item(reader: _Reader, line: str, indent: int) -> str | None:
+    """The words with which the list item at `line` begins ("" for none); None if it is no item."""
+    bullet = _BULLET.match(line)
+    if bullet:
+        line = line[bullet.end() :]
+    sphinx = _FIELD.match(line)
+    if sphinx:
+        if sphinx[1] in DROPPED_FIELDS:
+            reader.skip_deeper(indent)
+            return ""
+        name = sphinx[2].split()[-1] + ":" if sphinx[2] else ""
+        rest = plain(sphinx[3] or "")
+        return name if _TYPE.match(rest) else f"{name} {rest}".strip()
+    google = _GOOGLE_ITEM.match(line)
+    in_section = reader.section_indent is not None
+    if google and in_section and reader.item_indent in (None, indent):
+        reader.item_indent = indent
+        return f"{google[1]}: {google[2]}"
+    numpy = _NUMPY_ITEM.match(line)
+    if numpy and (" : " in line or reader.heading in NUMPY_SECTIONS):
+        return _numpy_item(reader, numpy[1], numpy[2], indent)
+    if not reader.words and _TERM.match(line) and reader.next_is_deeper(indent):
+        return f"{line}:"
+    if not reader.words and len(line.split()) <= 6 and reader.next_is_deeper(indent):
+        return "" if line[-1] not in ".:,;" else None
+    return line if bullet else None
+
+
+def _numpy_item(reader: _Reader, name: str, rest: str, indent: int) -> str:
+    """`x : int` with a description below gives "x:"; `f : Adds two.` is its own description."""
+    if reader.heading == "see also":
+        return f"{name}: {rest}"
+    if reader.next_is_deeper(indent):
+        return f"{name}:"
+    return f"{name}: {rest}" if rest[:1].isupper() and len(rest.split()) > 2 else ""
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+_INLINE = (
+    (re.compile(r":[\w+.:-]{1,60}:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`title <target>`
+    (re.compile(r"(?::[\w+.:-]{1,60}:)?`~[^`]*?([^`.]+)`"), r"\1"),  # :role:`~package.name`
+    (re.compile(r":[\w+.:-]{1,60}:`[!.]?(?:_\w+\.)?([^`]*)`"), r"\1"),  # :role:`name`
+    (re.compile(r"``+([^`]+?)``+"), r"\1"),
+    (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `title <target>`_
+    (re.compile(r"!\[[^\]]{0,1000}\]\([^)]{0,1000}\)"), ""),
+    (re.compile(r"\[([^\]]{1,1000})\]\([^)\s]{0,1000}\)"), r"\1"),  # [title](target)
+    (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # [`name`], huggingface_hub's reference
+    (re.compile(r"`\.?([^`]+)`_{0,2}"), r"\1"),
+    (re.compile(r"\s?\[[\w#*.-]+\]_"), ""),  # a citation
+    (re.compile(r"</?(?:a|b|br|code|div|em|hr|i|img|li|p|pre|span|strong|sub|sup)\b[^<>]*>"), ""),
+    (re.compile(r"(?<![\w*])\*\*?(?=[^\s*])([^*]+?)(?<=\S)\*\*?(?![\w*])"), r"\1"),
+    (re.compile(r"\\ "), ""),
+    (re.compile(r"\\([*_`|])"), r"\1"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+def plain(text: str) -> str:
+    """Strip inline markup: roles, literals, links, emphasis, citations, escapes."""
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    return text.strip()

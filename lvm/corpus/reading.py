@@ -1,61 +1,412 @@
-"""Text corpora in reading order: installed libraries' docstrings, or a folder of files."""
+"""Text corpora in reading order: files, tables of texts, or installed libraries' docstrings."""
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from lvm.corpus.documents import Document
-from lvm.corpus.files import read_files
-from lvm.corpus.python_docs import read_python_docs
-from lvm.system.errors import one_line_errors
+from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
+from lvm.bank.tables import TABLES, kind_of, name_text, nfc, read_json_lines, read_table, read_text
+from lvm.bank.vector_tables import VECTOR_COLUMNS
+from lvm.corpus.markup import READERS, read_sections
+from lvm.corpus.python_docs import module_sentences, python_modules
+from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
+from lvm.system.errors import CONTROL, one_line_errors, printable
+from lvm.system.seeding import generator
+from lvm.system.untrusted import file_inside
 
 PYTHON_DOCS = "python-docs"
+FOLDER_LANES = "folder"
+PROSE = (".md", ".rst", ".txt", ".html")
+SUFFIXES = (*PROSE, ".jsonl")  # read from a folder; a single file may be any table, too
+NAMES = ("sequence", "document", "lane")
+SPARE = 0.05  # of max_rows: with less room left, no more files are read
+_CHARSET = re.compile(rb"charset=[\"']?([\w-]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is read: which rows of it, in what language, with which lanes.
+
+    `max_rows` None takes all rows; else whole files or modules are drawn by `seed`, kept in reading
+    order. `lanes` "folder" makes the first folder of a file its lane. `order` names the column that
+    sorts a table of vectors.
+    """
+
+    max_rows: int | None = None
+    seed: int = 0
+    language: str = AUTO
+    lanes: str | None = None
+    order: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows {self.max_rows}: must be 1 or more, or auto for all rows")
+        if self.lanes not in (None, FOLDER_LANES):
+            raise ValueError(f"lanes {self.lanes!r}: of text, lanes are none or {FOLDER_LANES}")
+        check_language(self.language)
+
+
+ALL_ROWS = SourceOptions()
+
+
+@dataclass(frozen=True)
+class Document:
+    """Consecutive rows of one sequence; `lane` is "" where the source names none."""
+
+    sequence: str
+    name: str
+    texts: list[str]
+    lane: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file or module, read when it is needed; drops are counted under `name`."""
+
+    name: str
+    read: Callable[[Tally], list[Document]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a source: sequence, document, text, and lane where it has lanes.
+
+    `tallies` says for each file or package what was kept or dropped, `notes` what was left out.
+    """
+
+    rows: pd.DataFrame
+    tallies: dict[str, Tally]
+    notes: tuple[str, ...]
 
 
 @one_line_errors
-def read_corpus(source: str, max_rows: int | None = None) -> pd.DataFrame:
-    """Return the rows of `source` in reading order: sequence, document, text, lane where it has.
+def read_corpus(source: str, options: SourceOptions = ALL_ROWS) -> Corpus:
+    """Read `source`: "python-docs", a folder of text files, or one file of text or of texts.
 
-    `source` is "python-docs", a folder of .md, .rst, .txt or .jsonl files, or one such file. With
-    `max_rows` the corpus ends before the first document that would exceed it. Raises ValueError
-    where the source is not there, or has no sentence.
+    Raises ValueError where it is not there, where a file cannot be read, or where more than half
+    of its text is dropped.
     """
-    table: dict[str, list[str]] = {"sequence": [], "document": [], "lane": [], "text": []}
+    return _read_parts(source, *corpus_parts(source, options), options)
+
+
+@one_line_errors
+def read_rows(
+    source: str, entries: Iterable[tuple[str, dict[str, Any]]], stem: str, options: SourceOptions
+) -> Corpus:
+    """Read a table of texts, given as (place, row); `stem` names a sequence without a name."""
+    part = Part(source, lambda tally: list(text_rows(entries, stem, "", tally)))
+    return _read_parts(source, [part], (), options)
+
+
+def _read_parts(
+    source: str, parts: list[Part], notes: tuple[str, ...], options: SourceOptions
+) -> Corpus:
+    tallies: dict[str, Tally] = {}
     with tqdm(desc=f"read {source}", unit=" rows", disable=None) as progress:
-        for document in _until(_documents(source), max_rows):
-            size = len(document.texts)
-            table["sequence"] += [document.sequence] * size
-            table["document"] += [document.name] * size
-            table["lane"] += [document.lane] * size
-            table["text"] += document.texts
-            progress.update(size)
-    if not table["text"]:
-        raise ValueError(f"source {source}: no sentence of three words or more in it")
+
+        def read(part: Part) -> list[Document]:
+            tally = tallies.setdefault(part.name, Tally())
+            documents = [one for one in part.read(tally) if one.texts]
+            progress.update(sum(len(one.texts) for one in documents))
+            return documents
+
+        documents = _documents(parts, read, options)
+    _check_drops(source, documents, tallies)
+    table: dict[str, list[str]] = {"sequence": [], "document": [], "lane": [], "text": []}
+    for one in documents:
+        table["sequence"] += [one.sequence] * len(one.texts)
+        table["document"] += [one.name] * len(one.texts)
+        table["lane"] += [one.lane] * len(one.texts)
+        table["text"] += one.texts
     rows = pd.DataFrame(table)
-    return rows if any(table["lane"]) else rows.drop(columns="lane")
+    rows = rows if any(table["lane"]) else rows.drop(columns="lane")
+    return Corpus(rows, tallies, notes)
 
 
-def _documents(source: str) -> Iterator[Document]:
-    if source == PYTHON_DOCS:
-        return read_python_docs()
-    if not Path(source).exists():
+def read_text_file(path: Path, language: str = AUTO) -> list[str]:
+    """Return the sentences of one .md, .rst, .html or other text file in reading order."""
+    kind = kind_of(path)
+    if kind not in READERS:
+        return split_sentences(read_text(path), language)
+    return [
+        sentence
+        for section in read_sections(kind, _markup(path, kind))
+        for paragraph in section.paragraphs
+        for sentence in split_sentences(paragraph, language)
+    ]
+
+
+def corpus_files(source: Path) -> list[Path]:
+    """Return the files of a corpus in a fixed order; raises ValueError where there are none."""
+    if source.is_file():
+        found = [source] if kind_of(source) in (*SUFFIXES, *TABLES) else []
+    else:
+        found = [path for path in _regular_files(source) if kind_of(path) in SUFFIXES]
+    if not found:
+        others = _others(source)
+        held = f" (it has {others})" if others else ""
         raise ValueError(
-            f"source {source}: no such folder or file; use {PYTHON_DOCS}, a folder of .md, .rst, "
-            ".txt or .jsonl files, a bank folder or an .npz"
+            f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give a folder with one"
         )
-    return read_files(Path(source))
+    for path in found:
+        if CONTROL.search(str(path)):
+            raise ValueError(f"source {source}: {str(path)!r} holds control characters; rename it")
+        if path != source:
+            file_inside(source, str(path.relative_to(source)))
+    names = [nfc(str(path)) for path in found]
+    twice = (
+        next((name for name in names if names.count(name) > 1), None)
+        if len(set(names)) < len(names)
+        else None
+    )
+    if twice is not None:
+        raise ValueError(f"source {source}: two files are called {twice!r}; rename one")
+    return found
 
 
-def _until(documents: Iterator[Document], max_rows: int | None) -> Iterator[Document]:
-    """Whole documents up to `max_rows` rows; part of the first where even that is longer."""
-    num_rows = 0
-    for document in documents:
-        if max_rows is not None and num_rows + len(document.texts) > max_rows:
-            if num_rows == 0:
-                first = document.texts[:max_rows]
-                yield Document(document.sequence, document.name, first, document.lane)
-            return
-        num_rows += len(document.texts)
-        yield document
+def corpus_parts(source: str, options: SourceOptions) -> tuple[list[Part], tuple[str, ...]]:
+    """Return the parts of a source in reading order, with notes on files that are left out."""
+    if source == PYTHON_DOCS:
+        return [_module_part(*found) for found in python_modules()], ()
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"source {source}: no such folder or file; use {PYTHON_DOCS}, a folder of "
+            f"{', '.join(SUFFIXES)} files, a table, an .npz, a bank folder, or hf:<dataset>"
+        )
+    parts = [_file_part(path, found, options) for found in corpus_files(path)]
+    others = "" if path.is_file() else _others(path)
+    return parts, ((f"left out, as ingest does not read them: {others}",) if others else ())
+
+
+def _regular_files(source: Path) -> list[Path]:
+    return [path for path in sorted(source.rglob("*")) if path.is_file()]
+
+
+def _others(source: Path) -> str:
+    """Return how many files of which suffix are not read."""
+    files = [source] if source.is_file() else _regular_files(source)
+    kinds = (path.suffix.lower() for path in files if kind_of(path) not in SUFFIXES)
+    count = Counter(kind or "without a suffix" for kind in kinds)
+    return ", ".join(f"{number:,} {printable(kind)}" for kind, number in count.most_common(12))
+
+
+def _module_part(package: Any, module: str, path: Path) -> Part:
+    def read(tally: Tally) -> list[Document]:
+        sentences = module_sentences(path.read_bytes(), tally)
+        return [Document(package.name, module, sentences, package.lane)]
+
+    return Part(package.name, read)
+
+
+def _file_part(source: Path, path: Path, options: SourceOptions) -> Part:
+    relative = Path(path.name) if path == source else path.relative_to(source)
+    name = nfc(relative.as_posix())
+    in_folder = options.lanes == FOLDER_LANES and len(relative.parts) > 1
+    lane = nfc(relative.parts[0]) if in_folder else ""
+
+    def read(tally: Tally) -> list[Document]:
+        if kind_of(path) not in PROSE:
+            return list(text_rows(row_entries(path), name, lane, tally))
+        if kind_of(path) == ".txt":
+            texts = tally.split(read_text(path), options.language)
+            return list(block_documents(name, texts, lane))
+        return list(_section_documents(path, name, lane, options.language, tally))
+
+    return Part(name, read)
+
+
+def block_documents(sequence: str, texts: list[str], lane: str = "") -> Iterator[Document]:
+    """Cut a sequence without inner borders into documents of 100 rows."""
+    for block, start in enumerate(range(0, len(texts), BLOCK_ROWS)):
+        yield Document(sequence, f"block-{block:06d}", texts[start : start + BLOCK_ROWS], lane)
+
+
+def _section_documents(
+    path: Path, sequence: str, lane: str, language: str, tally: Tally
+) -> Iterator[Document]:
+    """One document a heading; a title that comes again is numbered."""
+    kind = kind_of(path)
+    try:
+        sections = read_sections(kind, _markup(path, kind))
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    seen: Counter[str] = Counter()
+    for title, paragraphs in sections:
+        texts = [s for paragraph in paragraphs for s in tally.split(paragraph, language)]
+        if len(sections) == 1 and not title:
+            yield from block_documents(sequence, texts, lane)
+        elif texts:
+            name = printable(title) or "(top)"
+            seen[name] += 1
+            numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
+            yield Document(sequence, numbered, texts, lane)
+
+
+def _markup(path: Path, kind: str) -> str:
+    """Return the text of a file of markup; HTML may declare another encoding than Unicode's."""
+    try:
+        return read_text(path)
+    except ValueError:
+        raw = path.read_bytes()
+        declared = _CHARSET.search(raw[:4096]) if kind == ".html" else None
+        if declared is None:
+            raise
+        try:
+            return nfc(raw.decode(declared[1].decode("ascii")))
+        except (LookupError, UnicodeError):
+            raise ValueError(f"{path}: is not in the encoding that it declares") from None
+
+
+def row_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, row) of a table of texts."""
+    if kind_of(path) == ".jsonl":
+        for number, entry in read_json_lines(path):
+            yield f"{path} line {number}", entry
+        return
+    table = read_table(path, ("text", "page_content", "metadata", *NAMES))
+    if not {"text", "page_content"} & set(table.columns):
+        raise ValueError(
+            f"{path}: no column text, vector or embedding; a table of texts needs text, one of "
+            "vectors needs vector"
+        )
+    columns = [table[name].astype(object).where(table[name].notna(), None) for name in table]
+    for number, values in enumerate(zip(*columns, strict=True)):
+        yield f"{path} row {number}", dict(zip(table.columns, values, strict=True))
+
+
+def text_rows(
+    entries: Iterable[tuple[str, dict[str, Any]]], sequence: str, lane: str, tally: Tally
+) -> Iterator[Document]:
+    """Yield the documents of rows {"text": ..., "sequence"?, "document"?, "lane"?}, texts as is.
+
+    LangChain's rows have `page_content` and `metadata`: its `source` is the sequence, its `page`
+    the document, where the metadata does not name those.
+    """
+    rows = (_text_row(place, entry, sequence, lane) for place, entry in entries)
+    for (name, document, row_lane), group in groupby(rows, key=lambda row: row[:3]):
+        texts = [row[3] for row in group]
+        tally.kept += len(texts)
+        if document is None:
+            yield from block_documents(name, texts, row_lane)
+        else:
+            yield Document(name, document, texts, row_lane)
+
+
+def _text_row(
+    place: str, row: dict[str, Any], sequence: str, lane: str
+) -> tuple[str, str | None, str, str]:
+    vector = next((name for name in VECTOR_COLUMNS if isinstance(row.get(name), list)), None)
+    if vector is not None:
+        raise ValueError(
+            f'{place}: has a vector ("{vector}"); give a file of vectors as the source by itself, '
+            "or leave the vectors out"
+        )
+    if "page_content" in row and "text" not in row:
+        metadata = row.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise ValueError(f'{place}: "metadata" must be an object')
+        page = metadata.get("page")
+        found = {
+            "sequence": metadata.get("source"),
+            "document": None if page is None else f"page {page}",
+        }
+        row = found | metadata | {"text": row["page_content"]}
+    if not isinstance(row.get("text"), str):
+        raise ValueError(f'{place}: must be an object with a string "text"')
+    names: dict[str, str | None] = {}
+    for key in NAMES:
+        value = row.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and key != "lane"
+        if not (value is None or isinstance(value, str) or is_number):
+            raise ValueError(f'{place}: "{key}" must be a string without control characters')
+        names[key] = None if value is None else name_text(value)
+        if names[key] is not None and CONTROL.search(str(names[key])):
+            raise ValueError(f'{place}: "{key}" must be a string without control characters')
+    own = sequence if names["sequence"] is None else names["sequence"]
+    return own, names["document"], names["lane"] or lane, nfc(row["text"])
+
+
+def _documents(
+    parts: list[Part], read: Callable[[Part], list[Document]], options: SourceOptions
+) -> list[Document]:
+    """Return the documents of all parts, or of parts that are drawn by seed up to max_rows."""
+    if options.max_rows is None:
+        return [document for part in parts for document in read(part)]
+    drawn: dict[tuple[int, int], Document] = {}
+    first, room = None, options.max_rows
+    random = generator(options.seed, "max_rows")
+    for position in random.permutation(len(parts)).tolist():
+        documents = read(parts[position])
+        first = first or (documents[0] if documents else None)
+        runs = [list(run) for _, run in groupby(enumerate(documents), lambda one: one[1].sequence)]
+        for run in random.permutation(len(runs)).tolist():
+            for number, document in runs[run]:
+                if len(document.texts) > room:
+                    break
+                drawn[position, number] = document
+                room -= len(document.texts)
+        if room <= SPARE * options.max_rows:
+            break
+    if not drawn and first is not None:
+        texts = first.texts[: options.max_rows]
+        return [Document(first.sequence, first.name, texts, first.lane)]
+    return [drawn[place] for place in sorted(drawn)]
+
+
+def drawn_rows(
+    sequence_N: IntArray, document_N: IntArray | None, options: SourceOptions
+) -> npt.NDArray[np.int64]:
+    """Return the rows of a table within max_rows: sequences drawn by seed, of each the first whole
+    documents (of 100 rows where there are none), in reading order."""
+    num_rows = len(sequence_N)
+    if options.max_rows is None or options.max_rows >= num_rows:
+        return np.arange(num_rows)
+    starts = run_starts(sequence_N)
+    ends = np.append(starts[1:], num_rows)
+    kept, room, whole = [], options.max_rows, None
+    for run in generator(options.seed, "max_rows").permutation(len(starts)):
+        start, end = int(starts[run]), int(ends[run])
+        if document_N is None:
+            borders = np.append(np.arange(start, end, BLOCK_ROWS), end)
+        else:
+            borders = np.append(start + run_starts(document_N[start:end]), end)
+        fitting = borders[borders - start <= room]
+        whole = start if whole is None else whole
+        if len(fitting) > 1:
+            kept.append(np.arange(start, fitting[-1]))
+            room -= int(fitting[-1]) - start
+        if room <= SPARE * options.max_rows:
+            break
+    if not kept and whole is not None:
+        return np.arange(whole, whole + options.max_rows)
+    return np.sort(np.concatenate(kept))
+
+
+def _check_drops(source: str, documents: list[Document], tallies: dict[str, Tally]) -> None:
+    """Raise ValueError where more than half of the text, by characters, is dropped."""
+    reasons: Counter[str] = Counter()
+    for tally in tallies.values():
+        reasons.update(tally.dropped)
+    why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    if not documents:
+        raise ValueError(
+            f"source {source}: no sentence of three words or more in it"
+            + (f"; dropped: {why}" if why else "")
+        )
+    characters = sum(tally.characters for tally in tallies.values())
+    kept = sum(tally.kept_characters for tally in tallies.values())
+    if 2 * kept < characters:
+        raise ValueError(
+            f"source {source}: {1 - kept / characters:.0%} of its text would be dropped ({why}); "
+            'to keep lines as they are, give them as JSONL, {"text": ...} a line'
+        )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lvm.corpus.files import sections
-from lvm.corpus.markup import paragraphs
+from lvm.corpus.markup import read_sections
+from lvm.corpus.python_docs import paragraphs
 from lvm.corpus.reading import read_corpus
 
 SENTENCE = "This is a sentence of seven words."
@@ -27,14 +27,14 @@ def test_a_field_without_a_name_is_text() -> None:
 
 def test_a_heading_ends_before_its_hashes() -> None:
     text = "# A #\nx\n## B # C ##  \ny\n# ##\nz"
-    assert [title for title, _ in sections(text)] == ["A", "B # C", "#"]
+    assert [title for title, _ in read_sections(".md", text)] == ["A", "B # C", ""]
 
 
 def test_only_a_newline_ends_a_line_of_jsonl(tmp_path: Path) -> None:
     text = "One \u2028 two \x85 three."
     line = json.dumps({"text": text}, ensure_ascii=False)
     (tmp_path / "x.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    assert read_corpus(str(tmp_path))["text"].tolist() == [text]
+    assert read_corpus(str(tmp_path)).rows["text"].tolist() == [text]
 
 
 def test_odd_names_are_refused_or_escaped(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_odd_names_are_refused_or_escaped(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     (tmp_path / "a\nb.txt").rename(tmp_path / "a.md")
     (tmp_path / "a.md").write_text(f"# A \x1b[2J\n{SENTENCE}\n# B\n{SENTENCE}\n")
-    assert read_corpus(str(tmp_path))["document"].tolist() == ["A \\x1b[2J", "B"]
+    assert read_corpus(str(tmp_path)).rows["document"].tolist() == ["A \\x1b[2J", "B"]
     (tmp_path / "b.jsonl").write_text('{"text": "a", "document": "a\\u001b"}\n')
     with pytest.raises(ValueError, match="without control characters"):
         read_corpus(str(tmp_path))

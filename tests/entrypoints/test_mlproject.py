@@ -27,6 +27,8 @@ CONTRACT = {
         "encoder": "auto",
         "bank": "data/bank",
         "max_rows": "auto",
+        "language": "auto",
+        "order": "auto",
         "base": "none",
         "lanes": "none",
         "root": "auto",

@@ -101,7 +101,7 @@ def test_mutated_prose(suffix: str, tmp_path: Path, tally: Tally) -> None:
 
     def check(raw: bytes) -> None:
         path.write_bytes(raw)
-        rows = read_or_refused(lambda: read_corpus(str(path)), str(path))
+        rows = read_or_refused(lambda: read_corpus(str(path)).rows, str(path))
         if rows is not None:
             assert_rows(rows)
             assert all(len(text.split()) <= 60 and text.strip() for text in rows["text"])
@@ -122,7 +122,7 @@ def test_mutated_jsonl(tmp_path: Path, tally: Tally) -> None:
 
     def check(raw: bytes) -> None:
         path.write_bytes(raw)
-        rows = read_or_refused(lambda: read_corpus(str(path)), str(path))
+        rows = read_or_refused(lambda: read_corpus(str(path)).rows, str(path))
         if rows is not None:
             text = raw.decode("utf-8-sig").replace("\r", "\n")
             told = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -145,7 +145,7 @@ def test_no_text_takes_long(attack: str, tmp_path: Path, tally: Tally) -> None:
     path = tmp_path / "text.md"
     path.write_text(f"{ATTACKS[attack]}\n\nThe last sentence has seven plain words.\n")
     with tally.injecting("texts against patterns"), in_time():
-        read_or_refused(lambda: read_corpus(str(path)), str(path))
+        read_or_refused(lambda: read_corpus(str(path)).rows, str(path))
 
 
 def test_odd_names_of_files(tmp_path: Path, tally: Tally) -> None:
@@ -154,6 +154,6 @@ def test_odd_names_of_files(tmp_path: Path, tally: Tally) -> None:
         with tally.injecting("names of files"):
             path = tmp_path / f"{name[:200]}.txt"
             path.write_text("The only sentence has seven plain words.")
-            rows = read_or_refused(lambda: read_corpus(str(tmp_path)), str(tmp_path))
+            rows = read_or_refused(lambda: read_corpus(str(tmp_path)).rows, str(tmp_path))
             assert (rows is not None) == is_name(name)
             path.unlink()

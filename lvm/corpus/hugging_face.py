@@ -1,0 +1,83 @@
+"""Hugging Face datasets as a source: hf:<name or folder>[:split], streamed (extra `datasets`)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
+
+PREFIX = "hf:"
+DEFAULT_SPLIT = "train"
+SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
+
+
+class HuggingFaceSource:
+    """One split of a dataset on the hub, of a folder of files, or of a folder of save_to_disk.
+
+    Raises ValueError where the library is missing or the dataset cannot be opened.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        name, _, split = source.removeprefix(PREFIX).rpartition(":")
+        if not name or "/" in split:
+            name, split = source.removeprefix(PREFIX), ""
+        self.name, self.split = name, split
+        self.folder = Path(name) if Path(name).is_dir() else None
+
+    @property
+    def stem(self) -> str:
+        """Return the name of a sequence that the rows do not name."""
+        return Path(self.name).name
+
+    def vectors(self) -> VectorTable | None:
+        """Return the dataset as a table of vectors; None where it has no column of them."""
+        dataset = self._open()
+        if dataset.features is None:
+            schema = next(iter(dataset.with_format("arrow").iter(1))).schema
+        else:
+            schema = dataset.features.arrow_schema
+        return arrow_table(self.source, schema, lambda names: self._batches(names))
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (place, row) of each row."""
+        for number, row in enumerate(self._open()):
+            yield f"{self.source} row {number}", row
+
+    def _batches(self, names: list[str]) -> Iterator[pa.Table]:
+        dataset = self._open().select_columns(names).with_format("arrow")
+        yield from dataset.iter(BATCH_ROWS)
+
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                f"source {self.source}: needs the library datasets; install it with "
+                "`pip install -e .[datasets]`"
+            ) from error
+        is_saved = self.folder and any((self.folder / name).is_file() for name in SAVED)
+        try:
+            if is_saved:
+                found = datasets.load_from_disk(self.name)
+            else:
+                found = datasets.load_dataset(self.name, streaming=True)
+        except Exception as error:  # of many libraries: the hub, file systems, parsers
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "
+                "folder, then :<split> where it has several"
+            ) from error
+        if not isinstance(found, dict):
+            return found
+        split = self.split or (DEFAULT_SPLIT if DEFAULT_SPLIT in found else "")
+        if not split and len(found) == 1:
+            split = next(iter(found))
+        if split not in found:
+            raise ValueError(
+                f"source {self.source}: has the splits {', '.join(map(str, found))}; give one as "
+                f"{PREFIX}{self.name}:<split>"
+            )
+        return found[split]

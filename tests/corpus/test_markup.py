@@ -1,0 +1,159 @@
+"""Markdown, reStructuredText, HTML: no paragraph is lost, code and its like are left out."""
+
+import pytest
+
+from lvm.corpus.markup import read_sections
+
+SENTENCE = "The last paragraph stays here."
+# Constructs after which a reader by line patterns loses the rest of the page.
+MARKDOWN = {
+    "a span of three backticks": "```run me``` is what you type.",
+    "a tilde fence around backticks": "~~~\n```\n~~~",
+    "a longer fence around a shorter": "`````\n```\ncode\n`````",
+    "backticks in an indented block": "Text before.\n\n    ```\n    code",
+    "a fence in a list": "* item\n\n  ```\n  code\n  ```",
+    "a fence in a quote": "> ```\n> code",
+    "an unclosed emphasis": "**bold [link](",
+    "raw HTML": "<div>\n\n*text*\n\n</div>",
+    "a comment": "<!-- a\n\nb -->",
+    "deep quotes": "> " * 60 + "deep",
+    "dollars": "It costs $5, then $6 more.",
+    "a table": "| a | b |\n|---|---|\n| c | d |",
+}
+
+
+@pytest.mark.parametrize("before", MARKDOWN.values(), ids=list(MARKDOWN))
+def test_a_page_of_markdown_is_read_to_its_end(before: str) -> None:
+    sections = read_sections(".md", f"# One\n\n{before}\n\n# Two\n\n{SENTENCE}\n")
+    assert [one.title for one in sections] == ["One", "Two"]
+    assert sections[1].paragraphs == [SENTENCE]
+
+
+def test_inline_markup_leaves_its_text() -> None:
+    text = (
+        "A *b* `c` [d](e) ![f](g) ~~h~~ $i^2$ <b>j</b> k[^1] l\\* &amp; m<br>n  \no\n\n[^1]: Note."
+    )
+    assert read_sections(".md", text)[0].paragraphs == ["A b c d h i^2 j k l* & m n o", "Note."]
+
+
+def test_what_is_no_prose_is_left_out() -> None:
+    text = (
+        "---\ntitle: no\n---\n\n```python\nno\n```\n\n$$\nno\n$$\n\n    no\n\n"
+        "<script>no</script>\n\n```{note}\nA note is text.\n```\n\n"
+        ":::{tip}\nA tip is text.\n:::\n\n```{code-block}\nno\n```\n"
+    )
+    assert read_sections(".md", text)[0].paragraphs == ["A note is text.", "A tip is text."]
+
+
+RST = """
+Title
+=====
+
+A :func:`~pkg.mod.name`, :doc:`page <to/page>` and :unknown:`role` [1]_ of |this|::
+
+    no code
+
+.. toctree::
+   :maxdepth: 1
+
+   no/page
+
+.. seealso:: Another page
+   of the same text.
+
+   - with a list
+
+.. versionchanged:: 2.1
+   The default is new.
+
+.. py:method:: run(self)
+   :noindex:
+
+   Runs the whole thing.
+
+   .. deprecated:: 1.0
+      Use the other one.
+
+   :param int size: The size of it.
+   :type size: int
+
+.. whatever-box:: Words of a box.
+
+.. code-block:: python
+   :linenos:
+
+   no = code
+
+.. math:: no
+
+.. include:: /etc/passwd
+
+.. raw:: html
+
+   <b>no</b>
+
+Broken *emphasis
+----------------
+
+| A verse
+| on two lines.
+
+term
+   Its definition.
+
+.. [1] The footnote.
+"""
+
+
+def test_a_page_of_sphinx_keeps_its_prose() -> None:
+    sections = read_sections(".rst", RST)
+    assert [one.title for one in sections] == ["Title", "Broken *emphasis"]
+    assert sections[0].paragraphs == [
+        "A name, page and role of |this|:",
+        "Another page of the same text.",
+        "with a list",
+        "The default is new.",
+        "run(self)",
+        "Runs the whole thing.",
+        "Use the other one.",
+        "size: The size of it.",
+        "Words of a box.",
+    ]
+    assert sections[1].paragraphs == [
+        "A verse on two lines.",
+        "term",
+        "Its definition.",
+        "The footnote.",
+    ]
+
+
+def test_a_long_line_of_rst_is_read() -> None:
+    line = "word " * 5000
+    assert read_sections(".rst", line)[0].paragraphs == [line.strip()]
+
+
+HTML = """<!DOCTYPE html><html><head><title>no</title><style>no {}</style></head><body>
+<nav><p>no</p></nav><div role="navigation">no</div>
+Loose text <b>bold</b><!-- no --> on.<p>A paragraph
+of <a href="x">two</a> lines.<h1>One<a class="headerlink" href="#one">¶</a></h1>
+<ul><li>item <em>a</em><ul><li>inner</li></ul>rest</li></ul><script>no()</script>
+<p>verse<br>goes on<br><br>a new one</p><pre>no</pre><table><tr><td>c</td><td>d</td></tr></table>
+<h2><code>two()</code></h2><div>text<p>para</p>tail</div><ruby>山<rt>やま</rt></ruby>&eacute;</body>"""
+
+
+def test_a_page_of_html_has_its_paragraphs_under_its_headings() -> None:
+    sections = read_sections(".html", HTML)
+    assert [(one.title, one.paragraphs) for one in sections] == [
+        ("", ["Loose text bold on.", "A paragraph of two lines."]),
+        ("One", ["item a", "inner", "rest", "verse goes on", "a new one", "c", "d"]),
+        ("two()", ["text", "para", "tail", "山é"]),
+    ]
+
+
+def test_html_that_is_nested_without_end_is_read_or_refused() -> None:
+    def nested(depth: int) -> str:
+        return "<div>" * depth + "in the middle" + "</div>" * depth
+
+    assert read_sections(".html", nested(1500))[0].paragraphs == ["in the middle"]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_sections(".html", nested(5000))
