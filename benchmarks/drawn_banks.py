@@ -1,5 +1,7 @@
 """Drawn banks whose next row is known to whoever remembers: what a memory is tested on.
 
+`python -m benchmarks.drawn_banks regimes-8 data/regimes` writes one, for the entry points.
+
 Shapes: N rows, D vector dim, S sequences, L rows of a sequence.
 """
 
@@ -7,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -222,3 +225,16 @@ def _drawn(
         row_N // rows,
         row_N // document_rows,
     )
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(BANKS)))
+@click.argument("folder")
+def main(name: str, folder: str) -> None:
+    """Write the drawn bank NAME to FOLDER."""
+    bank = BANKS[name]().write(folder)
+    print(f"{folder}: {bank.num_rows:,} rows of {bank.dim} dims, {len(bank.sequences)} sequences")
+
+
+if __name__ == "__main__":
+    main()
