@@ -30,7 +30,8 @@ from lvm.retrieval.exact import exact_ranks
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 LENGTHS = (100, 500, 1000, 2000)
 TRAINED = {

@@ -26,7 +26,8 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
-from lvm.windows.planning import Queries, Windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
 
 VAL_QUERIES = 2000
 FEW_ROWS = 20
