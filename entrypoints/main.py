@@ -44,7 +44,7 @@ class Size:
 
 
 # Small enough for minutes on two cores; 1,000 positions a step give 32 steps an epoch.
-QUICK_MODEL = {"epochs": 12, "batch_size": 2, "hidden": 256, "chunk": 100, "negatives": 2048}
+QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
     "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
     "full": Size(DEFAULT_BANK, 1000, {}, {}),
@@ -52,7 +52,7 @@ PLANS = {
         f"{DEFAULT_BANK}-tiny",
         50,
         {"max_rows": 4000},
-        {"epochs": 1, "hidden": 16, "layers": 2, "chunk": 10, "slots": 2, "negatives": 64},
+        {"epochs": 1, "hidden": 16, "layers": 2, "negatives": 64},
     ),
 }
 
