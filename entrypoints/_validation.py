@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.evaluation.evaluate import MAX_QUERIES
-from lvm.evaluation.intervals import document_interval, smallest_detectable
-from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.metrics import document_interval, figures, hit_at, smallest_detectable
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.prediction.predict import predict_queries, predict_routed
-from lvm.report.training import experts_figure
+from lvm.report.evaluation import experts_figure
 from lvm.retrieval.exact import exact_ranks
 from lvm.tracking.datasets import Inputs
-from lvm.training.gate_figures import lane_table, mutual_information
+from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.warnings import validation_warnings
 
 

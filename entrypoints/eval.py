@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.evaluation.ablations import run_ablations
-from lvm.evaluation.controls import run_controls
-from lvm.evaluation.evaluate import Evaluation, evaluate, long_table
-from lvm.evaluation.examples import example_table
+from lvm.evaluation.controls import run_ablations, run_controls
+from lvm.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluate_reranking,
+    example_table,
+    long_table,
+)
 from lvm.evaluation.latency import measure_serving
-from lvm.evaluation.reranking import evaluate_reranking
 from lvm.models.skip import Skip
 from lvm.report.evaluation import (
     ablations_table,
@@ -36,7 +39,7 @@ from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.logged_models import MODEL_HELP, Subject, open_subject
 from lvm.tracking.runs import publish_report
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 MEASURED = "measured.parquet"
 

@@ -23,12 +23,13 @@ from lvm.report.tables import HITS, MARKDOWN
 from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
 from lvm.studies.phases.table import (
     OLD_DECISION,
+    SIZES,
     chosen_phases,
     old_difference,
     read_old_gates,
     read_phases,
 )
-from lvm.studies.phases.trainings import SIZES, Job, Planner
+from lvm.studies.phases.trainings import Job, Planner
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank

@@ -21,9 +21,8 @@ from lvm.corpus.encoders import load_encoder
 from lvm.corpus.sentences import split_sentences
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.contexts import unit_contexts
-from lvm.prediction.predict import predict_contexts
-from lvm.report.passages import passages_table
+from lvm.prediction.predict import predict_contexts, unit_contexts
+from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE, NONE, RERANKS

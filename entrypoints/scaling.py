@@ -13,8 +13,7 @@ from typing import Any
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.intervals import document_interval
-from lvm.evaluation.metrics import figures, soft_hit_at
+from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
 from lvm.report.scaling import (
     scaling_figure,
     scaling_note,

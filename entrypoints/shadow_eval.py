@@ -27,9 +27,15 @@ from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
-from lvm.tracking.candidates import Wanted, gather
+from lvm.tracking.candidates import (
+    Wanted,
+    gather,
+    log_artifacts,
+    log_figures,
+    promote_winner,
+    tag_measured,
+)
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.promotion import log_artifacts, log_figures, promote_winner, tag_measured
 from lvm.tracking.runs import publish_report
 
 

@@ -23,10 +23,9 @@ from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import load_state
-from lvm.report.evaluation import evaluation_table
+from lvm.report.evaluation import evaluation_table, training_figure
 from lvm.report.notes import training_note
 from lvm.report.tables import HITS
-from lvm.report.training import training_figure
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS
@@ -50,8 +49,8 @@ from lvm.training.config import (
     resolve,
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
-from lvm.training.fingerprint import state_sha256, training_sha256
 from lvm.training.loop import TrainResult, train
+from lvm.training.plan import state_sha256, training_sha256
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")

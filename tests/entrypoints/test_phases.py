@@ -12,8 +12,7 @@ import torch
 from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import smallest_detectable
-from lvm.evaluation.metrics import hit_at
+from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
@@ -220,8 +219,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
         "torch.__version__",
-        "lvm.training.fingerprint.VERSION",
-        "lvm.models.fits.VERSION",
+        "lvm.training.plan.VERSION",
+        "lvm.models.weights.VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")

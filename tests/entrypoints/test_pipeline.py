@@ -16,8 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
-from lvm.bank.duplicates import SAME_SCORE
-from lvm.bank.store import open_bank
+from lvm.bank.store import SAME_SCORE, open_bank
 from lvm.tracking import alias
 from tests.conftest import copy_store
 from tests.synthetic import make_bank

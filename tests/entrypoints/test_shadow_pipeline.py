@@ -11,7 +11,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from entrypoints import promote, rollback, shadow_eval
-from lvm.models import fits
+from lvm.models import weights
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import choose_queries, read_query_log
@@ -129,7 +129,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
         )
     assert correction is None
     version = registered.register(lost, twin.facts)
-    (weights,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
+    (stored,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
     weights.write_bytes(b"damaged")
     MlflowClient().create_model_version("lvm", "file:///nowhere")
     assert shadow_eval.main(["--report", "lost.json"]) == 0
@@ -165,7 +165,7 @@ def test_free_predictors_are_fitted_anew_for_other_windows_or_fits(promoted, mon
     longer = field(ctx=30)
     assert {name.removesuffix("-ctx30") for name in fitted_anew(longer)} == set(FREE_MODELS)
     assert longer.versions[longer.baseline_name] == alias.aliases()["baseline"]
-    monkeypatch.setattr(fits, "VERSION", fits.VERSION + 1)
+    monkeypatch.setattr(weights, "FIT_VERSION", weights.FIT_VERSION + 1)
     assert len(fitted_anew(field())) == len(FREE_MODELS)
 
 
@@ -173,10 +173,10 @@ def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
     baseline = alias.aliases()["baseline"]
     cards = registered.cards()
     lost = next(c for c in cards if c.facts.kind == "free" and c.version != baseline)
-    (weights,) = Path("store").rglob(f"{lost.model_id}/artifacts/artifacts/model.safetensors")
-    aside = weights.rename(weights.with_name("aside"))
+    (stored,) = Path("store").rglob(f"{lost.model_id}/artifacts/artifacts/model.safetensors")
+    aside = stored.rename(stored.with_name("aside"))
     assert fitted_anew(field()) == {lost.facts.model}
-    aside.rename(weights)
+    aside.rename(stored)
 
 
 def test_one_exploratory_training_does_not_choose_the_split(promoted):
@@ -270,12 +270,12 @@ def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
     before, moves = alias.aliases(), alias.history()
     model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
-    (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
-    aside = weights.rename(weights.with_name("aside"))
+    (stored,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
+    aside = stored.rename(stored.with_name("aside"))
     assert rollback.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "rollback: the previous baseline, version" in line and "entry point promote" in line
     assert (alias.aliases(), alias.history()) == (before, moves)
-    aside.rename(weights)
+    aside.rename(stored)
     assert rollback.main([]) == 0
     assert alias.aliases() == {"baseline": first, "previous": other}

@@ -12,13 +12,12 @@ import torch
 
 from lvm.bank.store import Bank, open_bank
 from lvm.models.facts import facts_of
-from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import build_model
-from lvm.models.weights import load_model, optimizer_tensors, save_model
+from lvm.models.weights import Fit, cached_fit, load_model, optimizer_tensors, save_model
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.index import build_index, ensure_index, open_index, write_index
 from lvm.retrieval.rerank import Reranker, fit_reranker
-from lvm.shadow.measuring import (
+from lvm.shadow.replay import (
     Questions,
     measure,
     measurement_path,

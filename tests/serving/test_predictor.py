@@ -12,12 +12,10 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm.bank.duplicates import SAME_SCORE
-from lvm.bank.store import open_bank
+from lvm.bank.store import SAME_SCORE, open_bank
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
-from lvm.prediction.contexts import check_contexts
-from lvm.prediction.predict import predict_contexts
+from lvm.prediction.predict import check_contexts, predict_contexts
 from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows

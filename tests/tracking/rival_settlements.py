@@ -13,7 +13,7 @@ from multiprocessing.synchronize import Barrier
 
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import runs as tracking
-from lvm.tracking.promotion import promote_winner
+from lvm.tracking.candidates import promote_winner
 from tests.shadow_cases import winning_case
 
 
