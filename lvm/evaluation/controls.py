@@ -34,9 +34,7 @@ MAX_QUERIES = 2000
 MAX_REVERSED = 1000
 MAX_SHUFFLED_ROWS = 200_000  # shuffled contexts share no pass: 200 queries at ctx 1000
 RIDGE_ROWS = 256  # on either side of a target; older rows weigh less than 1e-11 in the ridge
-
 RankArray = NDArray[np.float64]
-
 LAST_ROWS = 20
 
 

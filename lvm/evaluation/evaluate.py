@@ -58,11 +58,9 @@ from lvm.windows.planning import SPLITS, Queries, Windows
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000
 SEARCH_QUERIES = 5
-
 EACH, K = 20, 5
 CONTEXT_ROWS, FOUND = 2, 3
 SEARCHED = 24  # rows, so that FOUND passages are left when twins count once
-
 RankArray = NDArray[np.float64]
 KINDS = ("plain", "corrected")
 

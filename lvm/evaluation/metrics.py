@@ -20,9 +20,7 @@ from lvm.system.seeding import generator
 
 FIGURES = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10", "median_rank")
 POOLS = (58, 115, 230, 1149)  # candidates of the old phases 3.5, 3, 2, 1
-
 FloatArray = NDArray[np.float64]
-
 RESAMPLES = 10_000
 LEVEL = 0.05  # two-sided: intervals hold 95 %
 BLOCK_VALUES = 2**20  # weights (resamples x documents) held at a time: 8 MB

@@ -14,7 +14,6 @@ from lvm.models.layers import Dropout, RMSNorm, unit
 from lvm.models.skip import Residual
 
 BLOCK = 64
-
 HEAD_DIM = 32
 KEYS = 128  # key features of a head of the recall
 RECALL_HEADS = 2

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, rms_norm
 
 TINY = 1e-24  # what keeps the zero row zero; no sum of squares that counts is near it
-
 LEVELS = 2**16
 
 

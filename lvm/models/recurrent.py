@@ -1,8 +1,10 @@
 """Recurrent encoders that run the chunks of a sequence in parallel.
 
 The gradient of a GRU layer is written out. Shapes: B batch, C chunks, N chunks of all sequences,
-S steps of a chunk, T time, H hidden, L layers; a number before H counts blocks of H. T is a multiple of the chunk in `forward`, any in `begin`, which also returns the state of a
-stream; `step` takes that state one step on.
+S steps of a chunk, T time, H hidden, L layers; a number before H counts blocks of H.
+
+T is a multiple of the chunk in `forward`, any in `begin`, which also returns the state of a stream;
+`step` takes that state one step on.
 """
 
 from typing import Any

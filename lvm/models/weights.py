@@ -35,9 +35,8 @@ META, SHA256 = "meta", "sha256"
 MAX_SIZE = 10**7
 FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
 Write = Callable[[Path], object]
-
 FIT_VERSION = 2  # raised whenever a fit gives other numbers from the same rows
-FOLDER = "fits"
+FITS_FOLDER = "fits"
 
 
 def save_model(
@@ -255,7 +254,7 @@ def cached_fit(
         dict(inputs),
     )
     key = cache_key(*parts)
-    path = windows.folder / FOLDER / f"{name}-{key[:16]}.safetensors"
+    path = windows.folder / FITS_FOLDER / f"{name}-{key[:16]}.safetensors"
 
     def compute() -> Entry:
         found = fit()

@@ -56,11 +56,9 @@ EXAMPLES_STYLE = (
     "th, td { border: 1px solid #ddd; padding: 4px 8px; text-align: left; vertical-align: top } "
     "th { position: sticky; top: 0; background: #f4f4f4 }"
 )
-
 CURVES = ((10, SKY), (5, BLUE), (1, PURPLE))
 SHARE = "train/share_"
 SMALL_SHARE = 0.005  # shares below it have no number
-
 TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 
 

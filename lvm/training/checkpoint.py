@@ -17,7 +17,6 @@ from lvm.training.config import Settings, as_dict
 
 CHECKPOINT_MINUTES = 2.0
 Parts = Mapping[str, Mapping[str, Tensor]]
-
 KIND_OR_NOISE = ("model", "dropout")
 
 

@@ -18,9 +18,7 @@ from lvm.training.config import Settings
 from lvm.windows.planning import Windows
 
 MEAN_DECAY = 0.95
-
 IntArray = NDArray[np.int64]
-
 DEAD_SHARE = 0.5
 
 

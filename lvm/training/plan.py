@@ -16,7 +16,6 @@ from lvm.training.config import Settings, as_dict
 from lvm.windows.planning import Windows
 
 WARMUP_SHARE = 0.05
-
 TRAINING_VERSION = 3  # raised whenever equal settings train another model from the same rows
 
 

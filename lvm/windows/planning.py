@@ -19,9 +19,7 @@ from lvm.bank.store import Bank, duplicate_groups
 from lvm.system.seeding import generator
 
 IntArray = NDArray[np.int64]
-
 SplitArray = NDArray[np.int8]
-
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
 SHARES = (0.8, 0.1, 0.1)
