@@ -21,8 +21,7 @@ from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
-from lvm.tracking import alias, logged_models, runs
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
@@ -101,8 +100,8 @@ def gather(
     and lanes are checked before anything is fitted or registered. Bank and windows are logged as
     datasets of the active run.
     """
-    known = {str(card.version): card for card in registered.cards()}
-    for version, reason in registered.unreadable_versions().items():
+    known = {str(card.version): card for card in versions.cards()}
+    for version, reason in versions.unreadable_versions().items():
         print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
     named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
     registry = Registry(known, named, alias.aliases().get(BASELINE))
@@ -200,11 +199,11 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             raise ValueError(
                 f"candidates: {alias.NAME} has no version {word!r}; known: "
                 f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{registered.ARTIFACT} or models:/m-<id>"
+                f"runs:/<run id>/{versions.ARTIFACT} or models:/m-<id>"
             )
         card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
-        version = card.version or registered.version_of(card.model_id)
+        version = card.version or versions.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
     return list(cards.values())
 
@@ -220,7 +219,7 @@ def _with_version(card: Card) -> Card:
     if card.version is not None:
         return card
     assert card.model_id is not None
-    return dataclasses.replace(card, version=registered.register(card.model_id, card.facts))
+    return dataclasses.replace(card, version=versions.register(card.model_id, card.facts))
 
 
 def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
@@ -263,7 +262,7 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
-        version = registered.register(model_id, facts)
+        version = versions.register(model_id, facts)
         reference = f"models:/{alias.NAME}/{version}"
         return _logged(Card(reference, facts, model_id, version=version))
 
@@ -282,7 +281,7 @@ def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
 
 def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
     """Return the newest readable version of a free predictor of the same windows."""
-    for card in reversed(registered.cards()):
+    for card in reversed(versions.cards()):
         if card.facts.model == name and _is_free(card, bank, windows):
             try:
                 logged_models.load(card.reference)
@@ -295,7 +294,7 @@ def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
 
 def promote_winner(
     result: ShadowResult,
-    versions: Mapping[str, str | None],
+    version_by_name: Mapping[str, str | None],
     rules: GateRules,
     run_id: str,
     publish: Publish,
@@ -303,7 +302,7 @@ def promote_winner(
 ) -> Decision:
     """Decide, publish, then move the alias; return the decision. A dry run has no `tell_failure`.
 
-    `versions` gives the version of each candidate by its name. The alias is read again under the
+    `version_by_name` gives the version of each candidate. The alias is read again under the
     registry's lock, which is held to the end: of two promotions at one moment the second decides
     after the first. Versions to promote are loaded whole, then `publish` is called, then the alias
     moves, so that no move lacks a report; stop signals are deferred. If a move fails,
@@ -318,16 +317,18 @@ def promote_winner(
             alias.repair()
         expected = alias.aliases().get(alias.BASELINE)
         withdrawn = alias.withdrawn()
-        barred = frozenset(name for name, version in versions.items() if version in withdrawn)
-        decision = decide(result, replayed_name(expected, versions), rules, barred)
+        barred = frozenset(
+            name for name, version in version_by_name.items() if version in withdrawn
+        )
+        decision = decide(result, replayed_name(expected, version_by_name), rules, barred)
         if is_enabled:
             for name in decision.promote:
-                logged_models.load(f"models:/{NAME}/{versions[name]}")
+                logged_models.load(f"models:/{NAME}/{version_by_name[name]}")
         publish(decision)
         moved: tuple[str, ...] = ()
         try:
             for name in decision.promote if is_enabled else ():
-                version = str(versions[name])
+                version = str(version_by_name[name])
                 evidence = _evidence(name, decision, result, run_id)
                 evidence["replaced_version"] = str(expected).lower()
                 alias.promote(version, expected, evidence)
@@ -339,19 +340,20 @@ def promote_winner(
     return decision
 
 
-def replayed_name(version: str | None, versions: Mapping[str, str | None]) -> str | None:
+def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]) -> str | None:
     """Return the name under which a version is replayed, or its number if it is not replayed.
 
-    `versions` as for `promote_winner`. A replay names its baseline by this rule, too: if the two
-    names differ, the alias has moved since.
+    A replay names its baseline by the same rule: if the names differ, the alias has moved since.
     """
     if version is None:
         return None
-    names = (name for name, other in versions.items() if other == version)
+    names = (name for name, other in version_by_name.items() if other == version)
     return next(names, f"version {version}")
 
 
-def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_id: str) -> None:
+def tag_measured(
+    result: ShadowResult, version_by_name: Mapping[str, str | None], run_id: str
+) -> None:
     """Tag every version of the replay with its metrics and the run that measured them.
 
     Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
@@ -359,7 +361,7 @@ def tag_measured(result: ShadowResult, versions: Mapping[str, str | None], run_i
     """
     prefix = LOG if result.is_log else SHADOW
     for outcome in result.outcomes:
-        version = versions[outcome.name]
+        version = version_by_name[outcome.name]
         if version is None:
             continue
         tags = {"unscored": outcome.why_unscored or "none"}

@@ -25,8 +25,7 @@ from lvm.shadow.replay import (
     write_measurement,
 )
 from lvm.system.atomic import Entry, read_entry, write_array, write_entry
-from lvm.tracking import logged_models
-from lvm.tracking import runs as tracking
+from lvm.tracking import logged_models, runs
 from lvm.training.checkpoint import Progress, StateFile
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -230,7 +229,7 @@ def test_logged_model(tally, store, bank, windows, model):
     correction = fit_hubness(model, bank, windows).row_correction
     reranker = fit_reranker(model, bank, windows, correction)
     facts = facts_of("memory_gru", "none", bank, windows)
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         trained = logged_models.log_predictor(model, facts, correction, 1, reranker)
         ema = build_model({"model": "ema", "dim": 16, "decay": 0.5})
         free = logged_models.log_predictor(ema, facts_of("ema", "none", bank, windows))
