@@ -15,11 +15,10 @@ from lvm.report.phases import (
 )
 from lvm.studies.phases.comparison import measure_phases
 from lvm.studies.phases.table import (
-    SIZES,
     chosen_phases,
     read_phases,
 )
-from lvm.studies.phases.trainings import Job, Planner
+from lvm.studies.phases.trainings import SIZES, Job, Planner
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.tracking.phase_runs import (

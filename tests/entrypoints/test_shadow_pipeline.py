@@ -128,7 +128,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
     assert correction is None
     version = versions.register(lost, twin.facts)
     (stored,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
-    weights.write_bytes(b"damaged")
+    stored.write_bytes(b"damaged")
     MlflowClient().create_model_version("lvm", "file:///nowhere")
     assert shadow_eval.main(["--report", "lost.json"]) == 0
     outcomes = json.loads(Path("lost.json").read_text())["outcomes"]
