@@ -11,6 +11,17 @@ from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
+# Of the hub's client, file systems and parsers, beside the errors that `datasets` declares.
+LIBRARY_ERRORS = (
+    pa.ArrowException,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class HuggingFaceSource:
@@ -53,6 +64,8 @@ class HuggingFaceSource:
     def _open(self) -> Any:
         try:
             import datasets
+            from datasets.exceptions import DatasetsError
+            from huggingface_hub.errors import HTTPError
         except ImportError as error:
             raise ValueError(
                 f"source {self.source}: needs the library datasets; install it with "
@@ -64,7 +77,7 @@ class HuggingFaceSource:
                 found = datasets.load_from_disk(self.name)
             else:
                 found = datasets.load_dataset(self.name, streaming=True)
-        except Exception as error:  # of many libraries: the hub, file systems, parsers
+        except (DatasetsError, HTTPError, *LIBRARY_ERRORS) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "

@@ -20,6 +20,19 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.footnote import footnote_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 
+# A parser's own mistakes on odd input beside the errors that it declares.
+PARSER_ERRORS = (
+    docutils.ApplicationError,
+    etree.LxmlError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Directives of reStructuredText, docutils' and Sphinx's, that hold no prose.
 NO_PROSE = frozenset(
     "autoattribute autoclass autodata autoexception autofunction automethod automodule "
@@ -101,7 +114,7 @@ def read_sections(kind: str, text: str) -> list[Section]:
     sections = _Sections()
     try:
         READERS[kind](text, sections)
-    except Exception as error:  # a parser's own mistakes on odd input are of any class
+    except PARSER_ERRORS as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise ValueError(f"cannot be read as {kind} ({reason}); save it as .txt") from error
     return sections.whole()
