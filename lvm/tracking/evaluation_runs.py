@@ -16,6 +16,7 @@ from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_reranking, ex
 from lvm.evaluation.lane_ceilings import Ceilings, lane_ceilings, search_table
 from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes
 from lvm.evaluation.latency import measure_serving
+from lvm.models.skip import Skip
 from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import context_figure, examples_page
 from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
@@ -97,7 +98,7 @@ def serve(measurement: Measurement) -> dict[str, Any]:
     subject, own = measurement.subject, measurement.own
     bank, windows, model = subject.inputs.bank, subject.inputs.windows, subject.predictor.model
     # The index is tuned on val queries of these windows: the model's own may not fit this bank.
-    plan = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    plan: dict[str, Any] = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
     index = ensure_index(bank, model, replace(subject.predictor.facts, **plan), own.row_correction)
     groups = windows.representative_N
     measured, times = measure_serving(index, model, windows.ctx, own.predictions, groups)
@@ -124,6 +125,7 @@ def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
     """Ask without each part of the model on the first of the measured queries; log Hit@5."""
     subject, queries = measurement.subject, measurement.queries
     predictor, inputs = subject.predictor, subject.inputs
+    assert isinstance(predictor.model, Skip)
     rank_Q = measurement.own.per_query["rank"].to_numpy()
     ablations = run_ablations(predictor.model, inputs.bank, inputs.windows, queries, rank_Q)
     figures = {
@@ -200,7 +202,7 @@ def searched(answers: Answers, rules: LaneRules) -> Ceilings:
     """Search with the truths and the predictions, exactly and through the serving index."""
     subject, inputs = answers.subject, answers.subject.inputs
     windows = inputs.windows
-    plan = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    plan: dict[str, Any] = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
     facts = replace(subject.predictor.facts, **plan)
     index = ensure_index(inputs.bank, subject.predictor.model, facts, answers.row_correction)
     queries = windows.queries[answers.split].head(len(answers.predictions))
