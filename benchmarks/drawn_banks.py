@@ -124,7 +124,8 @@ def announced_key(*, sequences: int = 1200) -> Drawn:
             vector_LD[row, 1], vector_LD[row, -QUESTION_DIM:] = 0.6, 0.8 * question_E
             answer_LD[row + 1, -QUESTION_DIM:] = _unit(question_E + 1.5 * shift_KE[key])
             vector_LD[row + 1] = _noisy(answer_LD[row + 1], NOISE, random)
-            reach_L[row + 1] = row + 1
+        # Later answers can be told from the first one; only that needs the announcement.
+        reach_L[first + 1] = first + 1
         document_L = 9 * sequence + np.arange(rows) * 9 // rows
         parts.append((vector_LD, answer_LD, reach_L, np.full(rows, sequence), document_L))
     return Drawn(*(np.concatenate(part) for part in zip(*parts, strict=True)))

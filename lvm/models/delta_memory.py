@@ -34,7 +34,8 @@ def delta_rule(
     0 ... 1 and a = exp(`log_keep`) in 0 ... 1: one step of gradient descent on |M k_t - v_t|^2 / 2
     (Yang, Kautz, Hatamizadeh, arXiv 2412.06464, section 3). Keys must have length 1 or less. The
     memory starts as `state_BAVR`, else as zero. Blocks of 64 steps are solved in parallel as one
-    triangular system each (Yang et al., arXiv 2406.06484, section 3.2), all in float32.
+    triangular system each (Yang et al., arXiv 2406.06484, section 3.2). The memory is float32
+    under autocast, too, which takes the products in its own dtype.
     """
     num_steps = query_BTAR.shape[1]
     query, key, value, strength, log_keep = (

@@ -19,7 +19,7 @@ from tests.synthetic import rotation, rotation_bank
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A model whose linear map alone knows the rotation of the bank; its encoder adds little."""
     folder: Path = tmp_path_factory.mktemp("ablations")
-    bank = rotation_bank(folder / "bank")
+    bank = rotation_bank(folder / "bank", num_sequences=12)
     windows = plan_windows(bank, 30)
     model = build_model({"model": "memory_gru", "dim": 16, "hidden": 8, "layers": 2}).eval()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_the_part_that_knows_the_answer_is_the_one_that_is_missed(report: dict) 
     assert list(parts) == ["linear", "encoder", "memory", "older_rows"]
     assert report["full"]["hit_at_5"] > 0.99
     lost = parts["linear"]["hit_at_5_difference"]
-    assert lost["high"] < -0.3 and parts["linear"]["p_holm"] < 0.01
+    assert lost["high"] < -0.3 and parts["linear"]["p_holm"] < 0.05
     for part in ("encoder", "memory", "older_rows"):
         assert abs(parts[part]["hit_at_5_difference"]["mean"]) < 0.02
         assert parts[part]["hit_at_5_difference"]["mean"] == pytest.approx(
