@@ -218,8 +218,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
         "torch.__version__",
-        "lvm.training.plan.VERSION",
-        "lvm.models.weights.VERSION",
+        "lvm.training.plan.TRAINING_VERSION",
+        "lvm.models.weights.FIT_VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")
