@@ -100,7 +100,7 @@ def body(options: IngestOptions) -> None:
     datasets.log_bank(open_bank(options.bank), "ingestion")
     tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     if report.files:
-        tracking.log_text(drops_table(report, MARKDOWN) + "\n", "dropped.md")
+        tracking.log_artifact(drops_table(report, MARKDOWN) + "\n", "dropped.md")
     print(counts_table(report))
     describe(options, report.sequences, report)
     publish_report(asdict(report), None)
