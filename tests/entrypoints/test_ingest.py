@@ -63,7 +63,7 @@ def test_a_table_of_vectors_is_a_bank_in_one_command(store: Path, tmp_path: Path
         (["--lanes", "Law"], "lanes 'Law': of text, lanes are none or folder"),
         (["--order", "page"], "a.parquet: no column 'page' to order the rows by"),
         (["--language", "german"], "language 'german': must be auto or a code such as de"),
-        (["--walk", "depth"], "walk: is read for chains alone"),
+        (["--walk", "bfs"], "walk: is read for chains alone"),
     ],
 )
 def test_options_that_do_not_fit_the_source_are_refused(
