@@ -153,22 +153,17 @@ def corpus_files(source: Path) -> list[Path]:
     if not found:
         others = _others(source)
         held = f" (it has {others})" if others else ""
-        raise ValueError(
-            f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give a folder with one"
-        )
+        way = f"hf:{source} for its tables" if ".parquet" in others else "a folder with one"
+        raise ValueError(f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give {way}")
     for path in found:
         if CONTROL.search(str(path)):
             raise ValueError(f"source {source}: {str(path)!r} holds control characters; rename it")
         if path != source:
             file_inside(source, str(path.relative_to(source)))
-    names = [nfc(str(path)) for path in found]
-    twice = (
-        next((name for name in names if names.count(name) > 1), None)
-        if len(set(names)) < len(names)
-        else None
-    )
-    if twice is not None:
-        raise ValueError(f"source {source}: two files are called {twice!r}; rename one")
+    count = Counter(nfc(str(path)) for path in found)
+    name, most = count.most_common(1)[0]
+    if most > 1:
+        raise ValueError(f"source {source}: two files are called {name!r}; rename one")
     return found
 
 

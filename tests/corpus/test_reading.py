@@ -162,3 +162,20 @@ def test_html_in_a_declared_encoding_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(page.replace("windows-1251", "none-such"), "windows-1251")
     with pytest.raises(ValueError, match="a.html: is not in the encoding that it declares"):
         read_text_file(tmp_path / "a.html")
+
+
+def test_a_folder_without_text_is_told_what_it_holds(tmp_path: Path) -> None:
+    pd.DataFrame({"text": ["a"]}).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.DOCX").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"it has 1 .parquet, 1 .docx\); give hf:.* for its"):
+        read_corpus(str(tmp_path))
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r"\(it has 1 .docx\); give a folder with one"):
+        read_corpus(str(tmp_path))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        (tmp_path / unicodedata.normalize(form, "é.txt")).write_text("One sentence is enough.")
+    with pytest.raises(ValueError, match="two files are called .*; rename one"):
+        read_corpus(str(tmp_path))
