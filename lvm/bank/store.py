@@ -199,10 +199,7 @@ def write_bank(
     if any(name in KINDS for name in rows.columns):
         rows = with_sequence(rows, len(rows), path.name)[0]
         rows = rows[[name for name in rows.columns if name in KINDS]]
-    if path.exists() and not overwrite:
-        raise ValueError(f"bank {path}: exists already; choose another path or delete it")
-    if path.exists() and not (path / files.CONTENTS).is_file():
-        raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
+    _check_target(path, overwrite)
     if dtype not in files.DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(files.DTYPES)}")
     row_table(rows, f"rows of bank {path}")
@@ -226,6 +223,13 @@ def write_bank(
             (folder / files.CONTENTS).write_text(text, "utf-8")
         bank = _open_folder(folder, verify=False)
     return replace(bank, path=path)
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ValueError(f"bank {path}: exists already; choose another path or delete it")
+    if path.exists() and not (path / files.CONTENTS).is_file():
+        raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
 
 
 def _stacked(vectors: pd.Series | list[Any]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
 from entrypoints import phases, shadow_eval, train
 from lvm.tracking import alias, logged_models
@@ -50,7 +50,7 @@ class Launcher:
         stack = mlflow.tracking.fluent._active_run_stack.get()
         parents = list(stack)
         stack.clear()
-        tags = {MLFLOW_PARENT_RUN_ID: parents[-1].info.run_id}
+        tags = {MLFLOW_PARENT_RUN_ID: parents[-1].info.run_id, MLFLOW_PROJECT_ENTRY_POINT: entry}
         run_id = str(MlflowClient().create_run("0", tags=tags).info.run_id)
         os.environ["MLFLOW_RUN_ID"] = run_id
         words = [w for k, v in parameters.items() for w in (f"--{k.replace('_', '-')}", str(v))]
