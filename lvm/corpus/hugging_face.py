@@ -10,6 +10,8 @@ from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
 
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"
+# Of the hub, of file systems and of parsers, whose libraries datasets calls.
+OPEN_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, EOFError)
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
 
 
@@ -64,7 +66,7 @@ class HuggingFaceSource:
                 found = datasets.load_from_disk(self.name)
             else:
                 found = datasets.load_dataset(self.name, streaming=True)
-        except Exception as error:  # of many libraries: the hub, file systems, parsers
+        except (*OPEN_ERRORS, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import docutils
 import docutils.core
 from docutils import nodes
 from docutils.parsers.rst import Parser, roles, states
@@ -44,6 +45,10 @@ RST_SETTINGS = {
     "traceback": True,  # else docutils ends the process
     "warning_stream": False,
 }
+PARSER_ERRORS = (  # mistakes of parsers on odd input, too
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+    *(ValueError, docutils.ApplicationError, etree.LxmlError),
+)
 MAX_NESTING = 100  # of Markdown's quotes and lists
 INLINE_HTML = frozenset(
     "a abbr acronym b bdi bdo big br cite code data del dfn em font i ins kbd label mark q rb rp "
@@ -103,7 +108,7 @@ def read_sections(kind: str, text: str) -> list[Section]:
     sections = _Sections()
     try:
         READERS[kind](text, sections)
-    except Exception as error:  # a parser's own mistakes on odd input are of any class
+    except PARSER_ERRORS as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise ValueError(f"cannot be read as {kind} ({reason}); save it as .txt") from error
     return sections.whole()
