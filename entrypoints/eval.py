@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
+from lvm.evaluation.ablations import run_ablations
 from lvm.evaluation.controls import run_controls
 from lvm.evaluation.evaluate import Evaluation, evaluate, long_table
 from lvm.evaluation.examples import example_table
 from lvm.evaluation.latency import measure_serving
 from lvm.evaluation.reranking import evaluate_reranking
+from lvm.models.skip import Skip
 from lvm.report.evaluation import (
+    ablations_table,
     context_figure,
     controls_table,
     evaluation_table,
@@ -58,7 +61,9 @@ class EvalOptions(MeasureOptions):
     """Options of `eval`."""
 
     baselines: bool = option(True, "Measure the free predictors too.")
-    controls: bool = option(True, "Ask with shorter, shuffled, reversed contexts too.")
+    controls: bool = option(
+        True, "Ask with shorter, shuffled, reversed contexts, without parts of the model too."
+    )
     rerank: str = option(NONE, "Order the best 200 again by the lane to come.", choices=RERANKS)
 
 
@@ -130,6 +135,10 @@ def body(options: EvalOptions) -> None:
         report |= {"reranked": rerank(measurement, options.split)}
         blocks.append(reranking_table(report["reranked"], report, report["leaky"]))
         print(f"\n{blocks[-1]}", flush=True)
+    if options.controls and isinstance(subject.predictor.model, Skip):
+        report |= {"ablations": ablate(measurement, options.split)}
+        blocks.append(ablations_table(report["ablations"], report["leaky"]))
+        print(f"\n{blocks[-1]}", flush=True)
     if options.controls:
         report |= {"controls": control(measurement, options.baselines)}
         blocks.append(controls_table(report["controls"], report["leaky"]))
@@ -176,6 +185,19 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
     figures[f"{split}/reranked_corrected_hit_at_5"] = found["corrected"]["hit_at_5"]
     tracking.log_metrics(figures, model_id=predictor.model_id, dataset=inputs.dataset)
     return found
+
+
+def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
+    """Ask without each part of the model on the first of the measured queries; log Hit@5."""
+    subject, queries = measurement.subject, measurement.queries
+    predictor, inputs = subject.predictor, subject.inputs
+    rank_Q = measurement.own.per_query["rank"].to_numpy()
+    ablations = run_ablations(predictor.model, inputs.bank, inputs.windows, queries, rank_Q)
+    figures = {
+        f"{split}/without_{one['part']}_hit_at_5": one["hit_at_5"] for one in ablations["without"]
+    }
+    tracking.log_metrics(figures, model_id=predictor.model_id, dataset=inputs.dataset)
+    return ablations
 
 
 def control(measurement: Measurement, ridge: bool) -> dict[str, Any]:

@@ -15,14 +15,13 @@ from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chain
 from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.corpus.reading import SourceOptions
+from lvm.report.data import chain_metrics, chains_text, counts_table, drops_table
 from lvm.report.notes import counts_note
-from lvm.report.tables import MARKDOWN, TEXT, table
+from lvm.report.tables import MARKDOWN
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from lvm.tracking.runs import publish_report
-
-SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -143,85 +142,6 @@ def _refuse_chain_options(options: IngestOptions) -> None:
                 f"{one.name}: is read for chains alone; give source=ontology:...|graph:...|"
                 "anchored:..., or leave it out"
             )
-
-
-def counts_table(report: IngestReport) -> str:
-    """Return the rows of each sequence and of each lane, then what was dropped, and why."""
-    verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
-    lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
-    for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
-        lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
-    lines += [f"dropped {count:,} rows: {reason}" for reason, count in report.dropped.items()]
-    if report.files:
-        lines += ["", drops_table(report), ""]
-    return "\n".join([*lines, *report.notes, f"sha256 {report.sha256}"])
-
-
-def drops_table(report: IngestReport, style: str = TEXT) -> str:
-    """Return a line a file that lost sentences, those with the most first, or gave none."""
-    reasons = list(report.dropped) if report.dropped else []
-    reasons = [name for name in reasons if any(name in counts for counts in report.files.values())]
-    ordered = sorted(
-        report.files.items(),
-        key=lambda item: (item[1]["kept"] > 0, item[1]["kept"] - sum(item[1].values())),
-    )
-    shown = ordered if style == MARKDOWN else ordered[:SHOWN]
-    lines = [
-        [name, *(f"{counts.get(column, 0):,}" for column in ("kept", *reasons))]
-        for name, counts in shown
-    ]
-    if len(ordered) > len(shown):
-        lines.append(
-            [f"{len(ordered) - len(shown):,} more, see dropped.md", *[""] * (len(reasons) + 1)]
-        )
-    return table(lines, ["sentences of", "kept", *reasons], "l" + "r" * (len(reasons) + 1), style)
-
-
-def chains_text(report: ChainReport, style: str = TEXT) -> str:
-    """Return what was made, its lanes, then the table of what each gate dropped."""
-    verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
-    cpesh, coherence = report.cpesh, report.coherence
-    lines = [
-        f"bank {report.path}: {report.rows:,} rows x {report.dim} dims ({report.base_rows:,} of "
-        f"the base, then {report.chains:,} chains), {verb}",
-        f"{len(report.lanes):,} lanes, in chains: {_largest(report.lanes)}",
-        f"coherence of the chains kept: median {coherence['kept']['p50']:.3f}, asked for "
-        f"{coherence['least']:.3f} or more",
-        f"CPESH: {cpesh['records']:,} of {report.chains:,} chains have a record "
-        f"({cpesh['rate']:.2%}); rule of cosines: {cpesh['rule']}, soft {cpesh['soft_low']:.2f} to "
-        f"{cpesh['soft_high']:.2f}, hard below {cpesh['hard_high']:.2f}",
-    ]
-    counts = [
-        [gate["name"], f"dropped: {gate['dropped']:,}", f"because of {gate['reason']}"]
-        for gate in report.gates
-    ]
-    counts = [["candidates", f"{report.candidates:,}", ""], *counts]
-    counts.append(["kept", f"{report.chains:,}", ""])
-    body = table(counts, ["gate", "chains", "reason"], "lrl", style)
-    joint = "\n\n" if style == MARKDOWN else "\n"
-    notes = [*report.notes, f"sha256 {report.sha256}"]
-    return joint.join(lines) + "\n\n" + body + "\n\n" + joint.join(notes)
-
-
-def chain_metrics(report: ChainReport) -> Mapping[str, float]:
-    """Return the counts of the run: rows, chains, drops of each gate, CPESH."""
-    return {
-        "bank/rows": report.rows,
-        "bank/dim": report.dim,
-        "chains/candidates": report.candidates,
-        "chains/kept": report.chains,
-        **{f"chains/dropped_{gate['name']}": gate["dropped"] for gate in report.gates},
-        "chains/coherence_least": report.coherence["least"],
-        "chains/coherence_median": report.coherence["kept"]["p50"],
-        "chains/cpesh_rate": report.cpesh["rate"],
-        "chains/cpesh_absolute_rate": report.cpesh["absolute_rate"],
-    }
-
-
-def _largest(counts: Mapping[str, int]) -> str:
-    largest = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{name or 'none'} {count:,}" for name, count in largest[:SHOWN]]
-    return ", ".join(shown + ([f"{len(largest) - SHOWN} more"] if len(largest) > SHOWN else []))
 
 
 main = EntryPoint("ingest", IngestOptions, body)

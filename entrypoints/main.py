@@ -1,4 +1,4 @@
-"""Command: the whole job on the embedded bank, step by step."""
+"""Command: the whole pipeline on the embedded bank."""
 
 if __name__ == "__main__":
     from entrypoints import start_command
@@ -35,7 +35,7 @@ class MainOptions:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of the steps; an empty one leaves its default."""
+    """Parameters of the steps; what is not named keeps its default."""
 
     bank: str
     ctx: int
@@ -44,7 +44,7 @@ class Size:
 
 
 # Small enough for minutes on two cores; 1,000 positions a step give 32 steps an epoch.
-QUICK_MODEL = {"epochs": 12, "batch_size": 2, "hidden": 256, "chunk": 100, "negatives": 2048}
+QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
     "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
     "full": Size(DEFAULT_BANK, 1000, {}, {}),
@@ -52,7 +52,7 @@ PLANS = {
         f"{DEFAULT_BANK}-tiny",
         50,
         {"max_rows": 4000},
-        {"epochs": 1, "hidden": 16, "layers": 2, "chunk": 10, "slots": 2, "negatives": 64},
+        {"epochs": 1, "hidden": 16, "layers": 2, "negatives": 64},
     ),
 }
 

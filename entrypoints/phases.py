@@ -6,7 +6,6 @@ if __name__ == "__main__":
     start_command()
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +13,13 @@ from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report
 from lvm.bank.store import Bank
 from lvm.report.phases import (
     PhaseStory,
-    merged_warnings,
     phase_figure,
     phases_markdown,
     phases_table,
     phases_text,
+    plan_text,
 )
-from lvm.report.tables import HITS, MARKDOWN, TEXT, captioned, table
+from lvm.report.tables import HITS, MARKDOWN
 from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
 from lvm.studies.phases.table import (
     OLD_DECISION,
@@ -98,24 +97,6 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     given |= {name: value for name, value in limits.items() if value is not None}
     phases = chosen_phases(options.phases, read_phases())
     return Planner(bank, replay_seed(bank)).all_jobs(phases, recipes, options.size, given)
-
-
-def plan_text(jobs: Sequence[Job]) -> str:
-    """Return the table of what will be trained, with the warnings known by now."""
-    first = {job.sha256: job for job in reversed(jobs)}
-    lines = []
-    for job in jobs:
-        plan = job.plan
-        same = "" if first[job.sha256] is job else f"same training as {first[job.sha256].name}"
-        same = same if job.grows_from is None else f"grown from {job.grows_from}"
-        counts = [plan.examples_per_epoch, plan.steps_per_epoch, plan.steps]
-        ctx = f"{job.phase.ctx:,}"
-        lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])
-    headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
-    body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT), leaky=False)
-    shown = (job for job in jobs if first[job.sha256] is job)
-    told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
-    return "\n".join([body, "", *(f"warning: {one}" for one in told)])
 
 
 def tell(

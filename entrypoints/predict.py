@@ -7,10 +7,8 @@ if __name__ == "__main__":
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,8 @@ from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.contexts import unit_contexts
 from lvm.prediction.predict import predict_contexts
-from lvm.report.tables import TEXT, fenced, table
+from lvm.report.passages import passages_table
+from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
@@ -36,7 +35,6 @@ from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
 from lvm.tracking.runs import publish_report
 
-TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 TABLE, JSON = "table", "json"
 DESCRIBED = 5  # passages in the run's description
 
@@ -80,7 +78,7 @@ def body(options: PredictOptions) -> None:
             "bank_sha256": bank.sha256,
             "context_rows": num_read,
             "search": str(retriever.index.facts),
-            "score": score_name(retriever, options.rerank),
+            "score": retriever.score_name(options.rerank),
             "passages": retriever.describe(row_K, score_K),
         }
         for row_K, score_K in zip(row_BK, score_BK, strict=True)
@@ -130,39 +128,6 @@ def open_retriever(
         )
     index = ensure_index(bank, predictor.model, facts, correction)
     return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
-
-
-def score_name(retriever: Retriever, rerank: str) -> str:
-    """Return what the scores are."""
-    name = "cosine" if retriever.index.pair_N2 is None else "cosine with row correction"
-    return f"{name}, re-ranked by lane" if rerank == LANE else name
-
-
-def passages_table(report: Mapping[str, Any], k: int) -> str:
-    """Return the passages as a table, long cells cut, with a note where fewer than k were found."""
-    found = report["passages"]
-    lines = [
-        [
-            f"{one['score']:.3f}",
-            f"{one['row']:,}",
-            one["lane"] or "",
-            shorten(f"{one['sequence']}: {one['document']}", SOURCE_WIDTH),
-            shorten(one["text"] or "", TEXT_WIDTH),
-        ]
-        for one in found
-    ]
-    body = table(lines, ["score", "row", "lane", "source", "passage"], "rrlll", TEXT)
-    head = f"{report['model']} after {report['context_rows']:,} rows; score: {report['score']}"
-    blocks = [head, f"search: {report['search']}", "", body]
-    if len(found) < k:
-        blocks.append(f"{len(found)} of {k} found: the lists that were read hold no more")
-    return "\n".join(blocks)
-
-
-def shorten(text: str, width: int) -> str:
-    """Put a text on one line of `width` characters at most, the last of them an ellipsis."""
-    text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:

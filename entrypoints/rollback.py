@@ -20,7 +20,7 @@ class RollbackOptions:
 
 
 def body(options: RollbackOptions) -> None:
-    """Give the alias back to the version that had it before, which is read whole first."""
+    """Restore the previous baseline, after a check that its model can be loaded."""
     tracking.log_config({})
     with alias.locked():
         alias.repair()
@@ -34,7 +34,7 @@ def body(options: RollbackOptions) -> None:
 
 
 def check_previous(version: str | None) -> None:
-    """Raise ValueError where there is a previous baseline that cannot be read."""
+    """Raise ValueError if there is a previous baseline and its model cannot be loaded."""
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 
     try:

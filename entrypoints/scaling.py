@@ -32,7 +32,8 @@ from lvm.tracking.runs import publish_report
 from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
-DENSE_MODELS = ("memory_gru", "transformer", "res_mlp")  # experts grow from a trained one
+# Models of any width; experts grow from a trained one.
+DENSE_MODELS = ("delta_memory", "memory_gru", "transformer", "res_mlp")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ScalingOptions:
     chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
     slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
     cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=("gru", "mingru"))
-    layers: int = option(TrainConfig.layers, "Layers.", low=2)
+    layers: int | None = option(TrainConfig.layers, "Layers (auto: the model's).", low=1)
     dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
     device: str = option(TrainConfig.device, "Where to train.", choices=DEVICES)
     precision: str = option(TrainConfig.precision, "Arithmetic.", choices=PRECISIONS)

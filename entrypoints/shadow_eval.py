@@ -14,19 +14,11 @@ from tqdm import tqdm
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
-    comparison_table,
-    decision_text,
-    forest_figure,
-    origin_note,
-    rank_figure,
     reranked_table,
-    shadow_lane_figure,
-    shadow_markdown,
-    shadow_table,
+    shadow_text,
 )
-from lvm.report.tables import HITS
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
-from lvm.shadow.comparison import ShadowResult, reranked_outcomes
+from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.decision import Decision
 from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
@@ -35,12 +27,10 @@ from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
 from lvm.tracking import runs as tracking
 from lvm.tracking.alias import BASELINE
-from lvm.tracking.candidates import Field, Wanted, gather
+from lvm.tracking.candidates import Wanted, gather
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.promotion import promote_winner, tag_measured
+from lvm.tracking.promotion import log_artifacts, log_figures, promote_winner, tag_measured
 from lvm.tracking.runs import publish_report
-
-FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 
 
 @dataclass(frozen=True)
@@ -93,14 +83,14 @@ def body(options: ShadowOptions) -> None:
             field.candidates, bank, windows, queries, field.baseline_name, measure=measure
         )
     result = replace(result, source=source, is_log=log is not None)
-    log_figures(field, result)
+    log_figures(field.candidates, result, field.dataset)
     reranked = [] if by_lane is None else reranked_outcomes(result, bank)
     run_id = tracking.active_run_id()
     tag_measured(result, field.versions, run_id)
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
         log_artifacts(result, decision, failure)
-        text = summary(result, decision, is_enabled, failure)
+        text = shadow_text(result, decision, is_enabled, failure)
         tracking.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
         tracking.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
@@ -123,50 +113,6 @@ def body(options: ShadowOptions) -> None:
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
-
-
-def summary(result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None) -> str:
-    """Return the text for the terminal; a failed promotion is reported at its end."""
-    blocks = [
-        shadow_table(result, decision),
-        comparison_table(result),
-        origin_note(result),
-        decision_text(decision),
-    ]
-    if failure is not None:
-        blocks.append(failure)
-    if not is_enabled:
-        blocks.append("dry run: no alias was changed; promote=enabled changes it")
-    return "\n\n".join(blocks)
-
-
-def log_figures(field: Field, result: ShadowResult) -> None:
-    """Log each candidate's figures with its model; the best comes last, so that the run shows it.
-
-    Figures on a query log have their own names, since they are not those of the test split.
-    """
-    prefix = "shadow_log" if result.is_log else "shadow"
-    model_ids = {one.name: one.model_id for one in field.candidates}
-    for outcome in reversed(result.outcomes):
-        if outcome.is_scored:
-            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
-            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
-            model_id = model_ids[outcome.name]
-            tracking.log_metrics(figures, step=1, model_id=model_id, dataset=field.dataset)
-
-
-def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
-    """Log the report as Markdown, its figures and the per-query table.
-
-    If the promotion failed afterwards, replace the report and the decision.
-    """
-    text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
-    tracking.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
-    tracking.log_artifact(decision.report() | {"failure": failure}, "decision.json")
-    if failure is None:
-        for name, draw in FIGURES.items():
-            tracking.log_artifact(draw(result), name)
-        tracking.log_artifact(result.per_query, "per_query.parquet")
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

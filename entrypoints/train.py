@@ -62,14 +62,20 @@ class TrainOptions:
     """Options of `train`; those of `TrainConfig` have its defaults."""
 
     bank: str = option(DEFAULT_BANK, BANK_HELP)
-    ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
+    ctx: int | None = option(
+        None, f"Rows of context (auto: the phase's, else {DEFAULT_CTX}).", low=2
+    )
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     phase: str | None = option(
         None,
-        "Phase of lvm/phases.yaml, which decides what is not given; else a label.",
+        "Phase of lvm/phases.yaml, which decides what is auto; another name is a label.",
         unset="none",
     )
-    model: str = option(TrainConfig.model, "Predictor.", choices=tuple(TRAINED_MODELS))
+    model: str | None = option(
+        None,
+        f"Predictor (auto: the phase's, else {TrainConfig.model}).",
+        choices=tuple(TRAINED_MODELS),
+    )
     init: str | None = option(
         TrainConfig.init,
         "Predictor whose weights training starts from: a version, models:/..., runs:/...",
@@ -102,11 +108,17 @@ class TrainOptions:
     averaging: str | None = option(
         TrainConfig.averaging, "Average of the weights.", choices=AVERAGES
     )
-    chunk: int = option(TrainConfig.chunk, "Steps of one chunk of the cache.", low=1)
+    chunk: int | None = option(
+        None, f"Steps of a chunk (auto: the phase's, else {TrainConfig.chunk}).", low=1
+    )
     slots: int = option(TrainConfig.slots, "Slots of the memory.", low=1)
     cell: str = option(TrainConfig.cell, "Recurrent cell.", choices=CELLS)
-    hidden: int = option(TrainConfig.hidden, "Width of the recurrent states.", low=1)
-    layers: int = option(TrainConfig.layers, "Recurrent layers, half below the memory.", low=2)
+    hidden: int | None = option(
+        TrainConfig.hidden, "Width of the states (auto: the phase's, else the model's).", low=1
+    )
+    layers: int | None = option(
+        TrainConfig.layers, "Layers (auto: the phase's, else the model's).", low=1
+    )
     dropout: float = option(TrainConfig.dropout, "Share of states dropped in training.", low=0)
     trunk: str | None = option(
         TrainConfig.trunk,
@@ -143,22 +155,28 @@ class TrainOptions:
         check_report(self.report)
         self.config()
 
-    def with_phase(self) -> "TrainOptions":
-        """Return the options with what the table decides for their phase.
+    def decided(self) -> dict[str, Any]:
+        """Return what the phase decides: its settings of the options that are auto.
 
-        What differs from its default was given, and stands; a phase that the table does not have is
-        a label.
+        Its sizes are those of its own model; another model keeps its own sizes. A phase that the
+        table does not have decides nothing.
         """
         phase = read_phases().get(self.phase or "")
-        decided = {} if phase is None else phase.settings(self.recipe)
-        defaults = {field.name: field.default for field in fields(self)}
-        taken = {k: v for k, v in decided.items() if getattr(self, k) == defaults[k]}
-        return replace(self, **taken)
+        settings = {} if phase is None else phase.settings(self.recipe)
+        if phase is not None and self.model not in (None, settings["model"], phase.grown):
+            settings = {k: v for k, v in settings.items() if k not in ("hidden", "layers")}
+        return {name: value for name, value in settings.items() if getattr(self, name) is None}
+
+    def with_phase(self) -> "TrainOptions":
+        """Return the options with what their phase decides, with a context length."""
+        decided = self.decided()
+        return replace(self, **{"ctx": self.ctx or decided.get("ctx", DEFAULT_CTX)} | decided)
 
     def config(self) -> TrainConfig:
-        """Return the part that training reads."""
-        shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
-        return TrainConfig(**{name: getattr(self, name) for name in shared})
+        """Return the part that training reads; what is auto is left to `TrainConfig`."""
+        given = vars(self) | self.decided()
+        shared = {field.name for field in fields(TrainConfig)} & given.keys()
+        return TrainConfig(**{name: given[name] for name in shared if given[name] is not None})
 
 
 class SharedEntryPoint(EntryPoint[TrainOptions]):
@@ -178,8 +196,7 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
-    given, options = options, options.with_phase()
-    decided = {k: v for k, v in vars(options).items() if v != getattr(given, k)}
+    decided, options = options.decided(), options.with_phase()
     if decided:
         print(f"phase {options.phase} decides: {', '.join(f'{k} {v}' for k, v in decided.items())}")
     with joined(chosen_device(options.device)) as world:

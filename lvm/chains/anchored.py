@@ -1,4 +1,4 @@
-"""Anchored pages: runs of a pool's rows around what lies near the answers that were missed.
+"""Anchored pages: consecutive rows of a pool around the nearest neighbours of missed answers.
 
 Shapes: N pool rows, Q failing queries, k neighbours, D vector dim.
 """
@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from lvm.bank.files import read_columns
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
-from lvm.chains.concepts import Candidates, Chain, bank_pool, row_lane_names
-from lvm.chains.walks import known_lanes, row_heads
+from lvm.chains.walks import Candidates, Chain, bank_pool, known_lanes, row_heads, row_lane_names
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 
@@ -31,12 +30,11 @@ SEARCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """Where pages are looked for: near failing `queries` of `lanes`, none for all.
+    """Which missed answers pages are searched for: failing `queries` of `lanes` (empty for all).
 
-    `queries` is a parquet of val queries: pages near test answers would choose what is tested.
-
-    `anchor` is the least cosine of an anchor row to the missed answer; None for the percentile of
-    the pool's own nearest-neighbour cosines.
+    `queries` is a parquet file of val queries; pages near test answers would leak the test split.
+    `anchor` is the least cosine of an anchor row to the missed answer; None means a percentile of
+    the pool's nearest-neighbour cosines.
     """
 
     queries: str
@@ -48,11 +46,11 @@ class AnchorPlan:
 
 
 def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRules) -> Candidates:
-    """Return the pages of `pool` around the neighbours of missed answers, the nearest first.
+    """Return pages of `pool` around the neighbours of missed answers, nearest first.
 
-    A page is up to `max_length` consecutive rows of one document with the anchor in the middle. In
-    a pool without lanes a page takes the lane of its query; over a base without lanes it keeps its
-    own.
+    A page is up to `max_length` consecutive rows of one document with the anchor in the middle. If
+    the pool has no lanes, a page takes the lane of its query; if the base has none, a page keeps
+    the lane of its rows.
     """
     target_Q, failing_Q = read_queries(plan.queries, base, rules)
     lane_N = row_lane_names(base)
@@ -103,7 +101,7 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
 def _nearest(
     index: faiss.Index, base: Bank, row_Q: IntArray, k: int
 ) -> tuple[FloatArray, IntArray]:
-    """Cosines with rows of the index's k nearest of each of these rows of the base, (Q, k) each."""
+    """Return cosines and index rows of the k nearest neighbours of base rows, (Q, k) each."""
     parts = [
         index.search(base.unit(row_Q[start : start + SEARCH_ROWS]), min(k, index.ntotal))
         for start in range(0, len(row_Q), SEARCH_ROWS)
@@ -112,7 +110,7 @@ def _nearest(
 
 
 def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, IntArray]:
-    """Return the target rows of all queries, with those ranked worse than `failing_rank`."""
+    """Return the target rows of all queries, and of those with a rank above `failing_rank`."""
     table = _table(path, base)
     target_Q = table["target_row"].to_numpy(dtype=np.int64)
     failed_Q = table["rank"].to_numpy(dtype=np.float64) > rules.failing_rank
@@ -120,7 +118,7 @@ def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, In
 
 
 def nearest_percentile(pool: Bank, index: faiss.Index, rules: ChainRules, seed: int) -> float:
-    """Percentile of the cosines of rows to their nearest other rows, twins left aside."""
+    """Return the percentile of the rows' cosines to their nearest rows that are not twins."""
     random = generator(seed, "anchor sample")
     sample = np.sort(random.permutation(pool.num_rows)[:SAMPLE_ROWS])
     score_Qk, _ = index.search(pool.unit(sample), min(16, pool.num_rows))
@@ -174,7 +172,7 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
 
 
 def _pages(pool: Bank, anchor_A: IntArray, rules: ChainRules) -> list[tuple[int, ...]]:
-    """Rows around each anchor, inside its document, moved where they would cross its border."""
+    """Return the rows around each anchor, shifted as needed to stay inside its document."""
     table = pool.document_table()
     first = table["first_row"].to_numpy()
     end = first + table["num_rows"].to_numpy()

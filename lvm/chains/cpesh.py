@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import FloatArray
-from lvm.chains.concepts import Chain, Pool, flat_rows
+from lvm.chains.walks import Chain, Pool, flat_rows
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 
@@ -37,9 +37,9 @@ class Bands:
 
 @dataclass(frozen=True)
 class Mined:
-    """Records of the chains that have one, with the share of chains that do (`rate`).
+    """CPESH records, and the share of chains that have one (`rate`).
 
-    `absolute_rate` is the share that the absolute bands reach, whichever bands were used.
+    `absolute_rate` is the share that the absolute bands reach, also if other bands were used.
     """
 
     records: pd.DataFrame
@@ -51,9 +51,10 @@ class Mined:
 def mine(
     chains: Sequence[Chain], pool: Pool, adjacent_E: FloatArray, rules: ChainRules, seed: int
 ) -> Mined:
-    """Return one record a chain; the row numbers are those of the chains one after the other.
+    """Return one record per chain; row numbers count the rows of all chains, concatenated.
 
-    Raises ValueError where fewer than `min_attach` of the chains have negatives of both kinds.
+    If the absolute bands reach fewer than `min_attach` of the chains, percentiles of this encoder's
+    cosines replace them. Raises ValueError if these reach fewer, too.
     """
     miner = _Miner(chains, pool, rules, seed)
     bands = Bands(ABSOLUTE, rules.soft_low, rules.soft_high, rules.hard_high)
@@ -73,7 +74,7 @@ def mine(
 
 
 class _Miner:
-    """Distinct rows of the chains, among which negatives are looked for."""
+    """The distinct rows of the chains, among which negatives are searched."""
 
     def __init__(self, chains: Sequence[Chain], pool: Pool, rules: ChainRules, seed: int) -> None:
         self.chains, self.pool, self.rules, self.seed = chains, pool, rules, seed
@@ -83,7 +84,7 @@ class _Miner:
         self.unit_MD = pool.unit(self.row_M)
 
     def records(self, bands: Bands) -> list[dict[str, Any]]:
-        """Expect the last row of each chain, then the one before where negatives are missing."""
+        """Expect the last row of each chain; without negatives, the one before, and so on."""
         found: dict[int, dict[str, Any]] = {}
         for back in range(1, self.rules.cpesh_steps + 1):
             pending = [c for c in range(len(self.chains)) if c not in found]
@@ -98,7 +99,7 @@ class _Miner:
     def _block(
         self, block: list[int], back: int, bands: Bands, number: int
     ) -> list[tuple[int, dict[str, Any]]]:
-        """Records of one block of chains, with the expected row `back` places before the end."""
+        """Return the records of a block of chains; the expected row is `back` from the end."""
         length_Q = np.array([len(self.chains[chain].rows) for chain in block])
         expected_Q = self.start_C[block] + length_Q - back
         score_QM = self.unit_MD[self.at_E[expected_Q]] @ self.unit_MD.T
@@ -146,7 +147,7 @@ class _Miner:
 
 
 def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[IntArray]:
-    """Columns of the highest scores inside the soft band, the highest first."""
+    """Return the columns of the highest scores inside the soft band, highest first."""
     scores = torch.from_numpy(score_QM)
     outside = ~((scores >= bands.soft_low) & (scores < bands.soft_high))
     top = scores.masked_fill(outside, -2).topk(min(count, scores.shape[1]), dim=1)
@@ -157,12 +158,12 @@ def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[Int
 def _first_below(
     score_QS: FloatArray, column_S: IntArray, bands: Bands, count: int
 ) -> list[IntArray]:
-    """The first sampled columns whose score is below the hard bound."""
+    """Return the first sampled columns with a score below the hard bound."""
     return [column_S[np.flatnonzero(below_S)[:count]] for below_S in score_QS < bands.hard_high]
 
 
 def _own_bands(miner: _Miner, adjacent_E: FloatArray, rules: ChainRules, seed: int) -> Bands:
-    """Bands of this encoder: as near as neighbours in its chains, as far as most pairs of rows."""
+    """Return bands of this encoder: percentiles of the cosines of adjacent and of random rows."""
     random = generator(seed, "random pairs")
     left_P, right_P = random.integers(0, len(miner.row_M), size=(2, PAIRS))
     pairs = left_P != right_P

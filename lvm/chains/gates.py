@@ -1,6 +1,6 @@
-"""Gates: conditions that chains must meet, their order, and the number of chains each drops.
+"""Gates: the conditions that a chain must meet, applied in a fixed order; each counts its drops.
 
-Shapes: N concepts of the pool, C chains, E entries of all chains one after the other, D vector dim.
+Shapes: N concepts of the pool, C chains, E rows of all chains concatenated, D vector dim.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import pandas as pd
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
-from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
+from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
 from lvm.system.thresholds import ChainRules
@@ -27,7 +27,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate with the chains that it dropped, for the stated reason."""
+    """The name of a gate, how many chains it dropped, and why."""
 
     name: str
     dropped: int
@@ -36,7 +36,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class CoherenceRule:
-    """Least coherence: an absolute one, a percentile of the source's own, or both."""
+    """Least coherence: an absolute cosine, a percentile of the source's own chains, or both."""
 
     absolute: float | None
     percentile: float | None
@@ -50,7 +50,7 @@ class CoherenceRule:
 
 
 def coherence_rule(text: str, rules: ChainRules) -> CoherenceRule:
-    """Read `auto`, a cosine such as 0.7, a percentile such as p40, or two of them: 0.5,p40."""
+    """Parse `auto`, a cosine such as 0.7, a percentile such as p40, or both: 0.5,p40."""
     if text == "auto":
         return CoherenceRule(None, rules.coherence_percentile)
     absolute = percentile = None
@@ -78,7 +78,7 @@ def kept(chains: Sequence[Chain], keep_C: BoolArray) -> list[Chain]:
 
 
 def length_gate(chains: Sequence[Chain], rules: ChainRules) -> tuple[list[Chain], Gate]:
-    """Keep chains of 8 to 14 concepts."""
+    """Keep chains of `min_length` to `max_length` concepts."""
     low, high = rules.min_length, rules.max_length
     keep_C = np.array([low <= len(chain.rows) <= high for chain in chains], dtype=bool)
     reason = f"fewer than {low} or more than {high} concepts"
@@ -86,9 +86,9 @@ def length_gate(chains: Sequence[Chain], rules: ChainRules) -> tuple[list[Chain]
 
 
 def lane_gate(chains: Sequence[Chain], lane_N: npt.NDArray[np.object_]) -> tuple[list[Chain], Gate]:
-    """Keep chains whose rows have one lane, "" counting as one; each chain gets that lane.
+    """Keep chains whose rows share one lane ("" counts as a lane) and give them that lane.
 
-    Where the chain names a lane, its rows must have that lane, or the whole pool has none.
+    If a chain names a lane, its rows must have that lane, unless the whole pool has no lanes.
     """
     one_lane = []
     any_lane = bool((lane_N != "").any())
@@ -103,7 +103,7 @@ def lane_gate(chains: Sequence[Chain], lane_N: npt.NDArray[np.object_]) -> tuple
 
 
 def check_lanes(chains: Sequence[Chain], base: Bank) -> None:
-    """Raise ValueError where a chain has a lane that the base does not know."""
+    """Raise ValueError if a chain has a lane that the base does not have."""
     if base.lane_N is None:
         return
     unknown = sorted({str(chain.lane) for chain in chains} - {*base.lanes, ""})
@@ -117,7 +117,7 @@ def check_lanes(chains: Sequence[Chain], base: Bank) -> None:
 
 
 def twin_gate(chains: Sequence[Chain], pool: Pool, rules: ChainRules) -> tuple[list[Chain], Gate]:
-    """Keep chains whose rows all differ."""
+    """Keep chains without twins: no two rows have a cosine of `rules.twin` or more."""
     keep_C = np.ones(len(chains), dtype=bool)
     for start in range(0, len(chains), BLOCK_CHAINS):
         block = chains[start : start + BLOCK_CHAINS]
@@ -136,7 +136,7 @@ def twin_gate(chains: Sequence[Chain], pool: Pool, rules: ChainRules) -> tuple[l
 def answer_gate(
     chains: Sequence[Chain], pool: Pool, answer_QD: FloatArray, rules: ChainRules
 ) -> tuple[list[Chain], Gate]:
-    """Keep chains without a twin of any query's answer, which training would give away."""
+    """Keep chains without a twin of a query's answer: training on it would leak the answer."""
     rows, start_C = flat_rows(chains)
     unique_U, at_E = np.unique(rows, return_inverse=True)
     leaks_U = np.zeros(len(unique_U), dtype=bool)
@@ -151,7 +151,7 @@ def answer_gate(
 def base_gate(
     chains: Sequence[Chain], code_N: IntArray, base_code_N: IntArray
 ) -> tuple[list[Chain], Gate]:
-    """Keep chains that are no run of rows of the base, in this order (codes: see `row_codes`)."""
+    """Keep chains that are not consecutive rows of the base (codes as in `row_codes`)."""
     places: dict[int, list[int]] = defaultdict(list)
     wanted = {int(code_N[chain.rows[0]]) for chain in chains}
     for row in np.flatnonzero(np.isin(base_code_N, list(wanted))).tolist():
@@ -165,7 +165,7 @@ def base_gate(
 
 
 def coherence(chains: Sequence[Chain], pool: Pool) -> tuple[FloatArray, FloatArray]:
-    """Return the mean cosine of adjacent rows of each chain (C,), with all adjacent cosines."""
+    """Return the mean cosine of adjacent rows of each chain (C,), and all these cosines."""
     rows, start_C = flat_rows(chains)
     if not len(chains):
         return np.empty(0, np.float32), np.empty(0, np.float32)
@@ -183,7 +183,7 @@ def coherence(chains: Sequence[Chain], pool: Pool) -> tuple[FloatArray, FloatArr
 def coherence_gate(
     chains: Sequence[Chain], coherence_C: FloatArray, least: float
 ) -> tuple[list[Chain], Gate]:
-    """Keep chains of at least this coherence."""
+    """Keep chains with a coherence of at least `least`."""
     keep_C = coherence_C >= least
     reason = f"a mean cosine of adjacent rows below {least:.3f}"
     return kept(chains, keep_C), Gate("coherence", int((~keep_C).sum()), reason)
@@ -194,8 +194,8 @@ def repeat_gate(
 ) -> tuple[list[Chain], Gate]:
     """Keep chains that share fewer than `repeated_share` of their rows with any earlier chain.
 
-    Of n rows, `repeated` are too many: an earlier chain with so many of them holds one of any
-    n - repeated + 1. The rarest are looked up, so that no row that most chains hold is walked over.
+    A chain of n rows is dropped if an earlier chain holds `repeated` of them. Such a chain holds at
+    least one of any n - repeated + 1 rows, so only chains that hold one of the rarest are compared.
     """
     holders: dict[int, list[int]] = defaultdict(list)
     fresh: list[Chain] = []
@@ -224,9 +224,10 @@ def number_gate(chains: Sequence[Chain], most: int) -> tuple[list[Chain], Gate]:
 
 
 def row_codes(pool: Pool, base: Pool | None) -> tuple[IntArray, IntArray]:
-    """Code the rows of a pool and of a base so that those that say the same have one code.
+    """Give equal rows of a pool and of a base the same integer code.
 
-    That is the same text, or where one of the two has no texts, the same float16 vector.
+    Rows are equal if their texts are; if the pool or the base has no texts, if their float16
+    vectors are.
     """
     code_N: IntArray
     pools = [pool] if base is None else [pool, base]
@@ -256,11 +257,11 @@ def _vector_digests(pool: Pool) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """Chains that passed every gate over the rows of `pool`, with the count of each gate.
+    """Chains over the rows of `pool` that passed every gate, and the drops of each gate.
 
-    `least` is the coherence asked for; `coherence_C` that of the chains before this gate, `kept_C`
-    that of the chains kept, `adjacent_E` the adjacent cosines of these. `in_base` counts distinct
-    rows of the chains that the base has, too.
+    `least` is the least coherence; `coherence_C` is the coherence of the chains before this gate,
+    `kept_C` of the kept chains, `adjacent_E` their adjacent cosines. `in_base` counts the distinct
+    rows of the chains that are also rows of the base.
     """
 
     chains: list[Chain]
@@ -281,9 +282,9 @@ def pass_gates(
     rules: ChainRules,
     max_chains: int | None,
 ) -> Gated:
-    """Put the chains through all gates; texts are encoded on the way, by `model`.
+    """Apply all gates to the chains; concepts that are texts are encoded with `model`.
 
-    Raises ValueError where a chain's lane is none of the base's, or where no chain is left.
+    Raises ValueError if a chain has a lane that the base does not have, or if no chain is left.
     """
     dropped: list[Gate] = []
 
@@ -329,7 +330,7 @@ def pass_gates(
 def _encoded(
     chains: Sequence[Chain], concepts: Concepts, model: Encoder | None
 ) -> tuple[list[Chain], Pool, Gate]:
-    """Encode the concepts of the chains; drop chains with a concept whose vector is zero."""
+    """Encode the concepts of the chains; drop chains that have a concept with a zero vector."""
     assert model is not None
     used_N = np.unique(flat_rows(chains)[0])
     texts = [concepts.text_N[row] for row in used_N]

@@ -1,43 +1,70 @@
-"""Ingestion of chains: the plan, the candidates of its source, gates, the bank."""
+"""Ingestion of chains: read the source, apply the gates, write the bank with its CPESH records.
+
+Shapes: b rows of one block, D vector dim, E rows of all chains.
+"""
 
 import hashlib
+import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lvm.bank.files import file_sha256
-from lvm.bank.store import Bank, FloatArray, open_bank
+from lvm.bank.store import Bank, FloatArray, open_bank, write_bank
 from lvm.bank.tables import TABLES, kind_of
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
-from lvm.chains.concepts import Candidates
 from lvm.chains.cpesh import Mined, mine
 from lvm.chains.gates import CoherenceRule, Gated, coherence_rule, pass_gates
 from lvm.chains.ontologies import WORDNET_FILES, edge_files, ontology_kind
 from lvm.chains.walks import (
+    Candidates,
+    Chain,
     GraphWalk,
     HierarchyWalk,
+    Pool,
     edge_candidates,
+    flat_rows,
     neighbour_candidates,
     ontology_candidates,
 )
-from lvm.chains.writing import ChainBank, check_records, read_report, write_chains
 from lvm.corpus.encoders import Encoder, load_encoder
-from lvm.corpus.ingest import existing_bank, holds_vectors
+from lvm.corpus.ingest import BATCH_ROWS, existing_bank, holds_vectors, row_names
+from lvm.system.atomic import atomic_replace
 from lvm.system.errors import one_line_errors
 from lvm.system.thresholds import ChainRules, read_chain_rules
 
 KINDS = ("ontology", "anchored", "graph")
+PERCENTILES = (5, 25, 50, 75, 95)  # of coherences, in the report
+CPESH, REPORT = "cpesh.parquet", "chains.json"
+TRAIN = "train"
+REPORT_KEYS = {
+    "candidates": int,
+    "chains": int,
+    "gates": list,
+    "coherence": dict,
+    "cpesh": dict,
+    "lanes": dict,
+    "notes": list,
+}
+COHERENCE_KEYS = {"least", "absolute", "percentile", "candidates", "kept"}
+CPESH_KEYS = {"rule", "soft_low", "soft_high", "hard_high", "records", "rate", "absolute_rate"}
+GATE_KEYS = {"name", "dropped", "reason"}
+AGAIN = "delete the bank, ingest it again"
 
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """What to ingest: `source` is ontology:<file>, anchored:<bank> or graph:<edges or bank>.
+    """Options of an ingestion of chains.
 
+    source: ontology:<file>, anchored:<bank> or graph:<edges or bank>.
     lanes: names, or for an ontology <subtree>=<lane> pairs, comma-separated.
     root: names or identifiers of an ontology, comma-separated; None for all roots.
     coherence: auto, a cosine, a percentile p40, or both.
@@ -68,18 +95,18 @@ class ChainPlan:
 
     @property
     def reads_edges(self) -> bool:
-        """Whether the source is a graph given by its edges."""
+        """Tell whether the source is a file of edges."""
         return self.kind == "graph" and kind_of(self.place) in TABLES
 
 
 def holds_chains(source: str) -> bool:
-    """Whether a source names chains: ontology:..., anchored:..., graph:..."""
+    """Tell whether a source gives chains: ontology:..., anchored:..., graph:..."""
     return source.partition(":")[0] in KINDS
 
 
 @one_line_errors
 def check_plan(plan: ChainPlan) -> None:
-    """Raise ValueError where an option is missing, or is one that the source does not read."""
+    """Raise ValueError if an option is missing, or if the source does not read it."""
     kind = plan.kind
     if not plan.place:
         raise ValueError(f"source {plan.source!r}: must be {kind}:<path>")
@@ -90,19 +117,19 @@ def check_plan(plan: ChainPlan) -> None:
         )
     for option, read_by in (("queries", "anchored"), ("anchor", "anchored"), ("root", "ontology")):
         if getattr(plan, option) is not None and kind != read_by:
-            raise ValueError(f"{option}: is read by source={read_by}:... alone; leave it away")
+            raise ValueError(f"{option}: is only read by source={read_by}:...; omit it")
     if plan.pool is not None and not plan.reads_edges:
-        raise ValueError("pool: is read by source=graph:<edge file> alone; leave it away")
+        raise ValueError("pool: is only read by source=graph:<edge file>; omit it")
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """Read names between commas."""
+    """Parse comma-separated names."""
     return () if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @one_line_errors
 def lane_mapping(text: str | None) -> tuple[tuple[str, str], ...]:
-    """Read <subtree>=<lane> pairs between commas."""
+    """Parse comma-separated <subtree>=<lane> pairs."""
     pairs = [part.rpartition("=") for part in listed(text)]
     wrong = [part for part in pairs if not (part[0] and part[2])]
     if wrong:
@@ -114,7 +141,7 @@ def lane_mapping(text: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def created_by(plan: ChainPlan, base: Bank | None, rules: ChainRules) -> str:
-    """What decides the contents: the settings, the thresholds, digests of all that is read."""
+    """Return a text of all that decides the contents: settings, thresholds, hashes of inputs."""
     parts = [f"{key}={value}" for key, value in asdict(plan).items() if key != "bank"]
     if plan.kind != "ontology" and holds_vectors(plan.place):
         parts.append(f"sha256={open_bank(plan.place).sha256}")
@@ -131,7 +158,7 @@ def created_by(plan: ChainPlan, base: Bank | None, rules: ChainRules) -> str:
 
 
 def _read_files(plan: ChainPlan) -> list[Path]:
-    """Files of a source that is no bank; ValueError where there are none."""
+    """Return the files of a source that is not a bank; raise ValueError if there are none."""
     kind, place = plan.kind, Path(plan.place)
     if kind == "ontology" and ontology_kind(place) == "wordnet":
         names = [place / name for name in (*WORDNET_FILES, "lexnames")]
@@ -151,9 +178,9 @@ def _digest(paths: Sequence[Path]) -> str:
 def find_candidates(
     plan: ChainPlan, base: Bank | None, rules: ChainRules
 ) -> tuple[Candidates, Encoder | None]:
-    """Return the chains of the source before any gate, with the encoder where texts need one.
+    """Return the chains of the source before the gates, and the encoder if they are texts.
 
-    Raises ValueError on a source that cannot be read, another encoder than that of the base.
+    Raises ValueError for an unreadable source, or an encoder that is not that of the base.
     """
     pool, model = _open_pool(plan, base), None
     if pool is None:
@@ -179,7 +206,7 @@ def find_candidates(
 
 
 def _open_pool(plan: ChainPlan, base: Bank | None) -> Bank | None:
-    """The bank whose rows become chains; None where the source is text."""
+    """Return the bank whose rows become chains; None if the source is text."""
     is_bank = plan.kind != "ontology" and not plan.reads_edges
     where = plan.place if is_bank else plan.pool
     if where is None:
@@ -198,12 +225,9 @@ def _check_same(base: Bank, encoder: str, dim: int, what: str) -> None:
         )
 
 
-PERCENTILES = (5, 25, 50, 75, 95)
-
-
 @dataclass(frozen=True)
 class ChainReport:
-    """What an ingestion of chains did; `gates` are name, dropped, reason in their order."""
+    """Report of an ingestion of chains; `gates` are dicts of name, dropped, reason, in order."""
 
     path: str
     source: str
@@ -225,10 +249,10 @@ class ChainReport:
 
 
 def ingest_chains(plan: ChainPlan, rules: ChainRules | None = None) -> ChainReport:
-    """Make the bank of `plan`; reuse a bank there that was made in the same way.
+    """Write the bank of `plan`; reuse the bank at its path if it was made in the same way.
 
-    Raises ValueError on bad input, where the gates leave no chain, where fewer chains than
-    `min_attach` have a CPESH record; then nothing is written.
+    Raises ValueError, and writes nothing, for bad input, if the gates leave no chain, or if fewer
+    than `min_attach` of the chains have a CPESH record.
     """
     started = time.monotonic()
     rules = rules or read_chain_rules()
@@ -267,7 +291,7 @@ def ingest_chains(plan: ChainPlan, rules: ChainRules | None = None) -> ChainRepo
 
 
 def _found(gated: Gated, rule: CoherenceRule, mined: Mined) -> dict[str, Any]:
-    """What the bank's folder keeps of its making, in JSON's types."""
+    """Return the part of the report that is stored in the bank's folder, as JSON values."""
     return {
         "chains": len(gated.chains),
         "gates": [asdict(gate) for gate in gated.dropped],
@@ -299,3 +323,123 @@ def _base_notes(gated: Gated) -> list[str]:
 def _percentiles(value_C: FloatArray) -> dict[str, float]:
     values = np.percentile(value_C, PERCENTILES).tolist() if len(value_C) else []
     return {f"p{p}": value for p, value in zip(PERCENTILES, values, strict=False)}
+
+
+@dataclass(frozen=True, eq=False)
+class ChainBank:
+    """Contents of a bank of chains: chains over a pool, their base, CPESH records, the report.
+
+    `kind` is the prefix of sequence names; row numbers in `records` count the rows of all chains.
+    """
+
+    kind: str
+    chains: Sequence[Chain]
+    pool: Pool
+    base: Bank | None
+    records: pd.DataFrame
+    report: dict[str, Any]
+
+
+def write_chains(path: Path, contents: ChainBank, created_by: str) -> Bank:
+    """Write the bank, its CPESH records and its report into one folder, atomically.
+
+    The rows of the base come first, unchanged; then each chain is a sequence of one document. The
+    records and the report are not part of the bank's `sha256`, which covers vectors and rows.
+    """
+    base, chains, pool = contents.base, contents.chains, contents.pool
+    rows = chain_rows(contents)
+    num_base = 0 if base is None else base.num_rows
+    if base is not None:
+        rows = pd.concat([base_rows(base), rows], ignore_index=True)
+    dtype = pool.stored.dtype.name if base is None else base.vectors.dtype.name
+    with atomic_replace(path) as folder:
+        vectors = _blocks(chains, pool, base)
+        bases = () if base is None else (base.sha256, *base.bases)
+        write_bank(folder, vectors, rows, pool.encoder, created_by, dtype=dtype, bases=bases)
+        names = rows["sequence"].to_numpy()[num_base:]
+        numbered_records(contents.records, names, num_base).to_parquet(folder / CPESH, index=False)
+        (folder / REPORT).write_text(json.dumps(contents.report, indent=1) + "\n", "utf-8")
+    return open_bank(path)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read the report stored in the bank's folder; raises ValueError if it is incomplete."""
+    where = path / REPORT
+    try:
+        found = json.loads(where.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: missing or not JSON; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: must be an object; {AGAIN}")
+    wrong = set(found) ^ set(REPORT_KEYS)
+    wrong |= {key for key, kind in REPORT_KEYS.items() if not isinstance(found.get(key), kind)}
+    if not wrong:
+        parts = [("coherence", found["coherence"], COHERENCE_KEYS)]
+        parts += [("cpesh", found["cpesh"], CPESH_KEYS)]
+        parts += [("gates", gate, GATE_KEYS) for gate in found["gates"]]
+        wrong = {name for name, part, keys in parts if set(part) != keys}
+    if wrong:
+        raise ValueError(f"{where}: {', '.join(sorted(wrong))} missing or not as written; {AGAIN}")
+    return dict(found)
+
+
+def check_records(path: Path, report: dict[str, Any]) -> None:
+    """Raise ValueError unless the folder has as many CPESH records as its report says."""
+    where, counted = path / CPESH, report["cpesh"]["records"]
+    try:
+        found = pq.read_metadata(where).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{where}: missing or not parquet; {AGAIN}") from error
+    if found != counted:
+        raise ValueError(f"{where}: has {found} records, {REPORT} counts {counted}; {AGAIN}")
+
+
+def chain_rows(contents: ChainBank) -> pd.DataFrame:
+    """Return the row table of the chains; with a base, they are pinned to train.
+
+    Numbering continues after the sequences of the base, so that a bank of chains can be a base.
+    """
+    chains, pool, base = contents.chains, contents.pool, contents.base
+    flat, _ = flat_rows(chains)
+    first = 0 if base is None else len(base.sequences)
+    numbered = enumerate(chains, start=first)
+    names = [f"{contents.kind}:{chain.head}/{number:06d}" for number, chain in numbered]
+    lengths = [len(chain.rows) for chain in chains]
+    rows = pd.DataFrame({"sequence": np.repeat(np.array(names, dtype=object), lengths)})
+    rows["document"] = "chain"
+    lanes = np.array([chain.lane or None for chain in chains], dtype=object)
+    if any(lanes):
+        rows["lane"] = np.repeat(lanes, lengths)
+    if pool.text_N is not None:
+        rows["text"] = pool.text_N[flat]
+    if base is not None:
+        rows["split"] = TRAIN
+    return rows
+
+
+def base_rows(base: Bank) -> pd.DataFrame:
+    """Return the row table of the base with its pinned splits, null for rows without one."""
+    rows = row_names(base)
+    if "split" not in rows:
+        rows["split"] = np.full(len(rows), None, dtype=object)
+    return rows
+
+
+def numbered_records(records: pd.DataFrame, sequence_E: np.ndarray, first_row: int) -> pd.DataFrame:
+    """Turn row numbers among the chains into rows of the bank; add the column `sequence`."""
+    numbered = records.copy()
+    numbered.insert(0, "sequence", sequence_E[records["expected_row"].to_numpy()])
+    for name in ("concept_row", "probe_row", "expected_row"):
+        numbered[name] += first_row
+    for name in ("soft_rows", "hard_rows"):
+        numbered[name] = [[row + first_row for row in rows] for rows in records[name]]
+    return numbered
+
+
+def _blocks(chains: Sequence[Chain], pool: Pool, base: Bank | None) -> Iterator[np.ndarray]:
+    if base is not None:
+        for start in range(0, base.num_rows, BATCH_ROWS):
+            yield np.asarray(base.vectors[start : start + BATCH_ROWS])
+    flat, _ = flat_rows(chains)
+    for start in range(0, len(flat), BATCH_ROWS):
+        yield np.asarray(pool.stored[flat[start : start + BATCH_ROWS]])

@@ -1,15 +1,16 @@
-"""Walks over ontologies and weighted graphs, cut into chains.
+"""Chains of concepts: walks over ontologies and weighted graphs, cut into pieces.
 
-Shapes: N nodes or pool rows, E edges, n rows of one lane, k neighbours.
+Shapes: N concepts of a pool or nodes, D vector dim, C chains, L concepts of one chain, E edges,
+n rows of one lane, k neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import faiss
 import numpy as np
@@ -20,26 +21,112 @@ from tqdm import tqdm
 
 from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray
-from lvm.chains.concepts import Candidates, Chain, Concepts, Pool, bank_pool, drawn_lengths, pieces
+from lvm.bank.store import Bank, FloatArray, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules
 
-if TYPE_CHECKING:  # loaded by what walks
+if TYPE_CHECKING:  # the functions that walk import it: it takes long to load
     import networkx
 
-
 WALKS = {"bfs": ("bfs",), "dfs": ("dfs",), "both": ("bfs", "dfs")}
+FLAT_ROWS = 50_000  # a larger lane is searched through inverted lists
+LISTS_PROBED = 16
+ROWS_PER_LIST = 64  # to train the lists with; FAISS needs 39 at least and uses 256 at most
+SEARCH_ROWS = 4096
+
+
+class Chain(NamedTuple):
+    """An ordered run of concepts, by their rows in the pool.
+
+    Its sequence is named after `head`. `lane` is None if the chain takes the lane of its rows.
+    """
+
+    head: str
+    rows: tuple[int, ...]
+    lane: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts:
+    """N texts without vectors yet; `lane_N` holds lane names, "" for none."""
+
+    text_N: list[str]
+    lane_N: npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """N concepts with their vectors (N, D) as stored; no vector is zero.
+
+    `lane_N` holds lane names, "" for none; `text_N` is None if the bank has no texts.
+    """
+
+    stored: np.ndarray
+    lane_N: npt.NDArray[np.object_]
+    text_N: npt.NDArray[np.object_] | None
+    encoder: str
+
+    def unit(self, rows: IntArray | slice) -> FloatArray:
+        """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
+        return unit_rows(self.stored, rows)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Chains before the gates, over texts or over the rows of a bank; `notes` are for the user.
+
+    `answer_rows` are the targets of the base's queries: no chain may contain a twin of them.
+    """
+
+    kind: str
+    chains: list[Chain]
+    pool: Concepts | Pool
+    notes: tuple[str, ...] = ()
+    answer_rows: IntArray | None = None
+
+
+def bank_pool(bank: Bank) -> Pool:
+    """Return the rows of a bank as a pool; its vectors stay on disk."""
+    return Pool(bank.vectors, row_lane_names(bank), bank.texts(), bank.encoder)
+
+
+def row_lane_names(bank: Bank) -> npt.NDArray[np.object_]:
+    """Return the lane name of each row (N,), "" for a row without a lane."""
+    if bank.lane_N is None:
+        return np.full(bank.num_rows, "", dtype=object)
+    return np.array([*bank.lanes, ""], dtype=object)[bank.lane_N]
+
+
+def flat_rows(chains: Sequence[Chain]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the rows of all chains, concatenated, and the offset of each chain (C,)."""
+    length_C = np.array([len(chain.rows) for chain in chains], dtype=np.int64)
+    rows = np.fromiter((row for chain in chains for row in chain.rows), np.int64, length_C.sum())
+    return rows, np.concatenate([[0], np.cumsum(length_C)[:-1]]).astype(np.int64)
+
+
+def pieces(order: Sequence[int], lengths: Iterator[int]) -> Iterator[tuple[int, ...]]:
+    """Cut a walk into consecutive runs of the given lengths; the last run is the remainder."""
+    start = 0
+    while start < len(order):
+        end = start + next(lengths)
+        yield tuple(order[start:end])
+        start = end
+
+
+def drawn_lengths(low: int, high: int, random: np.random.Generator) -> Iterator[int]:
+    """Yield lengths drawn uniformly from `low` to `high`, both included."""
+    while True:
+        yield from random.integers(low, high + 1, size=1024).tolist()
 
 
 @dataclass(frozen=True)
 class HierarchyWalk:
-    """Which subtrees are walked, and how.
+    """How the subtrees of an ontology are walked, and which.
 
-    `roots` are names or identifiers, none for all roots; `lanes` maps subtrees to lanes: with it
-    a concept has the lane of the nearest mapped one above it, and without roots only the mapped
-    subtrees are walked.
+    `roots` are names or identifiers; an empty tuple means all roots. `lanes` maps subtrees to
+    lanes: a concept takes the lane of its nearest mapped ancestor. With `lanes` but no `roots`,
+    only the mapped subtrees are walked.
     """
 
     walk: str = "both"
@@ -50,9 +137,10 @@ class HierarchyWalk:
 
 
 def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> Candidates:
-    """Return the walks over the subtrees of an ontology, in seeded order.
+    """Return chains from walks over the subtrees of an ontology, in an order drawn by seed.
 
-    Every concept with narrower ones is the head of a subtree. Raises ValueError on an unknown root.
+    Every concept with narrower concepts is the head of a subtree. Raises ValueError for an
+    unknown root.
     """
     graph = read_ontology(path)
     mapped = [(find_node(graph, name, "lanes", path), lane) for name, lane in plan.lanes]
@@ -89,7 +177,10 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
 
 
 def find_node(graph: networkx.DiGraph, name: str, option: str, path: Path) -> str:
-    """Return the node of an identifier or of a name that only one node has."""
+    """Return the node with this identifier or with this name, if the name is unique.
+
+    Raises ValueError for an unknown or an ambiguous name.
+    """
     if name in graph:
         return name
     named = [node for node, known in graph.nodes(data="name") if known == name]
@@ -102,7 +193,7 @@ def find_node(graph: networkx.DiGraph, name: str, option: str, path: Path) -> st
 
 
 def _map_lanes(graph: networkx.DiGraph, mapped: Iterable[tuple[str, str]]) -> None:
-    """Give each concept the lane of the nearest mapped one above it, the first listed of equals."""
+    """Give each concept the lane of its nearest mapped ancestor; of equals, the first listed."""
     import networkx
 
     distance: dict[str, int] = {}
@@ -126,7 +217,7 @@ def _below(graph: networkx.DiGraph, root: str) -> Iterator[str]:
 def _walk(
     graph: networkx.DiGraph, head: str, kind: str, random: np.random.Generator
 ) -> Iterator[str]:
-    """Yield the head with what lies below it: narrower concepts by falling weight, or shuffled."""
+    """Yield the head, then its descendants: siblings by descending weight, or shuffled."""
     import networkx
 
     def shuffled(children: Iterable[str]) -> list[str]:
@@ -139,15 +230,9 @@ def _walk(
         yield node
 
 
-FLAT_ROWS = 50_000  # a larger lane is searched through inverted lists
-LISTS_PROBED = 16
-ROWS_PER_LIST = 64  # that place the lists; FAISS asks for 39 or more, takes 256 at most
-SEARCH_ROWS = 4096
-
-
 @dataclass(frozen=True)
 class GraphWalk:
-    """Which nodes are walked; `lanes` are names, none for all lanes."""
+    """How a graph is walked; `lanes` are names of the lanes to walk, empty for all."""
 
     lanes: tuple[str, ...] = ()
     neighbours: int = 10
@@ -158,10 +243,10 @@ class GraphWalk:
 def edge_candidates(
     path: Path, pool: Bank | None, plan: GraphWalk, rules: ChainRules
 ) -> Candidates:
-    """Return the walks over a file of edges `source`, `target`, `weight`.
+    """Return chains from walks over a file of edges with columns `source`, `target`, `weight`.
 
-    With a pool its nodes are row numbers there; without, names, whose texts stand in the file
-    beside it (edges.nodes.csv) or are the names themselves.
+    With a pool, nodes are its row numbers. Without one, nodes are names; their texts are read from
+    the file beside the edges (edges.nodes.csv), or are the names themselves.
     """
     edges = read_edges(path, "source", "target")
     concepts: Concepts | Pool
@@ -173,7 +258,7 @@ def edge_candidates(
         concepts = bank_pool(pool)
         heads = row_heads(pool)
     num_nodes = len(concepts.lane_N)
-    # The heaviest of parallel edges counts.
+    # Of parallel edges, keep the heaviest.
     frame = pd.DataFrame({"a": source_E, "b": target_E, "weight": edges["weight"].to_numpy()})
     frame = frame.sort_values("weight", ascending=False, kind="stable").drop_duplicates(["a", "b"])
     shape = (num_nodes, num_nodes)
@@ -183,9 +268,9 @@ def edge_candidates(
 
 
 def neighbour_candidates(pool: Bank, plan: GraphWalk, rules: ChainRules) -> Candidates:
-    """Return the walks over the k-nearest-neighbour graph of a bank, lane by lane.
+    """Return chains from walks over the k-nearest-neighbour graph of a bank, lane by lane.
 
-    Its nodes are the bank's distinct rows (duplicate groups at `rules.twin`), its weights cosines.
+    Nodes are the bank's distinct rows (duplicate groups at `rules.twin`), weights are cosines.
     """
     concepts = bank_pool(pool)
     lane_N = _lane_codes(concepts.lane_N, plan.lanes)
@@ -216,13 +301,13 @@ def weighted_walks(
     plan: GraphWalk,
     rules: ChainRules,
 ) -> list[Chain]:
-    """Walk from each node to the heaviest neighbour of its lane that the walk has not met.
+    """Walk from each node to the heaviest unvisited neighbour of the same lane.
 
-    A walk ends at its length, 8 to 14 drawn by seed, or where no such neighbour is left. Nodes with
-    the lane -1 are outside. Starts come in seeded order.
+    A walk ends at a length drawn by seed (`min_length` to `max_length`), or when no such neighbour
+    is left. Nodes with lane -1 are not walked. The order of the start nodes is drawn by seed.
     """
     row_E = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-    order_E = np.lexsort((graph.indices, -graph.data, row_E))  # a row's edges by falling weight
+    order_E = np.lexsort((graph.indices, -graph.data, row_E))  # a row's edges by descending weight
     target_E = graph.indices[order_E].tolist()
     starts, lanes = graph.indptr.tolist(), lane_N.tolist()
     random = generator(plan.seed, "graph walks")
@@ -248,13 +333,13 @@ def weighted_walks(
 
 
 def row_heads(bank: Bank) -> npt.NDArray[np.object_]:
-    """Sequence and row of each row of a bank, to name chains after (N,)."""
+    """Return "<sequence>:<row>" for each row of a bank (N,), the names of its chains."""
     named_N = np.array(bank.sequences, dtype=object)[bank.sequence_N]
     return named_N + np.array([f":{row}" for row in range(bank.num_rows)], dtype=object)
 
 
 def known_lanes(wanted: tuple[str, ...], there: list[str], where: str) -> None:
-    """Raise ValueError where a wanted lane is not among those of `where`."""
+    """Raise ValueError if a wanted lane is not one of `there`, the lanes of `where`."""
     unknown = [lane for lane in wanted if lane not in there]
     if unknown:
         known = ", ".join(there) or "none at all"
@@ -264,7 +349,7 @@ def known_lanes(wanted: tuple[str, ...], there: list[str], where: str) -> None:
 
 
 def _lane_codes(name_N: npt.NDArray[np.object_], wanted: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Code of each node's lane, rows without one being a lane of their own; -1 where not wanted."""
+    """Return an integer for each node's lane, -1 if it is not wanted; no lane is a lane too."""
     code_N, names = pd.factorize(name_N, sort=True)
     known_lanes(wanted, [name for name in names if name], "the source")
     chosen = np.array([not wanted or name in wanted for name in names])
@@ -272,7 +357,7 @@ def _lane_codes(name_N: npt.NDArray[np.object_], wanted: tuple[str, ...]) -> npt
 
 
 def _neighbours(pool: Pool, row_n: IntArray, k: int, seed: int) -> tuple[FloatArray, IntArray]:
-    """Cosines with positions in `row_n` of the k nearest of each row, itself among the k + 1."""
+    """Return cosines and positions in `row_n` of each row's k + 1 nearest, itself included."""
     num_rows, dim = len(row_n), pool.stored.shape[1]
     blocks = [row_n[start : start + SEARCH_ROWS] for start in range(0, num_rows, SEARCH_ROWS)]
     if num_rows <= FLAT_ROWS:

@@ -10,9 +10,18 @@ from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
 
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"
-# Of the hub, of file systems and of parsers, whose libraries datasets calls.
-OPEN_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, EOFError)
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
+# Of the hub's client, file systems and parsers, beside the errors that `datasets` declares.
+LIBRARY_ERRORS = (
+    pa.ArrowException,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class HuggingFaceSource:
@@ -55,6 +64,8 @@ class HuggingFaceSource:
     def _open(self) -> Any:
         try:
             import datasets
+            from datasets.exceptions import DatasetsError
+            from huggingface_hub.errors import HTTPError
         except ImportError as error:
             raise ValueError(
                 f"source {self.source}: needs the library datasets; install it with "
@@ -66,7 +77,7 @@ class HuggingFaceSource:
                 found = datasets.load_from_disk(self.name)
             else:
                 found = datasets.load_dataset(self.name, streaming=True)
-        except (*OPEN_ERRORS, datasets.exceptions.DatasetsError) as error:
+        except (DatasetsError, HTTPError, *LIBRARY_ERRORS) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "

@@ -21,6 +21,19 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.footnote import footnote_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 
+# A parser's own mistakes on odd input beside the errors that it declares.
+PARSER_ERRORS = (
+    docutils.ApplicationError,
+    etree.LxmlError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Directives of reStructuredText, docutils' and Sphinx's, that hold no prose.
 NO_PROSE = frozenset(
     "autoattribute autoclass autodata autoexception autofunction automethod automodule "
@@ -45,10 +58,6 @@ RST_SETTINGS = {
     "traceback": True,  # else docutils ends the process
     "warning_stream": False,
 }
-PARSER_ERRORS = (  # mistakes of parsers on odd input, too
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
-    *(ValueError, docutils.ApplicationError, etree.LxmlError),
-)
 MAX_NESTING = 100  # of Markdown's quotes and lists
 INLINE_HTML = frozenset(
     "a abbr acronym b bdi bdo big br cite code data del dfn em font i ins kbd label mark q rb rp "

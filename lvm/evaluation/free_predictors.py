@@ -4,17 +4,19 @@ A new one is a class in `lvm.models.baselines`, a name in `lvm.models.table` and
 FITS. Shapes: D vector dim, F = 4 D ridge features, T time, M stored rows.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import linalg
-from torch import nn
+from torch import Tensor, nn
 
 from lvm.bank.store import Bank
 from lvm.models.baselines import (
     ContextMean,
+    ContextRidge,
     CopyLast,
     MovingAverage,
     NearestSuccessor,
@@ -33,6 +35,10 @@ DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Ridge penalties, as multiples of the mean squared size of a feature over all positions.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 MAX_TUNING_QUERIES = 2000
+# Of the ridge regression inside a context: penalties, weights beside the moving average.
+CONTEXT_PENALTIES = (3.0, 30.0)
+CONTEXT_WEIGHTS = (0.5, 2.0, 100.0)
+MAX_CONTEXT_QUERIES = 500
 MAX_RIDGE_ROWS = 200_000
 SEGMENT = 2048
 MAX_STORED_ROWS = 100_000  # 154 MB at 768 dims, registered with the model
@@ -58,6 +64,45 @@ def tuned_decay(bank: Bank, windows: Windows) -> float:
         return Fit(values={"decay": DECAYS[best]})
 
     return float(cached_fit(windows, "ema", {}, fit).values["decay"])
+
+
+def tuned_context_ridge(bank: Bank, windows: Windows) -> ContextRidge:
+    """Return the regression inside each context with the best val Hit@5 of its choices.
+
+    The decay is that of the moving average. Keys are rows or averages of that decay. A pass reads
+    MAX_CONTEXT_QUERIES val queries at most and serves all weights.
+    """
+    decay = tuned_decay(bank, windows)
+
+    def fit() -> Fit:
+        queries = windows.queries["val"].head(MAX_CONTEXT_QUERIES)
+        average_QD = predict_queries(MovingAverage(bank.dim, decay), bank, queries)
+        choices, answers = [], []
+        for key_decay, penalty in itertools.product((0.0, decay), CONTEXT_PENALTIES):
+            ridge = ContextRidge(bank.dim, decay, key_decay, penalty)
+            read_QD = predict_queries(_Reads(ridge), bank, queries)
+            for weight in CONTEXT_WEIGHTS:
+                sum_QD = average_QD + np.float32(weight) * read_QD
+                unit_QD = sum_QD / np.linalg.norm(sum_QD, axis=1, keepdims=True)
+                choices.append({"key_decay": key_decay, "penalty": penalty, "weight": weight})
+                answers.append((unit_QD, (None,)))
+        ranked = rank_together(answers, queries, bank, windows.representative_N)
+        scores = [selection_score(ranks.rank_Q) for (ranks,) in ranked]
+        return Fit(values=choices[scores.index(max(scores))])
+
+    choice = cached_fit(windows, "context-ridge", {"decay": decay}, fit).values
+    return ContextRidge(bank.dim, decay, **choice)
+
+
+class _Reads(nn.Module):
+    """Returns what a `ContextRidge` adds to its average, before the weight."""
+
+    def __init__(self, ridge: ContextRidge) -> None:
+        super().__init__()
+        self.ridge = ridge
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        return self.ridge.read(context_BTD)
 
 
 def decay_models(bank: Bank) -> list[MovingAverage]:
@@ -201,4 +246,5 @@ FITS: dict[str, Callable[[Bank, Windows, int], nn.Module]] = {
     "context-mean": lambda bank, windows, seed: ContextMean(bank.dim),
     "ridge": fit_ridge,
     "nn-successor": fit_nearest_successor,
+    "context-ridge": lambda bank, windows, seed: tuned_context_ridge(bank, windows),
 }

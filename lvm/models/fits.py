@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvm.models.weights import contents_sha256
-from lvm.system.cache import Entry, cache_key, compute_once
+from lvm.system.atomic import Entry, cache_key, compute_once
 from lvm.windows.planning import Windows
 
 VERSION = 2  # raised whenever a fit gives other numbers from the same rows

@@ -3,6 +3,7 @@
 Shapes: B batch, C chunks, S steps of a chunk, T time, D vector dim, H hidden, M memory slots.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,18 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, softplus
 
-from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm, unit
 from lvm.models.recurrent import make_encoder
-from lvm.models.residual import Residual
-from lvm.models.skip import AdaptiveAverage
+from lvm.models.skip import Residual
 
 ROOM = 1024  # rows of a chunk for which a stream takes memory at first
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryGRUConfig:
-    """Sizes of a `MemoryGRU`; `dim` is the bank's dimension."""
+    """Sizes of a `MemoryGRU`; `dim` is the bank's dimension, `memory` one of `MEMORIES`."""
 
     dim: int
     hidden: int = 512
@@ -29,6 +28,7 @@ class MemoryGRUConfig:
     chunk: int = 200
     slots: int = 16
     cell: str = "gru"
+    memory: str = "slots"
     decay: float = 0.5
     dropout: float = 0.2
 
@@ -36,6 +36,8 @@ class MemoryGRUConfig:
         for name in ("dim", "hidden", "layers", "chunk", "slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory: unknown '{self.memory}'; known: {', '.join(MEMORIES)}")
         if self.layers % 2:
             raise ValueError(f"layers: {self.layers} is odd; half of them lie below the memory")
         if not 0.0 < self.decay < 1.0:
@@ -69,41 +71,36 @@ class MemoryGRU(Residual):
     avg_t starts as the moving average of `decay`, W_skip and W_out as zero: step 0 is that.
     """
 
+    ablations: tuple[str, ...] = ("linear", "encoder", "memory")
+
     def __init__(self, **config: object) -> None:
-        super().__init__()
-        self.sizes = sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
+        sizes = MemoryGRUConfig(**config)  # type: ignore[arg-type]
+        super().__init__(sizes.dim, sizes.hidden, sizes.decay, sizes.dropout)
+        self.sizes = sizes
         self.config = {"model": "memory_gru", **asdict(sizes)}
-        dim, hidden, self.decay = sizes.dim, sizes.hidden, sizes.decay
-        self.input_dropout = Dropout(sizes.dropout)
-        self.average = AdaptiveAverage(dim, sizes.decay)
-        self.project_in = nn.Linear(2 * dim, hidden)
-        self.lower = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
-        self.memory = SlotMemory(hidden, sizes.slots)
-        self.upper = make_encoder(sizes.cell, hidden, sizes.layers // 2, sizes.dropout)
+        hidden, half = sizes.hidden, sizes.layers // 2
+        self.project_in = nn.Linear(2 * sizes.dim, hidden)
+        self.lower = make_encoder(sizes.cell, hidden, half, sizes.dropout)
+        self.memory = MEMORIES[sizes.memory](hidden, sizes.slots)
+        self.upper = make_encoder(sizes.cell, hidden, half, sizes.dropout)
         self.norm = RMSNorm(hidden)
-        self.dropout = Dropout(sizes.dropout)
-        self.project_out = nn.Linear(hidden, dim, bias=False)
-        self.skip_change = nn.Linear(2 * dim, dim, bias=False)
-        nn.init.zeros_(self.project_out.weight)
-        nn.init.zeros_(self.skip_change.weight)
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind h_t, which learn at a rate of their own."""
-        parts = (self.project_in, self.lower, self.memory, self.upper, self.norm, self.project_out)
-        return [parameter for part in parts for parameter in part.parameters()]
+    def memory_modules(self) -> list[nn.Module]:
+        return [self.memory]
 
-    def encode(self, recent_BTE: Tensor) -> Tensor:
+    def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
         """Return the hidden states (B, T, H) of every position."""
         num_steps = recent_BTE.shape[1]
         chunk = min(self.sizes.chunk, num_steps)
         input_BTH = self.project_in(recent_BTE)
         input_BTH = pad(input_BTH, (0, 0, 0, -num_steps % chunk))
         lower_BTH = self.lower(input_BTH, chunk)
-        read_BTH = self.memory(lower_BTH, chunk)
-        upper_BTH = self.upper(lower_BTH + read_BTH, chunk)
+        if self.omitted == "memory":
+            return self.norm(self.upper(lower_BTH, chunk))[:, :num_steps]
+        upper_BTH = self.upper(lower_BTH + self.memory(lower_BTH, chunk), chunk)
         return self.norm(upper_BTH)[:, :num_steps]
 
-    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, EncoderCache]:
+    def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, EncoderCache]:
         """Return the last hidden state (H,), what the encoder keeps; chunks run in parallel."""
         num_steps = len(recent_TE)
         chunk = min(self.sizes.chunk, num_steps)
@@ -122,7 +119,7 @@ class MemoryGRU(Residual):
         cache = EncoderCache(lower, upper, memory_MH, slots, chunk_SH, num_filled)
         return self.norm(upper_TH[-1]), cache
 
-    def step_encoder(self, recent_E: Tensor, cache: EncoderCache) -> Tensor:
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: EncoderCache) -> Tensor:
         """Return the next hidden state (H,): one cell step, one memory read."""
         is_first = cache.num_filled == self.sizes.chunk
         if is_first:
@@ -143,27 +140,28 @@ class MemoryGRU(Residual):
 class SlotMemory(nn.Module):
     """External memory of M slots a sequence, read by content, written at the end of each chunk.
 
-    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
-    address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
-    takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
-    Maps of what is mixed act on the M mixtures or slots, which are fewer than the steps: the same
-    sums in another order.
+    A slot attends to the steps of the chunk and to its own content; what it gives to its content it
+    keeps, the rest it erases and replaces by what it found (the gated erase and add of Graves et
+    al., Neural Turing Machines, arXiv 1410.5401, section 3.2, with one softmax as its gate). A read
+    is an attention over the slots. Maps of the steps act on the M mixtures, which are fewer.
     """
 
     def __init__(self, hidden: int, slots: int) -> None:
         super().__init__()
-        self.initial_MH = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
+        self.scale = hidden**-0.5
+        self.norm = RMSNorm(hidden)
+        self.initial_MH = nn.Parameter(torch.randn(slots, hidden) * 0.1)
+        self.name_MH = nn.Parameter(torch.randn(slots, hidden))
         self.read_key = nn.Linear(hidden, hidden)
+        self.read_address = nn.Linear(hidden, hidden)
         self.read_value = nn.Linear(hidden, hidden)
         self.slot_query = nn.Linear(hidden, hidden)
-        # Its bias would add the same to every step's score, which a softmax does not see.
+        # A bias of the steps' keys would add the same to every step's score.
         self.step_key = nn.Linear(hidden, hidden, bias=False)
-        self.step_value = nn.Linear(hidden, hidden)
-        self.write_key = nn.Linear(hidden, hidden)
-        self.erase = nn.Linear(hidden, hidden)
-        self.add = nn.Linear(hidden, hidden)
-        self.read_sharpness = nn.Parameter(torch.tensor(2.0))
-        self.write_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.step_value = nn.Linear(hidden, hidden, bias=False)
+        self.keep = nn.Linear(hidden, 1)
+        # Against 200 steps of equal score a slot keeps half of its content at first.
+        nn.init.constant_(self.keep.bias, math.log(200.0))
 
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
         """Return what each position reads, (B, T, H); T must be a multiple of `chunk`."""
@@ -172,7 +170,7 @@ class SlotMemory(nn.Module):
 
     def states(self, state_BCSH: Tensor) -> Tensor:
         """Return the memory (B, C, M, H) that each chunk finds."""
-        memory_BMH = self.initial_MH.expand(len(state_BCSH), -1, -1)
+        memory_BMH = self.initial_MH.to(state_BCSH.dtype).expand(len(state_BCSH), -1, -1)
         memories = [memory_BMH]
         for chunk_BSH in state_BCSH[:, :-1].unbind(1):
             memory_BMH = self.write(memory_BMH, chunk_BSH)
@@ -181,17 +179,57 @@ class SlotMemory(nn.Module):
 
     def slots(self, memory_BCMH: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a read compares with and what it takes, (B, C, M, H) each."""
+        address_BCMH = self.read_address(memory_BCMH) + self.name_MH.to(memory_BCMH.dtype)
+        return address_BCMH * self.scale, self.read_value(memory_BCMH)
+
+    def read(self, slots: tuple[Tensor, Tensor], state_BCSH: Tensor) -> Tensor:
+        """Return the content-addressed mixture of slots for each step, (B, C, S, H)."""
+        address_BCMH, value_BCMH = slots
+        key_BCSH = self.read_key(self.norm(state_BCSH))
+        return (key_BCSH @ address_BCMH.transpose(-1, -2)).softmax(dim=-1) @ value_BCMH
+
+    def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
+        """Return the memory after a chunk's states (B, S, H) have been written into it."""
+        chunk_BSH = self.norm(chunk_BSH)
+        query_BMH = self.slot_query(memory_BMH) + self.name_MH.to(memory_BMH.dtype)
+        score_BMS = (query_BMH @ self.step_key.weight.to(query_BMH.dtype)) @ chunk_BSH.mT
+        logits = torch.cat([score_BMS * self.scale, self.keep(memory_BMH)], dim=-1)
+        weight_BMS, kept_BM1 = logits.softmax(dim=-1).split([chunk_BSH.shape[1], 1], dim=-1)
+        return kept_BM1 * memory_BMH + self.step_value(weight_BMS @ chunk_BSH)
+
+
+class AddressedMemory(SlotMemory):
+    """The memory of models logged before `SlotMemory` had its gate; no new model has it.
+
+    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
+    address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
+    takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
+    """
+
+    def __init__(self, hidden: int, slots: int) -> None:
+        nn.Module.__init__(self)
+        self.initial_MH = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
+        self.read_key = nn.Linear(hidden, hidden)
+        self.read_value = nn.Linear(hidden, hidden)
+        self.slot_query = nn.Linear(hidden, hidden)
+        self.step_key = nn.Linear(hidden, hidden, bias=False)
+        self.step_value = nn.Linear(hidden, hidden)
+        self.write_key = nn.Linear(hidden, hidden)
+        self.erase = nn.Linear(hidden, hidden)
+        self.add = nn.Linear(hidden, hidden)
+        self.read_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.write_sharpness = nn.Parameter(torch.tensor(2.0))
+
+    def slots(self, memory_BCMH: Tensor) -> tuple[Tensor, Tensor]:
         address_BCMH = softplus(self.read_sharpness) * unit(memory_BCMH)
         return address_BCMH, self.read_value(memory_BCMH)
 
     def read(self, slots: tuple[Tensor, Tensor], state_BCSH: Tensor) -> Tensor:
-        """Return the content-addressed mixture of slots for each step, (B, C, S, H)."""
         address_BCMH, value_BCMH = slots
         key_BCSH = unit(self.read_key(state_BCSH))
         return (key_BCSH @ address_BCMH.transpose(-1, -2)).softmax(dim=-1) @ value_BCMH
 
     def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
-        """Return the memory after a chunk's states (B, S, H) have been written into it."""
         query_BMH = self.slot_query(memory_BMH) @ self.step_key.weight
         mixed_BMH = scaled_dot_product_attention(query_BMH, chunk_BSH, chunk_BSH)
         content_BMH = self.step_value(mixed_BMH)
@@ -200,3 +238,6 @@ class SlotMemory(nn.Module):
         address_BM1 = (softplus(self.write_sharpness) * score_BM1).softmax(dim=1)
         kept_BMH = 1 - address_BM1 * self.erase(content_BMH).sigmoid()
         return memory_BMH * kept_BMH + address_BM1 * self.add(content_BMH).tanh()
+
+
+MEMORIES: dict[str, type[SlotMemory]] = {"slots": SlotMemory, "addressed": AddressedMemory}

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, pad
 
 from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm
-from lvm.models.residual import ResidualPredictor
+from lvm.models.skip import Residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ResMLPConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
 
 
-class ResMLP(ResidualPredictor):
+class ResMLP(Residual):
     """Residual predictor whose state is an MLP of the last `last` vectors (default 8).
 
     After Ippolito et al., ACL 2020 (arXiv 2005.05255), section 3: residual feed-forward blocks.
@@ -54,20 +54,20 @@ class ResMLP(ResidualPredictor):
             for _ in range(sizes.layers)
         )
 
-    def encode(self, recent_BTE: Tensor) -> Tensor:
+    def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
         vector_BTD = recent_BTE[..., : self.dim]
         padded_BTD = pad(vector_BTD, (0, 0, self.last - 1, 0))
         num_steps = vector_BTD.shape[1]
         last_BTX = torch.cat([padded_BTD[:, k : k + num_steps] for k in range(self.last)], dim=-1)
         return self._state(last_BTX)
 
-    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last hidden state (H,), the last vectors (L, D), zeros before the first."""
         vector_LD = recent_TE[-self.last :, : self.dim]
         last_LD = pad(vector_LD, (0, 0, self.last - len(vector_LD), 0))
         return self._state(last_LD.flatten()), last_LD
 
-    def step_encoder(self, recent_E: Tensor, cache: Tensor) -> Tensor:
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: Tensor) -> Tensor:
         cache.copy_(torch.cat([cache[1:], recent_E[None, : self.dim]]))
         return self._state(cache.flatten())
 

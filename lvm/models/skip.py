@@ -1,15 +1,23 @@
-"""Moving average over recent vectors whose weights adapt to their content.
+"""The short-range skip: a content-weighted average of the last rows behind a linear map.
 
-Shapes: B batch, T time, D vector dim, A address features, K taps, C blocks, S steps of a block, W
-rows that a block looks at.
+`Skip` is that alone; `Residual` is the base of the predictors whose encoder adds to it.
+
+Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, A address features, K
+taps, C blocks, S steps of a block, W rows that a block looks at.
 """
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from lvm.models.dropout import Dropout
+from lvm.models.norm import unit
+from lvm.models.scan import RunningAverage, moving_average
 
 BLOCK = 32
 VANISHED = 2**-60  # a weight that changes no float64 beside 1
@@ -124,6 +132,184 @@ class AdaptiveAverage(nn.Module):
         """Return the rows that each block looks at, (B, C, W, D)."""
         padded = pad(vector_BTD, (0, 0, self.taps, -num_steps % BLOCK))
         return padded.unfold(1, BLOCK + self.taps, BLOCK).transpose(-1, -2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipConfig:
+    """Sizes of a `Skip`; `decay` is that of its moving average, between 0 and 1."""
+
+    dim: int
+    decay: float = 0.5
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim: {self.dim} is less than 1")
+        if not 0.0 < self.decay < 1.0:
+            raise ValueError(f"decay: {self.decay} is not between 0 and 1 (both excluded)")
+
+
+@dataclass
+class SkipCache:
+    """State of a stream; `encoder` belongs to the subclass."""
+
+    average: RunningAverage
+    taps: Taps
+    encoder: Any
+
+
+class Skip(nn.Module):
+    """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)]) from the last rows alone.
+
+    avg_t is an average of the recent vectors whose weights adapt to their content. It starts as the
+    moving average of `decay`, W_skip as zero: step 0 is that baseline. `ablations` names the parts
+    that `without` can leave out.
+    """
+
+    ablations: tuple[str, ...] = ("linear",)
+
+    def __init__(self, **config: object) -> None:
+        super().__init__()
+        sizes = SkipConfig(**config)  # type: ignore[arg-type]
+        self.config = {"model": "skip", **asdict(sizes)}
+        self._make_skip(sizes.dim, sizes.decay, sizes.dropout)
+
+    def _make_skip(self, dim: int, decay: float, dropout: float) -> None:
+        SkipConfig(dim=dim, decay=decay, dropout=dropout)
+        self.omitted: str | None = None
+        self.decay = decay
+        self.input_dropout = Dropout(dropout)
+        self.average = AdaptiveAverage(dim, decay)
+        self.skip_change = nn.Linear(2 * dim, dim, bias=False)
+        nn.init.zeros_(self.skip_change.weight)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part by its name."""
+        return {
+            "average": list(self.average.parameters()),
+            "linear": list(self.skip_change.parameters()),
+        }
+
+    def forward(self, context_BTD: Tensor) -> Tensor:
+        """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1.
+
+        Contexts must be finite: 0 x NaN is NaN, so that a later row of weight zero would count.
+        """
+        return self._predict(*self._read(context_BTD))
+
+    def begin(self, context_TD: Tensor) -> tuple[Tensor, SkipCache]:
+        """Return the prediction (D,) after a context with the cache of a stream; one pass."""
+        average_TD = moving_average(context_TD[None], self.decay)[0]
+        recent_TE = _recent(context_TD, average_TD)
+        adapted_TD = self.average(context_TD[None], average_TD[None], recent_TE[None])[0]
+        state_H, encoder = self.begin_encoder(context_TD, recent_TE)
+        average = RunningAverage(context_TD, self.decay)
+        cache = SkipCache(average, self.average.begin(context_TD, average_TD), encoder)
+        return self._predict(adapted_TD[-1], recent_TE[-1], state_H), cache
+
+    def step(self, vector_D: Tensor, cache: SkipCache) -> Tensor:
+        """Return the prediction (D,) after one more row."""
+        average_D = cache.average.append(vector_D)
+        recent_E = _recent(vector_D, average_D)
+        adapted_D = self.average.step(vector_D, average_D, recent_E, cache.taps)
+        state_H = self.step_encoder(vector_D, recent_E, cache.encoder)
+        return self._predict(adapted_D, recent_E, state_H)
+
+    def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
+        """Return what the encoder knows at every position, (B, T, H); H = 0 here."""
+        return recent_BTE[..., :0]
+
+    def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, Any]:
+        """Return the encoder's state (H,) at the last position and its cache."""
+        return recent_TE[-1, :0], None
+
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: Any) -> Tensor:
+        """Return the encoder's state (H,) at one more position; `cache` is updated in place."""
+        return recent_E[:0]
+
+    def _read(self, context_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a prediction is made of: avg_t, [x_t; ema_t], h_t, each (B, T, ...)."""
+        fixed_BTD = moving_average(context_BTD, self.decay)
+        # Cast once: autocast would cast again for each map that reads them.
+        context_BTD, fixed_BTD, recent_BTE = (
+            rows.to(_dtype(context_BTD))
+            for rows in (context_BTD, fixed_BTD, _recent(context_BTD, fixed_BTD))
+        )
+        noisy_BTE = self.input_dropout(recent_BTE)
+        adapted_BTD = self.average(context_BTD, fixed_BTD, noisy_BTE)
+        return adapted_BTD, noisy_BTE, self.encode(context_BTD, noisy_BTE)
+
+    def _predict(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        return unit(self._sum(adapted_BTD, recent_BTE, state_BTH).float())
+
+    def _sum(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        """Return the prediction before it is scaled to unit length."""
+        sum_BTD = unit(adapted_BTD)
+        if self.omitted != "linear":
+            sum_BTD = sum_BTD + self.skip_change(recent_BTE)
+        return sum_BTD
+
+
+class Residual(Skip):
+    """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t)).
+
+    A subclass says what h_t is: `encode`, and for streams `begin_encoder` and `step_encoder`.
+    W_out starts as zero.
+    """
+
+    ablations: tuple[str, ...] = ("linear", "encoder")
+
+    def __init__(self, dim: int, hidden: int, decay: float, dropout: float) -> None:
+        nn.Module.__init__(self)
+        self._make_skip(dim, decay, dropout)
+        self.dropout = Dropout(dropout)
+        self.project_out = nn.Linear(hidden, dim, bias=False)
+        nn.init.zeros_(self.project_out.weight)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        parts = super().parts()
+        memory = [p for module in self.memory_modules() for p in module.parameters()]
+        known = {id(p) for part in (*parts.values(), memory) for p in part}
+        parts["encoder"] = [p for p in self.parameters() if id(p) not in known]
+        return parts | {"memory": memory} if memory else parts
+
+    def memory_modules(self) -> list[nn.Module]:
+        """Return the modules that write and read the memory; none where there is no memory."""
+        return []
+
+    def _sum(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
+        sum_BTD = super()._sum(adapted_BTD, recent_BTE, state_BTH)
+        return sum_BTD if self.omitted == "encoder" else sum_BTD + self._increment(state_BTH)
+
+    def _increment(self, state_BTH: Tensor) -> Tensor:
+        # Unit length like the inputs, so that one learning rate suits both maps.
+        increment_BTD: Tensor = self.project_out(self.dropout(unit(state_BTH)))
+        return increment_BTD
+
+
+Predictor = TypeVar("Predictor", bound=Skip)
+
+
+def without(model: Predictor, part: str) -> Predictor:
+    """Return the predictor without `part`, one of its `ablations`; the weights are shared."""
+    if part not in model.ablations:
+        raise ValueError(f"part: {part!r} is not among {', '.join(model.ablations)}")
+    ablated = copy.copy(model)
+    ablated.omitted = part
+    return ablated
+
+
+def _recent(context_BTD: Tensor, average_BTD: Tensor) -> Tensor:
+    """Return [x_t; ema_t], the input of every map, (B, T, 2 D)."""
+    return torch.cat([context_BTD, unit(average_BTD)], dim=-1)
+
+
+def _dtype(vector_BTD: Tensor) -> torch.dtype:
+    """Return the dtype in which matrix products take such vectors here."""
+    device = vector_BTD.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return vector_BTD.dtype
 
 
 def _blocks(vector_BTD: Tensor, num_steps: int) -> Tensor:

@@ -5,9 +5,18 @@ from dataclasses import fields
 
 from torch import nn
 
-from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, NearestSuccessor, Ridge
+from lvm.models.baselines import (
+    ContextMean,
+    ContextRidge,
+    CopyLast,
+    MovingAverage,
+    NearestSuccessor,
+    Ridge,
+)
+from lvm.models.delta_memory import DeltaMemory, DeltaMemoryConfig
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
 from lvm.models.res_mlp import ResMLP, ResMLPConfig
+from lvm.models.skip import Skip, SkipConfig
 from lvm.models.tmd_experts import TMDExperts, TMDExpertsConfig
 from lvm.models.transformer import Transformer, TransformerConfig
 
@@ -17,15 +26,20 @@ FREE_MODELS: dict[str, type[nn.Module]] = {
     "context-mean": ContextMean,
     "ridge": Ridge,
     "nn-successor": NearestSuccessor,
+    "context-ridge": ContextRidge,
 }
 TRAINED_MODELS: dict[str, type[nn.Module]] = {
     "memory_gru": MemoryGRU,
+    "delta_memory": DeltaMemory,
+    "skip": Skip,
     "transformer": Transformer,
     "res_mlp": ResMLP,
     "tmd_experts": TMDExperts,
 }
 SIZES = {
     "memory_gru": MemoryGRUConfig,
+    "delta_memory": DeltaMemoryConfig,
+    "skip": SkipConfig,
     "transformer": TransformerConfig,
     "res_mlp": ResMLPConfig,
     "tmd_experts": TMDExpertsConfig,

@@ -11,7 +11,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from lvm.models.dropout import Dropout
 from lvm.models.norm import RMSNorm
-from lvm.models.residual import ResidualPredictor
+from lvm.models.skip import Residual
 
 HEAD_DIM = 64
 ROTARY_BASE = 10_000.0
@@ -47,7 +47,7 @@ class TransformerCache:
     num_filled: int
 
 
-class Transformer(ResidualPredictor):
+class Transformer(Residual):
     """Residual predictor whose state attends to at most 2 `chunk` - 1 steps back a layer.
 
     Pre-norm attention with rotary positions (Su et al., arXiv 2104.09864) and SwiGLU blocks.
@@ -63,7 +63,7 @@ class Transformer(ResidualPredictor):
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(sizes.hidden)
 
-    def encode(self, recent_BTE: Tensor) -> Tensor:
+    def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
         num_steps = recent_BTE.shape[1]
         chunk = min(self.chunk, num_steps)
         state_BTH = pad(self.project_in(recent_BTE), (0, 0, 0, -num_steps % chunk))
@@ -71,7 +71,9 @@ class Transformer(ResidualPredictor):
             state_BTH = layer(state_BTH, chunk)
         return self.norm(state_BTH)[:, :num_steps]
 
-    def begin_encoder(self, recent_TE: Tensor) -> tuple[Tensor, TransformerCache]:
+    def begin_encoder(
+        self, context_TD: Tensor, recent_TE: Tensor
+    ) -> tuple[Tensor, TransformerCache]:
         """Return the last hidden state (H,), the keys with values that later steps read."""
         num_steps = len(recent_TE)
         chunk = min(self.chunk, num_steps)
@@ -84,7 +86,7 @@ class Transformer(ResidualPredictor):
             state_BTH = layer(state_BTH, chunk)
         return self.norm(state_BTH[0, num_steps - 1]), TransformerCache(key_value, num_filled)
 
-    def step_encoder(self, recent_E: Tensor, cache: TransformerCache) -> Tensor:
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: TransformerCache) -> Tensor:
         if cache.num_filled == self.chunk:
             cache.key_value = [rows[-self.chunk :] for rows in cache.key_value]
             cache.num_filled = 0

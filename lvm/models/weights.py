@@ -75,7 +75,10 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
             )
         if recorded != _sha256(path):
             raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
-    _check_sizes(config, _shapes(weights), weights.stat().st_size, folder)
+    shapes = _shapes(weights)
+    _check_sizes(config, list(shapes.values()), weights.stat().st_size, folder)
+    if "memory.write_key.weight" in shapes:  # logged before the configuration named the memory
+        config["memory"] = "addressed"
     model = build_model(config)
     try:
         model.load_state_dict(load_file(weights))
@@ -110,10 +113,11 @@ def model_text(folder: str | Path) -> str:
     return json.dumps(own, indent=1) + "\n"
 
 
-def _shapes(weights: Path) -> list[list[int]]:
+def _shapes(weights: Path) -> dict[str, list[int]]:
     try:
         with safe_open(weights, framework="pt") as opened:
-            return [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+            keys = opened.keys()
+            return {key: opened.get_slice(key).get_shape() for key in keys}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights}: is no safetensors file: {error}") from error
 

@@ -105,7 +105,7 @@ def laid_out_for_steps(model: nn.Module) -> nn.Module:
     AMD EPYC core).
     """
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-    if all(weight.stride(0) == 1 for weight in matrices):
+    if all(weight.t().is_contiguous() for weight in matrices):
         return model
     turned = copy.deepcopy(model)
     for weight in turned.parameters():

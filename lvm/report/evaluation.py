@@ -31,6 +31,7 @@ ORDERS = {
     "old_rule": "0.7 cos + 0.3 alignment",
     "true_lane": "true lane first: the ceiling",
 }
+PARTS = {"linear": "linear map", "older_rows": "all but 20 rows"}
 EXAMPLES_STYLE = (
     "body { font: 14px sans-serif } table { border-collapse: collapse } "
     "th, td { border: 1px solid #ddd; padding: 4px 8px; text-align: left; vertical-align: top } "
@@ -99,6 +100,23 @@ def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) 
     ]
     body = captioned(caption, table(lines, headers, "rrrrrr", style), leaky)
     return "\n\n".join([body, _context_sentence(controls), "\n".join(_order_lines(controls))])
+
+
+def ablations_table(ablations: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:
+    """Return Hit@k of the whole predictor, then without each of its parts."""
+    full = ablations["full"]
+    lines = [["nothing", *hit_cells(full, full["ci95"]), "", ""]]
+    for entry in ablations["without"]:
+        name = PARTS.get(entry["part"], entry["part"])
+        change = _change_cells(entry, entry["p_holm"])
+        lines.append([name, *hit_cells(entry, entry["ci95"]), *change])
+    headers = ["without", *HIT_HEADERS, "Hit@5 - full, points", "p (Holm)"]
+    caption = [
+        f"Ablations: the same {ablations['queries']:,} queries from {ablations['documents']:,} "
+        "documents; the trained weights",
+        "predict without one part of the model [95 % interval by document]",
+    ]
+    return captioned(caption, table(lines, headers, "lrrrrr", style), leaky)
 
 
 def _context_sentence(controls: Mapping[str, Any]) -> str:

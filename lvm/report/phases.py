@@ -42,6 +42,8 @@ from lvm.report.tables import (
 from lvm.retrieval.rerank import NONE
 from lvm.studies.phases.comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
 from lvm.studies.phases.table import OldDifference, Phase, published_report
+from lvm.studies.phases.trainings import Job
+from lvm.training.warnings import planned_warnings
 
 NOTHING = "-"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -407,3 +409,21 @@ def _whole_bank(
         axes.plot(span, [value] * 2, "--", color=ORANGE, linewidth=1.8, label=name)
         top = max(top, value)
     axes.set_ylim(0, 1.15 * max(top, free, 1.0))
+
+
+def plan_text(jobs: Sequence[Job]) -> str:
+    """Return the table of what will be trained, with the warnings known by now."""
+    first = {job.sha256: job for job in reversed(jobs)}
+    lines = []
+    for job in jobs:
+        plan = job.plan
+        same = "" if first[job.sha256] is job else f"same training as {first[job.sha256].name}"
+        same = same if job.grows_from is None else f"grown from {job.grows_from}"
+        counts = [plan.examples_per_epoch, plan.steps_per_epoch, plan.steps]
+        ctx = f"{job.phase.ctx:,}"
+        lines.append([job.name, job.recipe, ctx, *(f"{number:,}" for number in counts), same])
+    headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
+    body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT), leaky=False)
+    shown = (job for job in jobs if first[job.sha256] is job)
+    told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
+    return "\n".join([body, "", *(f"warning: {one}" for one in told)])

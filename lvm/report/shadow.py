@@ -376,3 +376,20 @@ def shadow_lane_figure(result: ShadowResult) -> Figure:
     measured = {one.name: one.lanes for one in shown}
     overall = {one.name: one.figures["hit_at_5"] for one in shown}
     return lane_figure(measured, overall, result.leaky)
+
+
+def shadow_text(
+    result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None
+) -> str:
+    """Return the text for the terminal; a failed promotion is reported at its end."""
+    blocks = [
+        shadow_table(result, decision),
+        comparison_table(result),
+        origin_note(result),
+        decision_text(decision),
+    ]
+    if failure is not None:
+        blocks.append(failure)
+    if not is_enabled:
+        blocks.append("dry run: no alias was changed; promote=enabled changes it")
+    return "\n\n".join(blocks)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from lvm.report.canvas import (
 from lvm.training.gate_figures import DEAD_SHARE, mutual_information
 
 CURVES = ((10, SKY), (5, BLUE), (1, PURPLE))
+SHARE = "train/share_"
 SMALL_SHARE = 0.005  # shares below it have no number
 
 
@@ -33,12 +35,16 @@ def training_figure(
     baselines: Mapping[str, float],
     leaky: bool,
 ) -> Figure:
-    """Draw val Hit@1/5/10 above the training loss, by epoch; `baselines` are val Hit@5, dashed."""
-    figure, (axes, below) = canvas(
+    """Draw val Hit@1/5/10, the training loss, the shares of the model's parts, by epoch.
+
+    `baselines` are val Hit@5, dashed. A model without parts has no third panel.
+    """
+    parts = [name for name in history[0] if name.startswith(SHARE)]
+    figure, (axes, *lower) = canvas(
         "Training: share of val queries answered",
         f"best epoch: {best_epoch}, by val Hit@5; dashed: val Hit@5 of a free predictor",
         leaky,
-        height_ratios=(3, 1),
+        height_ratios=(4, 1, 1) if parts else (3, 1),
     )
     epochs = [record["epoch"] for record in history]
     ends = []
@@ -49,19 +55,38 @@ def training_figure(
     for name, value in baselines.items():
         axes.axhline(100 * value, color=GREY, linestyle="--", linewidth=1.5)
         ends.append((100 * value, name, GREY))
-    below.plot(epochs, [r["train/loss"] for r in history], "o-", color=RED, linewidth=2.5)
-    for panel in (axes, below):
+    lower[0].plot(epochs, [r["train/loss"] for r in history], "o-", color=RED, linewidth=2.5)
+    lower[0].set_ylabel("train loss")
+    share_ends = _draw_shares(lower[1], history, parts) if parts else []
+    for panel in (axes, *lower):
         panel.axvline(best_epoch, color=LIGHT, linewidth=10, zorder=0)
         panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(axis="y", color=LIGHT)
     axes.set_ylim(0, 1.08 * max(value for value, _, _ in ends) or 1.0)
-    axes.tick_params(axis="x", labelbottom=False)
+    for panel in (axes, *lower[:-1]):
+        panel.tick_params(axis="x", labelbottom=False)
     axes.set_ylabel("val queries, %")
     end_labels(axes, ends, lines=17)
-    below.set_ylabel("train loss")
-    below.set_xlabel("epoch")
+    if parts:
+        end_labels(lower[1], share_ends, lines=5)
+    lower[-1].set_xlabel("epoch")
     return legible(figure)
+
+
+def _draw_shares(
+    axes: Axes, history: Sequence[Mapping[str, float]], parts: Sequence[str]
+) -> list[tuple[float, str, str]]:
+    """Draw by epoch how far predictions turn without each part; return the ends of the lines."""
+    epochs = [record["epoch"] for record in history]
+    ends = []
+    for name, color in zip(parts, (PURPLE, BLUE, SKY, RED), strict=False):
+        values = [100 * record[name] for record in history]
+        axes.plot(epochs, values, "o-", color=color, linewidth=2.5)
+        ends.append((values[-1], name.removeprefix(SHARE), color))
+    axes.set_ylabel("share, %")
+    axes.set_ylim(0, 1.15 * max(100 * r[name] for r in history for name in parts) or 1.0)
+    return ends
 
 
 def experts_figure(table_LX: NDArray[np.floating], lanes: Sequence[str], leaky: bool) -> Figure:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lvm.bank.store import Bank
 from lvm.retrieval.search import FloatArray, IntArray, share_blocks, unit_block
-from lvm.system.cores import has_native_bf16
+from lvm.system.environment import has_native_bf16
 from lvm.windows.queries import ContextQueries, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties

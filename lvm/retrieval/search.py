@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvm.bank.store import Bank
-from lvm.system.cores import num_cores
+from lvm.system.environment import num_cores
 from lvm.windows.queries import Queries
 
 FloatArray = NDArray[np.float32]

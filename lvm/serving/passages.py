@@ -113,6 +113,11 @@ class Retriever:
             for row, score, lane in zip(row_K, score_K, lanes, strict=True)
         ]
 
+    def score_name(self, rerank: str) -> str:
+        """Return what the scores are."""
+        name = "cosine" if self.index.pair_N2 is None else "cosine with row correction"
+        return f"{name}, re-ranked by lane" if rerank == LANE else name
+
     def _candidates(
         self, unit_BTD: FloatArray, vector_BD: FloatArray, size: int, keep_context: bool
     ) -> tuple[IntArray, FloatArray]:

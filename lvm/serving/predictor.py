@@ -3,12 +3,15 @@
 Shapes: B batch, T time, D vector dim, K passages.
 """
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
@@ -22,9 +25,11 @@ from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
 from lvm.retrieval.index import ServingIndex, ensure_index
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.serving.passages import Retriever, Wanted
-from lvm.serving.requests import Refusal, unpack
+from lvm.system.errors import one_line
 
 Answer = NDArray[np.float32] | dict[str, Any]
+MAX_BYTES = 64 * 2**20  # 43,690 vectors of 384 dims
+VALUE = np.dtype("<f4")
 
 
 class ServedPredictor(PythonModel):
@@ -60,7 +65,7 @@ class ServedPredictor(PythonModel):
         with the model's row correction; rerank=lane changes order and scores, see
         `Retriever.best`. Passages equal to a row of the context are omitted unless
         keep_context=True; if fewer than k are left, the rest have row -1 and the lowest float32 as
-        score. `packed` holds the contexts as text, see `lvm.serving.requests.unpack`.
+        score. `packed` holds the contexts as text, see `unpack`.
 
         Raises Refusal, a ValueError, for an empty batch or context, another D, zero or non-finite
         vectors, an impossible k or one too large for B; with k, if the model's bank is missing or
@@ -129,3 +134,45 @@ class ServedPredictor(PythonModel):
             index = ensure_index(bank, self.model, self.facts, self.row_correction)
             self._retriever = Retriever(index, self.facts.ctx, self.reranker)
         return self._retriever
+
+
+def unpack(packed: str, shape_BTD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the contexts (B, T, D) of `packed`: base64 of little-endian float32 in C order.
+
+    Packed contexts take a quarter of their size as JSON numbers. `shape_BTD` is a placeholder
+    (B, 1, D) that gives B and D; T follows from the number of bytes. It must be zeros, so that a
+    model that does not know `packed` refuses it instead of predicting from it. Raises ValueError
+    for another placeholder, and if `packed` is too long, no base64, or no whole vectors for each of
+    the B contexts.
+    """
+    if shape_BTD.ndim != 3 or len(shape_BTD) == 0 or shape_BTD.shape[1] != 1 or shape_BTD.any():
+        raise ValueError("packed: holds the whole contexts; as inputs give zeros, (batch, 1, dim)")
+    if len(packed) > 4 * -(-MAX_BYTES // 3):
+        raise ValueError(f"packed: is longer than {MAX_BYTES // 2**20} MiB; send fewer contexts")
+    try:
+        raw = base64.b64decode(packed, validate=True)
+    except ValueError as error:
+        raise ValueError(f"packed: is no base64 text ({error})") from None
+    batch, _, dim = shape_BTD.shape
+    row_bytes = batch * dim * VALUE.itemsize
+    if len(raw) % row_bytes:
+        raise ValueError(
+            f"packed: {len(raw):,} bytes are not float32 values for {batch} x time x {dim}, a "
+            f"multiple of {row_bytes:,} bytes"
+        )
+    return np.frombuffer(raw, VALUE).reshape(batch, -1, dim).astype(np.float32)
+
+
+class Refusal(MlflowException, ValueError):
+    """A bad request: a ValueError in the same process; a 400 with its reason over HTTP.
+
+    MLflow's server adds a traceback to its answer for every error that is not MLflow's own.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason), error_code=INVALID_PARAMETER_VALUE)
+
+    def serialize_as_json(self) -> str:
+        """Return the body of the answer without the data, which the server adds to `message`."""
+        self.message = str(self)
+        return str(super().serialize_as_json())

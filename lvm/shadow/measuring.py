@@ -21,8 +21,8 @@ from lvm.evaluation.latency import measure_latency
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import LanePrediction, chosen_weights, lane_scores, ranks_anew, shortlist
-from lvm.system.cache import Entry, cache_key, read_entry, write_entry
-from lvm.system.cores import machine
+from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
+from lvm.system.environment import machine
 from lvm.windows.queries import ContextQueries, Queries
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.

@@ -17,7 +17,6 @@ from typing import TypeVar
 from lvm.bank.files import file_sha256
 from lvm.models.weights import model_text, save_model
 from lvm.retrieval.rerank import LanePrediction
-from lvm.shadow.candidates import Candidate
 from lvm.shadow.measuring import (
     MEASURED_NOW,
     STORE,
@@ -29,6 +28,7 @@ from lvm.shadow.measuring import (
     measurement_path,
     read_measurement,
 )
+from lvm.shadow.replay import Candidate
 from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS

@@ -1,4 +1,4 @@
-"""Independent random generators, each derived from one seed by its name."""
+"""Independent random generators, each derived from one seed and a name."""
 
 import zlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Return the numpy generator called `name`; the same (seed, name) gives the same stream.
+    """Return a numpy generator; the same (seed, name) gives the same stream.
 
     Streams of different names are statistically independent (numpy's SeedSequence, spawn keys).
     """
@@ -14,7 +14,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 
 def torch_seed(seed: int, name: str) -> int:
-    """Return a 63-bit integer seed for `name`, for a generator of torch's."""
+    """Return a 63-bit integer seed for a torch generator."""
     return int(_sequence(seed, name).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -1,4 +1,4 @@
-"""The alias `baseline` of the registered model: its moves, each whole or undone, in a history."""
+"""The alias `baseline` of the registered model: atomic moves, recorded in a history."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ FAILURES = (*STORE_ERRORS, OSError)
 
 
 def aliases() -> dict[str, str]:
-    """Return alias -> version of `lvm`; nothing where no version was ever registered."""
+    """Return the version of each alias of `lvm`; empty if no version was ever registered."""
     try:
         return {k: str(v) for k, v in MlflowClient().get_registered_model(NAME).aliases.items()}
     except MlflowException as error:
@@ -50,10 +50,10 @@ def promote(
 ) -> None:
     """Set the alias `baseline` to `version`, and `previous` to the version that it replaces.
 
-    `expected` is the baseline that the decision was made against. `evidence` becomes tags of the
-    version, in place of that of an earlier decision, and with `reason`, `decision_run` and `how` a
-    line of the history. Raises ValueError where the version is unknown, where it is the baseline
-    already, or where the alias has moved since the decision; nothing is changed then.
+    `expected` is the baseline that the decision was made against. `evidence` replaces the tags of
+    an earlier decision on the version; its `reason` and `decision_run` are recorded with `how` in
+    the history. Raises ValueError, and changes nothing, if the version is unknown, if it is the
+    baseline already, or if the alias has moved since the decision.
     """
     with locked(), defer_signals():
         repair()
@@ -72,7 +72,7 @@ def promote(
 def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
     """Swap the aliases `baseline` and `previous`; return the restored and the withdrawn version.
 
-    Raises ValueError where there is no previous baseline.
+    Raises ValueError if there is no previous baseline.
     """
     with locked(), defer_signals():
         repair()
@@ -93,9 +93,9 @@ def rollback(evidence: Mapping[str, str] | None = None) -> tuple[str, str]:
 
 
 def tag_version(version: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a version of `lvm`; its description, which is made of them, follows.
+    """Set tags on a version of `lvm`, and update its description, which is made of them.
 
-    Under the lock: figures of two replays that end at once would be mixed.
+    The lock keeps two replays that end at the same time from mixing their figures.
     """
     client = MlflowClient()
     with locked():
@@ -106,10 +106,10 @@ def tag_version(version: str, tags: Mapping[str, str]) -> None:
 
 
 def history() -> list[dict[str, str]]:
-    """Return every move of the alias `baseline`, the first one first.
+    """Return every move of the alias `baseline`, oldest first.
 
     A move has `at` (UTC), `version`, `replaced` (a version or none), `run`, `reason`, `how`
-    (BY_GATES, BY_HAND or ROLLED_BACK). It is kept as a tag `move/<time>-<run>` of the registered
+    (BY_GATES, BY_HAND or ROLLED_BACK). It is stored as a tag `move/<time>-<run>` of the registered
     model as well as of the version that took the alias.
     """
     tags = _tags()
@@ -117,7 +117,7 @@ def history() -> list[dict[str, str]]:
 
 
 def withdrawn() -> set[str]:
-    """Return the versions that a rollback took the alias from and that no hand gave it again."""
+    """Return the versions that lost the alias in a rollback and were not promoted by hand since."""
     found: set[str] = set()
     for move in history():
         how = move.get("how", BY_GATES)
@@ -129,10 +129,10 @@ def withdrawn() -> set[str]:
 
 
 def repair() -> None:
-    """Finish or undo a move that was cut off between its steps, under the lock.
+    """Finish or undo an interrupted move; call this under the lock.
 
-    A move writes what it is about to do as the tag `pending_move` first, so that a process killed
-    at any point leaves a state that can be told.
+    A move first writes its plan as the tag `pending_move`, so that the state is known if the
+    process is killed at any point.
     """
     pending = _tags().get(PENDING)
     if pending is None:
@@ -146,9 +146,9 @@ def repair() -> None:
 
 
 def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how: str) -> None:
-    """Set both aliases, or leave both: where the second fails, the first is put back.
+    """Set both aliases or neither: if the second fails, the first is restored.
 
-    A move whose record cannot be written any more has taken place; `repair` writes that later.
+    If only the record fails, the move stands, and the next `repair` writes the record.
     """
     client, at = MlflowClient(), datetime.now(UTC)
     move = {
@@ -167,7 +167,7 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
         if BASELINE in now:
             client.set_registered_model_alias(NAME, PREVIOUS, now[BASELINE])
         client.set_registered_model_alias(NAME, BASELINE, version)
-    except FAILURES:  # of the move, or only of its answer
+    except FAILURES:  # the move may have succeeded although its response was lost
         if aliases().get(BASELINE) != version:
             repair()
             raise
@@ -190,14 +190,14 @@ def _move(version: str, now: Mapping[str, str], evidence: Mapping[str, str], how
 def _record(planned: Mapping[str, Any]) -> None:
     version, text = planned["move"]["version"], json.dumps(planned["move"])
     tags = planned.get("tags", {})
-    if tags:  # a rollback has none: the evidence of before holds again
+    if tags:  # a rollback has none: the evidence of the earlier decision holds again
         _drop_evidence(version, kept=tags)
     tag_version(version, tags | {planned["key"]: text})
     MlflowClient().set_registered_model_tag(NAME, planned["key"], text)
 
 
 def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
-    """Delete what an earlier decision left on a version: a move by hand has no figures."""
+    """Delete the tags of an earlier decision on a version: a move by hand has no figures."""
     client = MlflowClient()
     for key in client.get_model_version(NAME, version).tags:
         if key.startswith(DECIDED) and key not in kept:
@@ -205,7 +205,7 @@ def _drop_evidence(version: str, kept: Mapping[str, str]) -> None:
 
 
 def _set_previous(version: str | None) -> None:
-    """Set `previous` as it was; a version that was deleted meanwhile is none."""
+    """Restore `previous` to `version`; delete the alias if that version no longer exists."""
     if version is not None and find_version(version) is not None:
         MlflowClient().set_registered_model_alias(NAME, PREVIOUS, version)
     elif PREVIOUS in aliases():
@@ -223,10 +223,10 @@ def _tags() -> dict[str, str]:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Let one process of this user on this machine decide over the aliases of a store at a time.
+    """Hold the lock of a store's aliases: one process of this user on this machine at a time.
 
-    Whoever holds the lock may take it again. On a tracking server others are not held off; a move
-    notices when it was overtaken.
+    The lock is reentrant. Users of a tracking server on other machines are not locked out; a move
+    detects that another user moved the alias.
     """
     uri = mlflow.get_registry_uri()
     database = database_file(uri)

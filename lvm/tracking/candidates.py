@@ -12,8 +12,8 @@ from lvm.models.table import FREE_MODELS
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
-from lvm.shadow.candidates import Candidate, is_made_from, split_seed, unique_names
 from lvm.shadow.query_log import QueryLog, log_queries
+from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.tracking import alias, logged_models
 from lvm.tracking import versions as registered
 from lvm.tracking.alias import BASELINE

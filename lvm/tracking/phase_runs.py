@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from lvm.bank.store import Bank
 from lvm.retrieval.rerank import LANE, NONE
-from lvm.shadow.candidates import split_seed
 from lvm.shadow.measuring import MEASUREMENT
+from lvm.shadow.replay import split_seed
 from lvm.studies.phases.comparison import Trained
 from lvm.studies.phases.trainings import Job, grown_job, is_by_lane, longest_windows
 from lvm.system.thresholds import read_gate_rules

@@ -1,15 +1,20 @@
 """Promotion after a shadow replay: decide against the current alias, report, move the alias."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
+from lvm.report.tables import HITS
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision, decide
+from lvm.shadow.replay import Candidate
 from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
-from lvm.tracking import alias, logged_models
+from lvm.tracking import alias, logged_models, runs
+from lvm.tracking.runs import Dataset
 from lvm.tracking.versions import DECIDED, LOG, NAME, SHADOW, metric_tags
 
+FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
 Publish = Callable[[Decision], None]
 TellFailure = Callable[[Decision, tuple[str, ...], str], None]
 
@@ -111,3 +116,34 @@ def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) 
     measured = measured_tags(outcome, result) | {"run": run_id}
     reason = decision.reasons[decision.promote.index(name)]
     return {f"{DECIDED}{key}": text for key, text in measured.items()} | {"reason": reason}
+
+
+def log_figures(
+    candidates: Sequence[Candidate], result: ShadowResult, dataset: Dataset | None
+) -> None:
+    """Log each candidate's figures with its model; the best comes last, so that the run shows it.
+
+    Figures on a query log have their own names, since they are not those of the test split.
+    """
+    prefix = "shadow_log" if result.is_log else "shadow"
+    model_ids = {one.name: one.model_id for one in candidates}
+    for outcome in reversed(result.outcomes):
+        if outcome.is_scored:
+            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
+            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            model_id = model_ids[outcome.name]
+            runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)
+
+
+def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
+    """Log the report as Markdown, its figures and the per-query table.
+
+    If the promotion failed afterwards, replace the report and the decision.
+    """
+    text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
+    runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
+    if failure is None:
+        for name, draw in FIGURES.items():
+            runs.log_artifact(draw(result), name)
+        runs.log_artifact(result.per_query, "per_query.parquet")

@@ -22,17 +22,20 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
-from lvm.system.checkout import checkout_root, is_dirty
+from lvm.system.environment import checkout_root, is_dirty
 from lvm.system.errors import is_environment_error
 from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
-from lvm.tracking.stale_runs import ERROR, PROCESS, close_stale_runs, why_not_claimable
 from lvm.tracking.store import (
+    ERROR,
+    PROCESS,
     STORE_ERRORS,
+    close_stale_runs,
     configure,
     link_to_moved,
     missing_folder,
     saved_view,
     warn_of_moved_artifacts,
+    why_not_claimable,
 )
 
 ENTRY = "entry"

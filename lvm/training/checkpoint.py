@@ -19,7 +19,8 @@ class Progress:
     """How far a training has come; `losses` are those of the epoch begun, one a step.
 
     `recent` are the last losses in their range, `above` those since then that are far above them;
-    `rollbacks` counts the returns of the epoch begun to the weights of before `snapshot_step`.
+    `rollbacks` counts the returns of the epoch begun to the weights of before `snapshot_step`;
+    `norms` are those of the parts at the last step of an epoch.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Progress:
     rollbacks: int = 0
     rollbacks_in_a_row: int = 0
     snapshot_step: int = -(10**9)
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 class StateFile:

@@ -31,7 +31,7 @@ class TrainConfig:
     weights training starts from; trunk None freezes what an expert head takes from it.
     """
 
-    model: str = "memory_gru"
+    model: str = "delta_memory"
     init: str | None = None
     recipe: str = "dense"
     epochs: int | None = None
@@ -51,8 +51,8 @@ class TrainConfig:
     chunk: int = 200
     slots: int = 16
     cell: str = "gru"
-    hidden: int = 512
-    layers: int = 4
+    hidden: int | None = None
+    layers: int | None = None
     dropout: float = 0.2
     trunk: str | None = None
     experts: int = 16
@@ -86,7 +86,8 @@ class TrainConfig:
         for name in ("gate_balance", "gate_z", "gate_lanes"):
             _at_least(name, getattr(self, name), 0)
         known = size_names(self.model) & {field.name for field in fields(self)}
-        SIZES[self.model](dim=1, **{name: getattr(self, name) for name in known})
+        given = {name: getattr(self, name) for name in known if getattr(self, name) is not None}
+        SIZES[self.model](dim=1, **given)
         low, high = TEMPERATURE_RANGE
         if self.recipe == "dense" and not low <= (self.temperature or low) <= high:
             raise ValueError(f"temperature: {self.temperature} is outside {low} ... {high}")
@@ -135,6 +136,8 @@ class TrainConfig:
         gated = chooses and self.experts > 1, f"the gate of 2 experts or more ({experts})"
         readers = {
             "slots": ("slots" in sizes, "a memory (model=memory_gru, tmd_experts)"),
+            "hidden": ("hidden" in sizes, "models with an encoder (all but model=skip)"),
+            "layers": ("layers" in sizes, "models with an encoder (all but model=skip)"),
             "cell": ("cell" in sizes, "recurrent layers (model=memory_gru, tmd_experts)"),
             "experts": (chooses, experts),
             "expert_rank": ("expert_rank" in sizes, "model=tmd_experts"),
@@ -178,6 +181,8 @@ def resolve(config: TrainConfig, ctx: int) -> Settings:
         precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
     grows = config.model == "tmd_experts" and config.init is not None
     recipe["trunk"] = "frozen" if grows else "trained"
+    widths = {f.name: f.default for f in fields(SIZES[config.model])}
+    recipe |= {name: widths[name] for name in ("hidden", "layers") if name in widths}
     return Settings(**(recipe | chosen | {"device": device, "precision": precision}))
 
 
@@ -202,10 +207,10 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 def _dense(ctx: int) -> dict[str, Any]:
     """About 2,000 supervised positions a step."""
     return {
-        "epochs": 10,
+        "epochs": 6,
         "batch_size": max(1, 2000 // ctx),
         "accumulation": 1,
-        "lr": 1e-3,
+        "lr": 2e-3,
         "weight_decay": 0.05,
         "alpha": 0.1,
         "temperature": 0.035,
@@ -244,8 +249,8 @@ def _at_least(name: str, value: float | None, low: float) -> None:
         raise ValueError(f"{name}: {value} is not a finite number of at least {low}")
 
 
-def _can_be_saved(name: str, size: int) -> None:
-    if size > MAX_SIZE:
+def _can_be_saved(name: str, size: int | None) -> None:
+    if size is not None and size > MAX_SIZE:
         raise ValueError(f"{name}: {size} is above {MAX_SIZE:,}, the largest size of a saved model")
 
 

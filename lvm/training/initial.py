@@ -25,7 +25,10 @@ def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.
     assert (initial is None) == (config.init is None), "the weights that init names, or none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "weights"))
-        model = build_model(_sizes(config, dim))
+        sizes = _sizes(config, dim)
+        if initial is not None and "memory" in initial.config:  # type: ignore[operator]
+            sizes["memory"] = initial.config["memory"]  # type: ignore[index]
+        model = build_model(sizes)
     if initial is not None:
         _take_over(model, initial, config)
     if config.trunk == "frozen" and isinstance(model, TMDExperts):

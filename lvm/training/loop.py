@@ -26,7 +26,8 @@ from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
 from lvm.training.initial import starting_model
 from lvm.training.loss import SampledSoftmax
-from lvm.training.optimizer import lr_share, make_optimizer
+from lvm.training.optimizer import focus_share, lr_share, make_optimizer
+from lvm.training.parts import PartNorms, part_shares
 from lvm.training.plan import TrainingPlan, plan_training
 from lvm.training.supervision import Supervised
 from lvm.training.warnings import training_warnings, warnings_by_now
@@ -139,7 +140,9 @@ class _Loop:
     def finished(self) -> bool:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
         epoch, progress = len(self.progress.history), self.progress
-        waited = epoch - progress.best_epoch >= self.config.patience
+        # A memory is often learnt suddenly, after a flat start: patience counts from half-way on.
+        is_late = 2 * progress.step >= self.plan.steps
+        waited = is_late and epoch - progress.best_epoch >= self.config.patience
         return epoch >= self.config.epochs or progress.step >= self.plan.steps or waited
 
     def warnings(self) -> list[str]:
@@ -169,7 +172,8 @@ class _Loop:
                 if len(pending) < config.accumulation and number < num_batches:
                     continue
                 self._mine(epoch, number - len(pending))
-                progress.losses.append(self._step(pending))
+                is_last = number == num_batches or progress.step + 1 >= self.plan.steps
+                progress.losses.append(self._step(pending, is_last))
                 bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
                 pending = []
                 if progress.step >= self.plan.steps:
@@ -185,6 +189,9 @@ class _Loop:
         progress = self.progress
         if self.world.is_main:
             self._keep_best(record, validate)
+            first = next(self.batches.epoch(int(record["epoch"]))).to(self.device)
+            shares = part_shares(self.model, first.context_BTD)
+            record |= {f"train/share_{name}": share for name, share in shares.items()}
         best = progress.best_epoch, progress.best_score
         record, best = self.world.from_main((record, best))
         progress.best_epoch, progress.best_score = best
@@ -258,6 +265,7 @@ class _Loop:
             # Not the optimiser's own: it has taken no step where a run goes on at an epoch's end.
             "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
+            **{f"train/{name}": value for name, value in self.progress.norms.items()},
         }
         if self.config.hard_negatives:
             record["train/hard_positions"] = self.hard.num_positions()
@@ -293,17 +301,23 @@ class _Loop:
             progress.mined_epoch = epoch
             forget(progress)  # other negatives, another loss
 
-    def _step(self, pending: list[Batch]) -> float:
+    def _step(self, pending: list[Batch], is_last: bool) -> float:
         """Take one optimiser step over the accumulated batches; return their mean loss.
+
+        At the last step of an epoch the norms of the parts are noted.
 
         A loss, gradient or weight that is not finite skips the step; 20 skips in a row stop the
         training, as do more than 10 returns to the last good weights.
         """
         progress = self.progress
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(progress.step) * group["lr_share"]
+            group["lr"] = self._rate(progress.step)
+        self.objective.focus = self.config.focus * focus_share(progress.step, self.plan.steps)
         total = self.gradients.backward(progress.step, pending)
+        norms = PartNorms(self.model) if is_last else None
         counts = self.guard.step(progress, total)
+        if norms is not None:
+            progress.norms = norms.figures()
         progress.skipped_in_a_row = 0 if counts else progress.skipped_in_a_row + 1
         progress.step += 1
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:

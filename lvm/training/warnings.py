@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from lvm.training.parts import IDLE_SHARE
 from lvm.training.plan import TrainingPlan
 
 # The replaced system read its figures after 24 steps over 514 examples with 3 negatives each.
@@ -105,6 +106,13 @@ def training_warnings(
 ) -> list[str]:
     """Return what a reader of the finished training should doubt, one sentence each."""
     warnings = planned_warnings(plan) + epoch_warnings(history, best_epoch, has_ended=True)
+    last = history[-1] if history else {}
+    share = last.get("train/share_encoder", 1.0)
+    if share < IDLE_SHARE:
+        warnings.append(
+            f"the encoder adds nothing: its share of the predictions is {share:.4f} (1 - cosine "
+            "without it); model=skip predicts the same for less"
+        )
     if optimiser_steps < MIN_STEPS <= plan.steps:
         warnings.append(f"only {optimiser_steps} optimiser steps: too few to judge the model by")
     return warnings

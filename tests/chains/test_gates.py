@@ -8,8 +8,8 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.chains import gates
-from lvm.chains.concepts import Chain, Pool
 from lvm.chains.cpesh import mine
+from lvm.chains.walks import Chain, Pool
 from lvm.system.seeding import generator
 from lvm.system.thresholds import read_chain_rules
 from lvm.training.loss import TWIN_COSINE

@@ -10,12 +10,12 @@ import pytest
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains import anchored, walks
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
-from lvm.chains.concepts import bank_pool
 from lvm.chains.gates import lane_gate
 from lvm.chains.ontologies import read_ontology
 from lvm.chains.walks import (
     GraphWalk,
     HierarchyWalk,
+    bank_pool,
     edge_candidates,
     neighbour_candidates,
     ontology_candidates,

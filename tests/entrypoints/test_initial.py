@@ -84,6 +84,7 @@ def test_experts_grow_from_a_registered_model(store, tiny_bank, tmp_path, monkey
     words = f"--bank {tiny_bank.path} --ctx 20 --hidden 8 --layers 2 --chunk 5 --slots 2 --epochs 1"
     shared = [*words.split(), "--negatives", "32"]
     grown = [*shared, "--model", "tmd_experts", "--experts", "4", "--expert-rank", "3"]
+    shared += ["--model", "memory_gru"]
     assert train.main(shared) == 0
     assert train.main([*grown, "--init", "1"]) == 0
     assert train.main([*grown, "--init", "7"]) == 2

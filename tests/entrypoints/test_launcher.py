@@ -73,7 +73,8 @@ def test_main_runs_every_step_below_itself(piped, clone):
 
 def test_main_ends_with_table_decision_and_the_way_to_the_ui(piped, clone):
     end = piped[piped.rindex("Shadow replay:") :]
-    for predictor in ("memory_gru", "copy-last", "ema", "context-mean", "ridge", "nn-successor"):
+    free = ("copy-last", "ema", "context-mean", "ridge", "nn-successor", "context-ridge")
+    for predictor in ("delta_memory", *free):
         assert predictor in end
     for word in ("Hit@1", "Hit@5", "Hit@10", "queries", "bank rows", "Decision: baseline is"):
         assert word in end

@@ -49,9 +49,9 @@ CONTRACT = {
     },
     "train": {
         "bank": "data/bank",
-        "ctx": "1000",
+        "ctx": "auto",
         "phase": "none",
-        "model": "memory_gru",
+        "model": "auto",
         "recipe": "dense",
         "epochs": "auto",
         "batch_size": "auto",
@@ -63,7 +63,9 @@ CONTRACT = {
         "focus": "auto",
         "negatives": "auto",
         "patience": "auto",
-        "chunk": "200",
+        "chunk": "auto",
+        "hidden": "auto",
+        "layers": "auto",
         "slots": "16",
         "cell": "gru",
         "device": "auto",
@@ -93,6 +95,8 @@ CONTRACT = {
         "fractions": "0.125,0.25,0.5,1",
         "widths": "128,256,512",
         "seeds": "0,1,2",
+        "model": "delta_memory",
+        "layers": "auto",
         "report": "none",
     },
     "phases": {
@@ -160,6 +164,10 @@ def test_train_takes_its_defaults_from_the_library():
     config = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     shared = options.keys() & config.keys()
     assert shared == config.keys() - {"decay"}
+    phase_decides = {"model", "chunk"}  # auto on the command line, so that what is typed wins
+    assert {options[k] for k in phase_decides} == {None}
+    assert TrainOptions().config() == TrainConfig()
+    shared -= phase_decides
     assert {k: options[k] for k in shared} == {k: config[k] for k in shared}
 
 

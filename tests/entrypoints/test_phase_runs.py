@@ -191,7 +191,7 @@ def a_deleted_version_is_replaced(report: dict[str, Any]) -> None:
 
 
 def check_training(run: mlflow.entities.Run) -> None:
-    assert run.data.params["ctx"] == "1000", "what MLflow was told stays"
+    assert run.data.params["ctx"] == "auto", "what MLflow was told stays"
     assert run.data.params["resolved/ctx"] == "100", "what the table decided stands beside it"
     assert run.data.tags["phase"] == "1" and len(run.data.tags["training_sha256"]) == 64
     assert "optimiser steps are planned" in run.data.tags["warnings"]

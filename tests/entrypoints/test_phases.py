@@ -233,6 +233,10 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     [
         ({"phase": "3.5"}, {"ctx": 2000, "chunk": 200, "batch_size": None, "alpha": None}),
         ({"phase": "3.5", "ctx": 600}, {"ctx": 600}),
+        ({"phase": "3.5", "ctx": 1000}, {"ctx": 1000, "model": "memory_gru", "hidden": 512}),
+        ({"phase": "3", "hidden": 64, "chunk": 200}, {"hidden": 64, "layers": 4, "chunk": 200}),
+        ({"phase": "4", "model": "tmd_experts"}, {"hidden": 512, "layers": 4}),
+        ({"phase": "3", "model": "skip"}, {"ctx": 1000, "hidden": None, "layers": None}),
         ({"phase": "3.5", "chunk": 50}, {"ctx": 2000, "chunk": 50}),
         (
             {"phase": "3.5", "recipe": "seed"},
@@ -242,8 +246,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
             {"phase": "2B", "recipe": "seed", "alpha": 0.2, "batch_size": 2},
             {"ctx": 500, "batch_size": 2, "accumulation": 16, "alpha": 0.2},
         ),
-        ({"phase": "my own"}, {"ctx": 1000, "chunk": 200, "phase": "my own"}),
-        ({"phase": None}, {"ctx": 1000, "phase": None}),
+        ({"phase": "my own"}, {"ctx": 1000, "chunk": None, "phase": "my own"}),
+        ({"phase": None}, {"ctx": 1000, "phase": None, "model": None, "hidden": None}),
     ],
 )
 def test_what_is_given_wins_over_the_table(given, decided):

@@ -25,7 +25,8 @@ from tests.synthetic import make_bank
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TINY_MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 2".split()
+TINY_MODEL = "--model memory_gru --hidden 8 --layers 2 --chunk 5 --slots 2".split()
+TINY_MODEL += "--negatives 32 --epochs 2".split()
 
 
 def runs() -> list[mlflow.entities.Run]:
@@ -105,7 +106,7 @@ def test_eval_reports_what_the_contract_names(trained):
     assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
     report = json.loads((trained / "ema.json").read_text())
     named = "queries bank_rows bank_sha256 ctx hit_at_1 hit_at_5 hit_at_10 mrr_at_10 median_rank"
-    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls index"
+    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls ablations index"
     assert set(named.split()) <= report.keys()
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints.predict import PredictOptions, passages_table, read_contexts, shorten
+from entrypoints.predict import PredictOptions, read_contexts
 from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
+from lvm.report.passages import passages_table, shorten
 from lvm.retrieval.index import build_index
 from lvm.serving.passages import Retriever
 from lvm.tracking.datasets import Inputs

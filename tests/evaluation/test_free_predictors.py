@@ -17,9 +17,10 @@ from lvm.evaluation.free_predictors import (
     fit_nearest_successor,
     fit_ridge,
     ridge_pairs,
+    tuned_context_ridge,
     tuned_decay,
 )
-from lvm.models.baselines import MovingAverage, NearestSuccessor, ridge_features
+from lvm.models.baselines import ContextRidge, MovingAverage, NearestSuccessor, ridge_features
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import on_train_rows, predict_contexts, predict_queries
 from lvm.windows.export import plan_windows
@@ -213,3 +214,39 @@ def test_stored_rows_are_runs_up_to_the_limit(
     unsure = twins[:-1] | twins[1:]
     assert (follows_M == ~first.is_end_M.numpy()[:-1])[~unsure].all()
     assert (windows.split_N[row_M[~twins]] == 0).all()
+
+
+@pytest.mark.parametrize("key_decay", [0.0, 0.6])
+def test_context_ridge_equals_scikit_learns_on_the_context_alone(key_decay: float):
+    context_TD = torch.nn.functional.normalize(
+        torch.randn(150, 6, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    model = ContextRidge(6, 0.5, key_decay, penalty=3.0, weight=0.7)
+    found_TD = model(context_TD[None])[0].numpy()
+    average_TD = MovingAverage(6, 0.5)(context_TD[None])[0].double().numpy()
+    key_TD = context_TD[None] if not key_decay else MovingAverage(6, key_decay)(context_TD[None])
+    key_TD, row_TD = key_TD[0].double().numpy(), context_TD.double().numpy()
+    assert np.allclose(found_TD[0], average_TD[0], atol=1e-6), "nothing to learn from one row"
+    for last in (1, 2, 63, 64, 65, 149):
+        fitted = SklearnRidge(alpha=3.0, fit_intercept=False).fit(key_TD[:last], row_TD[1:][:last])
+        sum_D = average_TD[last] + 0.7 * fitted.predict(key_TD[last : last + 1])[0]
+        assert np.allclose(found_TD[last], sum_D / np.linalg.norm(sum_D), atol=2e-6), last
+
+
+def test_context_ridge_is_the_best_of_its_choices_on_val(tiny_bank: Bank, windows: Windows):
+    chosen = tuned_context_ridge(tiny_bank, windows)
+    decay = tuned_decay(tiny_bank, windows)
+    assert chosen.config["decay"] == decay
+
+    def hits(key_decay: float, penalty: float, weight: float) -> float:
+        model = ContextRidge(tiny_bank.dim, decay, key_decay, penalty, weight)
+        queries = windows.queries["val"].head(500)
+        rank_Q, _ = ranks(
+            predict_queries(model, tiny_bank, queries), queries, tiny_bank, windows.representative_N
+        )
+        return float((rank_Q <= 5).mean())
+
+    choices = [(k, p, w) for k in (0.0, decay) for p in (3.0, 30.0) for w in (0.5, 2.0, 100.0)]
+    own = tuple(chosen.config[name] for name in ("key_decay", "penalty", "weight"))
+    assert own in choices
+    assert hits(*own) == max(hits(*choice) for choice in choices)

@@ -25,8 +25,7 @@ from lvm.shadow.measuring import (
     read_measurement,
     write_measurement,
 )
-from lvm.system.atomic import write_array
-from lvm.system.cache import Entry, read_entry, write_entry
+from lvm.system.atomic import Entry, read_entry, write_array, write_entry
 from lvm.tracking import logged_models
 from lvm.tracking import runs as tracking
 from lvm.training.checkpoint import Progress, StateFile
@@ -266,7 +265,18 @@ def test_commands_refuse_a_damaged_bank(tally, bank, empty_store, tmp_path):
     shutil.copy(empty_store, tmp_path / "store/mlflow.db")
     where = (tmp_path, f"sqlite:///{tmp_path}/store/mlflow.db", tmp_path / "logs")
     train = ("train", "--epochs", "1", "--max-steps", "2", "--hidden", "8", "--layers", "2")
-    train += ("--slots", "2", "--chunk", "5", "--bank", "bank", "--ctx", "20")
+    train += (
+        "--model",
+        "memory_gru",
+        "--slots",
+        "2",
+        "--chunk",
+        "5",
+        "--bank",
+        "bank",
+        "--ctx",
+        "20",
+    )
     assert Command(*where, *train).ended().code == 0
     vectors = bank.path / "vectors.npy"
     whole = vectors.read_bytes()

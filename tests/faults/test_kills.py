@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 
 KILLS = 20
 CHAINS = 4  # of `phases`: five kills, one after the other, then the good end
-MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32".split()
+MODEL = "--model memory_gru --hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32".split()
 TRAIN = ("train", "--bank", "bank", "--ctx", "20", *MODEL, "--epochs", "4")
 SENTENCES = "The sum has {} terms. Each of the {} terms is taken once. Then {} remains."
 

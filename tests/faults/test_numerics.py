@@ -178,7 +178,8 @@ def workplace(tmp_path, empty_store, monkeypatch):
 
 @pytest.mark.parametrize("lr", ["1e30", "1e300"])
 def test_a_rate_that_overflows_is_never_registered(workplace, tally, capsys, lr) -> None:
-    sizes = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 2 --batch-size 2"
+    sizes = "--model memory_gru --hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32"
+    sizes += " --epochs 2 --batch-size 2"
     words = f"--bank bank --ctx 20 {sizes} --lr {lr}".split()
     with tally.injecting("weights overflow"):
         assert train_command.main(words) == 2

@@ -150,3 +150,28 @@ def test_a_changed_configuration_is_refused(folder) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="config.json: differs from the sha256"):
         load_model(folder)
+
+
+def test_a_model_of_the_memory_of_before_predicts_as_it_did(tmp_path) -> None:
+    """The expected values are those of the code that such models were logged by."""
+    sizes = {"model": "memory_gru", "dim": 6, "hidden": 8, "layers": 2, "chunk": 5, "slots": 3}
+    old = build_model(sizes | {"memory": "addressed"})
+    for name, weight in old.named_parameters():
+        wave = torch.sin(torch.arange(weight.numel()) * 0.7 + len(name))
+        weight.data.copy_(0.5 * wave.view_as(weight))
+    old.config = {name: value for name, value in old.config.items() if name != "memory"}
+    loaded = load_model(save_model(old, tmp_path / "model"))
+    assert loaded.config == sizes | old.config | {"memory": "addressed"}
+    context_1TD = torch.nn.functional.normalize(
+        torch.sin(torch.arange(23 * 6) * 1.3).view(1, 23, 6), dim=-1
+    )
+    expected = [-0.648166, 0.450098, 0.437281, -0.430477, -0.022867, 0.015609]
+    expected += [-0.75235, 0.472142, 0.267995, -0.288178, 0.135454, -0.194511]
+    expected += [0.427702, -0.525021, -0.140536, -0.033334, -0.06657, 0.718422]
+    with torch.no_grad():
+        found = loaded(context_1TD)[0, [4, 12, 22]].flatten()
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=3e-6)
+    again = load_model(save_model(loaded, tmp_path / "again"))
+    assert again.config["memory"] == "addressed"
+    new = load_model(save_model(build_model(sizes), tmp_path / "new"))
+    assert new.config["memory"] == "slots"

@@ -21,6 +21,7 @@ from lvm.windows.queries import make_queries
 DIM, CHUNK, ROWS = 12, 8, 37  # four whole chunks, one of five rows
 TOY = {
     "memory_gru": {"hidden": 16, "layers": 4, "chunk": CHUNK, "slots": 4},
+    "delta_memory": {"hidden": 16, "layers": 2},
     "transformer": {"hidden": 16, "layers": 2, "chunk": CHUNK},
     "res_mlp": {"hidden": 16, "layers": 1, "last": 5},
     "tmd_experts": {
@@ -30,6 +31,7 @@ TOY = {
     "nn-successor": {"rows": 40},
 }
 VARIANTS = [(name, {}) for name in MODELS] + [("memory_gru", {"cell": "mingru"})]
+VARIANTS += [("memory_gru", {"memory": "addressed"})]
 # float32 rounding of the entries: beside float64, windows err by 2.1e-6, streams by 0.6e-6.
 TOLERANCE = 4e-6
 

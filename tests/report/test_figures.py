@@ -79,6 +79,10 @@ def test_training(num_epochs: int) -> None:
     ]
     figure = training_figure(history, num_epochs, {"ema": 0.05}, leaky=False)
     assert_drawn(figure, "Hit@1", "Hit@5", "Hit@10", "ema", f"best epoch: {num_epochs}")
+    shares = {"train/share_linear": 0.2, "train/share_encoder": 0.1, "train/share_recall": 0.0}
+    with_parts = [record | shares for record in history]
+    figure = training_figure(with_parts, num_epochs, {"ema": 0.05}, leaky=False)
+    assert_drawn(figure, "Hit@5", "train loss", "linear", "encoder", "recall", "share, %")
     assert_drawn(training_figure(history, num_epochs, {"ema": 0.05}, leaky=True), "LEAKY")
 
 

@@ -18,7 +18,7 @@ from lvm.shadow.measuring import (
     read_measurement,
     write_measurement,
 )
-from lvm.system.cache import cache_key
+from lvm.system.atomic import cache_key
 from lvm.windows.queries import context_queries, make_queries
 
 KEY = "ab" * 32

@@ -26,7 +26,6 @@ from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
 from lvm.retrieval.rerank import fit_reranker, predict_lanes
-from lvm.shadow.candidates import Candidate
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.measuring import (
     MEASURED_NOW,
@@ -37,7 +36,7 @@ from lvm.shadow.measuring import (
     write_measurement,
 )
 from lvm.shadow.processes import Host, Replayer, finish, write_job
-from lvm.shadow.replay import measure_here, replay
+from lvm.shadow.replay import Candidate, measure_here, replay
 from lvm.shadow.worker import error_writer
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

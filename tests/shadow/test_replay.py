@@ -14,10 +14,9 @@ from lvm.bank.store import Bank
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.report.shadow import comparison_table
-from lvm.shadow.candidates import Candidate
 from lvm.shadow.comparison import Outcome, ShadowResult, compare
 from lvm.shadow.decision import Decision, decide
-from lvm.shadow.replay import replay, replay_candidate
+from lvm.shadow.replay import Candidate, replay, replay_candidate
 from lvm.system.thresholds import read_gate_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
 from lvm.models.weights import load_state, save_state
-from lvm.system.cache import Entry, cache_key, compute_once, locked, read_entry, write_entry
+from lvm.system.atomic import Entry, cache_key, compute_once, locked, read_entry, write_entry
 
 ARRAYS = {
     "half": np.arange(1000, dtype=np.float16),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.checkout import project_root
+from lvm.system.environment import project_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def checkout(tmp_path):
     """A git repository with one commit that holds the file under test."""
     (tmp_path / "lvm" / "system").mkdir(parents=True)
-    for name in ("__init__.py", "system/__init__.py", "system/checkout.py"):
+    for name in ("__init__.py", "system/__init__.py", "system/environment.py"):
         shutil.copy(ROOT / "lvm" / name, tmp_path / "lvm" / name)
     (tmp_path / "MLproject").write_text("name: lvm\n")
     (tmp_path / ".gitignore").write_text("__pycache__/\n")
@@ -27,7 +27,7 @@ def checkout(tmp_path):
 
 def seen_from(folder: Path) -> str:
     """Return what `is_dirty` says in a process that runs from `folder`."""
-    code = "from lvm.system.checkout import is_dirty; print(is_dirty())"
+    code = "from lvm.system.environment import is_dirty; print(is_dirty())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -17,11 +17,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.bank.store import write_bank
-from lvm.system.checkout import is_dirty
+from lvm.system.environment import is_dirty
 from lvm.system.processes import SIGNALS, Stopped, hold_signals
 from lvm.tracking import datasets
 from lvm.tracking import runs as tracking
-from lvm.tracking.stale_runs import PROCESS
+from lvm.tracking.store import PROCESS
 from lvm.windows.export import ensure_windows
 from tests.synthetic import make_bank
 

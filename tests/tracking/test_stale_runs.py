@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from lvm.system.processes import process_identifier
 from lvm.tracking import runs as tracking
-from lvm.tracking.stale_runs import PROCESS, REASON, UNCLAIMED_SECONDS, close_stale_runs
+from lvm.tracking.store import PROCESS, REASON, UNCLAIMED_SECONDS, close_stale_runs
 
 ROOT = Path(__file__).parents[2]
 MINUTE_MS = 60_000

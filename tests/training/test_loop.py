@@ -19,6 +19,7 @@ from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
+from lvm.training.loss import SampledSoftmax
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import noise_bank, rotation_bank
@@ -26,7 +27,8 @@ from tests.synthetic import noise_bank, rotation_bank
 pytestmark = pytest.mark.slow
 
 TOY = TrainConfig(
-    hidden=24, layers=2, chunk=10, slots=4, dropout=0.0, negatives=64, batch_size=4, epochs=4
+    **{"model": "memory_gru", "hidden": 24, "layers": 2, "chunk": 10, "slots": 4},
+    **{"dropout": 0.0, "negatives": 64, "batch_size": 4, "epochs": 4},
 )
 
 
@@ -145,11 +147,44 @@ def test_a_state_of_another_configuration_is_not_resumed(tiny_bank: Bank, tmp_pa
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(tiny_bank: Bank) -> None:
-    scores = iter([0.1, 0.1, 0.4, 0.3, 0.2, 0.2, 0.1, 0.1, 0.9, 0.9])
+    scores = iter([0.1, 0.1, 0.4, 0.3, *[0.2] * 8, 0.9, 0.9])
     config = TrainConfig(**(vars(TOY) | {"epochs": 9, "patience": 2}))
     result = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": next(scores)})
     assert result.best_epoch == 2
-    assert len(result.history) == 4
+    assert len(result.history) == 5, "patience counts from the half of 9 epochs on"
+
+
+def test_a_flat_start_does_not_end_a_run_before_half_of_its_steps(tiny_bank: Bank) -> None:
+    config = dataclasses.replace(TOY, epochs=8, patience=1)
+    flat = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": 0.1})
+    assert len(flat.history) == 4
+    scores = iter([0.1] * 6 + [0.2] * 10)
+    risen = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": next(scores)})
+    assert risen.best_epoch == 4 and len(risen.history) == 5
+
+
+def test_the_loss_begins_as_cross_entropy(tiny_bank: Bank, monkeypatch) -> None:
+    seen: list[float] = []
+    loss = SampledSoftmax.forward
+
+    def watched(self: SampledSoftmax, *parts: object) -> torch.Tensor:
+        seen.append(self.focus)
+        return loss(self, *parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SampledSoftmax, "forward", watched)
+    result = train_toy(tiny_bank, dataclasses.replace(TOY, focus=0.4, epochs=2))
+    half = result.plan.steps / 2
+    assert seen == pytest.approx([0.4 * min(1, step / half) for step in range(len(seen))])
+    assert seen[0] == 0 and seen[-1] == 0.4
+
+
+def test_an_epoch_tells_what_each_part_does(tiny_bank: Bank) -> None:
+    first, *_, last = train_toy(tiny_bank).history
+    parts = ("average", "linear", "encoder", "memory")
+    assert all(last[f"train/gradient_{part}"] > 0 for part in parts)
+    assert all(0 < last[f"train/update_{part}"] < 1 for part in parts)
+    assert all(0 < last[f"train/share_{part}"] < 1 for part in parts[1:])
+    assert first["train/share_linear"] != last["train/share_linear"]
 
 
 def test_a_diverging_run_stops_with_the_reason(tiny_bank: Bank, monkeypatch) -> None:
@@ -281,11 +316,15 @@ def test_negatives_are_distinct_groups_of_train_rows(tiny_bank: Bank) -> None:
         ({"epochs": 0}, "epochs: 0"),
         ({"weight_decay": -1.0}, "weight_decay: -1.0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
-        ({"layers": 3}, "layers: 3 is odd; half of them lie below the memory"),
+        (
+            {"layers": 3, "model": "memory_gru"},
+            "layers: 3 is odd; half of them lie below the memory",
+        ),
         ({"chunk": 20_000_000}, "chunk: 20000000 is above 10,000,000"),
-        ({"slots": 10**7 + 1}, "slots: 10000001 is above 10,000,000"),
+        ({"slots": 10**7 + 1, "model": "memory_gru"}, "slots: 10000001 is above 10,000,000"),
         ({"layers": 3, "model": "tmd_experts"}, "layers: 3 is odd"),
         ({"hidden": 7, "model": "transformer"}, "hidden: 7 is odd"),
+        ({"hidden": 40}, "hidden: 40 is not a multiple of 32"),
         ({"max_steps": 0}, "max_steps: 0"),
         ({"averaging": "mean"}, "averaging: unknown 'mean'"),
         ({"hard_negatives": -1}, "hard_negatives: -1"),
@@ -311,6 +350,9 @@ DENSE = EXPERTS | {"experts_control": "dense"}
     ("setting", "idle", "reader"),
     [
         ({"model": "transformer"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
+        ({"model": "skip"}, {"hidden": 4}, "models with an encoder (all but model=skip)"),
+        ({"model": "skip"}, {"layers": 2}, "models with an encoder (all but model=skip)"),
         ({"model": "res_mlp"}, {"slots": 4}, "a memory (model=memory_gru, tmd_experts)"),
         ({"model": "res_mlp"}, {"cell": "mingru"}, "recurrent layers (model=memory_gru, "),
         ({}, {"experts": 4}, "model=tmd_experts without experts_control=dense alone"),
@@ -333,7 +375,7 @@ def test_a_setting_that_nothing_reads_is_refused(setting: dict, idle: dict, read
 @pytest.mark.parametrize(
     "setting",
     [
-        {"slots": 4, "cell": "mingru"},
+        {"model": "memory_gru", "slots": 4, "cell": "mingru"},
         EXPERTS | {"slots": 4, "cell": "mingru", "experts": 4, "expert_rank": 4, "gate_z": 0.0},
         DENSE | {"expert_rank": 4},
         {"hard_negatives": 200, "hard_from": 0.5},
@@ -346,8 +388,8 @@ def test_a_setting_that_something_reads_is_taken(setting: dict) -> None:
     assert as_dict(resolve(resolve(config, 20), 20)).items() >= setting.items()
 
 
-@pytest.mark.parametrize("name", ["transformer", "res_mlp"])
-def test_models_without_a_memory_have_any_number_of_layers(name: str) -> None:
+@pytest.mark.parametrize("name", ["delta_memory", "transformer", "res_mlp"])
+def test_models_without_slots_have_any_number_of_layers(name: str) -> None:
     assert TrainConfig(model=name, layers=3).layers == 3
 
 

@@ -93,6 +93,16 @@ def test_few_steps_taken_are_told_where_more_were_planned() -> None:
     assert len(training_warnings(THE_OLD_ONE, [], 0, 24)) == 3, "it is not told twice"
 
 
+def test_an_encoder_that_adds_nothing_is_told_at_the_end_with_a_remedy() -> None:
+    idle = record(1, 0.2, 0.1) | {"train/share_encoder": 0.0004}
+    (sentence,) = training_warnings(PLAN, [idle], 1, 1000)
+    assert sentence.startswith("the encoder adds nothing: its share of the predictions is 0.0004")
+    assert sentence.endswith("model=skip predicts the same for less")
+    assert epoch_warnings([idle], 1) == []
+    assert training_warnings(PLAN, [idle | {"train/share_encoder": 0.0011}], 1, 1000) == []
+    assert training_warnings(PLAN, [record(1, 0.2, 0.1)], 1, 1000) == [], "a model without one"
+
+
 def trained_warnings(bank: Bank, ctx: int, **settings: object) -> list[list[str]]:
     """Train; return the warnings told before each epoch, an empty list standing for its end."""
     told: list[list[str]] = []
@@ -104,7 +114,7 @@ def trained_warnings(bank: Bank, ctx: int, **settings: object) -> list[list[str]
         return {"hit_at_5": next(hits), "cosine": next(cosines)}
 
     config = TrainConfig(
-        **{"hidden": 8, "layers": 2, "slots": 2, "averaging": "none"} | settings  # type: ignore
+        **{"hidden": 8, "layers": 2, "averaging": "none"} | settings  # type: ignore
     )
     windows = plan_windows(bank, ctx)
     result = train(bank, windows, config, validate=validate, on_warnings=told.append)

@@ -6,7 +6,8 @@ from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, shadow_eval, train
 from tests.synthetic import make_bank
 
-TINY_MODEL = "--hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 3".split()
+TINY_MODEL = "--model memory_gru --hidden 8 --layers 2 --chunk 5 --slots 2".split()
+TINY_MODEL += "--negatives 32 --epochs 3".split()
 
 
 def make_project(folder: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvm.bank.store import Bank, write_bank
-from lvm.windows.audit import VIOLATIONS, audit_windows
 from lvm.windows.export import (
+    VIOLATIONS,
+    audit_windows,
     ensure_windows,
     export_windows,
     open_windows,

@@ -18,6 +18,8 @@ from lvm.system.untrusted import read_yaml, validated
 
 PHASES_FILE = Path(__file__).parents[2] / "phases.yaml"
 POWER = 0.8
+# The model of the old system, whatever the defaults of train are.
+MODEL = {"model": "memory_gru", "hidden": 512, "layers": 4}
 # The decision that ended the old phases: a longer context answered less, hence "data scarcity".
 OLD_DECISION = ("3.5", "3")
 
@@ -70,9 +72,10 @@ class Phase:
     def settings(self, recipe: str) -> dict[str, Any]:
         """Return the options of `train` that the phase decides, unless the user types them.
 
-        These are ctx and chunk; under recipe=seed also batch_size, accumulation and alpha.
+        These are ctx, chunk, model, hidden and layers; under recipe=seed also batch_size,
+        accumulation and alpha.
         """
-        shared = {"ctx": self.ctx, "chunk": self.chunk}
+        shared = {"ctx": self.ctx, "chunk": self.chunk, **MODEL}
         return shared | (vars(self.seed) if recipe == "seed" else {})
 
 

@@ -23,7 +23,7 @@ from lvm.models import fits
 from lvm.models.fits import model_digest
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
-from lvm.system.cache import Entry, cache_key, read_entry, write_entry
+from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
 from lvm.system.seeding import generator
 from lvm.training import fingerprint
 from lvm.training.batches import Batches

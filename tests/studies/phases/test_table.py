@@ -54,8 +54,10 @@ def test_a_published_share_is_a_whole_number_of_its_pool(name: str) -> None:
 
 def test_dense_takes_lengths_alone_seed_the_whole_row() -> None:
     phase = read_phases()["3.5"]
-    assert phase.settings("dense") == {"ctx": 2000, "chunk": 200}
+    model = {"model": "memory_gru", "hidden": 512, "layers": 4}
+    assert phase.settings("dense") == {"ctx": 2000, "chunk": 200, **model}
     assert phase.settings("seed") == {
+        **model,
         "ctx": 2000,
         "chunk": 200,
         "batch_size": 4,

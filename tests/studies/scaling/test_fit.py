@@ -5,8 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvm.studies.scaling.fit import GridValues, Surface, data_for, fit_grid, growth
-from lvm.studies.scaling.noise import measure_noise, score_of
+from lvm.studies.scaling.fit import (
+    GridValues,
+    Surface,
+    data_for,
+    fit_grid,
+    growth,
+    measure_noise,
+    score_of,
+)
 from tests.studies.scaling.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid, exact_grid
 
 

@@ -13,7 +13,7 @@ from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, div
 from lvm.studies.scaling.fit import fit_grid
 from lvm.studies.scaling.grid import Plan, break_even, check_data, grid_values, run_grid
 from lvm.studies.scaling.verdict import NOT_OPTIMISED
-from lvm.system.cache import read_entry, write_entry
+from lvm.system.atomic import read_entry, write_entry
 from lvm.system.thresholds import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows

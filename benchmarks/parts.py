@@ -1,0 +1,130 @@
+"""What each part of a model is worth on a bank: several seeds, paired over the same queries.
+
+`python -m benchmarks.parts --bank <bank> --ctx 1000 --seeds 0,1,2` trains the model and
+`model=skip` by the defaults, then asks the same test queries of the whole model, of the model
+without a part, of the model that is given the last 20 rows alone, of the skip trained by itself, of
+the moving average; plain and corrected.
+"""
+
+import time
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+from torch import nn
+
+from lvm.bank.store import Bank, open_bank
+from lvm.evaluation.free_predictors import fit_free_predictors
+from lvm.evaluation.intervals import paired_difference, points
+from lvm.evaluation.metrics import figures, hit_at
+from lvm.models.skip import without
+from lvm.prediction.predict import predict_queries
+from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.hubness import fit_hubness
+from lvm.training.config import TrainConfig
+from lvm.training.loop import train
+from lvm.windows.export import ensure_windows
+from lvm.windows.planning import Windows
+from lvm.windows.queries import Queries
+
+VAL_QUERIES = 2000
+FEW_ROWS = 20
+Hits = NDArray[np.float64]
+
+
+class Asked:
+    """The queries of one split over a bank."""
+
+    def __init__(self, bank: Bank, windows: Windows, split: str, most: int) -> None:
+        self.bank, self.windows = bank, windows
+        self.queries = windows.queries[split].head(most)
+        self.document_Q = bank.document_N[self.queries.target_row_Q]
+
+    def ranks(
+        self, model: nn.Module, corrections: list[Any], queries: Queries | None = None
+    ) -> list[Hits]:
+        """Return the ranks under each correction (None: plain)."""
+        queries = queries or self.queries
+        prediction_QD = predict_queries(model, self.bank, queries)
+        groups = self.windows.representative_N
+        found = exact_ranks(prediction_QD, self.queries, self.bank, groups, corrections)
+        return [ranks.rank_Q for ranks in found]
+
+    def hits(self, model: nn.Module, correction: Any, queries: Queries | None = None) -> list[Hits]:
+        """Return the plain and the corrected Hit@5 of each query, each (Q,)."""
+        return [hit_at(rank_Q, 5) for rank_Q in self.ranks(model, [None, correction], queries)]
+
+
+def trained(bank: Bank, windows: Windows, decay: float, seed: int, **sizes: Any) -> nn.Module:
+    """Train by the defaults, the epoch chosen on a sample of val queries."""
+    val = Asked(bank, windows, "val", VAL_QUERIES)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return figures(val.ranks(model, [None])[0])
+
+    begin = time.monotonic()
+    config = TrainConfig(**sizes, seed=seed, decay=decay)
+    result = train(bank, windows, config, validate=validate)
+    curve = " ".join(f"{100 * record['val/hit_at_5']:.1f}" for record in result.history)
+    count = sum(p.numel() for p in result.model.parameters())
+    seconds = time.monotonic() - begin
+    print(f"{config.model} seed {seed}: {count:,} parameters, {seconds:.0f} s, val {curve}")
+    return result.model
+
+
+def parts_of(model: nn.Module, asked: Asked, seed: int) -> dict[str, list[Hits]]:
+    """Return the hits of the model, of the model without each part, and with few rows."""
+    correction = fit_hubness(model, asked.bank, asked.windows, seed).row_correction
+    found = {"full": asked.hits(model, correction)}
+    for part in model.ablations:  # type: ignore[union-attr]
+        found[f"without {part}"] = asked.hits(without(model, part), correction)  # type: ignore[type-var]
+    few = asked.queries.with_ctx(FEW_ROWS)
+    found[f"last {FEW_ROWS} rows"] = asked.hits(model, correction, few)
+    return found
+
+
+def compared(name: str, hits: list[list[Hits]], full: list[list[Hits]], asked: Asked) -> list[str]:
+    """Return a row of the table: means over seeds, differences of the full model to this one."""
+    row = [name]
+    for kind in range(2):
+        own_Q = np.mean([found[kind] for found in hits], axis=0)
+        full_Q = np.mean([found[kind] for found in full], axis=0)
+        row.append(f"{100 * own_Q.mean():.2f}")
+        row.append(points(paired_difference(full_Q, own_Q, asked.document_Q, seed=0)))
+    return row
+
+
+@click.command()
+@click.option("--bank", "path", required=True, help="Bank folder.")
+@click.option("--ctx", default=1000, show_default=True, help="Rows of context.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the trainings.")
+@click.option("--queries", default=10_000, show_default=True, help="Test queries at most.")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["val", "test"]))
+@click.option("--model", default=TrainConfig.model, show_default=True, help="The whole model.")
+def main(path: str, ctx: int, seeds: str, queries: int, split: str, model: str) -> None:
+    """Print what each part of a model is worth on a bank, paired over the same queries."""
+    bank = open_bank(path)
+    windows = ensure_windows(bank, ctx)
+    asked = Asked(bank, windows, split, queries)
+    ema = fit_free_predictors(bank, windows, ("ema",), windows.seed)["ema"]
+    decay = float(ema.config["decay"])  # type: ignore[index]
+    hits: dict[str, list[list[Hits]]] = {}
+    for seed in map(int, seeds.split(",")):
+        whole = trained(bank, windows, decay, seed, model=model)
+        skip = trained(bank, windows, decay, seed, model="skip")
+        found = parts_of(whole, asked, seed)
+        found["skip alone"] = parts_of(skip, asked, seed)["full"]
+        for name, own in found.items():
+            hits.setdefault(name, []).append(own)
+    correction = fit_hubness(ema, bank, windows, windows.seed).row_correction
+    hits["moving average"] = [asked.hits(ema, correction)]
+    rows = [compared(name, own, hits["full"], asked) for name, own in hits.items()]
+    heads = [model, "plain Hit@5 %", "full - this", "corrected Hit@5 %", "full - this"]
+    print(f"{split}, {len(asked.queries):,} queries, ctx {ctx}, seeds {seeds}")
+    print(tabulate(rows, heads, "github"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Predictor with fast weights: each sequence trains an associative memory while it is read.
+
+Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, A heads, R key features
+and V value features of a head, K key features of the recall.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, silu
+
+from lvm.models.delta_rule import delta_rule, delta_step
+from lvm.models.dropout import Dropout
+from lvm.models.norm import RMSNorm, unit
+from lvm.models.skip import Residual
+
+HEAD_DIM = 32
+KEYS = 128  # key features of a head of the recall
+RECALL_HEADS = 2
+STRENGTHS = (-1.0, -4.0)  # logits: a quick head writes a quarter of what it missed, a slow one 2 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaMemoryConfig:
+    """Sizes of a `DeltaMemory`."""
+
+    dim: int
+    hidden: int = 128
+    layers: int = 2
+    decay: float = 0.5
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.hidden > HEAD_DIM and self.hidden % HEAD_DIM:
+            raise ValueError(f"hidden: {self.hidden} is not a multiple of {HEAD_DIM}")
+
+
+@dataclass
+class FastWeights:
+    """State of one associative memory in a stream: its matrix and what the next write needs."""
+
+    matrix_AVR: Tensor
+    before: tuple[Tensor, ...]
+
+
+class DeltaMemory(Residual):
+    """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t) + g_t recall_t).
+
+    h_t comes from layers whose memory is written by the gated delta rule. recall_t answers in the
+    space of the vectors: which row followed rows like these in this context? Both memories are of a
+    fixed size, however long the context.
+    """
+
+    ablations: tuple[str, ...] = ("linear", "encoder", "memory", "recall")
+
+    def __init__(self, **config: object) -> None:
+        sizes = DeltaMemoryConfig(**config)  # type: ignore[arg-type]
+        super().__init__(sizes.dim, sizes.hidden, sizes.decay, sizes.dropout)
+        self.hidden = sizes.hidden
+        self.config = {"model": "delta_memory", **asdict(sizes)}
+        self.project_in = nn.Linear(2 * sizes.dim, sizes.hidden)
+        self.layers = nn.ModuleList(
+            DeltaLayer(sizes.hidden, sizes.dropout) for _ in range(sizes.layers)
+        )
+        self.norm = RMSNorm(sizes.hidden)
+        self.recall = Recall(sizes.dim, sizes.hidden)
+
+    def memory_modules(self) -> list[nn.Module]:
+        maps = [(layer.query, layer.key, layer.value, layer.rates) for layer in self.layers]
+        return [self.recall, *(module for parts in maps for module in parts)]  # type: ignore[list-item]
+
+    def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
+        """Return [h_t; g_t recall_t] at every position, (B, T, H + D)."""
+        return self._encode(context_BTD, recent_BTE)[0]
+
+    def begin_encoder(
+        self, context_TD: Tensor, recent_TE: Tensor
+    ) -> tuple[Tensor, list[FastWeights]]:
+        state_BTX, cache = self._encode(context_TD[None], recent_TE[None])
+        return state_BTX[0, -1], cache
+
+    def step_encoder(self, vector_D: Tensor, recent_E: Tensor, cache: list[FastWeights]) -> Tensor:
+        state_H = self.project_in(recent_E)
+        for layer, weights in zip(self.layers, cache, strict=False):
+            state_H = layer.step(state_H, weights)  # type: ignore[operator]
+        state_H = self.norm(state_H)
+        return torch.cat([state_H, self.recall.step(vector_D, recent_E, state_H, cache[-1])])
+
+    def _encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> tuple[Tensor, list[FastWeights]]:
+        reads = self.omitted != "memory"
+        state_BTH, cache = self.project_in(recent_BTE), []
+        for layer in self.layers:
+            state_BTH, weights = layer(state_BTH, reads)
+            cache.append(weights)
+        state_BTH = self.norm(state_BTH)
+        recalled_BTD, weights = self.recall(context_BTD, recent_BTE, state_BTH)
+        if self.omitted in ("memory", "recall"):
+            recalled_BTD = torch.zeros_like(recalled_BTD)
+        return torch.cat([state_BTH, recalled_BTD.to(state_BTH.dtype)], dim=-1), [*cache, weights]
+
+    def _increment(self, state_BTH: Tensor) -> Tensor:
+        state_BTH, recalled_BTD = state_BTH.tensor_split([self.hidden], dim=-1)
+        return super()._increment(state_BTH) + recalled_BTD
+
+
+class Recall(nn.Module):
+    """Remembers which row followed what: keys are maps of [x_i; ema_i], values the rows i + 1.
+
+    Of its two heads one starts quick, to follow a context that changes, one slow, to hold what was
+    said long ago. Both start as in-context regression of each row on the row before it; their reads
+    start with a weight of zero.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(2 * dim, RECALL_HEADS * min(dim, KEYS), bias=False)
+        self.rates = nn.Linear(hidden, 3 * RECALL_HEADS)
+        nn.init.zeros_(self.rates.weight)
+        with torch.no_grad():
+            self.key.weight[:, dim:] = 0
+            self.rates.bias.copy_(torch.tensor([*STRENGTHS, *(RECALL_HEADS * [9.0]), 0.0, 0.0]))
+
+    def forward(
+        self, context_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor
+    ) -> tuple[Tensor, FastWeights]:
+        """Return what is recalled at each step (B, T, D), weighed, and the last memory."""
+        key_BTAK = self._keys(recent_BTE)
+        strength_BTA, keep_BTA, weight_BTA = self._rates(state_BTH)
+        value_BTAD = context_BTD[:, :, None].expand(-1, -1, RECALL_HEADS, -1)
+        read_BTAD, matrix_BADK = delta_rule(
+            key_BTAK, _before(key_BTAK), value_BTAD, _before(strength_BTA), keep_BTA
+        )
+        before = key_BTAK[0, -1].clone(), strength_BTA[0, -1].clone()
+        return (weight_BTA[..., None] * read_BTAD).sum(dim=2), FastWeights(matrix_BADK[0], before)
+
+    def step(
+        self, vector_D: Tensor, recent_E: Tensor, state_H: Tensor, weights: FastWeights
+    ) -> Tensor:
+        """Return what is recalled at one more step (D,), weighed."""
+        key_AK = self._keys(recent_E)
+        strength_A, keep_A, weight_A = self._rates(state_H)
+        key_before_AK, strength_before_A = weights.before
+        value_AD = vector_D.expand(RECALL_HEADS, -1)
+        read_AD, weights.matrix_AVR = delta_step(
+            key_AK, key_before_AK, value_AD, strength_before_A, keep_A, weights.matrix_AVR
+        )
+        weights.before = key_AK, strength_A
+        return weight_A @ read_AD
+
+    def _keys(self, recent_BTE: Tensor) -> Tensor:
+        return unit(self.key(recent_BTE).float().unflatten(-1, (RECALL_HEADS, -1)))
+
+    def _rates(self, state_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how strongly step t + 1 will be written, what is kept, the weight of the read."""
+        strength, keep, weight = self.rates(state_BTH).float().chunk(3, dim=-1)
+        return strength.sigmoid(), logsigmoid(keep), weight
+
+
+class DeltaLayer(nn.Module):
+    """Residual gated delta rule over heads, then a residual SwiGLU block.
+
+    Keys see the state before and the present one, so that a head can remember what came after what
+    (the short convolution of Yang et al., arXiv 2412.06464, section 3.4, has this purpose).
+    """
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = max(1, hidden // HEAD_DIM)
+        self.mix_norm = RMSNorm(hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(2 * hidden, hidden)
+        self.value = nn.Linear(hidden, hidden, bias=False)
+        self.rates = nn.Linear(hidden, 2 * self.heads)
+        self.gate = nn.Linear(hidden, hidden)
+        self.read_norm = RMSNorm(hidden // self.heads)
+        self.mix = nn.Linear(hidden, hidden)
+        self.feed_norm = RMSNorm(hidden)
+        self.widen = nn.Linear(hidden, 4 * hidden)
+        self.narrow = nn.Linear(2 * hidden, hidden)
+        self.dropout = Dropout(dropout)
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Start half of the heads as registers, half as memories of what came after what.
+
+        The key of a register is nearly constant: it holds a gated average of what it is told.
+        """
+        hidden, registers = self.query.in_features, self.heads // 2
+        rows = registers * (hidden // self.heads)
+        self.key.weight[:, :hidden] *= 0.1
+        self.key.weight[:, hidden:] = self.query.weight
+        constant = torch.randn(rows)
+        for map_ in (self.query, self.key):
+            map_.weight[:rows] *= 0.1
+            map_.bias[:rows] = constant
+            map_.bias[rows:] = 0
+        strength, keep = self.rates.bias.chunk(2)
+        strength[:registers] = torch.linspace(-2, -6, registers)
+        strength[registers:] = 0
+        keep[:] = 8
+
+    def forward(self, state_BTH: Tensor, reads: bool = True) -> tuple[Tensor, FastWeights]:
+        """Return the next states (B, T, H) and the last memory; without `reads` all read zeros."""
+        seen_BTH = self.mix_norm(state_BTH)
+        read_BTAV, matrix_BAVR = delta_rule(*self._parts(seen_BTH, _before(seen_BTH)))
+        if not reads:
+            read_BTAV = torch.zeros_like(read_BTAV)
+        weights = FastWeights(matrix_BAVR[0], (seen_BTH[0, -1].clone(),))
+        return self._feed(state_BTH, seen_BTH, read_BTAV), weights
+
+    def step(self, state_H: Tensor, weights: FastWeights) -> Tensor:
+        """Return the next state (H,) of one more step."""
+        seen_H = self.mix_norm(state_H)
+        parts = self._parts(seen_H, weights.before[0])
+        read_AV, weights.matrix_AVR = delta_step(*parts, weights.matrix_AVR)
+        weights.before = (seen_H,)
+        return self._feed(state_H, seen_H, read_AV)
+
+    def _parts(
+        self, seen_BTH: Tensor, before_BTH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return query, key, value (B, T, A, ...), strength and log keep (B, T, A)."""
+        both_BTH2 = torch.cat([seen_BTH, before_BTH], dim=-1)
+        maps = (self.query(seen_BTH), self.key(both_BTH2), self.value(seen_BTH))
+        query, key, value = (part.float().unflatten(-1, (self.heads, -1)) for part in maps)
+        strength, keep = self.rates(seen_BTH).float().chunk(2, dim=-1)
+        return unit(query), unit(key), value, strength.sigmoid(), logsigmoid(keep)
+
+    def _feed(self, state_BTH: Tensor, seen_BTH: Tensor, read_BTAV: Tensor) -> Tensor:
+        read_BTH = self.read_norm(read_BTAV).flatten(-2).to(seen_BTH.dtype)
+        mixed_BTH = state_BTH + self.dropout(self.mix(read_BTH * silu(self.gate(seen_BTH))))
+        gate_BTX, value_BTX = self.widen(self.feed_norm(mixed_BTH)).chunk(2, dim=-1)
+        return mixed_BTH + self.dropout(self.narrow(silu(gate_BTX) * value_BTX))
+
+
+def _before(rows_BTX: Tensor) -> Tensor:
+    """Return the rows (B, T, ...) one step later, zeros first."""
+    return torch.cat([torch.zeros_like(rows_BTX[:, :1]), rows_BTX[:, :-1]], dim=1)
