@@ -32,6 +32,7 @@ def written(way: str, columns: dict, folder: Path) -> Path:
     dataset = datasets.Dataset.from_dict(columns)
     if way == "save_to_disk":
         dataset.save_to_disk(folder, num_shards=2)
+        (folder / "cache-0.arrow").write_bytes(b"what map left there")
     elif way == "splits":
         datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(folder)
     else:
