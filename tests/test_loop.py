@@ -75,7 +75,7 @@ def evaluated(report: Path, hit: float, model: str = "models:/lvm/1", split: str
     parameters = {"report": str(report), "model": model, "split": split}
     with tracking.run("eval", parameters) as run_id:
         contents = {"hit_at_5": hit, "split": split, "bank_sha256": "cafe"}
-        tracking.log_artifact(contents)
+        tracking.log_artifact(contents, "report.json")
         report.write_text(json.dumps(contents))
         table = pd.DataFrame({"target_row": [1], "rank": [hit]})
         tracking.log_artifact(table, "per_query.parquet")

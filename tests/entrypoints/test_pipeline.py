@@ -100,13 +100,18 @@ def test_eval_equals_the_number_that_training_logged(trained):
     curve = MlflowClient().get_metric_history(evaluated.info.run_id, "controls/hit_at_5_by_ctx")
     assert {metric.step: metric.value for metric in curve}[20] == report["hit_at_5"]
     assert "context.png" in artifacts(evaluated)
+    assert {one["part"] for one in report["ablations"]["without"]} == {
+        "linear",
+        "encoder",
+        "memory",
+    }
 
 
 def test_eval_reports_what_the_contract_names(trained):
     assert eval_command.main("--model ema --bank bank --ctx 20 --report ema.json".split()) == 0
     report = json.loads((trained / "ema.json").read_text())
     named = "queries bank_rows bank_sha256 ctx hit_at_1 hit_at_5 hit_at_10 mrr_at_10 median_rank"
-    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls ablations index"
+    named += " ci95 raw corrected pools oracle lanes latency_ms baselines controls index"
     assert set(named.split()) <= report.keys()
     folder = mlflow.artifacts.download_artifacts(run_id=run_of("eval").info.run_id)
     table = pd.read_parquet(Path(folder) / "per_query.parquet")

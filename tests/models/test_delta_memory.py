@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lvm.models.delta_memory import RECALL_HEADS
 from lvm.models.delta_rule import BLOCK, delta_rule, delta_step
 from lvm.models.skip import without
 from lvm.models.table import build_model
@@ -164,8 +165,8 @@ def test_without_recall_or_encoder_their_maps_add_nothing() -> None:
     model, context_BTD = toy("delta_memory"), contexts()
     silent = toy("delta_memory")
     with torch.no_grad():
-        silent.recall.rates.weight[2] = 0
-        silent.recall.rates.bias[2] = 0
+        silent.recall.rates.weight[-RECALL_HEADS:] = 0
+        silent.recall.rates.bias[-RECALL_HEADS:] = 0
     torch.testing.assert_close(without(model, "recall")(context_BTD), silent(context_BTD))
     zeroed(silent, "project_out.weight")
     torch.testing.assert_close(without(model, "encoder")(context_BTD), silent(context_BTD))
