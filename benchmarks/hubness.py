@@ -11,8 +11,7 @@ from tabulate import tabulate
 
 from lvm.bank.store import open_bank
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
-from lvm.evaluation.intervals import paired_difference, points
-from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.metrics import figures, hit_at, paired_difference, points
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import rank_together
 from lvm.retrieval.hubness import fit_hubness

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus.ingest import existing_bank, row_names
 from lvm.system.seeding import generator
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 
 LATE = 0.8  # documents that begin before this share of their sequence can be held back
 SEED = 0
@@ -84,7 +84,7 @@ def missed_on_val(folder: Path, version: str) -> Path:
     model = f"models:/lvm/{version}"
     step(folder, "val", "eval", model=model, bank=folder / "base", split="val", controls="false")
     run_id = run_of(folder / "val.json", model, open_bank(folder / "base").sha256)
-    client = mlflow.MlflowClient(tracking.configure())
+    client = mlflow.MlflowClient(runs.configure())
     return Path(client.download_artifacts(run_id, "per_query.parquet", str(folder)))
 
 
@@ -100,12 +100,12 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
             raise ValueError(
                 f"{report}: its {name} is {contents.get(name)}, not {value}; delete it, run again"
             )
-    client = mlflow.MlflowClient(tracking.configure())
+    client = mlflow.MlflowClient(runs.configure())
     everywhere = [one.experiment_id for one in client.search_experiments()]
     query = f"params.report = '{report}' and params.model = '{model}' and params.split = 'val'"
     for run in client.search_runs(everywhere, query):
         try:
-            if tracking.read_json(run.info.run_id, "report.json") == contents:
+            if runs.read_json(run.info.run_id, "report.json") == contents:
                 return str(run.info.run_id)
         except ValueError:  # this run ended before its report
             continue

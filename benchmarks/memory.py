@@ -22,16 +22,14 @@ from tqdm import tqdm
 from benchmarks.drawn_banks import BANKS, Drawn
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.intervals import document_interval
-from lvm.evaluation.metrics import hit_at
+from lvm.evaluation.metrics import document_interval, hit_at
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries, Windows
 
 LENGTHS = (100, 500, 1000, 2000)
 TRAINED = {

@@ -17,8 +17,7 @@ from torch import nn
 
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.intervals import paired_difference, points
-from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.metrics import figures, hit_at, paired_difference, points
 from lvm.models.skip import without
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
@@ -26,8 +25,7 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries, Windows
 
 VAL_QUERIES = 2000
 FEW_ROWS = 20

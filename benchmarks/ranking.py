@@ -24,7 +24,7 @@ import torch
 from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.retrieval.counting import BANK_BLOCK
 from lvm.retrieval.exact import exact_ranks
-from lvm.windows.queries import make_queries
+from lvm.windows.planning import make_queries
 
 BLOCK = 16_384
 

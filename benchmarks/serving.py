@@ -21,9 +21,7 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 
@@ -54,7 +52,7 @@ def scratch_store() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-        tracking.configure()
+        runs.configure()
         yield
         os.chdir("/")
 
@@ -81,8 +79,8 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     torch.manual_seed(0)
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
-    with tracking.run("train", {}):
-        version = registered.register(logged_models.log_predictor(model, facts), facts)
+    with runs.run("train", {}):
+        version = versions.register(logged_models.log_predictor(model, facts), facts)
     alias.promote(version, alias.aliases().get(alias.BASELINE), {})
     return mlflow.pyfunc.load_model(alias.BASELINE_URI).unwrap_python_model()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lvm.models.table import build_model
-from lvm.prediction.streaming import open_stream
+from lvm.prediction.predict import open_stream
 
 PREDICTORS = (
     ("memory_gru", {"cell": "gru"}),

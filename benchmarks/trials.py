@@ -15,8 +15,7 @@ from torch import nn
 
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.intervals import Difference, paired_difference
-from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.metrics import Difference, figures, hit_at, paired_difference
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import fit_hubness

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.data import export_report, windows_text
 from lvm.report.notes import counts_note
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, log_inputs, read_bank
 from lvm.tracking.runs import publish_report
 from lvm.windows.export import export_windows
@@ -37,16 +37,16 @@ class ExportOptions:
 def body(options: ExportOptions) -> None:
     """Split a bank by document, cut its windows, freeze its queries, audit it for leaks."""
     overlap = options.ctx // 2 if options.overlap is None else options.overlap
-    tracking.log_config(asdict(options) | {"overlap": overlap})
+    runs.log_config(asdict(options) | {"overlap": overlap})
     plan = {"overlap": overlap, "split": options.split, "seed": options.seed}
     bank = read_bank(options.bank)
     inputs = log_inputs(bank, export_windows(bank, options.ctx, options.windows, **plan), "export")
     report = export_report(inputs.bank, inputs.windows, inputs.windows_path)
-    tracking.log_metrics({f"windows/{k}": v for k, v in inputs.windows.counts.items()})
+    runs.log_metrics({f"windows/{k}": v for k, v in inputs.windows.counts.items()})
     print(windows_text(report))
-    tracking.name_run(f"ctx {options.ctx} {options.split}")
+    runs.name_run(f"ctx {options.ctx} {options.split}")
     leaks = "LEAKY (split=random)" if report["leaky"] else "no leak"
-    tracking.describe_run(counts_note(inputs.windows.counts, [f"audit: {leaks}"]))
+    runs.describe_run(counts_note(inputs.windows.counts, [f"audit: {leaks}"]))
     publish_report(report, options.report)
 
 

@@ -18,8 +18,7 @@ from lvm.corpus.reading import SourceOptions
 from lvm.report.data import chain_metrics, chains_text, counts_table, drops_table
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN
-from lvm.tracking import datasets
-from lvm.tracking import runs as tracking
+from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
 from lvm.tracking.runs import publish_report
 
@@ -83,7 +82,7 @@ def body(options: IngestOptions) -> None:
     Chains are runs of 8 to 14 concepts, each a sequence of the bank; with --base they are pinned
     to train. Their CPESH records lie in the bank's folder as cpesh.parquet.
     """
-    tracking.log_config(asdict(options))
+    runs.log_config(asdict(options))
     if holds_chains(options.source):
         _ingest_chains(options)
         return
@@ -97,9 +96,9 @@ def body(options: IngestOptions) -> None:
     )
     report = ingest(options.source, options.encoder, options.bank, reading)
     datasets.log_bank(open_bank(options.bank), "ingestion")
-    tracking.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
+    runs.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     if report.files:
-        tracking.log_artifact(drops_table(report, MARKDOWN) + "\n", "dropped.md")
+        runs.log_artifact(drops_table(report, MARKDOWN) + "\n", "dropped.md")
     print(counts_table(report))
     describe(options, report.sequences, report)
     publish_report(asdict(report), None)
@@ -116,8 +115,8 @@ def _ingest_chains(options: IngestOptions) -> None:
     values["encoder"] = options.encoder or DEFAULT_ENCODER
     report = ingest_chains(ChainPlan(**values))
     datasets.log_bank(open_bank(options.bank), "ingestion")
-    tracking.log_metrics(chain_metrics(report))
-    tracking.log_artifact(chains_text(report, MARKDOWN) + "\n", "chains.md")
+    runs.log_metrics(chain_metrics(report))
+    runs.log_artifact(chains_text(report, MARKDOWN) + "\n", "chains.md")
     print(chains_text(report))
     describe(options, report.chains, report)
     publish_report(asdict(report), None)
@@ -127,11 +126,11 @@ def describe(
     options: IngestOptions, sequences: Mapping[str, int] | int, report: IngestReport | ChainReport
 ) -> None:
     """Name the run by its source; describe the bank that it wrote."""
-    tracking.name_run(f"{options.source} {report.encoder}")
+    runs.name_run(f"{options.source} {report.encoder}")
     num_sequences = sequences if isinstance(sequences, int) else len(sequences)
     counts: dict[str, object] = {"rows": report.rows, "dim": report.dim}
     counts |= {"sequences": num_sequences, "lanes": len(report.lanes), "bank": report.path}
-    tracking.describe_run(counts_note(counts | {"sha256": report.sha256[:12]}, report.notes))
+    runs.describe_run(counts_note(counts | {"sha256": report.sha256[:12]}, report.notes))
 
 
 def _refuse_chain_options(options: IngestOptions) -> None:

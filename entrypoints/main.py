@@ -11,7 +11,7 @@ from typing import Any
 
 from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import pipeline_note
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import RUNS_PAGE, ui_command
@@ -60,22 +60,22 @@ PLANS = {
 def body(options: MainOptions) -> None:
     """Ingest, export, train, eval, lane-diagnostics, shadow-eval with promotion, as nested runs."""
     plan = PLANS[options.size]
-    tracking.log_config(asdict(options) | {"plan": asdict(plan)})
+    runs.log_config(asdict(options) | {"plan": asdict(plan)})
     data = {"bank": plan.bank, "ctx": plan.ctx}
-    tracking.name_run(options.size)
-    runs = {}
-    runs["ingest"] = tracking.launch("ingest", {"bank": plan.bank, **plan.ingest})
-    runs["export"] = tracking.launch("export", data)
-    runs["train"] = tracking.launch("train", {**data, **plan.train})
-    trained = f"runs:/{runs['train']}/{ARTIFACT}"
-    runs["eval"] = tracking.launch("eval", {"model": trained})
-    runs["lane-diagnostics"] = tracking.launch("lane-diagnostics", {"eval_run": runs["eval"]})
-    runs["shadow-eval"] = tracking.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
-    summary = tracking.read_text(runs["shadow-eval"], "shadow.txt")
-    tracking.log_artifact(summary, "shadow.txt")
-    shadow = tracking.read_json(runs["shadow-eval"], "report.json")
-    tracking.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
-    publish_report({"size": options.size, "runs": runs, "shadow": shadow}, options.report)
+    runs.name_run(options.size)
+    launched = {}
+    launched["ingest"] = runs.launch("ingest", {"bank": plan.bank, **plan.ingest})
+    launched["export"] = runs.launch("export", data)
+    launched["train"] = runs.launch("train", {**data, **plan.train})
+    trained = f"runs:/{launched['train']}/{ARTIFACT}"
+    launched["eval"] = runs.launch("eval", {"model": trained})
+    launched["lane-diagnostics"] = runs.launch("lane-diagnostics", {"eval_run": launched["eval"]})
+    launched["shadow-eval"] = runs.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
+    summary = runs.read_text(launched["shadow-eval"], "shadow.txt")
+    runs.log_artifact(summary, "shadow.txt")
+    shadow = runs.read_json(launched["shadow-eval"], "report.json")
+    runs.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
+    publish_report({"size": options.size, "runs": launched, "shadow": shadow}, options.report)
     print(f"\nopen the runs in the MLflow UI:  {ui_command()}")
     print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")
 

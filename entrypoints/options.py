@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import click
 
 from lvm.system.errors import explain_failure, one_line, printable
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 from lvm.tracking.store import STORE_ERRORS
 
 Options = TypeVar("Options")
@@ -185,7 +185,7 @@ class EntryPoint(Generic[Options]):
     def _run(self, **values: Any) -> None:
         options = self.options_class(**values)
         fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
-        with tracking.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
+        with runs.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
             self.body(options)
 
 
@@ -228,6 +228,6 @@ def check_report(path: str | None) -> None:
 
 def _refuse(reason: str) -> int:
     line = one_line(reason)
-    tracking.refuse_launched_run(line)
+    runs.refuse_launched_run(line)
     print(f"error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR

@@ -7,37 +7,29 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.bank.store import Bank
 from lvm.report.phases import (
-    PhaseStory,
-    phase_figure,
-    phases_markdown,
-    phases_table,
-    phases_text,
     plan_text,
 )
-from lvm.report.tables import HITS, MARKDOWN
-from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
+from lvm.studies.phases.comparison import measure_phases
 from lvm.studies.phases.table import (
-    OLD_DECISION,
     chosen_phases,
-    old_difference,
-    read_old_gates,
     read_phases,
 )
 from lvm.studies.phases.trainings import SIZES, Job, Planner
-from lvm.tracking import datasets
-from lvm.tracking import runs as tracking
+from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.phase_runs import as_trained, replay_seed, shadow_or_find, train_all
-from lvm.tracking.runs import publish_report
+from lvm.tracking.phase_runs import (
+    as_trained,
+    publish_phases,
+    replay_seed,
+    shadow_or_find,
+    train_all,
+)
 from lvm.training.config import RECIPES
 from lvm.training.warnings import planned_warnings
-
-FIGURE = "phases.png"
 
 
 @dataclass(frozen=True)
@@ -77,16 +69,16 @@ def body(options: PhasesOptions) -> None:
     datasets.log_bank(bank, "phases")
     jobs = plan_all(options, bank)
     told = [one for job in jobs for one in planned_warnings(job.plan)]
-    tracking.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
+    runs.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
     planned = {job.name: job.parameters for job in jobs}
-    tracking.log_config(asdict(options) | {"planned": planned})
-    tracking.name_run(f"{options.phases} {options.recipe} {options.size}")
+    runs.log_config(asdict(options) | {"planned": planned})
+    runs.name_run(f"{options.phases} {options.recipe} {options.size}")
     print(plan_text(jobs), flush=True)
     done = train_all(jobs)
     shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
     trained = [as_trained(job, one, shadow.report) for job, one in zip(jobs, done, strict=True)]
     measured = measure_phases(trained, shadow.report, shadow.per_query, bank)
-    tell(options, measured, shadow.report["decision"], shadow.run_id)
+    publish_phases(measured, shadow, options.promote, options.gates, options.report)
 
 
 def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
@@ -97,30 +89,6 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     given |= {name: value for name, value in limits.items() if value is not None}
     phases = chosen_phases(options.phases, read_phases())
     return Planner(bank, replay_seed(bank)).all_jobs(phases, recipes, options.size, given)
-
-
-def tell(
-    options: PhasesOptions, measured: PhaseComparison, decision: dict[str, Any], shadow: str
-) -> None:
-    """Log the page with its figure, the metrics of every phase and the JSON report."""
-    known = read_phases()
-    old = old_difference(*(known[name] for name in OLD_DECISION))
-    checks = old_checks(measured, read_old_gates()) if options.gates == "old" else []
-    is_enabled = options.promote == "enabled"
-    reasons = decision["reasons"]
-    story = PhaseStory(known, old, decision["winner"], reasons, is_enabled, checks)
-    for row in measured.rows:
-        hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
-        tracking.log_metrics(hits, step=1)
-    tracking.describe_run(phases_table(measured, MARKDOWN))
-    tracking.log_artifact(phases_markdown(measured, story, FIGURE), "report.md")
-    tracking.log_artifact(phase_figure(measured, known), FIGURE)
-    text = phases_text(measured, story)
-    tracking.log_artifact(text + "\n", "phases.txt")
-    print(f"\n{text}", flush=True)
-    told = measured.report() | {"old_decision": old.report(), "decision": decision}
-    told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow}
-    publish_report(told, options.report)
 
 
 main = EntryPoint("phases", PhasesOptions, body)

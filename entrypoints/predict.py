@@ -20,16 +20,14 @@ from lvm.corpus.encoders import load_encoder
 from lvm.corpus.reading import read_text_file
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.contexts import unit_contexts
-from lvm.prediction.predict import predict_contexts
-from lvm.report.passages import passages_table
+from lvm.prediction.predict import predict_contexts, unit_contexts
+from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 from lvm.system.atomic import jsonable
-from lvm.tracking import datasets, logged_models
-from lvm.tracking import runs as tracking
+from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
@@ -66,7 +64,7 @@ def body(options: PredictOptions) -> None:
     ctx = options.ctx or predictor.facts.ctx
     context_BTD = read_contexts(options, bank)
     num_read = min(ctx, context_BTD.shape[1])
-    tracking.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
+    runs.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
     prediction_BD = predict_contexts(predictor.model, context_BTD[:, -ctx:])
     wanted = Wanted(options.k, options.rerank, options.keep_context)
@@ -90,10 +88,10 @@ def body(options: PredictOptions) -> None:
         for number, one in enumerate(reports, start=1)
     )
     asked_file = Path(str(options.text or options.context)).name
-    tracking.name_run(f"{predictor.facts.model} ctx {ctx} after {asked_file}")
+    runs.name_run(f"{predictor.facts.model} ctx {ctx} after {asked_file}")
     first = reports[0] | {"passages": reports[0]["passages"][:DESCRIBED]}
-    tracking.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
-    tracking.log_artifact(shown + "\n", "predictions.txt")
+    runs.describe_run(fenced(passages_table(first, min(options.k, DESCRIBED))))
+    runs.log_artifact(shown + "\n", "predictions.txt")
     publish_report(report, None)
     print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
 

@@ -9,8 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from entrypoints.options import EntryPoint, option
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, runs
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.versions import check_version
 
@@ -34,21 +33,21 @@ def body(options: PromoteOptions) -> None:
     assert options.version is not None and options.reason is not None
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 
-    tracking.log_config(asdict(options))
+    runs.log_config(asdict(options))
     version = options.version.removeprefix(f"models:/{alias.NAME}/")
     current = alias.aliases().get(BASELINE)
     predictor = load(f"models:/{alias.NAME}/{version}")
     version = check_version(version)
     evidence = {
-        "decision_run": tracking.active_run_id(),
+        "decision_run": runs.active_run_id(),
         "replaced_version": str(current).lower(),
         "reason": f"by hand: {options.reason}",
     }
     alias.promote(version, current, evidence, alias.BY_HAND)
-    tracking.name_run(f"version {version}")
-    tracking.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
-    tracking.set_tags({"decision": "promoted by hand", BASELINE: version})
-    tracking.log_artifact({"moves": alias.history()}, "history.json")
+    runs.name_run(f"version {version}")
+    runs.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
+    runs.set_tags({"decision": "promoted by hand", BASELINE: version})
+    runs.log_artifact({"moves": alias.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"
     print(f"baseline is version {version} ({predictor.facts.model}); {before}")
 

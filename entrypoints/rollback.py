@@ -9,8 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from entrypoints.options import EntryPoint
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, runs
 from lvm.tracking.alias import BASELINE, PREVIOUS
 
 
@@ -21,15 +20,15 @@ class RollbackOptions:
 
 def body(options: RollbackOptions) -> None:
     """Restore the previous baseline, after a check that its model can be loaded."""
-    tracking.log_config({})
+    runs.log_config({})
     with alias.locked():
         alias.repair()
         check_previous(alias.aliases().get(PREVIOUS))
-        restored, withdrawn = alias.rollback({"decision_run": tracking.active_run_id()})
-    tracking.name_run(f"to version {restored}")
-    tracking.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
-    tracking.set_tags({"decision": "rolled back", BASELINE: restored})
-    tracking.log_artifact({"moves": alias.history()}, "history.json")
+        restored, withdrawn = alias.rollback({"decision_run": runs.active_run_id()})
+    runs.name_run(f"to version {restored}")
+    runs.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
+    runs.set_tags({"decision": "rolled back", BASELINE: restored})
+    runs.log_artifact({"moves": alias.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 

@@ -6,29 +6,20 @@ if __name__ == "__main__":
     start_command()
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.intervals import document_interval
-from lvm.evaluation.metrics import figures, soft_hit_at
-from lvm.report.scaling import (
-    scaling_figure,
-    scaling_note,
-    scaling_page,
-    scaling_report,
-    scaling_text,
-)
-from lvm.studies.scaling.cells import Cell, CellResult, Trainer, divide_queries
-from lvm.studies.scaling.grid import Plan, Scaling, check_data, lead_over_free, run_grid
+from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
+from lvm.studies.scaling.cells import Trainer, divide_queries
+from lvm.studies.scaling.grid import Plan, check_data, lead_over_free, run_grid
 from lvm.studies.scaling.verdict import K
 from lvm.system.thresholds import read_scaling_rules
-from lvm.tracking import runs as tracking
-from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from lvm.tracking.runs import publish_report
+from lvm.tracking import runs
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, make_inputs, read_bank
+from lvm.tracking.scaling_runs import finish_scaling, log_cell, print_round
 from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
@@ -94,9 +85,9 @@ def body(options: ScalingOptions) -> None:
     models = fit_free_predictors(bank, windows, seed=windows.seed)
     decay = float(models["ema"].config["decay"])  # type: ignore[index]
     config = TrainConfig(**(as_dict(options.config()) | {"decay": decay}))
-    tracking.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
-    tracking.set_tags({"model": config.model, "recipe": config.recipe})
-    tracking.name_run(f"{config.model} ctx {windows.ctx}")
+    runs.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
+    runs.set_tags({"model": config.model, "recipe": config.recipe})
+    runs.name_run(f"{config.model} ctx {windows.ctx}")
     trainer = Trainer(bank, windows, queries, config, CELLS, print_round)
     free, free_ranks = {}, {name: trainer.measured(model) for name, model in models.items()}
     for name, rank_Q in free_ranks.items():
@@ -105,64 +96,7 @@ def body(options: ScalingOptions) -> None:
         free[name] = {**figures(rank_Q), "soft": soft, "ci95": interval}
     scaling = run_grid(trainer, plan, rules, lambda kind, result: log_cell(kind, result, inputs))
     lead = lead_over_free(scaling.results[0], free_ranks, queries.document_Q)
-    finish(options, replace(scaling, lead=lead), plan, free, trainer)
-
-
-def print_round(cell: Cell, record: Mapping[str, float]) -> None:
-    """Print one round of a training as a line."""
-    print(
-        f"{_name(cell)}, round {record['epoch']:.0f}: loss {record['train/loss']:.4f}  "
-        f"val Hit@5 {100 * record['val/hit_at_5']:.2f} %  ({record['train/seconds']:.0f} s)",
-        flush=True,
-    )
-
-
-def log_cell(kind: str, result: CellResult, inputs: Inputs) -> None:
-    """Log a cell as a nested run once it is finished, so that none is left half logged."""
-    facts = {"kind": kind, **vars(result.cell), "kept": result.was_kept}
-    measured = figures(result.rank_Q)
-    with tracking.child_run(f"{kind}: {_name(result.cell)}", facts):
-        for record in result.history:
-            values = {name: value for name, value in record.items() if name != "epoch"}
-            tracking.log_metrics(values, step=int(record["epoch"]), dataset=inputs.dataset)
-        best = {f"measured/{name}": value for name, value in measured.items()}
-        best["measured/soft_hit_at_5"] = float(soft_hit_at(result.rank_Q, K).mean())
-        best |= {"parameters": result.parameters, "documents": result.documents}
-        tracking.log_metrics(best, step=result.best_round, dataset=inputs.dataset)
-    kept = ", kept from an earlier run" if result.was_kept else ""
-    shown = f"Hit@5 {100 * measured['hit_at_5']:.2f} % measured"
-    print(
-        f"{kind}: {_name(result.cell)}: {shown}, best round {result.best_round}{kept}", flush=True
-    )
-
-
-def finish(
-    options: ScalingOptions,
-    scaling: Scaling,
-    plan: Plan,
-    free: dict[str, dict[str, Any]],
-    trainer: Trainer,
-) -> None:
-    """Log verdict, gains, page, figure; print the tables; write the report."""
-    num_queries, name = len(trainer.queries.measured), scaling.verdict.name
-    tracking.set_tags({"verdict": name})
-    page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
-    tracking.log_artifact(page, "scaling.md")
-    tracking.describe_run(scaling_note(scaling))
-    if scaling.soft is not None and scaling.hit is not None:
-        tracking.log_artifact(scaling_figure(scaling, plan, free), "scaling.png")
-        gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
-        bounds = ("mean", "low", "high")
-        tracking.log_metrics(
-            {f"gain/{k}_{b}": getattr(g, b) for k, g in gains.items() for b in bounds}
-        )
-    print(f"\n{scaling_text(scaling, plan, free, num_queries)}\n")
-    publish_report(scaling_report(scaling, plan, free, num_queries), options.report)
-
-
-def _name(cell: Cell) -> str:
-    trial = f"{cell.fraction:g} of the data, width {cell.width}, seed {cell.seed}"
-    return f"{trial}, {cell.steps} steps at lr {cell.lr:g}"
+    finish_scaling(replace(scaling, lead=lead), plan, free, trainer, options.report)
 
 
 def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:

@@ -24,12 +24,17 @@ from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, runs
 from lvm.tracking.alias import BASELINE
-from lvm.tracking.candidates import Wanted, gather
+from lvm.tracking.candidates import (
+    Wanted,
+    gather,
+    log_artifacts,
+    log_figures,
+    promote_winner,
+    tag_measured,
+)
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.promotion import log_artifacts, log_figures, promote_winner, tag_measured
 from lvm.tracking.runs import publish_report
 
 
@@ -73,8 +78,8 @@ def body(options: ShadowOptions) -> None:
     field = gather(wanted, lambda path: read_bank(path or DEFAULT_BANK), log)
     bank, windows = field.bank, field.windows
     queries, source = choose_queries(log, bank, windows, options.max_queries)
-    tracking.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
-    tracking.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
+    runs.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
+    runs.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
     rules = read_gate_rules()
     by_lane = lane_predictor(bank, windows) if wanted.by_lane else None
     limit_ms = rules.latency_p95_ms
@@ -85,34 +90,34 @@ def body(options: ShadowOptions) -> None:
     result = replace(result, source=source, is_log=log is not None)
     log_figures(field.candidates, result, field.dataset)
     reranked = [] if by_lane is None else reranked_outcomes(result, bank)
-    run_id = tracking.active_run_id()
+    run_id = runs.active_run_id()
     tag_measured(result, field.versions, run_id)
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
         log_artifacts(result, decision, failure)
         text = shadow_text(result, decision, is_enabled, failure)
-        tracking.log_artifact(text + "\n", "shadow.txt")
+        runs.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
-        tracking.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
+        runs.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
         print(text if failure is None else failure, flush=True)
         told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:
             shown = reranked_table(reranked, result.leaky)
-            tracking.log_artifact(shown + "\n", "reranked.txt")
+            runs.log_artifact(shown + "\n", "reranked.txt")
             print(f"\n{shown}", flush=True)
             told["reranked"] = {one.name: one.report() for one in reranked}
         publish_report(result.report() | told, options.report)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
-        tracking.set_tags({"decision": "promotion failed"})
+        runs.set_tags({"decision": "promotion failed"})
         publish_decision(decision, decision.not_carried_out(moved, reason))
 
     settled = tell_failure if is_enabled else None
     decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
-    tracking.log_artifact({"moves": alias.history()}, "history.json")
+    runs.log_artifact({"moves": alias.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
-        tracking.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
+        runs.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

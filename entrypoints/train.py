@@ -14,29 +14,18 @@ from typing import Any
 
 from torch import nn
 
-from entrypoints._validation import Validation
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.models.facts import facts_of
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
-from lvm.models.weights import load_state
-from lvm.report.evaluation import evaluation_table
-from lvm.report.notes import training_note
-from lvm.report.tables import HITS
-from lvm.report.training import training_figure
-from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
-from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking import runs
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
-from lvm.tracking.runs import WarningLog, publish_report
-from lvm.tracking.versions import metric_tags
+from lvm.tracking.runs import WarningLog
+from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
 from lvm.training.averaging import AVERAGES
 from lvm.training.config import (
     DEVICES,
@@ -50,8 +39,8 @@ from lvm.training.config import (
     resolve,
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
-from lvm.training.fingerprint import state_sha256, training_sha256
-from lvm.training.loop import TrainResult, train
+from lvm.training.loop import train
+from lvm.training.plan import state_sha256, training_sha256
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
@@ -207,13 +196,13 @@ def body(options: TrainOptions) -> None:
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
-        tracking.log_config(shown, decided)
+        runs.log_config(shown, decided)
         label = f" phase {options.phase}" if options.phase else ""
-        tracking.name_run(f"{config.model} ctx {inputs.windows.ctx} {config.recipe}{label}")
+        runs.name_run(f"{config.model} ctx {inputs.windows.ctx} {config.recipe}{label}")
         tags = {"model": config.model, "phase": options.phase or "none", "recipe": config.recipe}
         tags |= {"init": config.init or "none", "experts_control": config.experts_control}
         tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
-        tracking.set_tags(tags)
+        runs.set_tags(tags)
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
@@ -233,9 +222,11 @@ def body(options: TrainOptions) -> None:
             world=world,
             initial=initial,
         )
-    finish(options, inputs, replace(result, warnings=warnings.update(result.warnings)), rivals)
+    result = replace(result, warnings=warnings.update(result.warnings))
+    phase = options.phase or "none"
+    finish_training(inputs, result, rivals, phase, options.register, options.report)
     if has_gate(result.model):
-        tracking.log_artifact(validation.experts_figure(result.model), "experts.png")
+        runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
 
 
@@ -255,75 +246,6 @@ def follow(options: TrainOptions) -> None:
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
         train(bank, windows, config, validate=lambda model: {}, world=world, initial=initial)
-
-
-def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
-    """Log one epoch in one batch; print it as a line."""
-    epoch = int(record["epoch"])
-    values = {name: value for name, value in record.items() if name != "epoch"}
-    tracking.log_metrics(values, step=epoch, dataset=inputs.dataset)
-    hits = "  ".join(f"Hit@{k} {100 * record[f'val/hit_at_{k}']:.2f} %" for k in (1, 5, 10))
-    seconds = record["train/seconds"]
-    print(
-        f"epoch {epoch}: loss {record['train/loss']:.4f}  val {hits}  ({seconds:.0f} s)", flush=True
-    )
-
-
-def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
-    """Apply `resume`; log the epochs that an interrupted run has behind it.
-
-    Raises ValueError where it is true without anything to go on from.
-    """
-    if resume == "true" and not state.is_file():
-        raise ValueError("resume: no interrupted run of this configuration is there; use auto")
-    if resume == "false":
-        state.unlink(missing_ok=True)
-    if state.is_file():
-        print(f"going on from {state}")
-        for record in load_state(state)[1]["history"]:
-            log_epoch(record, inputs)
-
-
-def finish(
-    options: TrainOptions, inputs: Inputs, result: TrainResult, rivals: dict[str, Any]
-) -> None:
-    """Evaluate the best model on val, log it with its figures, register it."""
-    name, phase = result.config.model, options.phase or "none"
-    bank, windows = inputs.bank, inputs.windows
-    report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
-    report |= {"baselines": rivals, "best_epoch": result.best_epoch, "warnings": result.warnings}
-    report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
-    facts = facts_of(name, phase, bank, windows, result.config.recipe)
-    step = result.best_epoch
-    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
-    model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
-    log_best(inputs, model_id, result, own)
-    hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
-    corrected = own.report["corrected"]
-    curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
-    tracking.log_artifact(curve, "training.png")
-    reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
-    version = registered.register(model_id, facts, reached) if options.register else None
-    print(evaluation_table(report))
-    for warning in result.warnings:
-        print(f"warning: {warning}")
-    where = "not registered" if version is None else f"version {version} of {alias.NAME}"
-    print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
-    report |= {"history": result.history, "model_id": model_id, "version": version}
-    tracking.describe_run(training_note(report, version))
-    publish_report(report, options.report)
-
-
-def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
-    """Log the figures of the best epoch with the model, beside the training curve."""
-    best = {f"best/{name}": own.report[name] for name in HITS}
-    best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
-    tracking.log_metrics(
-        best | {"best/epoch": result.best_epoch},
-        step=result.best_epoch,
-        model_id=model_id,
-        dataset=inputs.dataset,
-    )
 
 
 main = SharedEntryPoint("train", TrainOptions, body)

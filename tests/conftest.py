@@ -39,13 +39,11 @@ def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A created, unused sqlite store: creating one takes MLflow seconds, copying it none."""
     root = tmp_path_factory.mktemp("store")
-    from lvm.tracking import (
-        runs as tracking,  # here, because MLflow takes seconds that most tests need not spend
-    )
+    from lvm.tracking import runs  # here: MLflow takes seconds that most tests need not spend
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.configure(root)
+        runs.configure(root)
     return root / "mlflow.db"
 
 
@@ -59,7 +57,7 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def copy_store(database: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Copy a store's database into `folder`, which gets its new artifacts; make it the store."""
-    from lvm.tracking import runs as tracking
+    from lvm.tracking import runs
 
     folder.mkdir()
     with sqlite3.connect(database) as connection:
@@ -73,4 +71,4 @@ def copy_store(database: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         patch.delenv(name, raising=False)
-    tracking.configure()
+    runs.configure()

@@ -11,8 +11,7 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.prediction.predict import predict_queries
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries, Windows
 
 TIE = 1e-6
 

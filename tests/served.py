@@ -10,9 +10,7 @@ from lvm.bank.store import Bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.rerank import Reranker
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 
@@ -33,10 +31,10 @@ def baseline_of(
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.chdir(folder)
         facts = facts_of("ema", "none", bank, plan_windows(bank, 50))
-        with tracking.run("train", {}):
+        with runs.run("train", {}):
             model_id = logged_models.log_predictor(
                 MovingAverage(bank.dim), facts, reranker=reranker
             )
-            version = registered.register(model_id, facts)
+            version = versions.register(model_id, facts)
         alias.promote(version, None, {})
         yield patch

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lvm.evaluation.intervals import Difference
+from lvm.evaluation.metrics import Difference
 from lvm.shadow.comparison import Comparison, LaneChange, Outcome, ShadowResult
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from benchmarks import loop
 from benchmarks.loop import LATE, hold_back, run_of
 from lvm.bank.store import Bank, open_bank
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 
 
 def early_documents(bank: Bank, lane: str) -> int:
@@ -73,12 +73,12 @@ def test_a_lane_that_loses_nothing_is_refused(tiny_bank: Bank, tmp_path: Path) -
 def evaluated(report: Path, hit: float, model: str = "models:/lvm/1", split: str = "val") -> str:
     """Log what an eval logs, in a run of its own; return the run's id."""
     parameters = {"report": str(report), "model": model, "split": split}
-    with tracking.run("eval", parameters) as run_id:
+    with runs.run("eval", parameters) as run_id:
         contents = {"hit_at_5": hit, "split": split, "bank_sha256": "cafe"}
-        tracking.log_artifact(contents, "report.json")
+        runs.log_artifact(contents, "report.json")
         report.write_text(json.dumps(contents))
         table = pd.DataFrame({"target_row": [1], "rank": [hit]})
-        tracking.log_artifact(table, "per_query.parquet")
+        runs.log_artifact(table, "per_query.parquet")
     return run_id
 
 
@@ -89,7 +89,7 @@ def test_the_answers_are_those_of_the_run_that_wrote_the_report(store, tmp_path:
     evaluated(other, 0.3)
     with (
         pytest.raises(ZeroDivisionError),
-        tracking.run("eval", {"report": str(report), "model": "models:/lvm/1", "split": "val"}),
+        runs.run("eval", {"report": str(report), "model": "models:/lvm/1", "split": "val"}),
     ):
         raise ZeroDivisionError  # ended before its report
     assert run_of(report, "models:/lvm/1", "cafe") == own

@@ -19,9 +19,8 @@ import pandas as pd
 from scipy import sparse
 from tqdm import tqdm
 
-from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray, unit_rows
+from lvm.bank.store import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.seeding import generator
 from lvm.system.thresholds import ChainRules

@@ -1,4 +1,4 @@
-"""Controls of an evaluation: how much a predictor gains from the length and order of its context.
+"""Controls of an evaluation: the gain from length and order of the context, from model parts.
 
 Only shortened contexts on the same queries show whether context pays. Two models trained at two
 lengths do not, nor do the other controls. Shapes: Q queries, N bank rows, D vector dim.
@@ -14,21 +14,28 @@ from torch import nn
 
 from lvm.bank.store import Bank, FloatArray
 from lvm.evaluation.free_predictors import fit_ridge
-from lvm.evaluation.intervals import LEVEL, document_interval, holm, paired_difference
-from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
+from lvm.evaluation.metrics import (
+    LEVEL,
+    document_interval,
+    figures,
+    hit_at,
+    holm,
+    paired_difference,
+    reciprocal_rank_at,
+)
+from lvm.models.skip import Skip, without
 from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import rank_together
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import SPLITS, Windows, runs
-from lvm.windows.queries import Queries, make_queries
+from lvm.windows.planning import SPLITS, Queries, Windows, make_queries, runs
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000
 MAX_REVERSED = 1000
 MAX_SHUFFLED_ROWS = 200_000  # shuffled contexts share no pass: 200 queries at ctx 1000
 RIDGE_ROWS = 256  # on either side of a target; older rows weigh less than 1e-11 in the ridge
-
 RankArray = NDArray[np.float64]
+LAST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -228,3 +235,32 @@ def _split_end_N(bank: Bank, windows: Windows) -> NDArray[np.int64]:
     """Return the row after the last of each row's run of one sequence in one split."""
     start_R, rows_R = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + windows.split_N)
     return np.repeat(start_R + rows_R, rows_R)
+
+
+def run_ablations(
+    model: Skip, bank: Bank, windows: Windows, queries: Queries, rank_Q: RankArray
+) -> dict[str, Any]:
+    """Return the report of all ablations on the first MAX_QUERIES of `queries`, as JSON values.
+
+    `rank_Q` holds the plain filtered ranks of the whole predictor. Keys: queries, documents,
+    `full` (its figures), `without`: one entry a part with the figures of the predictor without it;
+    the part `older_rows` is all but the last LAST_ROWS rows of the context. Weights stay as they
+    were trained. Differences are without - full; `p_holm` is that of Hit@5 over all parts.
+    """
+    asked = Questions(bank, windows, queries).head(MAX_QUERIES)
+    full_Q = rank_Q[: len(asked.queries)]
+    predictors: list[tuple[str, Skip, Queries]] = [
+        (part, without(model, part), asked.queries) for part in model.ablations
+    ]
+    if asked.queries.ctx > LAST_ROWS:
+        predictors.append(("older_rows", model, asked.queries.with_ctx(LAST_ROWS)))
+    answers = [predict_queries(part, bank, short, progress=True) for _, part, short in predictors]
+    entries: list[dict[str, Any]] = [
+        {"part": name, **asked.figures(part_Q), **asked.differences(part_Q, full_Q)}
+        for (name, _, _), part_Q in zip(predictors, asked.ranks(*answers), strict=True)
+    ]
+    p_values = holm([entry["hit_at_5_difference"]["p_value"] for entry in entries])
+    for entry, p_value in zip(entries, p_values, strict=True):
+        entry["p_holm"] = float(p_value)
+    report = {**asked.size(), "full": asked.figures(full_Q), "without": entries}
+    return dict(jsonable(report))

@@ -1,6 +1,6 @@
-"""Evaluation of predictors on one set of frozen queries: figures, intervals, per-query tables.
+"""Evaluation of predictors on one set of frozen queries: figures, re-ranking, examples.
 
-Shapes: Q queries, N bank rows, D vector dim, T time.
+Shapes: Q queries, N bank rows, D vector dim, T time, E examples, L lanes.
 """
 
 import time
@@ -15,7 +15,6 @@ from torch import nn
 
 from lvm.bank.store import Bank, FloatArray
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
-from lvm.evaluation.intervals import document_interval, paired_difference
 from lvm.evaluation.lane_diagnosis import lane_figures
 from lvm.evaluation.latency import measure_latency
 from lvm.evaluation.metrics import (
@@ -23,22 +22,47 @@ from lvm.evaluation.metrics import (
     POOLS,
     contrastive_accuracy,
     copy_ratio,
+    document_interval,
     figures,
     hit_at,
+    paired_difference,
     pool_hit_at,
 )
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
-from lvm.retrieval.search import top_rows
+from lvm.retrieval.lanes import (
+    UNASSIGNED_LANE,
+    calibration,
+    context_features,
+    lane_codes,
+    lane_names,
+    target_codes,
+)
+from lvm.retrieval.rerank import (
+    SIZE,
+    Shortlist,
+    Weights,
+    fit_reranker,
+    lane_scores,
+    old_rule_scores,
+    ranks_anew,
+    shortlist,
+    true_lane_ranks,
+)
+from lvm.retrieval.search import IntArray, top_rows
 from lvm.system.atomic import jsonable
-from lvm.windows.planning import SPLITS, Windows
-from lvm.windows.queries import Queries
+from lvm.system.seeding import generator
+from lvm.windows.planning import SPLITS, Queries, Windows
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000
 SEARCH_QUERIES = 5
+EACH, K = 20, 5
+CONTEXT_ROWS, FOUND = 2, 3
+SEARCHED = 24  # rows, so that FOUND passages are left when twins count once
+RankArray = NDArray[np.float64]
+KINDS = ("plain", "corrected")
 
 
 @dataclass(frozen=True)
@@ -265,3 +289,145 @@ def ranks_table(queries: Queries, bank: Bank, plain: Ranks, corrected: Ranks) ->
         rank_corrected_raw=corrected.rank_raw_Q,
         top_row=plain.top_row_Q,
     )
+
+
+def example_table(
+    measured: Evaluation, queries: Queries, bank: Bank, windows: Windows
+) -> pd.DataFrame:
+    """Return up to EACH hits (rank within K), then up to EACH misses, in the queries' order.
+
+    `queries` are those of `measured`. Columns: outcome, rank (plain, filtered), context (its
+    last CONTEXT_ROWS passages), truth, found_1 ... found_3 (the best passages outside the context,
+    twins once), lane, sequence, document. A row without text is named by its place.
+    """
+    per_query = measured.per_query
+    is_hit_Q = per_query["rank"].to_numpy() <= K
+    random = generator(windows.seed, "examples")
+    kinds = [np.flatnonzero(is_hit_Q), np.flatnonzero(~is_hit_Q)]
+    drawn = [np.sort(random.choice(one, min(EACH, len(one)), replace=False)) for one in kinds]
+    place_E = np.concatenate(drawn)
+    asked = queries.take(place_E)
+    row_ES, score_ES = top_rows(
+        measured.predictions[place_E], bank, min(SEARCHED, bank.num_rows), exclude=asked
+    )
+    names = _Names(bank)
+    lines = []
+    for number, place in enumerate(place_E):
+        target, first = int(asked.target_row_Q[number]), int(asked.first_row_Q[number])
+        found = _first_of_groups(row_ES[number][np.isfinite(score_ES[number])], windows)
+        passages = [names.of(row) for row in found] + [""] * (FOUND - len(found))
+        context = range(max(first, target - CONTEXT_ROWS), target)
+        query = per_query.iloc[place]
+        lines.append(
+            {
+                "outcome": "hit" if is_hit_Q[place] else "miss",
+                "rank": float(query["rank"]),
+                "context": " / ".join(names.of(row) for row in context),
+                "truth": names.of(target),
+            }
+            | {f"found_{at}": passage for at, passage in enumerate(passages, start=1)}
+            | {name: query[name] for name in ("lane", "sequence", "document")}
+        )
+    return pd.DataFrame(lines)
+
+
+class _Names:
+    """The text of a row, or where it lies."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank, self.texts = bank, bank.texts()
+
+    def of(self, row: int) -> str:
+        text = "" if self.texts is None else str(self.texts[row])
+        document = self.bank.documents[self.bank.document_N[row]]
+        return text or f"row {row:,}, {self.bank.sequences[self.bank.sequence_N[row]]}, {document}"
+
+
+def _first_of_groups(row_S: IntArray, windows: Windows) -> list[int]:
+    """Return the first FOUND rows of different passages."""
+    firsts: dict[int, int] = {}
+    for row in row_S.tolist():
+        firsts.setdefault(int(windows.representative_N[row]), row)
+    return list(firsts.values())[:FOUND]
+
+
+def evaluate_reranking(
+    model: nn.Module, bank: Bank, windows: Windows, queries: Queries, own: Evaluation
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Order the answers of `own` to `queries` anew; return the report with the new ranks.
+
+    For plain and for corrected scores the report has tau, beta, the figures with `ci95`, and the
+    paired Hit@5 differences to the ranks as they were: of the lane's share, of the replaced
+    system's rule (`old_rule`), of the true lane (`true_lane`, the ceiling). `shortlist` says how
+    many candidates are ordered anew, `on_list` for how many queries the truth is one of them;
+    `classifier` how well the lane is foretold. The table has rank_reranked,
+    rank_corrected_reranked. Raises ValueError for a bank without lanes.
+    """
+    reranker = fit_reranker(model, bank, windows, own.row_correction, windows.seed)
+    log_p_QL = reranker.classifier.log_probability(context_features(queries, bank))
+    report: dict[str, Any] = {
+        "shortlist": SIZE,
+        "classifier": _classifier(log_p_QL, queries, bank, windows),
+    }
+    table = own.per_query[["query", "target_row"]].copy()
+    names = {"plain": "rank", "corrected": "rank_corrected"}
+    for kind, correction in zip(KINDS, (None, own.row_correction), strict=True):
+        groups = windows.representative_N
+        listed = shortlist(own.predictions, queries, bank, groups, correction)
+        rank_Q = own.per_query[names[kind]].to_numpy()
+        case = _Case(listed, rank_Q, log_p_QL, queries, bank, windows.seed)
+        weights: Weights = getattr(reranker, kind)
+        table[f"{names[kind]}_reranked"] = case.by_lane(weights)
+        report[kind] = case.report(weights)
+    return jsonable(report), table
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One kind of scores: the lists that they made, the ranks as they were."""
+
+    listed: Shortlist
+    rank_Q: RankArray
+    log_p_QL: FloatArray
+    queries: Queries
+    bank: Bank
+    seed: int
+
+    def by_lane(self, weights: Weights) -> RankArray:
+        """Return the ranks (Q,) in the order of the lane's share."""
+        weight = weights.tau * weights.beta
+        score_QC = lane_scores(self.listed, self.log_p_QL, lane_codes(self.bank), weight)
+        return ranks_anew(self.listed, score_QC, self.rank_Q)
+
+    def report(self, weights: Weights) -> dict[str, Any]:
+        """Return the figures of the lane's share, of the old rule, of the true lane."""
+        code_N, code_Q = lane_codes(self.bank), target_codes(self.queries, self.bank)
+        old_QC = old_rule_scores(self.listed, self.log_p_QL, code_N)
+        true_Q = true_lane_ranks(self.listed, self.rank_Q, code_Q, code_N)
+        return {
+            **vars(weights),
+            "on_list": float(self.listed.is_truth_QC.any(axis=1).mean()),
+            **self._figures(self.by_lane(weights)),
+            "old_rule": self._figures(ranks_anew(self.listed, old_QC, self.rank_Q)),
+            "true_lane": self._figures(true_Q),
+        }
+
+    def _figures(self, rank_Q: RankArray) -> dict[str, Any]:
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        hit_Q, before_Q = hit_at(rank_Q, 5), hit_at(self.rank_Q, 5)
+        difference = paired_difference(hit_Q, before_Q, document_Q, self.seed)
+        return {
+            **figures(rank_Q),
+            "ci95": document_interval(rank_Q, document_Q, self.seed),
+            "hit_at_5_difference": vars(difference),
+        }
+
+
+def _classifier(
+    log_p_QL: FloatArray, queries: Queries, bank: Bank, windows: Windows
+) -> dict[str, Any]:
+    """Return how well the lane is foretold, beside how often it is that of most train rows."""
+    code_Q = target_codes(queries, bank)
+    commonest = np.bincount(lane_codes(bank, windows.train_rows())).argmax()
+    share = float((code_Q == commonest).mean())
+    return calibration(log_p_QL, code_Q) | {"commonest_lane": share}

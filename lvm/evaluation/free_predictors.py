@@ -23,8 +23,8 @@ from lvm.models.baselines import (
     Ridge,
     ridge_features,
 )
-from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import FREE_MODELS
+from lvm.models.weights import Fit, cached_fit
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import rank_together, selection_score
 from lvm.system.seeding import generator

@@ -11,14 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import Difference, paired_difference
-from lvm.evaluation.metrics import hit_at
+from lvm.evaluation.metrics import Difference, hit_at, paired_difference
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import FloatArray, IntArray, top_rows
 from lvm.system.thresholds import LaneRules
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 KS = (5, 10, 50, 100, 200, 1000)
 SERVED_DEPTH = 200

@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import Difference, document_interval, paired_difference
-from lvm.evaluation.metrics import figures, hit_at
+from lvm.evaluation.metrics import Difference, document_interval, figures, hit_at, paired_difference
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.thresholds import LaneRules
 from lvm.windows.planning import Windows

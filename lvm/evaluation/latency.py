@@ -11,11 +11,10 @@ import numpy as np
 from torch import nn
 
 from lvm.bank.store import Bank, FloatArray
-from lvm.prediction.predict import predict_contexts
-from lvm.prediction.streaming import open_stream
+from lvm.prediction.predict import open_stream, predict_contexts
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.search import IntArray, top_rows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0

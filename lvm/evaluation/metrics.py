@@ -1,19 +1,31 @@
-"""Retrieval figures from exact ranks.
+"""Retrieval figures from exact ranks, with intervals and tests by document.
 
-Shapes: Q queries, D vector dim. Figures are fractions from 0 to 1, ranks aside. Ranks are float64,
-from 1; a tie costs half a rank.
+Figures are fractions from 0 to 1, ranks aside. Ranks are float64, from 1; a tie costs half a rank.
+Queries of one document share their context, so the document is the unit that is resampled or
+flipped. Shapes: Q queries, M documents, S resamples, D vector dim.
 """
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.stats import hypergeom
+
+from lvm.system.seeding import generator
 
 FIGURES = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10", "median_rank")
 POOLS = (58, 115, 230, 1149)  # candidates of the old phases 3.5, 3, 2, 1
-
 FloatArray = NDArray[np.float64]
+RESAMPLES = 10_000
+LEVEL = 0.05  # two-sided: intervals hold 95 %
+BLOCK_VALUES = 2**20  # weights (resamples x documents) held at a time: 8 MB
+KEPT_VALUES = 2**23  # as many are kept for the next call: 64 MB
+PROBES = 16  # medians tried in one pass over the resamples, for each bound
 
 
 def hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
@@ -100,3 +112,260 @@ def _checked(rank_Q: ArrayLike) -> FloatArray:
     if bad.any():
         raise ValueError(f"ranks: {bad.sum()} of {len(ranks)} are NaN or below 1")
     return ranks
+
+
+class Estimate(Protocol):
+    """A figure with its 95 % interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def points(found: Estimate, width: int = 0) -> str:
+    """Write fractions in points: `+1.2 [+0.4, +2.0]`, each bound at least `width` wide.
+
+    Where nothing is known of other documents, the interval is `[unknown]`.
+    """
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    if math.isnan(low):
+        return f"{mean:+.1f} [unknown]"
+    return f"{mean:+.1f} [{low:+{width}.1f}, {high:+{width}.1f}]"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of means a - b with its 95 % interval, p by sign flips of documents."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    num_documents: int
+
+
+def document_interval(
+    rank_Q: ArrayLike, document_Q: ArrayLike, seed: int, resamples: int = RESAMPLES
+) -> dict[str, list[float]]:
+    """Return the 95 % interval [low, high] of each of metrics.FIGURES.
+
+    Percentile bootstrap over documents; every call with one seed and one number of documents draws
+    the same resamples, so that predictors are compared on the same ones. NaN where all queries are
+    from one document: nothing is known then of other documents.
+    """
+    value_Q4 = per_query(rank_Q)
+    documents = _Documents.of(document_Q, len(value_Q4))
+    if documents.num < 2:
+        return {name: [float("nan")] * 2 for name in FIGURES}
+    bootstrap = _Bootstrap(documents.num, resamples, seed)
+    mean_S4 = bootstrap.means(documents.sums(value_Q4), documents.size_M)
+    bounds = [_percentiles(mean_S) for mean_S in mean_S4.T]
+    bounds.append(_median_interval(np.asarray(rank_Q, np.float64), documents, bootstrap))
+    return dict(zip(FIGURES, bounds, strict=True))
+
+
+def paired_difference(
+    value_a_Q: ArrayLike, value_b_Q: ArrayLike, document_Q: ArrayLike, seed: int
+) -> Difference:
+    """Compare two predictors by per-query values on the same queries, (Q,) each.
+
+    The interval is the percentile bootstrap over documents, p the sign-flip permutation test by
+    document (two-sided; Smucker et al., CIKM 2007). Interval NaN, p 1 with fewer than two
+    documents.
+    """
+    difference_Q = np.asarray(value_a_Q, np.float64) - np.asarray(value_b_Q, np.float64)
+    if not np.isfinite(difference_Q).all():
+        raise ValueError("values: not all are finite; a paired difference needs finite values")
+    documents = _Documents.of(document_Q, len(difference_Q))
+    sum_M = documents.sums(difference_Q[:, None])[:, 0]
+    mean = float(sum_M.sum() / len(difference_Q))
+    if documents.num < 2:
+        return Difference(mean, float("nan"), float("nan"), 1.0, documents.num)
+    bootstrap = _Bootstrap(documents.num, RESAMPLES, seed)
+    low, high = _percentiles(bootstrap.means(sum_M[:, None], documents.size_M)[:, 0])
+    p_value = _sign_flip_p(sum_M, seed)
+    return Difference(mean, low, high, p_value, documents.num)
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """Return p-values adjusted for their number (Holm, Scand. J. Statist. 1979), in their order."""
+    p = np.asarray(p_values, np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("p values: each must lie between 0 and 1")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted
+
+
+def smallest_p(num_documents: int) -> float:
+    """Return the smallest p-value that the sign-flip test of so many documents can give."""
+    return max(2.0 ** (1 - num_documents), 1 / RESAMPLES)
+
+
+def smallest_detectable(
+    difference_Q: ArrayLike, document_Q: ArrayLike, power: float = 0.8
+) -> float:
+    """Return the true mean difference that a test at LEVEL on such queries finds with `power`.
+
+    Normal approximation with the standard error over documents: (z(1 - LEVEL/2) + z(power)) * SE.
+    It falls with the square root of the number of documents. NaN with fewer than two.
+    """
+    values_Q = np.asarray(difference_Q, np.float64)
+    documents = _Documents.of(document_Q, len(values_Q))
+    if documents.num < 2:
+        return float("nan")
+    residual_M = documents.sums((values_Q - values_Q.mean())[:, None])[:, 0]
+    variance = (residual_M**2).sum() * documents.num / (documents.num - 1)
+    z = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(power)
+    return float(z * np.sqrt(variance) / len(values_Q))
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Queries grouped by document."""
+
+    num: int
+    code_Q: NDArray[np.int64]
+    size_M: FloatArray
+
+    @classmethod
+    def of(cls, document_Q: ArrayLike, num_queries: int) -> "_Documents":
+        names, code_Q = np.unique(np.asarray(document_Q), return_inverse=True)
+        if len(code_Q) != num_queries or not num_queries:
+            raise ValueError(
+                f"documents: {len(code_Q)} for {num_queries} queries; each query needs its own"
+            )
+        return cls(len(names), code_Q, np.bincount(code_Q).astype(np.float64))
+
+    def sums(self, value_QF: FloatArray) -> FloatArray:
+        """Return the sum of each column over each document, (M, F)."""
+        columns = [np.bincount(self.code_Q, value_Q, self.num) for value_Q in value_QF.T]
+        return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class _Bootstrap:
+    """Resamples of documents, drawn block by block, so that they are never held all at once."""
+
+    num_documents: int
+    resamples: int
+    seed: int
+
+    def weights(self) -> Iterator[FloatArray]:
+        """Yield how often each resample draws each document, (B, M) resamples at a time."""
+        if self.resamples * self.num_documents <= KEPT_VALUES:
+            yield _kept_weights(self)
+        else:
+            yield from _drawn_weights(self)
+
+    def means(self, sum_MF: FloatArray, size_M: FloatArray) -> FloatArray:
+        """Return the resampled means of columns with these sums over documents, (S, F).
+
+        Each resample is added up by itself, along the documents: a matrix product would round in
+        another order for another size of block.
+        """
+        blocks = []
+        for weight_BM in self.weights():
+            num_B = (weight_BM * size_M).sum(axis=1)
+            total_FB = [(weight_BM * sum_M).sum(axis=1) for sum_M in sum_MF.T]
+            blocks.append(np.stack(total_FB, axis=1) / num_B[:, None])
+        return np.concatenate(blocks)
+
+
+def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
+    num = bootstrap.num_documents
+    random = generator(bootstrap.seed, "bootstrap")
+    height = max(1, BLOCK_VALUES // num)
+    for begin in range(0, bootstrap.resamples, height):
+        lines = min(height, bootstrap.resamples - begin)
+        drawn_BM = random.integers(num, size=(lines, num))
+        drawn_BM += np.arange(lines)[:, None] * num  # a place of its own for each resample
+        count = np.bincount(drawn_BM.ravel(), minlength=lines * num)
+        yield count.reshape(lines, num).astype(np.float64)
+
+
+def _sign_flip_p(sum_M: FloatArray, seed: int) -> float:
+    """Return the two-sided p-value of sums by document under random signs.
+
+    All 2^M patterns of signs where RESAMPLES are enough for them, else RESAMPLES - 1 random ones
+    with the observed one (Phipson & Smyth, arXiv 1603.05766).
+    """
+    is_exact = 2 ** len(sum_M) <= RESAMPLES
+    rounding = 1e-12 * np.abs(sum_M).sum()
+    least = abs(sum_M.sum()) - rounding
+    num_patterns, num_reached = 0, 0 if is_exact else 1
+    for flipped_BM in _exact_flips(len(sum_M)) if is_exact else _random_flips(len(sum_M), seed):
+        total_B = np.where(flipped_BM, -sum_M, sum_M).sum(axis=1)
+        num_reached += int((np.abs(total_B) >= least).sum())
+        num_patterns += len(total_B)
+    return num_reached / (num_patterns if is_exact else RESAMPLES)
+
+
+def _exact_flips(num_documents: int) -> Iterator[NDArray[np.bool_]]:
+    pattern = np.arange(2**num_documents)[:, None]
+    yield (pattern >> np.arange(num_documents) & 1).astype(bool)
+
+
+def _random_flips(num_documents: int, seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Yield which documents change their sign, (B, M) patterns at a time.
+
+    Random bytes come in words of four: a pattern of whole words is the same in any block.
+    """
+    random = generator(seed, "sign flips")
+    height = max(1, BLOCK_VALUES // num_documents)
+    width = 4 * -(-num_documents // 32)
+    for begin in range(0, RESAMPLES - 1, height):
+        num = min(height, RESAMPLES - 1 - begin)
+        packed = np.frombuffer(random.bytes(width * num), np.uint8).reshape(num, width)
+        yield np.unpackbits(packed, axis=1, count=num_documents).astype(bool)
+
+
+@lru_cache(maxsize=2)
+def _kept_weights(bootstrap: _Bootstrap) -> FloatArray:
+    weight_SM = np.concatenate(list(_drawn_weights(bootstrap)))
+    weight_SM.flags.writeable = False
+    return weight_SM
+
+
+def _percentiles(statistic_S: FloatArray) -> list[float]:
+    low, high = np.quantile(statistic_S, [LEVEL / 2, 1 - LEVEL / 2])
+    return [float(low), float(high)]
+
+
+def _median_interval(
+    rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
+) -> list[float]:
+    """Return the percentile interval of the median without computing a median.
+
+    The resampled median is at most r where half of the drawn queries rank at r or better; the share
+    of such resamples grows with r, so that the bounds are found by narrowing, several r a pass.
+    """
+    value_R = np.unique(rank_Q)
+    shares = (LEVEL / 2, 1 - LEVEL / 2)
+    ranges = [(0, len(value_R) - 1) for _ in shares]  # the place of each bound lies within
+    while any(first < last for first, last in ranges):
+        probe_P = np.unique([np.linspace(*ends, PROBES + 2, dtype=int)[:-1] for ends in ranges])
+        reached_P = _shares_reached(value_R[probe_P], rank_Q, documents, bootstrap)
+        for bound, share in enumerate(shares):
+            first, last = ranges[bound]
+            enough = probe_P[(reached_P >= share) & (probe_P < last)]
+            short = probe_P[(reached_P < share) & (probe_P >= first)]
+            ranges[bound] = (max([first, *(short + 1)]), min([last, *enough]))
+    return [float(value_R[first]) for first, _ in ranges]
+
+
+def _shares_reached(
+    value_P: FloatArray, rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
+) -> FloatArray:
+    """Return the share of resamples in which half of the queries rank at each value or better."""
+    within_MP = documents.sums((rank_Q[:, None] <= value_P).astype(np.float64))
+    num_reached_P = np.zeros(len(value_P))
+    for weight_BM in bootstrap.weights():
+        half_B1 = (weight_BM @ documents.size_M)[:, None] / 2  # whole numbers: any order is exact
+        num_reached_P += (weight_BM @ within_MP >= half_B1).sum(axis=0)
+    return num_reached_P / bootstrap.resamples

@@ -3,7 +3,7 @@
 Shapes: B batch, T time, D vector dim. Every forward maps a context (B, T, D) of unit float32
 vectors to predictions (B, T, D), unit float32; position t reads positions up to t only. A class
 that looks at the last few rows alone says at how many in `context_rows`. What `begin` and `step` do
-is said in `lvm.prediction.streaming`.
+is said in `lvm.prediction.predict`.
 """
 
 import copy
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from lvm.models.scan import RunningAverage, moving_average
+from lvm.models.layers import RunningAverage, moving_average
 
 RIDGE_DECAYS = (0.5, 0.9)
-TWIN = 0.999  # cosine from which two rows are duplicates, as in lvm.bank.duplicates
+TWIN = 0.999  # cosine from which two rows are duplicates, as in lvm.bank.store
 QUERY_BLOCK = 1024
 RIDGE_BLOCK = 64
 KEY_BLOCK = 1024  # in float32 it stays in the cache: five times as fast as 4,096 for one query

@@ -15,7 +15,7 @@ FREE, TRAINED = "free", "trained"
 class Facts:
     """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
 
-    `fit_version` is the fits.VERSION that a free predictor was fitted by, `recipe` what a trained
+    `fit_version` is the FIT_VERSION that a free predictor was fitted by, `recipe` what a trained
     one was trained by.
     """
 
@@ -46,8 +46,8 @@ def facts_of(
     name: str, phase: str, bank: "Bank", windows: "Windows", recipe: str = "none"
 ) -> Facts:
     """Return the facts of the predictor `name` made from the train rows of `windows`."""
-    from lvm.models.fits import VERSION
     from lvm.models.table import FREE_MODELS
+    from lvm.models.weights import FIT_VERSION
 
     return Facts(
         model=name,
@@ -61,7 +61,7 @@ def facts_of(
         split=windows.split,
         seed=windows.seed,
         leaky=windows.leaky,
-        fit_version=VERSION,
+        fit_version=FIT_VERSION,
         recipe=recipe,
     )
 

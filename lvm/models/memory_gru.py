@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, softplus
 
-from lvm.models.norm import RMSNorm, unit
+from lvm.models.layers import RMSNorm, unit
 from lvm.models.recurrent import make_encoder
 from lvm.models.skip import Residual
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
-from lvm.models.dropout import Dropout
-from lvm.models.norm import RMSNorm
+from lvm.models.layers import Dropout, RMSNorm
 from lvm.models.skip import Residual
 
 

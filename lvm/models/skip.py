@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lvm.models.dropout import Dropout
-from lvm.models.norm import unit
-from lvm.models.scan import RunningAverage, moving_average
+from lvm.models.layers import Dropout, RunningAverage, moving_average, unit
 
 BLOCK = 32
 VANISHED = 2**-60  # a weight that changes no float64 beside 1

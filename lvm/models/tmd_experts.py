@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from lvm.models.dropout import Dropout
+from lvm.models.layers import Dropout, unit
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
-from lvm.models.norm import unit
 
 ACTIVE = 2
 

@@ -1,9 +1,10 @@
-"""Predictors on disk beside training states, as safetensors without pickle."""
+"""Predictors, training states and cached fits on disk, as safetensors without pickle."""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lvm.models.table import build_model
-from lvm.system.atomic import CHECKSUM, atomic_replace, is_damaged, with_checksum, write_errors_name
+from lvm.system.atomic import (
+    CHECKSUM,
+    Entry,
+    atomic_replace,
+    cache_key,
+    compute_once,
+    is_damaged,
+    with_checksum,
+    write_errors_name,
+)
 from lvm.system.errors import one_line_errors
 from lvm.system.untrusted import file_inside, parse_json, read_small_text
+from lvm.windows.planning import Windows
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -24,6 +35,8 @@ META, SHA256 = "meta", "sha256"
 MAX_SIZE = 10**7
 FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
 Write = Callable[[Path], object]
+FIT_VERSION = 2  # raised whenever a fit gives other numbers from the same rows
+FITS_FOLDER = "fits"
 
 
 def save_model(
@@ -211,3 +224,49 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 def _sha256(path: Path) -> str:
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of a fit: tensors by name, JSON values by name."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def cached_fit(
+    windows: Windows, name: str, inputs: Mapping[str, Any], fit: Callable[[], Fit]
+) -> Fit:
+    """Return `fit()`, cached as <windows>/fits/<name>-<key>.safetensors.
+
+    The key hashes FIT_VERSION, torch's version, the bank, the plan and `inputs`: JSON values with
+    all else that the fit depends on (seeds, the digest of a model). Windows that were never written
+    cache nothing.
+    """
+    if windows.folder is None:
+        return fit()
+    parts = (
+        FIT_VERSION,
+        torch.__version__,
+        windows.bank_sha256,
+        windows.sha256,
+        name,
+        dict(inputs),
+    )
+    key = cache_key(*parts)
+    path = windows.folder / FITS_FOLDER / f"{name}-{key[:16]}.safetensors"
+
+    def compute() -> Entry:
+        found = fit()
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in found.tensors.items()}
+        return Entry(arrays, found.values)
+
+    entry = compute_once(path, key, compute)
+    tensors = {name: torch.from_numpy(array) for name, array in entry.arrays.items()}
+    return Fit(tensors, entry.values)
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return a hash of the predictor's class, configuration, every parameter, every buffer."""
+    values = {"class": type(model).__qualname__, "config": getattr(model, "config", None)}
+    return contents_sha256(model.state_dict(), json.dumps(values, sort_keys=True))

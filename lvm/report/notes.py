@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvm.evaluation.intervals import points
 from lvm.evaluation.lane_diagnosis import Diagnosis
+from lvm.evaluation.metrics import points
 from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,

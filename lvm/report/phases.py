@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.evaluation.intervals import points
-from lvm.evaluation.metrics import POOLS
+from lvm.evaluation.metrics import POOLS, points
 from lvm.report.canvas import (
     BLACK,
     BLUE,

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lvm.evaluation.intervals import Difference, points
+from lvm.evaluation.metrics import Difference, points
 from lvm.report.canvas import (
     BLACK,
     GREY,

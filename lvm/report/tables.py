@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lvm.evaluation.intervals import Difference, points
+from lvm.evaluation.metrics import Difference, points
 
 TEXT, MARKDOWN = "simple", "pipe"
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")

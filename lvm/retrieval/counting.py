@@ -23,7 +23,7 @@ from torch import Tensor
 from lvm.bank.store import Bank
 from lvm.retrieval.search import FloatArray, IntArray, share_blocks, unit_block
 from lvm.system.environment import has_native_bf16
-from lvm.windows.queries import ContextQueries, Queries
+from lvm.windows.planning import ContextQueries, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties
 AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank
 from lvm.retrieval.counting import AUTO, Competition, Count, Job, count_candidates
 from lvm.retrieval.search import FloatArray, IntArray, checked_correction, unit_predictions
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 
 @dataclass(frozen=True)

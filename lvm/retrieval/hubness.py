@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.models.fits import Fit, cached_fit, model_digest
+from lvm.models.weights import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.search import FloatArray, share_blocks, unit_predictions
 from lvm.system.seeding import generator
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries, make_queries
+from lvm.windows.planning import Queries, Windows, make_queries
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_POSITIONS = 8192
@@ -28,7 +27,7 @@ MAX_ROWS_READ = 256_000
 MAX_TUNING_QUERIES = 2000
 NEIGHBOURS = 10
 NEIGHBOUR_BLOCK = 128
-# Models of an earlier fits.VERSION were logged with a correction that counts own documents.
+# Models of an earlier FIT_VERSION were logged with a correction that counts own documents.
 OMITTED_SINCE = 2
 
 
@@ -41,7 +40,7 @@ class Hubness:
 
 
 def omits_own_document(fit_version: int) -> bool:
-    """Tell whether models of this fits.VERSION were logged with own documents left out."""
+    """Tell whether models of this FIT_VERSION were logged with own documents left out."""
     return fit_version >= OMITTED_SINCE
 
 

@@ -23,11 +23,10 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.files import file_sha256
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, duplicate_groups
 from lvm.models.facts import Facts
-from lvm.models.fits import model_digest
+from lvm.models.weights import model_digest
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.search import (
     FloatArray,

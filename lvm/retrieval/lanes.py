@@ -19,11 +19,10 @@ from scipy.special import log_softmax, softmax
 
 from lvm.bank.row_table import UNASSIGNED
 from lvm.bank.store import Bank
-from lvm.models.fits import Fit, cached_fit
+from lvm.models.weights import Fit, cached_fit
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
 from lvm.retrieval.search import FloatArray, IntArray
-from lvm.windows.planning import Windows
-from lvm.windows.queries import ContextQueries, Queries
+from lvm.windows.planning import ContextQueries, Queries, Windows
 
 UNASSIGNED_LANE = "unassigned"
 RECENT_ROWS = 64  # their mean is a feature beside the mean of the whole context

@@ -18,8 +18,7 @@ from scipy.special import logsumexp
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.models.fits import Fit, cached_fit, model_digest
-from lvm.models.weights import load_state, save_state
+from lvm.models.weights import Fit, cached_fit, load_state, model_digest, save_state
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.counting import SCORE_TIE, Competition
 from lvm.retrieval.exact import exact_ranks, selection_score
@@ -40,8 +39,7 @@ from lvm.retrieval.search import (
     checked_correction,
     unit_predictions,
 )
-from lvm.windows.planning import Windows
-from lvm.windows.queries import ContextQueries, Queries
+from lvm.windows.planning import ContextQueries, Queries, Windows
 
 Ranks = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.system.environment import num_cores
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

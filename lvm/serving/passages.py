@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm.bank.duplicates import SAME_SCORE
+from lvm.bank.store import SAME_SCORE
 from lvm.retrieval.index import ServingIndex
 from lvm.retrieval.lanes import lane_codes, lane_names, means_of
 from lvm.retrieval.rerank import (

@@ -19,9 +19,13 @@ from lvm.bank.archive import map_array
 from lvm.bank.store import open_bank
 from lvm.models.facts import Facts
 from lvm.models.weights import load_model
-from lvm.prediction.contexts import unit_contexts
-from lvm.prediction.predict import predict_contexts
-from lvm.prediction.streaming import Stream, laid_out_for_steps, open_stream
+from lvm.prediction.predict import (
+    Stream,
+    laid_out_for_steps,
+    open_stream,
+    predict_contexts,
+    unit_contexts,
+)
 from lvm.retrieval.index import ServingIndex, ensure_index
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.serving.passages import Retriever, Wanted

@@ -13,19 +13,20 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import (
+from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
+from lvm.evaluation.metrics import (
     Difference,
     document_interval,
+    figures,
+    hit_at,
     holm,
     paired_difference,
+    reciprocal_rank_at,
     smallest_detectable,
 )
-from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
-from lvm.evaluation.metrics import figures, hit_at, reciprocal_rank_at
 from lvm.models.facts import FREE
 from lvm.retrieval.lanes import lane_codes, lane_names
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries, Windows
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lvm.evaluation.intervals import holm, points, smallest_p
+from lvm.evaluation.metrics import holm, points, smallest_p
 from lvm.models.facts import FREE, TRAINED
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
 from lvm.system.thresholds import GateRules

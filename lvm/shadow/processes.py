@@ -17,9 +17,10 @@ from typing import TypeVar
 from lvm.bank.files import file_sha256
 from lvm.models.weights import model_text, save_model
 from lvm.retrieval.rerank import LanePrediction
-from lvm.shadow.measuring import (
+from lvm.shadow.replay import (
     MEASURED_NOW,
     STORE,
+    Candidate,
     Job,
     Measurement,
     MeasurementFailed,
@@ -28,12 +29,11 @@ from lvm.shadow.measuring import (
     measurement_path,
     read_measurement,
 )
-from lvm.shadow.replay import Candidate
 from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries
 
 T = TypeVar("T")
 FAILED_WRITE = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")

@@ -27,8 +27,14 @@ from lvm.bank.tables import (
 )
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.system.errors import one_line_errors
-from lvm.windows.planning import SPLITS, Windows
-from lvm.windows.queries import ContextQueries, Queries, context_queries, make_queries
+from lvm.windows.planning import (
+    SPLITS,
+    ContextQueries,
+    Queries,
+    Windows,
+    context_queries,
+    make_queries,
+)
 
 MAX_LOGGED = 1_000_000  # queries of one log
 MAX_CONTEXT_ROWS = 50_000_000  # rows of all contexts of one log: 400 MB

@@ -22,7 +22,7 @@ import numpy as np
 
 from lvm.bank.archive import map_array
 from lvm.models.weights import load_model
-from lvm.shadow.measuring import Job, measure, write_measurement
+from lvm.shadow.replay import Job, measure, write_measurement
 from lvm.system.processes import SIGNALS, Stopped, end_with_parent, stoppable
 
 MODEL, CORRECTION, JOB, ERROR = "model", "row_correction.npy", "job.pickle", "error.txt"

@@ -1,28 +1,37 @@
-"""Find the candidates of a shadow replay: registered versions beside the free predictors."""
+"""A shadow replay in the registry: its candidates, its logged figures, the promotion after it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.models import fits
+from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of
 from lvm.models.table import FREE_MODELS
+from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
+from lvm.report.tables import HITS
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.shadow.comparison import Outcome, ShadowResult
+from lvm.shadow.decision import Decision, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
-from lvm.tracking import alias, logged_models
-from lvm.tracking import versions as registered
+from lvm.system.processes import defer_signals
+from lvm.system.thresholds import GateRules
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.tracking.alias import BASELINE
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
-from lvm.tracking.promotion import replayed_name
 from lvm.tracking.runs import Dataset
-from lvm.tracking.versions import Card
+from lvm.tracking.versions import DECIDED, LOG, NAME, SHADOW, Card, metric_tags
 from lvm.windows.planning import Windows
+
+FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
+Publish = Callable[[Decision], None]
+TellFailure = Callable[[Decision, tuple[str, ...], str], None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,8 @@ def gather(
     and lanes are checked before anything is fitted or registered. Bank and windows are logged as
     datasets of the active run.
     """
-    known = {str(card.version): card for card in registered.cards()}
-    for version, reason in registered.unreadable_versions().items():
+    known = {str(card.version): card for card in versions.cards()}
+    for version, reason in versions.unreadable_versions().items():
         print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
     named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
     registry = Registry(known, named, alias.aliases().get(BASELINE))
@@ -190,11 +199,11 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             raise ValueError(
                 f"candidates: {alias.NAME} has no version {word!r}; known: "
                 f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{registered.ARTIFACT} or models:/m-<id>"
+                f"runs:/<run id>/{versions.ARTIFACT} or models:/m-<id>"
             )
         card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
-        version = card.version or registered.version_of(card.model_id)
+        version = card.version or versions.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
     return list(cards.values())
 
@@ -210,7 +219,7 @@ def _with_version(card: Card) -> Card:
     if card.version is not None:
         return card
     assert card.model_id is not None
-    return dataclasses.replace(card, version=registered.register(card.model_id, card.facts))
+    return dataclasses.replace(card, version=versions.register(card.model_id, card.facts))
 
 
 def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
@@ -253,7 +262,7 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
-        version = registered.register(model_id, facts)
+        version = versions.register(model_id, facts)
         reference = f"models:/{alias.NAME}/{version}"
         return _logged(Card(reference, facts, model_id, version=version))
 
@@ -266,13 +275,13 @@ def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
         bank.sha256,
         windows.sha256,
         windows.ctx,
-        fits.VERSION,
+        weights.FIT_VERSION,
     )
 
 
 def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
     """Return the newest readable version of a free predictor of the same windows."""
-    for card in reversed(registered.cards()):
+    for card in reversed(versions.cards()):
         if card.facts.model == name and _is_free(card, bank, windows):
             try:
                 logged_models.load(card.reference)
@@ -281,3 +290,136 @@ def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
                 continue
             return card
     return None
+
+
+def promote_winner(
+    result: ShadowResult,
+    version_by_name: Mapping[str, str | None],
+    rules: GateRules,
+    run_id: str,
+    publish: Publish,
+    tell_failure: TellFailure | None,
+) -> Decision:
+    """Decide, publish, then move the alias; return the decision. A dry run has no `tell_failure`.
+
+    `version_by_name` gives the version of each candidate. The alias is read again under the
+    registry's lock, which is held to the end: of two promotions at one moment the second decides
+    after the first. Versions to promote are loaded whole, then `publish` is called, then the alias
+    moves, so that no move lacks a report; stop signals are deferred. If a move fails,
+    `tell_failure` receives the names that took the alias and why the next one did not, for the
+    report; the error is raised again.
+    """
+    is_enabled = tell_failure is not None
+    with ExitStack() as held:
+        if is_enabled:
+            held.enter_context(alias.locked())
+            held.enter_context(defer_signals())
+            alias.repair()
+        expected = alias.aliases().get(alias.BASELINE)
+        withdrawn = alias.withdrawn()
+        barred = frozenset(
+            name for name, version in version_by_name.items() if version in withdrawn
+        )
+        decision = decide(result, replayed_name(expected, version_by_name), rules, barred)
+        if is_enabled:
+            for name in decision.promote:
+                logged_models.load(f"models:/{NAME}/{version_by_name[name]}")
+        publish(decision)
+        moved: tuple[str, ...] = ()
+        try:
+            for name in decision.promote if is_enabled else ():
+                version = str(version_by_name[name])
+                evidence = _evidence(name, decision, result, run_id)
+                evidence["replaced_version"] = str(expected).lower()
+                alias.promote(version, expected, evidence)
+                expected, moved = version, (*moved, name)
+        except BaseException as error:
+            assert tell_failure is not None
+            tell_failure(decision, moved, " ".join(str(error).split()) or type(error).__name__)
+            raise
+    return decision
+
+
+def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]) -> str | None:
+    """Return the name under which a version is replayed, or its number if it is not replayed.
+
+    A replay names its baseline by the same rule: if the names differ, the alias has moved since.
+    """
+    if version is None:
+        return None
+    names = (name for name, other in version_by_name.items() if other == version)
+    return next(names, f"version {version}")
+
+
+def tag_measured(
+    result: ShadowResult, version_by_name: Mapping[str, str | None], run_id: str
+) -> None:
+    """Tag every version of the replay with its metrics and the run that measured them.
+
+    Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
+    unscored candidate keeps its earlier metrics; the tag `<prefix>unscored` says why.
+    """
+    prefix = LOG if result.is_log else SHADOW
+    for outcome in result.outcomes:
+        version = version_by_name[outcome.name]
+        if version is None:
+            continue
+        tags = {"unscored": outcome.why_unscored or "none"}
+        if outcome.is_scored:
+            tags |= measured_tags(outcome, result) | {"run": run_id}
+        alias.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
+
+
+def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
+    """Return the metrics of one scored candidate of a replay as tags, without a prefix."""
+    place = [one.name for one in result.outcomes].index(outcome.name) + 1
+    hits = metric_tags(outcome.figures, outcome.ci95, outcome.corrected, outcome.corrected_ci95)
+    return hits | {
+        "place": f"{place} of {len(result.outcomes)}",
+        "source": result.source,
+        "queries": str(result.num_queries),
+        "documents": str(result.num_documents),
+        "bank_rows": str(result.num_rows),
+        "bank_sha256": result.bank_sha256,
+        "note": outcome.leak or "none",
+    }
+
+
+def _evidence(name: str, decision: Decision, result: ShadowResult, run_id: str) -> dict[str, str]:
+    """Return the evidence for a move of the alias as tags that no later replay overwrites."""
+    outcome = result.outcome(name)
+    assert outcome is not None
+    measured = measured_tags(outcome, result) | {"run": run_id}
+    reason = decision.reasons[decision.promote.index(name)]
+    return {f"{DECIDED}{key}": text for key, text in measured.items()} | {"reason": reason}
+
+
+def log_figures(
+    candidates: Sequence[Candidate], result: ShadowResult, dataset: Dataset | None
+) -> None:
+    """Log each candidate's figures with its model; the best comes last, so that the run shows it.
+
+    Figures on a query log have their own names, since they are not those of the test split.
+    """
+    prefix = "shadow_log" if result.is_log else "shadow"
+    model_ids = {one.name: one.model_id for one in candidates}
+    for outcome in reversed(result.outcomes):
+        if outcome.is_scored:
+            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
+            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            model_id = model_ids[outcome.name]
+            runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)
+
+
+def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
+    """Log the report as Markdown, its figures and the per-query table.
+
+    If the promotion failed afterwards, replace the report and the decision.
+    """
+    text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
+    runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
+    if failure is None:
+        for name, draw in FIGURES.items():
+            runs.log_artifact(draw(result), name)
+        runs.log_artifact(result.per_query, "per_query.parquet")

@@ -12,20 +12,22 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from lvm.bank.store import Bank
+from lvm.report.phases import PhaseStory, phase_figure, phases_markdown, phases_table, phases_text
+from lvm.report.tables import HITS, MARKDOWN
 from lvm.retrieval.rerank import LANE, NONE
-from lvm.shadow.measuring import MEASUREMENT
-from lvm.shadow.replay import split_seed
-from lvm.studies.phases.comparison import Trained
+from lvm.shadow.replay import MEASUREMENT, split_seed
+from lvm.studies.phases.comparison import PhaseComparison, Trained, old_checks
+from lvm.studies.phases.table import OLD_DECISION, old_difference, read_old_gates, read_phases
 from lvm.studies.phases.trainings import Job, grown_job, is_by_lane, longest_windows
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.tracking.alias import BASELINE
+from lvm.tracking.runs import publish_report
 
 TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
 REPLAY = "shadow-eval"
 LOCKS = Path("data/phases")
+FIGURE = "phases.png"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Shadow:
 def replay_seed(bank: Bank) -> int:
     """Return the seed by which a replay of new models will split the bank."""
     baseline = alias.aliases().get(BASELINE)
-    card = next((one for one in registered.cards() if one.version == baseline), None)
+    card = next((one for one in versions.cards() if one.version == baseline), None)
     return split_seed(None if card is None else card.facts, (), bank)
 
 
@@ -73,7 +75,7 @@ def grow(job: Job, base: Done) -> Job:
 def train_or_find(job: Job) -> Done:
     """Return the latest complete training of these inputs; launch one if there is none."""
     with one_at_a_time(job.sha256, f"phase {job.name}"):
-        for run_id in tracking.find_finished(TRAINING_TAG, job.sha256):
+        for run_id in runs.find_finished(TRAINING_TAG, job.sha256):
             try:
                 done = read_done(run_id)
             except ValueError as error:
@@ -81,7 +83,7 @@ def train_or_find(job: Job) -> Done:
                 continue
             print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
             return done
-        return read_done(tracking.launch("train", job.parameters))
+        return read_done(runs.launch("train", job.parameters))
 
 
 @contextmanager
@@ -105,15 +107,15 @@ def read_done(run_id: str) -> Done:
     """
     card = logged_models.load(reference(run_id))
     assert card.model_id is not None
-    report = tracking.read_json(run_id, "report.json")
-    version = registered.version_of(card.model_id)
-    version = version or registered.register(card.model_id, card.facts)
+    report = runs.read_json(run_id, "report.json")
+    version = versions.version_of(card.model_id)
+    version = version or versions.register(card.model_id, card.facts)
     return Done(run_id, card.model_id, version, report)
 
 
 def reference(run_id: str) -> str:
     """Return the URI of the model that a training run logged."""
-    return f"runs:/{run_id}/{registered.ARTIFACT}"
+    return f"runs:/{run_id}/{versions.ARTIFACT}"
 
 
 def shadow_or_find(
@@ -137,13 +139,13 @@ def shadow_or_find(
         if found is not None:
             print(f"{REPLAY}: run {found.run_id} replayed these models, nothing to do", flush=True)
             return found
-        tracking.set_tags({SHADOW_TAG: key})
-        runs = dict.fromkeys(reference(one.run_id) for one in done)
-        candidates = {"candidates": ",".join(runs), "bank": str(bank.path)}
-        return read_shadow(tracking.launch(REPLAY, candidates | asked))
+        runs.set_tags({SHADOW_TAG: key})
+        references = dict.fromkeys(reference(one.run_id) for one in done)
+        candidates = {"candidates": ",".join(references), "bank": str(bank.path)}
+        return read_shadow(runs.launch(REPLAY, candidates | asked))
 
 
-def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None:
+def reusable_replay(key: str, promote: str, needed: Set[str]) -> Shadow | None:
     """Return the latest readable replay of this key that scored these versions and still holds.
 
     A replay that was killed after its promotion counts, since the alias moves last.
@@ -151,10 +153,10 @@ def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
     with alias.locked():
         alias.repair()
     promoted = {move["run"] for move in alias.history()}
-    for run_id in tracking.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
+    for run_id in runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
-            check_scored(found.report, versions)
+            check_scored(found.report, needed)
         except ValueError as error:
             print(f"{REPLAY}: run {run_id} is of no use: {error}", flush=True)
             continue
@@ -165,17 +167,17 @@ def reusable_replay(key: str, promote: str, versions: Set[str]) -> Shadow | None
 
 def read_shadow(run_id: str) -> Shadow:
     """Read what a replay logged; raises ValueError if a part of it cannot be read."""
-    report = tracking.read_json(run_id, "report.json")
-    return Shadow(run_id, report, tracking.read_frame(run_id, "per_query.parquet"))
+    report = runs.read_json(run_id, "report.json")
+    return Shadow(run_id, report, runs.read_frame(run_id, "per_query.parquet"))
 
 
-def check_scored(replay: dict[str, Any], versions: Set[str]) -> None:
+def check_scored(replay: dict[str, Any], needed: Set[str]) -> None:
     """Raise ValueError if one of these versions, or every free predictor, was left unscored.
 
     The next replay may score it: a process killed for lack of memory may succeed then.
     """
     scored = {str(one["version"]) for one in replay["outcomes"] if one["figures"]}
-    missing = sorted(versions - scored, key=int)
+    missing = sorted(needed - scored, key=int)
     if missing:
         raise ValueError(f"version {', '.join(missing)} was not scored in it")
     if replay["best_free"] is None:
@@ -186,8 +188,8 @@ def is_alias_unmoved(replay: dict[str, Any], promote: str) -> bool:
     """Tell whether the alias is at the version where that replay left it."""
     decision = replay["decision"]
     name = decision["winner"] if promote == "enabled" else decision["baseline"]
-    versions = {one["name"]: one["version"] for one in replay["outcomes"]}
-    return versions.get(name) == alias.aliases().get(BASELINE)
+    version_by_name = {one["name"]: one["version"] for one in replay["outcomes"]}
+    return version_by_name.get(name) == alias.aliases().get(BASELINE)
 
 
 def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
@@ -215,3 +217,27 @@ def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
         candidate=str(outcome["name"]),
         report=done.report,
     )
+
+
+def publish_phases(
+    measured: PhaseComparison, shadow: Shadow, promote: str, gates: str, report_path: str | None
+) -> None:
+    """Log the page with its figure, the metrics of every phase and the JSON report."""
+    known, decision = read_phases(), shadow.report["decision"]
+    old = old_difference(*(known[name] for name in OLD_DECISION))
+    checks = old_checks(measured, read_old_gates()) if gates == "old" else []
+    is_enabled = promote == "enabled"
+    reasons = decision["reasons"]
+    story = PhaseStory(known, old, decision["winner"], reasons, is_enabled, checks)
+    for row in measured.rows:
+        hits = {f"phases/{row.name}/{key}": row.measured.figures[key] for key in HITS}
+        runs.log_metrics(hits, step=1)
+    runs.describe_run(phases_table(measured, MARKDOWN))
+    runs.log_artifact(phases_markdown(measured, story, FIGURE), "report.md")
+    runs.log_artifact(phase_figure(measured, known), FIGURE)
+    text = phases_text(measured, story)
+    runs.log_artifact(text + "\n", "phases.txt")
+    print(f"\n{text}", flush=True)
+    told = measured.report() | {"old_decision": old.report(), "decision": decision}
+    told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow.run_id}
+    publish_report(told, report_path)

@@ -15,22 +15,16 @@ from lvm.models.weights import optimizer_tensors, restore_optimizer
 from lvm.system.seeding import generator
 from lvm.training.averaging import WeightAverage
 from lvm.training.batches import Batch, Batches
-from lvm.training.checkpoint import Progress, StateFile
+from lvm.training.checkpoint import Progress, StateFile, starting_model
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.distributed import World
-from lvm.training.fingerprint import state_sha256
-from lvm.training.gate_figures import load_figures
-from lvm.training.gradients import Gradients
+from lvm.training.expert_gate import Guidance, load_figures
 from lvm.training.guard import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
-from lvm.training.guidance import Guidance
 from lvm.training.hard_negatives import HardNegatives
-from lvm.training.initial import starting_model
 from lvm.training.loss import SampledSoftmax
-from lvm.training.optimizer import focus_share, lr_share, make_optimizer
-from lvm.training.parts import PartNorms, part_shares
-from lvm.training.plan import TrainingPlan, plan_training
-from lvm.training.supervision import Supervised
-from lvm.training.warnings import training_warnings, warnings_by_now
+from lvm.training.plan import TrainingPlan, plan_training, state_sha256
+from lvm.training.step import Gradients, Supervised, focus_share, lr_share, make_optimizer
+from lvm.training.warnings import PartNorms, part_shares, training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]

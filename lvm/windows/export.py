@@ -14,22 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
-from lvm.bank.store import Bank
+from lvm.bank.store import SAME_SCORE, Bank
 from lvm.system.atomic import atomic_replace, is_damaged, locked, with_checksum, write_errors_name
 from lvm.windows.planning import (
     MIN_DOCUMENTS,
     SPLIT_KINDS,
     SPLITS,
     TRAIN,
+    Queries,
     Windows,
     contents_sha256,
     draft_windows,
+    make_queries,
     runs,
 )
-from lvm.windows.queries import Queries, make_queries
 
 FORMAT = 1
 DEFAULTS = {"overlap": None, "split": "document", "seed": 0}

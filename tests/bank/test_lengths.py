@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.duplicates import duplicate_groups
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.store import Bank, duplicate_groups, write_bank
 from lvm.corpus.ingest import row_names
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import build_index

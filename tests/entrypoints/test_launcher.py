@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, runs, versions
 from tests.checkout import copy_project
 
 pytestmark = pytest.mark.slow
@@ -61,7 +59,7 @@ def latest_run() -> mlflow.entities.Run:
 
 
 def test_main_runs_every_step_below_itself(piped, clone):
-    tracking.configure()
+    runs.configure()
     found = MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
     parent, *children = found
     assert [run.data.tags["entry"] for run in children] == STEPS
@@ -82,16 +80,16 @@ def test_main_ends_with_table_decision_and_the_way_to_the_ui(piped, clone):
 
 
 def test_the_baseline_is_served(piped):
-    tracking.configure()
+    runs.configure()
     model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 256)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 
 
 def test_promote_rollback_and_predict_run(piped, clone):
-    tracking.configure()
+    runs.configure()
     before = alias.aliases()["baseline"]
-    other = next(version for version in registered.versions() if version != before)
+    other = next(version for version in versions.versions() if version != before)
     reason = "it's a test; {not} a $decision"
     finish(start(clone, "promote", version=other, reason=reason), 0)
     assert alias.aliases()["baseline"] == other
@@ -105,7 +103,7 @@ def test_promote_rollback_and_predict_run(piped, clone):
 
 
 def test_a_wrong_word_fails_the_launched_run_with_its_reason(piped, clone):
-    tracking.configure()
+    runs.configure()
     output = finish(start(clone, "train", lr="banana"), 1)
     reason = "Invalid value for '--lr': 'banana' is not a valid float, nor the word 'auto'."
     assert f"error: {reason}\n" in output
@@ -115,7 +113,7 @@ def test_a_wrong_word_fails_the_launched_run_with_its_reason(piped, clone):
 
 def test_no_training_outlives_its_launcher(piped, clone):
     """SIGTERM to `mlflow run` alone: MLflow just dies; the command notices, ends its run."""
-    tracking.configure()
+    runs.configure()
     endless = {"epochs": "100000", "patience": "100000", "hidden": "8", "layers": "2"}
     process = start(clone, "train", bank="data/bank-tiny", ctx="50", negatives="8", **endless)
     assert any(line.startswith("epoch 1:") for line in process.stdout)

@@ -13,8 +13,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
 from entrypoints import phases, shadow_eval, train
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, logged_models, runs
 from lvm.tracking.phase_runs import TRAINING_TAG
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -30,7 +29,7 @@ class Killed(Exception):
 
 
 class Launcher:
-    """Stands for `tracking.launch`, without a process a run.
+    """Stands for `runs.launch`, without a process a run.
 
     It dies instead of one more run than `patience`, or after the run of number `dies_after`.
     """
@@ -91,7 +90,7 @@ def workplace(tmp_path_factory, empty_store, uninterrupted):
 def run_phases(names: str, launcher: Launcher, *arguments: str) -> dict[str, Any]:
     """Run `phases` in this process; return its report."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "launch", launcher)
+        patch.setattr(runs, "launch", launcher)
         words = ["--phases", names, *TINY, *arguments, "--report", "report.json"]
         assert phases.main(words) == 0
     return json.loads(Path("report.json").read_text())
@@ -139,8 +138,8 @@ def test_an_interrupted_table_goes_on_where_it_was(workplace, uninterrupted, cap
 
 def a_run_without_a_model_is_passed_over(trained: mlflow.entities.Run) -> None:
     """Though it is the latest of these inputs, an older one is whole."""
-    with tracking.run("train", {}):
-        tracking.set_tags({TRAINING_TAG: trained.data.tags[TRAINING_TAG]})
+    with runs.run("train", {}):
+        runs.set_tags({TRAINING_TAG: trained.data.tags[TRAINING_TAG]})
     again = run_phases("1,2,2B", Launcher(patience=0))
     assert again["phases"][0]["run"] == trained.info.run_id
 
@@ -218,6 +217,6 @@ def a_lost_model_is_trained_anew(report: dict[str, Any]) -> None:
 def test_an_impossible_phase_is_refused_before_any_is_trained(tmp_path, empty_store):
     launcher = Launcher()
     with workplace_in(tmp_path, empty_store), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "launch", launcher)
+        patch.setattr(runs, "launch", launcher)
         assert phases.main(["--phases", "1,3.5", *TINY]) == 2
     assert launcher.launched == []

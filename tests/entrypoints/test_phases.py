@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from entrypoints._validation import Validation
 from entrypoints.train import TrainOptions
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import smallest_detectable
-from lvm.evaluation.metrics import hit_at
+from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
 from lvm.studies.phases.table import read_phases
 from lvm.studies.phases.trainings import Planner, is_by_lane
-from lvm.tracking import alias, logged_models, phase_runs
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, phase_runs, versions
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.phase_runs import (
     Done,
@@ -30,6 +27,7 @@ from lvm.tracking.phase_runs import (
     one_at_a_time,
     replay_seed,
 )
+from lvm.tracking.training_runs import Validation
 from lvm.tracking.versions import Card
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
@@ -100,7 +98,7 @@ def test_the_seed_is_that_of_an_honest_baseline_of_the_bank(planned_bank, tiny_b
         Card(f"models:/lvm/{version}", facts_of("ema", "none", *one), version=version)
         for version, one in made.items()
     ]
-    monkeypatch.setattr(registered, "cards", lambda: cards)
+    monkeypatch.setattr(versions, "cards", lambda: cards)
     for holder, seed in (("1", 5), ("2", 0), ("3", 0), (None, 0)):
         held = {} if holder is None else {"baseline": holder}
         monkeypatch.setattr(alias, "aliases", lambda held=held: held)
@@ -220,8 +218,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
         "torch.__version__",
-        "lvm.training.fingerprint.VERSION",
-        "lvm.models.fits.VERSION",
+        "lvm.training.plan.TRAINING_VERSION",
+        "lvm.models.weights.FIT_VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")

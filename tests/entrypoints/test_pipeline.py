@@ -16,9 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
-from lvm.bank.duplicates import SAME_SCORE
-from lvm.bank.store import open_bank
-from lvm.tracking import alias
+from lvm.bank.store import SAME_SCORE, open_bank
+from lvm.tracking import alias, evaluation_runs
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -224,8 +223,8 @@ def test_a_promotion_by_hand_is_logged(promoted):
 
 def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monkeypatch):
     """The sequences there are shorter than the model's context; inverted lists are tuned on val."""
-    inverted = functools.partial(eval_command.ensure_index, sizes=(9, 9))
-    monkeypatch.setattr(eval_command, "ensure_index", inverted)
+    inverted = functools.partial(evaluation_runs.ensure_index, sizes=(9, 9))
+    monkeypatch.setattr(evaluation_runs, "ensure_index", inverted)
     make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
     arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
     before = planned()

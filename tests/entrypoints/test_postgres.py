@@ -20,9 +20,8 @@ from entrypoints import export, ingest, shadow_eval, train
 from lvm.bank.files import file_sha256
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS
-from lvm.tracking import alias, datasets
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, datasets, versions
+from lvm.tracking.runs import configure
 from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL, runs
 from tests.postgres import mlflow_server, postgres
 from tests.synthetic import make_bank
@@ -139,7 +138,7 @@ def test_every_model_comes_back_with_the_hash_that_it_was_saved_with(reports, wo
 
 
 def test_every_model_is_registered_once(reports):
-    cards = registered.cards()
+    cards = versions.cards()
     assert [card.version for card in cards] == [str(place + 1) for place in range(len(cards))]
     trained = {card.version: card.model_id for card in cards if card.facts.kind == "trained"}
     assert trained == {report["version"]: report["model_id"] for report in reports}
@@ -148,7 +147,7 @@ def test_every_model_is_registered_once(reports):
 
 
 def test_the_alias_names_a_version_that_serves(reports):
-    assert alias.aliases()["baseline"] in registered.versions()
+    assert alias.aliases()["baseline"] in versions.versions()
     assert alias.history()[-1]["version"] == alias.aliases()["baseline"]
     model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
@@ -157,7 +156,7 @@ def test_the_alias_names_a_version_that_serves(reports):
 
 def test_a_new_dataset_is_logged_by_all_who_read_it_first(workplace):
     """MLflow looks for a dataset, then adds it: about every second of four at once is refused."""
-    tracking.configure()
+    configure()
     run_ids = [MlflowClient().create_run("0").info.run_id for _ in range(NUM_TRAININGS)]
     together = Barrier(NUM_TRAININGS)
 

@@ -11,13 +11,11 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from entrypoints import promote, rollback, shadow_eval
-from lvm.models import fits
+from lvm.models import weights
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import choose_queries, read_query_log
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.tracking.candidates import Wanted, gather
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.windows.export import plan_windows
@@ -38,11 +36,11 @@ def workplace(tmp_path_factory, empty_store):
     with pytest.MonkeyPatch.context() as patch:
         copy_store(empty_store, folder / "store", patch)
         patch.chdir(folder)
-        with tracking.run("train", {}):
+        with runs.run("train", {}):
             facts = facts_of("memory_gru", "none", bank, plan_windows(bank, CTX))
             torch.manual_seed(0)
             model = build_model({"model": "memory_gru", "dim": 16, **SIZES}).eval()
-            registered.register(logged_models.log_predictor(model, facts), facts)
+            versions.register(logged_models.log_predictor(model, facts), facts)
         yield folder
 
 
@@ -61,7 +59,7 @@ def promoted(rehearsed) -> dict:
 
 
 def field(candidates: str = "all", ctx: int | None = None, register: bool = False):
-    with tracking.run("look", {}):
+    with runs.run("look", {}):
         wanted = Wanted(candidates, None, ctx, register=register)
         return gather(wanted, lambda path: read_bank(path or DEFAULT_BANK))
 
@@ -69,22 +67,22 @@ def field(candidates: str = "all", ctx: int | None = None, register: bool = Fals
 def test_a_dry_run_changes_nothing(rehearsed):
     assert rehearsed["decision"]["promote"] and rehearsed["decision"]["failure"] is None
     assert {one["origin"] for one in rehearsed["outcomes"]} == {"measured now"}
-    assert list(registered.versions()) == ["1"] and alias.aliases() == {}
+    assert list(versions.versions()) == ["1"] and alias.aliases() == {}
     tags = MlflowClient().get_model_version("lvm", "1").tags
     assert "shadow_run" in tags and "decision_run" not in tags
 
 
 def test_shadow_eval_makes_the_first_baseline(promoted):
     aliases = alias.aliases()
-    winner = registered.versions()[aliases["baseline"]]
+    winner = versions.versions()[aliases["baseline"]]
     assert winner.model == promoted["decision"]["winner"]
-    kinds = [facts.kind for facts in registered.versions().values()]
+    kinds = [facts.kind for facts in versions.versions().values()]
     assert sorted(kinds) == ["free"] * len(FREE_MODELS) + ["trained"]
     run = run_of("shadow-eval")
     named = {"per_query.parquet", "decision.json", "report.md", "history.json"}
     assert named | {"forest.png", "hits.png", "lanes.png"} <= artifacts(run)
     assert run.data.tags["decision"] == "promoted"
-    for version in registered.versions():
+    for version in versions.versions():
         tags = MlflowClient().get_model_version("lvm", version).tags
         assert tags["shadow_run"] == run.info.run_id
         assert ("decision_run" in tags) == (version == aliases["baseline"])
@@ -105,9 +103,9 @@ def test_what_was_measured_before_is_read_back_and_no_model_runs(rehearsed, prom
 
 
 def test_a_second_shadow_eval_changes_nothing(promoted):
-    before = alias.aliases(), list(registered.versions())
+    before = alias.aliases(), list(versions.versions())
     assert shadow_eval.main(["--promote", "enabled"]) == 0
-    assert (alias.aliases(), list(registered.versions())) == before
+    assert (alias.aliases(), list(versions.versions())) == before
     assert run_of("shadow-eval").data.tags["decision"] == "kept"
 
 
@@ -122,15 +120,15 @@ def test_candidates_are_named_in_every_way_and_taken_once(promoted):
 
 def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
     twin = logged_models.load("models:/lvm/1")
-    with tracking.run("lost", {}):
+    with runs.run("lost", {}):
         correction = twin.row_correction
         lost = logged_models.log_predictor(
             build_model(twin.model.config | {"slots": 3}), twin.facts
         )
     assert correction is None
-    version = registered.register(lost, twin.facts)
-    (weights,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
-    weights.write_bytes(b"damaged")
+    version = versions.register(lost, twin.facts)
+    (stored,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
+    stored.write_bytes(b"damaged")
     MlflowClient().create_model_version("lvm", "file:///nowhere")
     assert shadow_eval.main(["--report", "lost.json"]) == 0
     outcomes = json.loads(Path("lost.json").read_text())["outcomes"]
@@ -147,7 +145,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
     assert sorted(field().versions) == sorted([*FREE_MODELS, "memory_gru"])
     twin = logged_models.read_card("models:/lvm/1")
-    version = registered.register(twin.model_id, twin.facts)
+    version = versions.register(twin.model_id, twin.facts)
     found = field()
     rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
     assert sorted(found.versions) == sorted([*FREE_MODELS, *rivals])
@@ -165,23 +163,23 @@ def test_free_predictors_are_fitted_anew_for_other_windows_or_fits(promoted, mon
     longer = field(ctx=30)
     assert {name.removesuffix("-ctx30") for name in fitted_anew(longer)} == set(FREE_MODELS)
     assert longer.versions[longer.baseline_name] == alias.aliases()["baseline"]
-    monkeypatch.setattr(fits, "VERSION", fits.VERSION + 1)
+    monkeypatch.setattr(weights, "FIT_VERSION", weights.FIT_VERSION + 1)
     assert len(fitted_anew(field())) == len(FREE_MODELS)
 
 
 def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
     baseline = alias.aliases()["baseline"]
-    cards = registered.cards()
+    cards = versions.cards()
     lost = next(c for c in cards if c.facts.kind == "free" and c.version != baseline)
-    (weights,) = Path("store").rglob(f"{lost.model_id}/artifacts/artifacts/model.safetensors")
-    aside = weights.rename(weights.with_name("aside"))
+    (stored,) = Path("store").rglob(f"{lost.model_id}/artifacts/artifacts/model.safetensors")
+    aside = stored.rename(stored.with_name("aside"))
     assert fitted_anew(field()) == {lost.facts.model}
-    aside.rename(weights)
+    aside.rename(stored)
 
 
 def test_one_exploratory_training_does_not_choose_the_split(promoted):
     other = dataclasses.replace(logged_models.read_card("models:/lvm/1").facts, seed=7)
-    version = registered.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
+    version = versions.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
     assert field().windows.seed == 0
     MlflowClient().delete_model_version("lvm", version)
 
@@ -256,7 +254,7 @@ def test_a_promotion_that_fails_is_not_reported_as_one(promoted, monkeypatch, ca
 
 def test_promotion_by_hand_and_rollback_are_logged(promoted):
     before = alias.aliases()["baseline"]
-    other = next(version for version in registered.versions() if version != before)
+    other = next(version for version in versions.versions() if version != before)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
     assert alias.aliases()["baseline"] == other
     assert rollback.main([]) == 0
@@ -266,16 +264,16 @@ def test_promotion_by_hand_and_rollback_are_logged(promoted):
 
 def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys):
     first = alias.aliases()["baseline"]
-    other = next(version for version in registered.versions() if version != first)
+    other = next(version for version in versions.versions() if version != first)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
     before, moves = alias.aliases(), alias.history()
     model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
-    (weights,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
-    aside = weights.rename(weights.with_name("aside"))
+    (stored,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
+    aside = stored.rename(stored.with_name("aside"))
     assert rollback.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "rollback: the previous baseline, version" in line and "entry point promote" in line
     assert (alias.aliases(), alias.history()) == (before, moves)
-    aside.rename(weights)
+    aside.rename(stored)
     assert rollback.main([]) == 0
     assert alias.aliases() == {"baseline": first, "previous": other}

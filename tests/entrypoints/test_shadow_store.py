@@ -15,9 +15,7 @@ from entrypoints import rollback, shadow_eval
 from lvm.bank.store import Bank, write_bank
 from lvm.models.baselines import CopyLast, Ridge
 from lvm.models.facts import TRAINED, Facts, facts_of
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import rotation
@@ -79,8 +77,8 @@ def facts(bank: Bank) -> Facts:
 
 def register(model: nn.Module, facts: Facts) -> str:
     """Register a model as if it had been trained; return its version."""
-    with tracking.run("train", {}):
-        return registered.register(logged_models.log_predictor(model, facts), facts)
+    with runs.run("train", {}):
+        return versions.register(logged_models.log_predictor(model, facts), facts)
 
 
 def evaluated(candidates: str) -> dict:
@@ -139,7 +137,7 @@ def test_nor_the_next_one(first, unworthy):
 def test_a_genuine_improvement_is_promoted(first, improved):
     aliases = alias.aliases()
     assert aliases["baseline"] == improved
-    free = registered.versions()[aliases["previous"]]
+    free = versions.versions()[aliases["previous"]]
     assert (free.kind, free.model) == ("free", first["decision"]["winner"])
 
 
@@ -189,7 +187,7 @@ def extended(bank: Bank, path: Path) -> Bank:
 def test_models_of_a_bank_are_compared_on_one_that_extends_it(bank, facts):
     model = linear(rotation(DIM, 1))
     old = logged_models.log_predictor(model, facts, np.zeros((bank.num_rows, 2), np.float32))
-    version = registered.register(old, facts)
+    version = versions.register(old, facts)
     larger = extended(bank, Path("extended"))
     newer = facts_of("memory_gru", "none", larger, plan_windows(larger, CTX))
     assert newer.bank_sha256 != facts.bank_sha256

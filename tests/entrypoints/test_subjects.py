@@ -11,7 +11,7 @@ from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
-from lvm.report.passages import passages_table, shorten
+from lvm.report.evaluation import passages_table, shorten
 from lvm.retrieval.index import build_index
 from lvm.serving.passages import Retriever
 from lvm.tracking.datasets import Inputs

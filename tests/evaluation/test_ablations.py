@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvm.evaluation.ablations import run_ablations
+from lvm.evaluation.controls import run_ablations
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import ablations_table

@@ -7,14 +7,11 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, write_bank
-from lvm.evaluation import examples
-from lvm.evaluation.evaluate import Evaluation, evaluate_together
-from lvm.evaluation.examples import example_table
+from lvm.evaluation.evaluate import EACH, Evaluation, evaluate_together, example_table
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.report.evaluation import examples_page
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries
+from lvm.windows.planning import Queries, Windows
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +28,8 @@ def test_hits_and_misses_are_told_with_what_was_read_and_found(tiny_bank: Bank, 
     own = evaluation.per_query.set_index("target_row")["rank"]
     is_hit = table["outcome"] == "hit"
     assert ((table["rank"] <= 5) == is_hit).all()
-    assert is_hit.sum() == min(examples.EACH, (own <= 5).sum())
-    assert (~is_hit).sum() == min(examples.EACH, (own > 5).sum())
+    assert is_hit.sum() == min(EACH, (own <= 5).sum())
+    assert (~is_hit).sum() == min(EACH, (own > 5).sum())
     for line in table.itertuples():
         row = int(line.truth.removeprefix("Sentence number ").removesuffix("."))
         assert own[row] == line.rank

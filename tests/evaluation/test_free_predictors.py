@@ -24,8 +24,7 @@ from lvm.models.baselines import ContextRidge, MovingAverage, NearestSuccessor, 
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import on_train_rows, predict_contexts, predict_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import make_queries
+from lvm.windows.planning import Windows, make_queries
 from tests.reference import ranks, validation_figures
 from tests.synthetic import rotation_bank
 

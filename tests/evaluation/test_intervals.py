@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lvm.evaluation import intervals as statistics
-from lvm.evaluation.intervals import (
+from lvm.evaluation import metrics
+from lvm.evaluation.metrics import (
+    FIGURES,
     document_interval,
+    figures,
+    hit_at,
     holm,
     paired_difference,
     smallest_detectable,
     smallest_p,
 )
-from lvm.evaluation.metrics import FIGURES, figures, hit_at
 
 
 def clustered(seed: int, num_documents: int = 40, spread: float = 1.0):
@@ -69,14 +71,14 @@ def test_neither_interval_nor_p_depends_on_the_size_of_a_block(monkeypatch):
     rank_Q, document_Q = clustered(8, num_documents=50)
 
     def measured():
-        statistics._kept_weights.cache_clear()
+        metrics._kept_weights.cache_clear()
         difference = paired_difference(1 / rank_Q, 1 / rank_Q[::-1], document_Q, seed=1)
         return document_interval(rank_Q, document_Q, seed=1), difference
 
     expected = measured()
-    monkeypatch.setattr(statistics, "KEPT_VALUES", 0)
+    monkeypatch.setattr(metrics, "KEPT_VALUES", 0)
     for block_values in (1, 50 * 7, 50 * 4096, 10**9):
-        monkeypatch.setattr(statistics, "BLOCK_VALUES", block_values)
+        monkeypatch.setattr(metrics, "BLOCK_VALUES", block_values)
         assert measured() == expected
 
 

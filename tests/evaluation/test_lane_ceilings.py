@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.duplicates import duplicate_groups
-from lvm.bank.store import Bank, write_bank
-from lvm.evaluation.intervals import Difference
+from lvm.bank.store import Bank, duplicate_groups, write_bank
 from lvm.evaluation.lane_ceilings import (
     INDEX_LIMITED,
     KS,
@@ -21,6 +19,7 @@ from lvm.evaluation.lane_ceilings import (
     limit,
     search_table,
 )
+from lvm.evaluation.metrics import Difference
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import ServingIndex, build_index
 from lvm.system.seeding import generator

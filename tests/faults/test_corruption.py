@@ -12,13 +12,12 @@ import torch
 
 from lvm.bank.store import Bank, open_bank
 from lvm.models.facts import facts_of
-from lvm.models.fits import Fit, cached_fit
 from lvm.models.table import build_model
-from lvm.models.weights import load_model, optimizer_tensors, save_model
+from lvm.models.weights import Fit, cached_fit, load_model, optimizer_tensors, save_model
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.index import build_index, ensure_index, open_index, write_index
 from lvm.retrieval.rerank import Reranker, fit_reranker
-from lvm.shadow.measuring import (
+from lvm.shadow.replay import (
     Questions,
     measure,
     measurement_path,
@@ -26,8 +25,7 @@ from lvm.shadow.measuring import (
     write_measurement,
 )
 from lvm.system.atomic import Entry, read_entry, write_array, write_entry
-from lvm.tracking import logged_models
-from lvm.tracking import runs as tracking
+from lvm.tracking import logged_models, runs
 from lvm.training.checkpoint import Progress, StateFile
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows
@@ -231,7 +229,7 @@ def test_logged_model(tally, store, bank, windows, model):
     correction = fit_hubness(model, bank, windows).row_correction
     reranker = fit_reranker(model, bank, windows, correction)
     facts = facts_of("memory_gru", "none", bank, windows)
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         trained = logged_models.log_predictor(model, facts, correction, 1, reranker)
         ema = build_model({"model": "ema", "dim": 16, "decay": 0.5})
         free = logged_models.log_predictor(ema, facts_of("ema", "none", bank, windows))

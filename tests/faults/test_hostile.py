@@ -24,8 +24,7 @@ from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_mod
 from lvm.studies.phases.table import read_phases
 from lvm.system.atomic import with_checksum
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import logged_models
-from lvm.tracking import runs as tracking
+from lvm.tracking import logged_models, runs
 from lvm.windows.export import plan_windows
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import in_memory, in_time, read_or_refused
@@ -126,7 +125,7 @@ def test_a_pickled_model_as_candidate(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # the attacker's machine
     facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
     hostile = Hostile()
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         logged = mlflow.pyfunc.log_model(
             name="model", python_model=hostile, metadata=vars(facts), pip_requirements=[]
         )

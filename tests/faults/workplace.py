@@ -11,8 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, runs
 from tests.faults.commands import Command
 
 # A training that was killed after it had registered its model leaves one version more.
@@ -60,7 +59,7 @@ class Workplace:
         """Make this process use the store, whose file is another one after each `restore`."""
         os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
-        tracking.configure()
+        runs.configure()
         return MlflowClient()
 
     def check(self) -> None:

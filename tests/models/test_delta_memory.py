@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.models.delta_memory import RECALL_HEADS
-from lvm.models.delta_rule import BLOCK, delta_rule, delta_step
+from lvm.models.delta_memory import BLOCK, RECALL_HEADS, delta_rule, delta_step
 from lvm.models.skip import without
 from lvm.models.table import build_model
 from tests.models.test_models import DIM, TOY_SIZES, contexts, toy

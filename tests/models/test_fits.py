@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_ridge, tuned_decay
 from lvm.models.baselines import MovingAverage
-from lvm.models.fits import Fit, cached_fit, model_digest
+from lvm.models.weights import Fit, cached_fit, model_digest
 from lvm.retrieval.hubness import fit_hubness
 from lvm.windows.export import open_windows, plan_windows, write_windows
 from lvm.windows.planning import Windows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lvm.models.dropout import Dropout
+from lvm.models.layers import Dropout
 from lvm.models.recurrent import ChunkedGRU
 from lvm.models.table import build_model
 

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lvm.models.dropout import Dropout
-from lvm.models.gru import gru_states
-from lvm.models.norm import RMSNorm, unit
-from lvm.models.scan import RunningAverage, gated_scan, moving_average
+from lvm.models.layers import Dropout, RMSNorm, RunningAverage, gated_scan, moving_average, unit
+from lvm.models.recurrent import gru_states
 
 DOUBLE = {"dtype": torch.float64}
 

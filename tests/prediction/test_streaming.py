@@ -13,10 +13,8 @@ from lvm.bank.store import Bank
 from lvm.models import memory_gru
 from lvm.models.memory_gru import SlotMemory
 from lvm.models.table import MODELS, build_model
-from lvm.prediction.contexts import unit_contexts
-from lvm.prediction.predict import predict_queries
-from lvm.prediction.streaming import laid_out_for_steps, open_stream
-from lvm.windows.queries import make_queries
+from lvm.prediction.predict import laid_out_for_steps, open_stream, predict_queries, unit_contexts
+from lvm.windows.planning import make_queries
 
 DIM, CHUNK, ROWS = 12, 8, 37  # four whole chunks, one of five rows
 TOY = {

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import Difference
 from lvm.evaluation.lane_assignment import KMEANS, Agreement, Assignment, lane_agreement
 from lvm.evaluation.lane_ceilings import (
     ALL_LANES,
@@ -19,6 +18,7 @@ from lvm.evaluation.lane_ceilings import (
     LaneCeiling,
 )
 from lvm.evaluation.lane_diagnosis import diagnose
+from lvm.evaluation.metrics import Difference
 from lvm.report.lanes import (
     agreement_figure,
     assignment_table,

@@ -13,9 +13,9 @@ from matplotlib import font_manager
 from matplotlib.text import Text
 
 from lvm.report.canvas import CODE, CODE_NOTE, canvas, heat_map, legible
+from lvm.report.evaluation import experts_figure, training_figure
 from lvm.report.lanes import larger_k_figure
 from lvm.report.shadow import forest_figure, rank_figure
-from lvm.report.training import experts_figure, training_figure
 from tests.report.test_figures import assert_drawn, with_ranks
 from tests.report.test_lanes import ceilings
 from tests.shadow_cases import winning_case

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvm.evaluation.intervals import Difference
+from lvm.evaluation.metrics import Difference
 from lvm.report.scaling import (
     documents_of,
     parameters_of,

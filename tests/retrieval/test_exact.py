@@ -14,8 +14,7 @@ from lvm.retrieval.exact import Ranks, exact_ranks
 from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty
 from lvm.retrieval.search import share_blocks, top_rows
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries, make_queries
+from lvm.windows.planning import Queries, Windows, make_queries
 from tests import reference
 from tests.synthetic import make_bank
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
-from lvm.models import fits
 from lvm.models.baselines import CopyLast, MovingAverage
+from lvm.models.weights import FIT_VERSION
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness
 from lvm.retrieval.exact import exact_ranks, selection_score
@@ -164,4 +164,4 @@ def test_models_logged_before_keep_the_definition_that_counts_own_documents(tiny
     expected = neighbour_penalty(mean_neighbour_score(train_PD, tiny_bank), before.beta)
     assert np.allclose(before.row_correction, expected, atol=1e-6)
     assert not omits_own_document(0) and not omits_own_document(1)
-    assert omits_own_document(fits.VERSION)
+    assert omits_own_document(FIT_VERSION)

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.duplicates import duplicate_groups
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.store import Bank, duplicate_groups, write_bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.index import (

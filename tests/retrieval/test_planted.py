@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.duplicates import duplicate_groups
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.store import Bank, duplicate_groups, write_bank
 from lvm.retrieval.exact import exact_ranks
-from lvm.windows.queries import make_queries
+from lvm.windows.planning import make_queries
 
 NUM_QUERIES = 3
 BETTER, TRUTH, WORSE = range(3)  # the rows of a plane, after its context row

@@ -13,7 +13,7 @@ from lvm.bank.store import Bank, write_bank
 from lvm.retrieval import counting
 from lvm.retrieval.counting import BF16, FP32, SCORE_TIE
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
-from lvm.windows.queries import Queries, make_queries
+from lvm.windows.planning import Queries, make_queries
 from tests import reference
 
 ROWS, DIM, QUERIES, CTX = 900, 48, 60, 40

@@ -9,8 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from lvm.bank.store import Bank, write_bank
-from lvm.evaluation.evaluate import evaluate_together
-from lvm.evaluation.reranking import evaluate_reranking
+from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
 from lvm.retrieval import lanes as classifier
@@ -31,8 +30,7 @@ from lvm.retrieval.rerank import (
     true_lane_ranks,
 )
 from lvm.windows.export import plan_windows, write_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import context_queries
+from lvm.windows.planning import Windows, context_queries
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.slow

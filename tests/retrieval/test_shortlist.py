@@ -7,8 +7,7 @@ from lvm.bank.store import Bank
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import Shortlist, ranks_anew, shortlist
 from lvm.retrieval.search import top_rows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries, context_queries
+from lvm.windows.planning import Queries, Windows, context_queries
 from tests.retrieval.test_exact import bank, correction, predictions, queries, windows
 
 __all__ = ["bank", "correction", "predictions", "queries", "windows"]

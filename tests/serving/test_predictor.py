@@ -12,19 +12,15 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm.bank.duplicates import SAME_SCORE
-from lvm.bank.store import open_bank
+from lvm.bank.store import SAME_SCORE, open_bank
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
-from lvm.prediction.contexts import check_contexts
-from lvm.prediction.predict import predict_contexts
+from lvm.prediction.predict import check_contexts, predict_contexts
 from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
 from lvm.serving import passages
-from lvm.tracking import alias, logged_models
-from lvm.tracking import runs as tracking
-from lvm.tracking import versions as registered
+from lvm.tracking import alias, logged_models, runs, versions
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -58,9 +54,9 @@ def served(empty_store, workplace, correction):
         copy_store(empty_store, workplace / "store", patch)
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.chdir(workplace)
-        with tracking.run("train", {}):
+        with runs.run("train", {}):
             model_id = logged_models.log_predictor(MovingAverage(DIM), facts, correction)
-            version = registered.register(model_id, facts)
+            version = versions.register(model_id, facts)
         alias.promote(version, None, {})
         yield mlflow.pyfunc.load_model("models:/lvm@baseline")
 
@@ -257,7 +253,7 @@ def with_lanes(served, workplace, correction):
     windows = plan_windows(bank, 50)
     facts = facts_of("ema", "none", bank, windows)
     reranker = reranker_if_lanes(MovingAverage(DIM), bank, windows, correction)
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         model_id = logged_models.log_predictor(MovingAverage(DIM), facts, reranker=reranker)
     return mlflow.pyfunc.load_model(f"models:/{model_id}"), reranker
 
@@ -304,7 +300,7 @@ def test_a_context_beyond_ctx_is_read_as_its_stream_reads_it(served, workplace):
     """Its last ctx rows are read, all of its rows are left out of the answer."""
     bank, ctx = open_bank(workplace / "bank"), 50
     facts = facts_of("context-mean", "none", bank, plan_windows(bank, ctx))
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         model_id = logged_models.log_predictor(ContextMean(DIM), facts)
     model = mlflow.pyfunc.load_model(f"models:/{model_id}")
     context_1TD = bank.unit(slice(200, 200 + 3 * ctx))[None]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.shadow import measuring
-from lvm.shadow.measuring import (
+from lvm.shadow import replay
+from lvm.shadow.replay import (
     MEASURED_NOW,
     READ_BACK,
     Measurement,
@@ -19,7 +19,7 @@ from lvm.shadow.measuring import (
     write_measurement,
 )
 from lvm.system.atomic import cache_key
-from lvm.windows.queries import context_queries, make_queries
+from lvm.windows.planning import context_queries, make_queries
 
 KEY = "ab" * 32
 RANKS = pd.DataFrame(
@@ -84,7 +84,7 @@ def test_the_key_depends_on_every_part_and_on_the_way_of_measuring(tiny_bank, mo
     keys = {measurement_key(*one, asked) for one in (("a", "b"), ("x", "b"), ("a", "x"))}
     keys |= {measurement_key("a", "b", asked.read_by(3))}
     keys |= {measurement_key("a", "b", dataclasses.replace(asked, removed=queries.head(1)))}
-    monkeypatch.setattr(measuring, "MEASUREMENT", 0)
+    monkeypatch.setattr(replay, "MEASUREMENT", 0)
     assert len(keys | {measurement_key("a", "b", asked)}) == 6
 
 

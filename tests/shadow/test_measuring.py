@@ -13,11 +13,9 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
-from lvm.shadow.measuring import Questions, measure, predict, timed_queries
-from lvm.shadow.replay import Candidate, measure_here
+from lvm.shadow.replay import Candidate, Questions, measure, measure_here, predict, timed_queries
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import context_queries, make_queries
+from lvm.windows.planning import Windows, context_queries, make_queries
 from tests import reference
 from tests.models.test_models import TOY_SIZES
 

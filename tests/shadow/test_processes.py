@@ -20,27 +20,27 @@ import torch
 from torch import nn
 
 from lvm.bank.store import Bank
-from lvm.evaluation.evaluate import evaluate_together
-from lvm.evaluation.reranking import evaluate_reranking
+from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
 from lvm.retrieval.rerank import fit_reranker, predict_lanes
 from lvm.shadow.comparison import reranked_outcomes
-from lvm.shadow.measuring import (
+from lvm.shadow.processes import Host, Replayer, finish, write_job
+from lvm.shadow.replay import (
     MEASURED_NOW,
     READ_BACK,
+    Candidate,
     Job,
     MeasurementFailed,
     Questions,
+    measure_here,
+    replay,
     write_measurement,
 )
-from lvm.shadow.processes import Host, Replayer, finish, write_job
-from lvm.shadow.replay import Candidate, measure_here, replay
 from lvm.shadow.worker import error_writer
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries, context_queries
+from lvm.windows.planning import Queries, Windows, context_queries
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import pytest
 from lvm.bank.store import Bank, write_bank
 from lvm.shadow import query_log
 from lvm.shadow.query_log import log_queries, read_query_log
-from lvm.windows.queries import ContextQueries, Queries
+from lvm.windows.planning import ContextQueries, Queries
 
 CTX = 7
 GOOD = [

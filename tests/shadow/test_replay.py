@@ -19,8 +19,7 @@ from lvm.shadow.decision import Decision, decide
 from lvm.shadow.replay import Candidate, replay, replay_candidate
 from lvm.system.thresholds import read_gate_rules
 from lvm.windows.export import plan_windows
-from lvm.windows.planning import Windows
-from lvm.windows.queries import Queries, make_queries
+from lvm.windows.planning import Queries, Windows, make_queries
 from tests.synthetic import make_bank, rotation, rotation_bank
 
 pytestmark = pytest.mark.slow

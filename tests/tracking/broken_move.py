@@ -9,13 +9,12 @@ import sys
 
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias
-from lvm.tracking import runs as tracking
+from lvm.tracking import alias, runs
 
 
 def main(after: str, version: str, expected: str) -> None:
     """Promote `version`, but end with exit code 9 once the alias `after` is set."""
-    tracking.configure()
+    runs.configure()
     set_alias = MlflowClient.set_registered_model_alias
 
     def set_and_end(self: MlflowClient, model: str, name: str, number: str) -> None:

@@ -12,14 +12,14 @@ import sys
 from multiprocessing.synchronize import Barrier
 
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import runs as tracking
-from lvm.tracking.promotion import promote_winner
+from lvm.tracking import runs
+from lvm.tracking.candidates import promote_winner
 from tests.shadow_cases import winning_case
 
 
 def settle_at_once(name: str, version: str, barrier: Barrier, results) -> None:
     """Settle a replay in which `name` beats the baseline, when all others are ready to."""
-    tracking.configure()
+    runs.configure()
     won = winning_case()
     outcomes = (dataclasses.replace(won.outcomes[0], name=name, version=version), *won.outcomes[1:])
     pairs = tuple(

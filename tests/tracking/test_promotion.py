@@ -14,8 +14,7 @@ from mlflow.tracking import MlflowClient
 from lvm.system.processes import Stopped, stoppable
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import alias
-from lvm.tracking.candidates import Field
-from lvm.tracking.promotion import promote_winner, replayed_name, tag_measured
+from lvm.tracking.candidates import Field, promote_winner, replayed_name, tag_measured
 from tests.shadow_cases import (
     CLEAR_GAIN,
     NO_GAIN,

@@ -19,8 +19,7 @@ from mlflow.utils import mlflow_tags
 from lvm.bank.store import write_bank
 from lvm.system.environment import is_dirty
 from lvm.system.processes import SIGNALS, Stopped, hold_signals
-from lvm.tracking import datasets
-from lvm.tracking import runs as tracking
+from lvm.tracking import datasets, runs
 from lvm.tracking.store import PROCESS
 from lvm.windows.export import ensure_windows
 from tests.synthetic import make_bank
@@ -44,20 +43,20 @@ def launched(monkeypatch, params: dict[str, str]) -> str:
 
 
 def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
-    with tracking.run("train", {"lr": "auto", "ctx": "50"}) as run_id:
-        tracking.log_config({"lr": 0.1, "ctx": 50})
+    with runs.run("train", {"lr": "auto", "ctx": "50"}) as run_id:
+        runs.log_config({"lr": 0.1, "ctx": 50})
     run = finished(run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "train"
     assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
     dirty = {True: "true", False: "false", None: None}[is_dirty()]
     assert run.data.tags.get("mlflow.source.git.dirty") == dirty
-    assert json.loads(tracking.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
+    assert json.loads(runs.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
 
 
 def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeypatch):
     run_id = launched(monkeypatch, {"lr": "1e-3", "ctx": "2000"})
-    with tracking.run("train", {"lr": "0.001", "ctx": "2000", "seed": "0"}) as opened:
+    with runs.run("train", {"lr": "0.001", "ctx": "2000", "seed": "0"}) as opened:
         assert opened == run_id
     assert finished(run_id).data.params == {"lr": "1e-3", "ctx": "2000", "seed": "0"}
     assert finished(run_id).info.status == "FINISHED"
@@ -66,15 +65,15 @@ def test_run_resumes_the_launchers_run_and_leaves_its_raw_strings(store, monkeyp
 def test_a_name_given_by_the_user_stays(store, monkeypatch):
     run_id = launched(monkeypatch, {})
     MlflowClient().set_tag(run_id, "mlflow.runName", "my own name")
-    with tracking.run("train", {}):
-        tracking.name_run("memory_gru ctx 50")
+    with runs.run("train", {}):
+        runs.name_run("memory_gru ctx 50")
     assert finished(run_id).info.run_name == "my own name"
 
 
 def test_a_run_without_a_name_gets_a_telling_one_with_a_description(store):
-    with tracking.run("train", {}) as run_id:
-        tracking.name_run("memory_gru ctx 50")
-        tracking.describe_run("**best** epoch 3")
+    with runs.run("train", {}) as run_id:
+        runs.name_run("memory_gru ctx 50")
+        runs.describe_run("**best** epoch 3")
     run = finished(run_id)
     assert run.info.run_name == "train memory_gru ctx 50"
     assert (run.data.tags["entry"], run.data.tags["mlflow.note.content"]) == (
@@ -84,17 +83,17 @@ def test_a_run_without_a_name_gets_a_telling_one_with_a_description(store):
 
 
 def test_an_exception_fails_the_run_with_its_reason(store):
-    with pytest.raises(ValueError, match="no such bank"), tracking.run("eval", {}) as run_id:
+    with pytest.raises(ValueError, match="no such bank"), runs.run("eval", {}) as run_id:
         raise ValueError("bank: no such bank\nanywhere")
     run = finished(run_id)
     assert run.info.status == "FAILED"
     assert run.data.tags["error"] == "bank: no such bank anywhere"
-    assert "Traceback" in tracking.read_text(run_id, "error.txt")
+    assert "Traceback" in runs.read_text(run_id, "error.txt")
 
 
 def test_a_launched_run_that_was_never_opened_fails_with_its_reason(store, monkeypatch):
     run_id = launched(monkeypatch, {"lr": "banana"})
-    tracking.refuse_launched_run("'banana' is not a valid float")
+    runs.refuse_launched_run("'banana' is not a valid float")
     assert finished(run_id).info.status == "FAILED"
     assert finished(run_id).data.tags["error"] == "'banana' is not a valid float"
     assert "MLFLOW_RUN_ID" not in os.environ
@@ -125,9 +124,9 @@ def test_the_run_of_another_command_is_left_alone(
     before = finished(run_id).to_dictionary() if status is not None else None
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     if is_refused:
-        tracking.refuse_launched_run("max_queries: 'many' is no number")
+        runs.refuse_launched_run("max_queries: 'many' is no number")
     else:
-        with tracking.run("eval", {}) as opened:
+        with runs.run("eval", {}) as opened:
             assert opened != run_id
         assert finished(opened).info.status == "FINISHED"
     line = capsys.readouterr().err
@@ -141,8 +140,8 @@ def test_a_stop_is_told_though_its_clean_up_fails(store, monkeypatch):
     def broken(run_id):
         raise mlflow.MlflowException("Invalid clause(s) in filter string")
 
-    monkeypatch.setattr(tracking, "child_runs", broken)
-    with pytest.raises(Stopped), tracking.run("train", {}) as run_id:
+    monkeypatch.setattr(runs, "child_runs", broken)
+    with pytest.raises(Stopped), runs.run("train", {}) as run_id:
         os.kill(os.getpid(), signal.SIGTERM)
     found = mlflow.get_run(run_id)
     assert found.info.status == "KILLED" and found.data.tags["error"] == "stopped by SIGTERM"
@@ -152,7 +151,7 @@ def test_a_stop_is_told_though_its_clean_up_fails(store, monkeypatch):
 def test_a_stop_signal_ends_the_run_as_killed_with_its_children(store, number):
     before = signal.getsignal(number)
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
-    with pytest.raises(Stopped) as stopped, tracking.run("train", {}) as run_id:
+    with pytest.raises(Stopped) as stopped, runs.run("train", {}) as run_id:
         child = subprocess.Popen(sleeper)
         nested = MlflowClient().create_run("0", tags={"mlflow.parentRunId": run_id})
         os.kill(os.getpid(), number)
@@ -169,7 +168,7 @@ def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
     try:
         hold_signals()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped), tracking.run("train", {}):
+        with pytest.raises(Stopped), runs.run("train", {}):
             pass
     finally:
         for number, handler in handlers.items():
@@ -179,13 +178,13 @@ def test_a_stop_signal_before_the_run_is_open_is_not_lost(store):
 
 
 def test_metrics_carry_their_step_and_get_legal_names(store):
-    with tracking.run("train", {}) as run_id:
+    with runs.run("train", {}) as run_id:
         for epoch in (1, 2):
-            tracking.log_metrics({"val/hit_at_5": epoch / 10, "lanes/C++ @ home": 1.0}, epoch)
+            runs.log_metrics({"val/hit_at_5": epoch / 10, "lanes/C++ @ home": 1.0}, epoch)
     history = MlflowClient().get_metric_history(run_id, "val/hit_at_5")
     assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
     (name,) = finished(run_id).data.metrics.keys() - {"val/hit_at_5"}
-    assert name == tracking.metric_name("lanes/C++ @ home") and name.startswith("lanes/C__ _ home-")
+    assert name == runs.metric_name("lanes/C++ @ home") and name.startswith("lanes/C__ _ home-")
 
 
 LANES = [
@@ -210,7 +209,7 @@ LANES = [
 
 def test_metric_names_of_any_script_stay_distinct(store):
     names = [f"lanes/{lane}/hit_at_5" for lane in LANES]
-    legal = [tracking.metric_name(name) for name in names]
+    legal = [runs.metric_name(name) for name in names]
     assert len(set(legal)) == len(names)
     unchanged = {
         "C",
@@ -229,15 +228,15 @@ def test_metric_names_of_any_script_stay_distinct(store):
     assert {a for a, b in zip(names, legal, strict=True) if a == b} == {
         f"lanes/{lane}/hit_at_5" for lane in unchanged
     }
-    with tracking.run("lane-diagnostics", {}) as run_id:
-        tracking.log_metrics({name: float(value) for value, name in enumerate(names)})
+    with runs.run("lane-diagnostics", {}) as run_id:
+        runs.log_metrics({name: float(value) for value, name in enumerate(names)})
     found = finished(run_id).data.metrics
     assert found == {name: float(value) for value, name in enumerate(legal)}
 
 
 def test_datasets_are_named_by_our_own_hash(store, tiny_bank, tmp_path):
     windows = ensure_windows(tiny_bank, 50, tmp_path / "windows")
-    with tracking.run("export", {}) as run_id:
+    with runs.run("export", {}) as run_id:
         datasets.log_bank(tiny_bank, "training")
         datasets.log_windows(windows, tmp_path / "windows", "training")
     run = finished(run_id)
@@ -256,7 +255,7 @@ def test_a_change_in_the_last_row_changes_the_digest(store, tmp_path):
     vectors[-1] = -vectors[-1]
     rows = bank.document_table().loc[lambda table: table.index.repeat(table["num_rows"])]
     other = write_bank(tmp_path / "two", vectors, rows.astype(str), "synthetic", "test")
-    with tracking.run("export", {}):
+    with runs.run("export", {}):
         digests = {datasets.log_bank(one, "training").digest for one in (bank, other)}
     assert len(digests) == 2
 
@@ -265,40 +264,40 @@ def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
     """Neither one that failed, nor one of another value, nor the open one itself."""
     made = {}
     for name, value in (("older", "x"), ("newer", "x"), ("other", "y")):
-        with tracking.run("train", {}) as made[name]:
-            tracking.set_tags({"key": value})
-    with pytest.raises(ValueError), tracking.run("train", {}):
-        tracking.set_tags({"key": "x"})
+        with runs.run("train", {}) as made[name]:
+            runs.set_tags({"key": value})
+    with pytest.raises(ValueError), runs.run("train", {}):
+        runs.set_tags({"key": "x"})
         raise ValueError("failed")
-    with tracking.run("phases", {}):
-        tracking.set_tags({"key": "x"})
-        assert tracking.find_finished("key", "x") == [made["newer"], made["older"]]
-        assert tracking.find_finished("key", "z") == []
+    with runs.run("phases", {}):
+        runs.set_tags({"key": "x"})
+        assert runs.find_finished("key", "x") == [made["newer"], made["older"]]
+        assert runs.find_finished("key", "z") == []
 
 
 def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
     """Neither another entry point below it, nor what failed, nor what another run launched."""
-    with pytest.raises(ValueError), tracking.run("phases", {}):
-        tracking.set_tags({"key": "x"})
+    with pytest.raises(ValueError), runs.run("phases", {}):
+        runs.set_tags({"key": "x"})
         for entry in ("train", "shadow-eval"):
-            with tracking.child_run(entry, {}):
-                tracking.set_tags({tracking.ENTRY: entry})
-                found = tracking.active_run_id()
-        with tracking.child_run("shadow-eval", {}):
-            tracking.set_tags({tracking.ENTRY: "shadow-eval"})
-            failed = tracking.active_run_id()
+            with runs.child_run(entry, {}):
+                runs.set_tags({runs.ENTRY: entry})
+                found = runs.active_run_id()
+        with runs.child_run("shadow-eval", {}):
+            runs.set_tags({runs.ENTRY: "shadow-eval"})
+            failed = runs.active_run_id()
             raise ValueError("failed")
-    with tracking.run("phases", {}), tracking.child_run("shadow-eval", {}):
-        tracking.set_tags({tracking.ENTRY: "shadow-eval"})
-    with tracking.run("phases", {}):
+    with runs.run("phases", {}), runs.child_run("shadow-eval", {}):
+        runs.set_tags({runs.ENTRY: "shadow-eval"})
+    with runs.run("phases", {}):
         asked = ("key", "x", "shadow-eval")
-        assert tracking.find_finished_children(*asked) == [found]
-        assert set(tracking.find_finished_children(*asked, whole={failed})) == {found, failed}
+        assert runs.find_finished_children(*asked) == [found]
+        assert set(runs.find_finished_children(*asked, whole={failed})) == {found, failed}
 
 
 def test_what_was_decided_otherwise_is_logged_beside_what_was_typed(store):
-    with tracking.run("train", {"ctx": "1000", "lr": "auto", "chunk": "200"}) as run_id:
-        tracking.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided={"ctx"})
+    with runs.run("train", {"ctx": "1000", "lr": "auto", "chunk": "200"}) as run_id:
+        runs.log_config({"ctx": 100, "lr": 0.1, "chunk": 200}, decided={"ctx"})
     params = finished(run_id).data.params
     assert (params["ctx"], params["resolved/ctx"], params["resolved/lr"]) == ("1000", "100", "0.1")
     assert "resolved/chunk" not in params
@@ -314,10 +313,10 @@ def test_what_others_added_at_the_same_moment_is_asked_for_once_more():
             tries.append("INSERT" if not tries else "INSERT OR REPLACE")
             shared.execute(f"{tries[-1]} INTO tags VALUES ('view')")
 
-        tracking.add_shared(add)
+        runs.add_shared(add)
         assert tries == ["INSERT", "INSERT OR REPLACE"]
         with pytest.raises(sqlite3.IntegrityError):
-            tracking.add_shared(lambda: shared.execute("INSERT INTO tags VALUES ('view')"))
+            runs.add_shared(lambda: shared.execute("INSERT INTO tags VALUES ('view')"))
     shared.close()
 
 
@@ -338,5 +337,5 @@ def test_a_store_that_cannot_be_read_now_lacks_nothing(
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
     with pytest.raises(kind) as caught:
-        tracking.read_json("abc")
+        runs.read_json("abc")
     assert type(caught.value) is kind

@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from lvm.system.processes import process_identifier
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 from lvm.tracking.store import PROCESS, REASON, UNCLAIMED_SECONDS, close_stale_runs
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +75,9 @@ def test_the_next_run_closes_those_of_its_experiment(store, capsys):
     other = MlflowClient().create_experiment("other")
     elsewhere = MlflowClient().create_run(other, tags={PROCESS: gone_name()}).info.run_id
     abandoned = running(gone_name())
-    with tracking.run("train", {}) as run_id:
+    with runs.run("train", {}) as run_id:
         assert (status(abandoned), status(run_id)) == ("KILLED", "RUNNING")
-        with tracking.child_run("one lane", {}):
+        with runs.child_run("one lane", {}):
             assert close_stale_runs() == [elsewhere]
     printed = capsys.readouterr()
     assert printed.err == f"run {abandoned} is closed: its process is gone\n"
@@ -119,7 +119,7 @@ def test_a_run_that_begins_late_keeps_no_error(store, monkeypatch):
     run_id = running(None, LATE_MS, "local")
     assert close_stale_runs() == [run_id]
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    with tracking.run("train", {}) as opened:
+    with runs.run("train", {}) as opened:
         assert opened == run_id
     assert status(run_id) == "FINISHED"
     assert "error" not in mlflow.get_run(run_id).data.tags

@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from sqlalchemy import URL, make_url
 
-from lvm.tracking import runs as tracking
+from lvm.tracking import runs
 from lvm.tracking.store import (
     RUNS_PAGE,
     SAVED_VIEW,
@@ -30,14 +30,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_leaves_the_view_to_its_experiment_once(store):
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         pass
     tag = MlflowClient().get_experiment("0").tags[SAVED_VIEW + VIEW]
     packed = json.loads(tag)["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert {"tags.`phase`", "tags.`ctx`", "metrics.`test/hit_at_5`"} < set(state["selectedColumns"])
     MlflowClient().set_experiment_tag("0", SAVED_VIEW + VIEW, "changed by a user")
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         pass
     assert MlflowClient().get_experiment("0").tags[SAVED_VIEW + VIEW] == "changed by a user"
 
@@ -110,8 +110,8 @@ def test_a_folder_of_any_name_holds_a_store(name, tmp_path, no_store):
     folder = tmp_path / name
     url = URL.create("sqlite", database=str(folder / "m.db"), query={"timeout": "60"})
     no_store.setenv("MLFLOW_TRACKING_URI", url.render_as_string())
-    with tracking.run("train", {}) as run_id:
-        tracking.log_artifact("text", "note.txt")
+    with runs.run("train", {}) as run_id:
+        runs.log_artifact("text", "note.txt")
     uri = mlflow.get_tracking_uri()
     assert database_file(uri) == folder / "m.db" and make_url(uri).query == {"timeout": "60"}
     assert logged_text(run_id) == "text"
@@ -182,25 +182,25 @@ def test_the_command_of_the_ui_survives_the_shell(store, monkeypatch):
 
 
 def test_a_store_that_was_moved_is_told_with_the_way_to_mend_it(store, monkeypatch, capsys):
-    with tracking.run("train", {}) as run_id:
-        tracking.log_artifact("text", "note.txt")
+    with runs.run("train", {}) as run_id:
+        runs.log_artifact("text", "note.txt")
     assert capsys.readouterr().err == ""
     moved = store.parent / "moved here"
     shutil.move(store, moved)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved}/mlflow.db")
     configure()
     with pytest.raises(ValueError, match="looked in ") as caught:
-        tracking.read_text(run_id, "note.txt")
+        runs.read_text(run_id, "note.txt")
     assert f"its store was moved to {moved}" in str(caught.value)
-    with tracking.run("train", {}):
+    with runs.run("train", {}):
         pass
     line = capsys.readouterr().err
     assert line.startswith(f"warning: the artifacts of experiment 0 belong in {store}/mlruns/0")
     command = line[line.index("mkdir -p") : line.index("; new artifacts")]
     subprocess.run(["sh", "-c", command], check=True)
     assert missing_folder(f"{store}/mlruns/0") is None
-    assert tracking.read_text(run_id, "note.txt") == "text"
-    with tracking.run("train", {}):
+    assert runs.read_text(run_id, "note.txt") == "text"
+    with runs.run("train", {}):
         pass
     assert capsys.readouterr().err == ""
 

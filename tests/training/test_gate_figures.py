@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from lvm.bank.store import UNASSIGNED
-from lvm.training.gate_figures import lane_table, load_figures, mutual_information
+from lvm.training.expert_gate import lane_table, load_figures, mutual_information
 
 
 def test_equal_loads() -> None:

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from lvm.bank.store import UNASSIGNED
-from lvm.training.gate_lanes import lane_experts
-from lvm.training.gate_losses import MEAN_DECAY, GateLoss, balance_loss, lane_loss, z_loss
+from lvm.training.expert_gate import (
+    MEAN_DECAY,
+    GateLoss,
+    balance_loss,
+    lane_experts,
+    lane_loss,
+    z_loss,
+)
 
 PRIOR_X = torch.tensor([0.5, 0.3, 0.15, 0.05])
 

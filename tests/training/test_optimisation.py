@@ -12,11 +12,9 @@ from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.batches import Batches
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.distributed import World
-from lvm.training.gradients import Gradients
 from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import TEMPERATURE_RANGE, SampledSoftmax
-from lvm.training.optimizer import make_optimizer
-from lvm.training.supervision import Supervised
+from lvm.training.step import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
 

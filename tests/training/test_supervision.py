@@ -9,7 +9,7 @@ from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.batches import Batch, Batches
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.loss import SampledSoftmax
-from lvm.training.supervision import Supervised, recomputed
+from lvm.training.step import Supervised, recomputed
 from lvm.windows.export import plan_windows
 
 

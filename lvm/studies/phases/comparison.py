@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import (
+from lvm.evaluation.metrics import (
+    POOLS,
     Difference,
     FloatArray,
     document_interval,
+    figures,
+    hit_at,
     holm,
     paired_difference,
+    pool_hit_at,
     smallest_detectable,
 )
-from lvm.evaluation.metrics import POOLS, figures, hit_at, pool_hit_at
 from lvm.models.facts import FREE
 from lvm.retrieval.rerank import LANE, NONE
 from lvm.studies.phases.table import OldGates, Phase, published_report

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from lvm.evaluation.intervals import LEVEL
+from lvm.evaluation.metrics import LEVEL
 from lvm.models.table import TRAINED_MODELS
 from lvm.system.errors import CONTROL, one_line_errors
 from lvm.system.untrusted import read_yaml, validated

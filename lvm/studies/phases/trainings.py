@@ -13,8 +13,7 @@ from lvm.retrieval.rerank import LANE
 from lvm.studies.phases.table import Phase
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, resolve
-from lvm.training.fingerprint import training_sha256
-from lvm.training.plan import TrainingPlan, plan_training
+from lvm.training.plan import TrainingPlan, plan_training, training_sha256
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 

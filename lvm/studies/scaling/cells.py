@@ -19,18 +19,24 @@ from torch import nn
 from lvm.bank.store import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.metrics import figures
-from lvm.models import fits
-from lvm.models.fits import model_digest
+from lvm.models.weights import FIT_VERSION, model_digest
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
 from lvm.system.seeding import generator
-from lvm.training import fingerprint
 from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.loop import train
-from lvm.windows.planning import SPLITS, TRAIN, Windows, contents_sha256, runs, train_windows
-from lvm.windows.queries import Queries
+from lvm.training.plan import TRAINING_VERSION
+from lvm.windows.planning import (
+    SPLITS,
+    TRAIN,
+    Queries,
+    Windows,
+    contents_sha256,
+    runs,
+    train_windows,
+)
 
 MAX_CHOICE_QUERIES = 1000
 ROUNDS = 8  # validations of a training, if the data allow it
@@ -158,7 +164,7 @@ class Trainer:
 
     def _key(self, windows_sha256: str, model: Any) -> str:
         asked = [self.queries.choice.target_row_Q, self.queries.measured.target_row_Q]
-        versions = [fingerprint.VERSION, fits.VERSION, torch.__version__]
+        versions = [TRAINING_VERSION, FIT_VERSION, torch.__version__]
         return cache_key(versions, self.bank.sha256, windows_sha256, asked, model)
 
     def _path(self, key: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from lvm.evaluation.intervals import LEVEL, FloatArray
+from lvm.evaluation.metrics import LEVEL, FloatArray
 from lvm.system.seeding import generator
 
 FEWEST_MISSES = 1e-6

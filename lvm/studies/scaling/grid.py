@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lvm.bank.store import Bank
-from lvm.evaluation.intervals import LEVEL, Difference, paired_difference
-from lvm.evaluation.metrics import hit_at, soft_hit_at
+from lvm.evaluation.metrics import LEVEL, Difference, hit_at, paired_difference, soft_hit_at
 from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
 from lvm.studies.scaling.fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.studies.scaling.verdict import (

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from lvm.evaluation.intervals import LEVEL, Difference, paired_difference, points
-from lvm.evaluation.metrics import soft_hit_at
+from lvm.evaluation.metrics import LEVEL, Difference, paired_difference, points, soft_hit_at
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import Fitted, Gain
 from lvm.system.thresholds import ScalingRules

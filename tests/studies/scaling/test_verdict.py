@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvm.evaluation.intervals import Difference
+from lvm.evaluation.metrics import Difference
 from lvm.studies.scaling.cells import CellResult
 from lvm.studies.scaling.fit import Gain, fit_grid
 from lvm.studies.scaling.verdict import (

@@ -1,0 +1,239 @@
+"""Runs of `eval` and `lane-diagnostics`: what is measured, logged, read back.
+
+Shapes: Q queries, D vector dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lvm.bank.store import FloatArray
+from lvm.evaluation.controls import run_ablations, run_controls
+from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_reranking, example_table
+from lvm.evaluation.lane_ceilings import Ceilings, lane_ceilings, search_table
+from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes
+from lvm.evaluation.latency import measure_serving
+from lvm.models.skip import Skip
+from lvm.prediction.predict import predict_queries
+from lvm.report.evaluation import context_figure, examples_page
+from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
+from lvm.report.tables import HITS
+from lvm.retrieval.hubness import omits_own_document
+from lvm.retrieval.index import ensure_index
+from lvm.system.thresholds import LaneRules
+from lvm.tracking import runs
+from lvm.tracking.datasets import read_bank
+from lvm.tracking.logged_models import Subject, open_subject
+from lvm.windows.planning import Queries
+
+MEASURED = "measured.parquet"
+SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
+COMPARED = 8
+EVAL = "eval"  # the entry whose runs can be judged
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The report of one predictor; `evaluations` has its own first, then the free ones."""
+
+    subject: Subject
+    queries: Queries
+    report: dict[str, Any]
+    evaluations: list[Evaluation]
+
+    @property
+    def own(self) -> Evaluation:
+        """Return the evaluation of the predictor itself."""
+        return self.evaluations[0]
+
+
+def measure_subject(
+    subject: Subject, settings: Mapping[str, Any], baselines: bool = True
+) -> Measurement:
+    """Evaluate the predictor beside the free ones; log its figures.
+
+    `settings` are the command's; `split` and `max_queries` are read from them.
+
+    The column `split` of the per-query tables names the split of the queries.
+    """
+    inputs, split = subject.inputs, settings["split"]
+    bank, windows = inputs.bank, inputs.windows
+    plan = {"split_kind": windows.split, "split_seed": windows.seed}
+    runs.log_config(dict(settings) | {"ctx": windows.ctx, "bank": str(bank.path)} | plan)
+    runs.name_run(f"{subject.name} ctx {windows.ctx} {split}")
+    runs.set_tags(subject.tags())
+    report, evaluations = evaluate(
+        subject.name,
+        subject.predictor.model,
+        bank,
+        windows,
+        split,
+        settings["max_queries"],
+        baselines,
+        counts_own=not omits_own_document(subject.predictor.facts.fit_version),
+    )
+    evaluations = [replace(e, per_query=e.per_query.assign(split=split)) for e in evaluations]
+    report["leaky"] = subject.is_leaky()
+    figures = {f"{split}/{key}": report[key] for key in HITS}
+    figures[f"{split}/corrected_hit_at_5"] = report["corrected"]["hit_at_5"]
+    runs.log_metrics(figures, model_id=subject.predictor.model_id, dataset=inputs.dataset)
+    queries = windows.queries[split].head(report["queries"])
+    return Measurement(subject, queries, report, evaluations)
+
+
+def log_examples(measurement: Measurement, split: str) -> None:
+    """Log some of the hits and misses with their contexts and the passages found."""
+    inputs = measurement.subject.inputs
+    examples = example_table(measurement.own, measurement.queries, inputs.bank, inputs.windows)
+    runs.log_artifact(examples, "examples.json")
+    title = f"{measurement.subject.name}: examples of the {split} queries"
+    runs.log_artifact(examples_page(title, examples, measurement.report["leaky"]), "examples.html")
+
+
+def serve(measurement: Measurement) -> dict[str, Any]:
+    """Search the serving index with the predictions; add its times to the report's latency."""
+    subject, own = measurement.subject, measurement.own
+    bank, windows, model = subject.inputs.bank, subject.inputs.windows, subject.predictor.model
+    # The index is tuned on val queries of these windows: the model's own may not fit this bank.
+    plan: dict[str, Any] = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    index = ensure_index(bank, model, replace(subject.predictor.facts, **plan), own.row_correction)
+    groups = windows.representative_N
+    measured, times = measure_serving(index, model, windows.ctx, own.predictions, groups)
+    measurement.report["latency_ms"] |= times
+    logged = {f"latency_ms/{name}": value for name, value in times.items()}
+    runs.log_metrics(logged | {"index/agreement": measured["agreement"]})
+    return measured
+
+
+def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
+    """Order the answers again by lane; log the figures with the new ranks."""
+    predictor, inputs = measurement.subject.predictor, measurement.subject.inputs
+    found, ranks = evaluate_reranking(
+        predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
+    )
+    runs.log_artifact(ranks, "reranked.parquet")
+    figures = {f"{split}/reranked_{key}": found["plain"][key] for key in HITS}
+    figures[f"{split}/reranked_corrected_hit_at_5"] = found["corrected"]["hit_at_5"]
+    runs.log_metrics(figures, model_id=predictor.model_id, dataset=inputs.dataset)
+    return found
+
+
+def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
+    """Ask without each part of the model on the first of the measured queries; log Hit@5."""
+    subject, queries = measurement.subject, measurement.queries
+    predictor, inputs = subject.predictor, subject.inputs
+    assert isinstance(predictor.model, Skip)
+    rank_Q = measurement.own.per_query["rank"].to_numpy()
+    ablations = run_ablations(predictor.model, inputs.bank, inputs.windows, queries, rank_Q)
+    figures = {
+        f"{split}/without_{one['part']}_hit_at_5": one["hit_at_5"] for one in ablations["without"]
+    }
+    runs.log_metrics(figures, model_id=predictor.model_id, dataset=inputs.dataset)
+    return ablations
+
+
+def control(measurement: Measurement, ridge: bool) -> dict[str, Any]:
+    """Run the controls on the first of the measured queries; log figures with an image."""
+    subject, queries = measurement.subject, measurement.queries
+    bank, windows = subject.inputs.bank, subject.inputs.windows
+    rank_Q = measurement.own.per_query["rank"].to_numpy()
+    controls = run_controls(subject.predictor.model, bank, windows, queries, rank_Q, ridge)
+    for entry in controls["context"]:
+        runs.log_metrics({"controls/hit_at_5_by_ctx": entry["hit_at_5"]}, step=entry["ctx"])
+    figures = {"controls/shuffled_hit_at_5": controls["shuffled"]["hit_at_5"]}
+    if controls["reversed_ridge"] is not None:
+        for way in ("forward", "backward"):
+            figures[f"controls/{way}_ridge_hit_at_5"] = controls["reversed_ridge"][way]["hit_at_5"]
+    runs.log_metrics(figures)
+    image = context_figure(subject.name, controls, measurement.report["leaky"])
+    runs.log_artifact(image, "context.png")
+    return controls
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one predictor answered, with the per-query table of each that was asked."""
+
+    subject: Subject
+    report: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    split: str
+    predictions: FloatArray
+    row_correction: FloatArray
+
+    @property
+    def own(self) -> pd.DataFrame:
+        """Return the table of the predictor that is judged."""
+        return self.tables[self.report["model"]]
+
+
+def measured_by(run_id: str) -> Answers:
+    """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
+    entry = runs.entry_of(run_id)
+    if entry != EVAL:
+        raise ValueError(f"eval_run: {run_id} is a run of {entry or 'no entry'}; give one of eval")
+    report, config = runs.read_json(run_id, "report.json"), runs.read_json(run_id)
+    runs.log_config(config | {"eval_run": run_id})
+    bank = read_bank(config["bank"])
+    if bank.sha256 != report["bank_sha256"]:
+        raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
+    subject = open_subject(config["model"], config["bank"], config["ctx"])
+    runs.name_run(f"{subject.name} ctx {subject.inputs.windows.ctx} {config['split']}")
+    runs.set_tags(subject.tags())
+    prediction_QD = runs.read_array(run_id, "predictions.npy")
+    queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)
+    again_QD = predict_queries(subject.predictor.model, bank, queries)
+    cosine_Q = np.einsum("qd,qd->q", again_QD, prediction_QD[: len(queries)])
+    if cosine_Q.min() < SAME_MODEL:
+        raise ValueError(
+            f"eval_run: {run_id} was measured with another model than {config['model']} is now; "
+            "run eval again"
+        )
+    by_name = dict(iter(runs.read_frame(run_id, MEASURED).groupby("predictor", sort=False)))
+    tables = {str(name): table.reset_index(drop=True) for name, table in by_name.items()}
+    correction = runs.read_array(run_id, "row_correction.npy")
+    return Answers(subject, report, tables, config["split"], prediction_QD, correction)
+
+
+def searched(answers: Answers, rules: LaneRules) -> Ceilings:
+    """Search with the truths and the predictions, exactly and through the serving index."""
+    subject, inputs = answers.subject, answers.subject.inputs
+    windows = inputs.windows
+    plan: dict[str, Any] = {"ctx": windows.ctx, "split": windows.split, "seed": windows.seed}
+    facts = replace(subject.predictor.facts, **plan)
+    index = ensure_index(inputs.bank, subject.predictor.model, facts, answers.row_correction)
+    queries = windows.queries[answers.split].head(len(answers.predictions))
+    table = search_table(
+        index,
+        answers.predictions,
+        queries,
+        inputs.bank,
+        windows.representative_N,
+        answers.row_correction,
+    )
+    return lane_ceilings(str(index.facts), answers.own, table, inputs.bank, rules, windows.seed)
+
+
+def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
+    """Log the figures: lanes beside the best free predictor, confusions, Hit@k of a larger k."""
+    inputs, leaky = answers.subject.inputs, diagnosis.leaky
+    measured = {diagnosis.model: diagnosis.lanes}
+    free = best_free_lanes(diagnosis, answers.tables, inputs.bank, inputs.windows.seed)
+    if free:
+        names = {lane.best_baseline for lane in diagnosis.lanes}
+        name = f"{names.pop()} (best free)" if len(names) == 1 else "best free of the lane"
+        measured[name] = tuple(free)
+    bars = lane_figure(measured, {diagnosis.model: diagnosis.hit_at_5}, leaky)
+    runs.log_artifact(bars, "lanes.png")
+    runs.log_artifact(confusion_figure(diagnosis), "confusion.png")
+    runs.log_artifact(larger_k_figure(diagnosis.model, ceilings, leaky), "larger_k.png")
+
+
+def log_decision(diagnosis: Diagnosis) -> None:
+    """Log the decision as a tag, the Hit@5 of each lane as a metric."""
+    runs.set_tags({"decision": diagnosis.decision})
+    hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}
+    runs.log_metrics(hits)

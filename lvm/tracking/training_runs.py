@@ -1,0 +1,160 @@
+"""Runs of `train`: validation of each epoch, what is logged, the registered model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import nn
+
+from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
+from lvm.evaluation.metrics import document_interval, figures, hit_at, smallest_detectable
+from lvm.models.facts import facts_of
+from lvm.models.tmd_experts import TMDExperts, has_gate
+from lvm.models.weights import load_state
+from lvm.prediction.predict import predict_queries, predict_routed
+from lvm.report.evaluation import evaluation_table, experts_figure, training_figure
+from lvm.report.notes import training_note
+from lvm.report.tables import HITS
+from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.runs import publish_report
+from lvm.tracking.versions import metric_tags
+from lvm.training.expert_gate import lane_table, mutual_information
+from lvm.training.loop import TrainResult
+from lvm.training.warnings import validation_warnings
+
+
+class Validation:
+    """The questions that `eval -P split=val` asks, put to models in training."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.bank, self.windows = inputs.bank, inputs.windows
+        self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
+        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
+        self._measured: list[NDArray[np.float64]] = []
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Return the plain filtered figures, with the mean cosine to the truth."""
+        found = {}
+        if has_gate(model):
+            asked = (model, self.bank, self.queries)
+            prediction_QD, gate_QX = predict_routed(*asked, progress=True)
+            found["gate_lane_mi"] = mutual_information(self.lane_table(gate_QX))
+        else:
+            prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
+        found["cosine"] = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
+        return figures(self._ranks(prediction_QD)) | found
+
+    def lane_table(self, gate_QX: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the weight of each expert over the val queries of each lane, (L, X)."""
+        if self.bank.lane_N is None:
+            return gate_QX.sum(axis=0, keepdims=True)
+        lane_Q = self.bank.lane_N[self.queries.target_row_Q]
+        return lane_table(gate_QX, lane_Q, len(self.bank.lanes))
+
+    def measure(self, model: nn.Module) -> dict[str, Any]:
+        """Return the plain filtered figures with their intervals by document."""
+        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        interval = document_interval(rank_Q, document_Q, self.windows.seed)
+        self._measured.append(hit_at(rank_Q, 5))
+        return {**figures(rank_Q), "ci95": interval}
+
+    def warnings(self) -> list[str]:
+        """Return what these queries cannot see, by the two best predictors measured so far."""
+        second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        detectable = smallest_detectable(first_Q - second_Q, document_Q)
+        return validation_warnings(len(self.queries), detectable)
+
+    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
+        groups = self.windows.representative_N
+        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
+
+    def experts_figure(self, model: TMDExperts) -> Figure:
+        """Draw which experts the model chooses, lane by lane."""
+        table_LX = self.lane_table(predict_routed(model, self.bank, self.queries)[1])
+        return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
+
+
+def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
+    """Log one epoch in one batch; print it as a line."""
+    epoch = int(record["epoch"])
+    values = {name: value for name, value in record.items() if name != "epoch"}
+    runs.log_metrics(values, step=epoch, dataset=inputs.dataset)
+    hits = "  ".join(f"Hit@{k} {100 * record[f'val/hit_at_{k}']:.2f} %" for k in (1, 5, 10))
+    seconds = record["train/seconds"]
+    print(
+        f"epoch {epoch}: loss {record['train/loss']:.4f}  val {hits}  ({seconds:.0f} s)", flush=True
+    )
+
+
+def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
+    """Apply `resume`; log the epochs that an interrupted run has behind it.
+
+    Raises ValueError where it is true without anything to go on from.
+    """
+    if resume == "true" and not state.is_file():
+        raise ValueError("resume: no interrupted run of this configuration is there; use auto")
+    if resume == "false":
+        state.unlink(missing_ok=True)
+    if state.is_file():
+        print(f"going on from {state}")
+        for record in load_state(state)[1]["history"]:
+            log_epoch(record, inputs)
+
+
+def finish_training(
+    inputs: Inputs,
+    result: TrainResult,
+    rivals: Mapping[str, Mapping[str, Any]],
+    phase: str,
+    register: bool,
+    report_path: str | None,
+) -> None:
+    """Evaluate the best model on val, log it with its figures, register it."""
+    name = result.config.model
+    bank, windows = inputs.bank, inputs.windows
+    report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
+    report |= {
+        "baselines": dict(rivals),
+        "best_epoch": result.best_epoch,
+        "warnings": result.warnings,
+    }
+    report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
+    facts = facts_of(name, phase, bank, windows, result.config.recipe)
+    step = result.best_epoch
+    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
+    model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
+    log_best(inputs, model_id, result, own)
+    hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
+    corrected = own.report["corrected"]
+    curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
+    runs.log_artifact(curve, "training.png")
+    reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
+    version = versions.register(model_id, facts, reached) if register else None
+    print(evaluation_table(report))
+    for warning in result.warnings:
+        print(f"warning: {warning}")
+    where = "not registered" if version is None else f"version {version} of {alias.NAME}"
+    print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
+    report |= {"history": result.history, "model_id": model_id, "version": version}
+    runs.describe_run(training_note(report, version))
+    publish_report(report, report_path)
+
+
+def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
+    """Log the figures of the best epoch with the model, beside the training curve."""
+    best = {f"best/{name}": own.report[name] for name in HITS}
+    best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
+    runs.log_metrics(
+        best | {"best/epoch": result.best_epoch},
+        step=result.best_epoch,
+        model_id=model_id,
+        dataset=inputs.dataset,
+    )
