@@ -207,8 +207,8 @@ def test_a_store_that_was_moved_is_told_with_the_way_to_mend_it(store, monkeypat
 
 def test_artifacts_that_are_in_two_places_after_a_move_are_told(store, monkeypatch, capsys):
     def note(text: str) -> str:
-        with tracking.run("train", {}) as run_id:
-            tracking.log_artifact(text, "note.txt")
+        with runs.run("train", {}) as run_id:
+            runs.log_artifact(text, "note.txt")
         return run_id
 
     first = note("before the move")
@@ -224,7 +224,7 @@ def test_artifacts_that_are_in_two_places_after_a_move_are_told(store, monkeypat
     assert f"belong in {old}, but {new} exists, too" in line
     command = line[line.index("cp -a") : line.index("; new artifacts")]
     subprocess.run(["sh", "-c", command], check=True)
-    texts = [tracking.read_text(run_id, "note.txt") for run_id in (first, second, third)]
+    texts = [runs.read_text(run_id, "note.txt") for run_id in (first, second, third)]
     assert texts == ["before the move", "in the old folder, made again", "there, too"]
     note("where all are")
     assert capsys.readouterr().err == ""
