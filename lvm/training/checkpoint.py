@@ -103,7 +103,8 @@ def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "weights"))
         sizes = _sizes(config, dim)
-        if initial is not None and "memory" in initial.config:  # type: ignore[operator]
+        known = set(initial.config) & size_names(config.model) if initial else set()  # type: ignore[call-overload]
+        if "memory" in known:
             sizes["memory"] = initial.config["memory"]  # type: ignore[index]
         model = build_model(sizes)
     if initial is not None:

@@ -112,7 +112,7 @@ def epoch_warnings(
     """Return what can be doubted after the epochs so far, one sentence each."""
     warnings = []
     best = next((record for record in history if record["epoch"] == best_epoch), {})
-    later = [record for record in history if record["epoch"] > best_epoch]
+    later = [record for record in history if best and record["epoch"] > best_epoch]
     is_settled = has_ended or any(_has_fallen(best, record) for record in later)
     if best_epoch == 1 and later and is_settled:
         warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
