@@ -134,7 +134,8 @@ def epoch_warnings(
 
 def _has_fallen(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
     """Any epoch after the best has fewer hits by definition: only a fall of some size counts."""
-    return later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
+    hits = [record.get("val/hit_at_5", math.nan) for record in (best, later)]
+    return hits[1] < hits[0] - NOTABLE_FALL
 
 
 def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:

@@ -198,9 +198,12 @@ def test_experts_are_not_taken_into_a_dense_model() -> None:
     ("setting", "named"),
     [
         ({"model": "tmd_experts", "trunk": "frozen"}, "trunk: frozen needs"),
-        ({"trunk": "frozen", "init": "1"}, "trunk: memory_gru is all trunk"),
+        ({"model": "memory_gru", "trunk": "frozen", "init": "1"}, "trunk: memory_gru is all trunk"),
         ({"trunk": "thawed"}, "trunk: unknown 'thawed'"),
-        ({"experts_control": "dense"}, "experts_control: memory_gru has no experts"),
+        (
+            {"model": "memory_gru", "experts_control": "dense"},
+            "experts_control: memory_gru has no experts",
+        ),
         ({"model": "tmd_experts", "experts_control": "swap"}, "experts_control: unknown 'swap'"),
         (
             {"model": "tmd_experts", "experts_control": "permuted", "experts": 1},
