@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from entrypoints.options import BANK_HELP, EntryPoint, option
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
-from lvm.bank.tables import read_text
 from lvm.corpus.encoders import load_encoder
-from lvm.corpus.sentences import split_sentences
+from lvm.corpus.reading import read_text_file
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_contexts, unit_contexts
@@ -43,7 +42,9 @@ class PredictOptions:
     """Options of `predict`: exactly one of `text` or `context` is given."""
 
     model: str = option(BASELINE_URI, MODEL_HELP)
-    text: str | None = option(None, "Text file that is the context.", unset="none")
+    text: str | None = option(
+        None, "File that is the context: .txt, .md, .rst or .html.", unset="none"
+    )
     context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=MAX_PASSAGES)
     rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
@@ -133,7 +134,7 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         return _read_vectors(Path(options.context), bank.dim)
     path = Path(str(options.text))
     try:
-        sentences = split_sentences(read_text(path))
+        sentences = read_text_file(path)
     except OSError as error:
         raise ValueError(f"text: {path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -293,7 +293,7 @@ def _read_parquet(
         _check_rows(path, file.metadata.num_rows, max_rows)
         if max_values is not None:
             lists = [one.name for one in fields if is_list(one.type)]
-            _check_values(path, _num_values(file.metadata, lists), max_values)
+            _check_values(path, _num_values(file, lists), max_values)
         texts = [one.name for one in fields if is_text(one.type)]
         # Names, not positions: pyarrow takes the names of texts alone for dictionaries.
         file = pq.ParquetFile(path, read_dictionary=texts)
@@ -357,8 +357,12 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _num_values(metadata: pq.FileMetaData, names: list[str]) -> int:
+def _num_values(file: pq.ParquetFile, names: list[str]) -> int:
     """Return how many values the lists of these columns hold, by the file's own count."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+    if not names:
+        return 0
+    file.scan_contents(names)  # raises for damaged counts, at which column() ends the process
+    paths = [file.schema.column(leaf).path for leaf in range(len(file.schema))]
+    leaves = [leaf for leaf, path in enumerate(paths) if path.split(".")[0] in names]
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    return sum(group.column(leaf).num_values for group in groups for leaf in leaves)

@@ -281,15 +281,11 @@ def _repeats(*keys_N: np.ndarray) -> bool:
 
 
 def _parquet_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
-    """Yield batches; one row group is in memory, as pyarrow decodes a row group at once."""
-    metadata = pq.read_metadata(path)
-    for group in range(metadata.num_row_groups):
-        # A reader keeps what it has decoded until it is gone: one for each row group.
-        file = pq.ParquetFile(path, metadata=metadata, buffer_size=BUFFER_BYTES)
-        for batch in file.iter_batches(
-            BATCH_ROWS, row_groups=[group], columns=names, use_threads=False
-        ):
-            yield pa.Table.from_batches([batch])
+    """Yield batches; of a row group, however large, only their pages are in memory."""
+    # With pre_buffer, which is the default, pyarrow holds whole column chunks.
+    file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+        yield pa.Table.from_batches([batch])
 
 
 def _json_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:

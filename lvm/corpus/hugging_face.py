@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
+from lvm.system.untrusted import parse_json, read_small_text
 
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"
-SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
+SPLITS, STATE = "dataset_dict.json", "state.json"  # of save_to_disk
 # Of the hub's client, file systems and parsers, beside the errors that `datasets` declares.
 LIBRARY_ERRORS = (
     pa.ArrowException,
@@ -71,10 +72,10 @@ class HuggingFaceSource:
                 f"source {self.source}: needs the library datasets; install it with "
                 "`pip install -e .[datasets]`"
             ) from error
-        is_saved = self.folder and any((self.folder / name).is_file() for name in SAVED)
         try:
-            if is_saved:
-                found = datasets.load_from_disk(self.name)
+            if saved := self._saved_files():
+                # Streamed: the pages that load_from_disk maps would count as memory.
+                found = datasets.load_dataset("arrow", data_files=saved, streaming=True)
             else:
                 found = datasets.load_dataset(self.name, streaming=True)
         except (DatasetsError, HTTPError, *LIBRARY_ERRORS) as error:
@@ -94,3 +95,20 @@ class HuggingFaceSource:
                 f"{PREFIX}{self.name}:<split>"
             )
         return found[split]
+
+    def _saved_files(self) -> dict[str, list[str]]:
+        """Return the Arrow files of each split that save_to_disk wrote; none of another source."""
+        if self.folder is None:
+            return {}
+        if (self.folder / SPLITS).is_file():
+            names = parse_json(read_small_text(self.folder / SPLITS))["splits"]
+            folders = {name: self.folder / name for name in names}
+        elif (self.folder / STATE).is_file():
+            folders = {DEFAULT_SPLIT: self.folder}
+        else:
+            return {}
+        states = {name: parse_json(read_small_text(at / STATE)) for name, at in folders.items()}
+        return {
+            name: [str(folders[name] / one["filename"]) for one in state["_data_files"]]
+            for name, state in states.items()
+        }

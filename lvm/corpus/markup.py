@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import docutils
 import docutils.core
 from docutils import nodes
 from docutils.parsers.rst import Parser, roles, states
@@ -75,6 +76,8 @@ TYPE_FIELDS = frozenset("cvartype meta rtype type vartype".split())
 _HEADING = re.compile("h[1-6]")
 _DIRECTIVE = re.compile(r"\.\.[ \t]+([\w:.+-]+?)::(.*)")
 _OPTION = re.compile(r":[\w-]+:")
+# A reference whose target is on another page, which docutils leaves as it is written.
+_REFERENCE = re.compile(r"`([^`]+?)(?:\s*<[^<>]*>)?`__?|(\w[\w.-]*?)__?")
 _VERSION = re.compile(r"\s*v?[0-9][\w.]*:?(?=\s|$)")
 
 
@@ -227,6 +230,9 @@ def _read_field(field: nodes.field, sections: _Sections) -> None:
 def _node_text(node: nodes.Node) -> str:
     if isinstance(node, nodes.Text):
         return node.astext()
+    if isinstance(node, nodes.problematic):
+        found = _REFERENCE.fullmatch(node.astext())
+        return found[1] or found[2] if found else node.astext()
     text = ""
     for child in node.children:
         if isinstance(child, nodes.footnote_reference | nodes.citation_reference):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
 from lvm.bank.tables import TABLES, kind_of, name_text, nfc, read_json_lines, read_table, read_text
 from lvm.bank.vector_tables import VECTOR_COLUMNS
-from lvm.corpus.markup import READERS, read_sections
+from lvm.corpus.markup import READERS, Section, read_sections
 from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
 from lvm.system.errors import CONTROL, one_line_errors, printable
@@ -134,12 +134,11 @@ def _read_parts(
 
 def read_text_file(path: Path, language: str = AUTO) -> list[str]:
     """Return the sentences of one .md, .rst, .html or other text file in reading order."""
-    kind = kind_of(path)
-    if kind not in READERS:
+    if kind_of(path) not in READERS:
         return split_sentences(read_text(path), language)
     return [
         sentence
-        for section in read_sections(kind, _markup(path, kind))
+        for section in _file_sections(path)
         for paragraph in section.paragraphs
         for sentence in split_sentences(paragraph, language)
     ]
@@ -154,22 +153,17 @@ def corpus_files(source: Path) -> list[Path]:
     if not found:
         others = _others(source)
         held = f" (it has {others})" if others else ""
-        raise ValueError(
-            f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give a folder with one"
-        )
+        way = f"hf:{source} for its tables" if ".parquet" in others else "a folder with one"
+        raise ValueError(f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give {way}")
     for path in found:
         if CONTROL.search(str(path)):
             raise ValueError(f"source {source}: {str(path)!r} holds control characters; rename it")
         if path != source:
             file_inside(source, str(path.relative_to(source)))
-    names = [nfc(str(path)) for path in found]
-    twice = (
-        next((name for name in names if names.count(name) > 1), None)
-        if len(set(names)) < len(names)
-        else None
-    )
-    if twice is not None:
-        raise ValueError(f"source {source}: two files are called {twice!r}; rename one")
+    count = Counter(nfc(str(path)) for path in found)
+    name, most = count.most_common(1)[0]
+    if most > 1:
+        raise ValueError(f"source {source}: two files are called {name!r}; rename one")
     return found
 
 
@@ -235,11 +229,7 @@ def _section_documents(
     path: Path, sequence: str, lane: str, language: str, tally: Tally
 ) -> Iterator[Document]:
     """One document a heading; a title that comes again is numbered."""
-    kind = kind_of(path)
-    try:
-        sections = read_sections(kind, _markup(path, kind))
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    sections = _file_sections(path)
     seen: Counter[str] = Counter()
     for title, paragraphs in sections:
         texts = [s for paragraph in paragraphs for s in tally.split(paragraph, language)]
@@ -250,6 +240,16 @@ def _section_documents(
             seen[name] += 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
             yield Document(sequence, numbered, texts, lane)
+
+
+def _file_sections(path: Path) -> list[Section]:
+    """Return the sections of a file of markup."""
+    kind = kind_of(path)
+    text = _markup(path, kind)
+    try:
+        return read_sections(kind, text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _markup(path: Path, kind: str) -> str:

@@ -129,22 +129,35 @@ def ui_command() -> str:
 
 
 def warn_of_moved_artifacts(experiment: Experiment) -> None:
-    """Print a warning if the experiment's artifact folder is gone because its store was moved.
+    """Print a warning if the experiment's artifacts lie elsewhere because its store was moved.
 
-    MLflow records that folder as an absolute path, and would create the old folder again.
+    MLflow records their folder as an absolute path, and makes it again where it is gone.
     """
     location = experiment.artifact_location
-    missing = missing_folder(location)
-    if missing is None:
+    if not is_local_uri(location, is_tracking_or_registry_uri=False):
         return
-    cure = link_to_moved(missing)
-    if cure is not None or not missing.parents[1].exists():  # a fresh store has a folder
-        print(
-            f"warning: the artifacts of experiment {experiment.experiment_id} belong in {missing}, "
-            f"which does not exist{cure or ''}; new artifacts are written there",
-            file=sys.stderr,
-            flush=True,
+    folder = Path(local_file_uri_to_path(location))
+    if not folder.exists():
+        cure = link_to_moved(folder)
+        if cure is None and folder.parents[1].exists():  # a fresh store has no folder yet
+            return
+        state = f"which does not exist{cure or ''}"
+    else:
+        database = database_file(mlflow.get_tracking_uri())
+        own = None if database is None else database.parent / ARTIFACTS / folder.name
+        if own is None or ARTIFACTS not in folder.parts or not own.exists() or own.samefile(folder):
+            return
+        here, there = shlex.quote(str(own)), shlex.quote(str(folder))
+        state = (
+            f"but {own} exists, too, as after moving a store: join the two, "
+            f"cp -a {there}/. {here} && rm -r {there} && ln -s {here} {there}"
         )
+    print(
+        f"warning: the artifacts of experiment {experiment.experiment_id} belong in {folder}, "
+        f"{state}; new artifacts are written there",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def missing_folder(location: str) -> Path | None:

@@ -307,6 +307,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.step)
         self.objective.focus = self.config.focus * focus_share(progress.step, self.plan.steps)
+        if self.config.focus and progress.step == (self.plan.steps + 1) // 2:
+            forget(progress)  # from here on the loss keeps one scale
         total = self.gradients.backward(progress.step, pending)
         norms = PartNorms(self.model) if is_last else None
         counts = self.guard.step(progress, total)

@@ -112,7 +112,7 @@ def epoch_warnings(
     """Return what can be doubted after the epochs so far, one sentence each."""
     warnings = []
     best = next((record for record in history if record["epoch"] == best_epoch), {})
-    later = [record for record in history if record["epoch"] > best_epoch]
+    later = [record for record in history if best and record["epoch"] > best_epoch]
     is_settled = has_ended or any(_has_fallen(best, record) for record in later)
     if best_epoch == 1 and later and is_settled:
         warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
@@ -134,8 +134,7 @@ def epoch_warnings(
 
 def _has_fallen(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
     """Any epoch after the best has fewer hits by definition: only a fall of some size counts."""
-    hits = [record.get("val/hit_at_5", math.nan) for record in (best, later)]
-    return hits[1] < hits[0] - NOTABLE_FALL
+    return later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
 
 
 def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lvm.bank.row_table import TMD_LANES
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, write_bank
 from lvm.system.atomic import with_checksum
 from lvm.system.seeding import generator
 from tests.synthetic import make_bank, noise_bank, rotation, rotation_bank
@@ -90,6 +90,44 @@ def test_blocks_make_the_same_bank_as_one_array(tmp_path: Path) -> None:
     whole = write_bank(tmp_path / "whole", vectors(), row_table(), "e", "t")
     blocks = (vectors()[start : start + 3] for start in range(0, 10, 3))
     assert write_bank(tmp_path / "blocks", blocks, row_table(), "e", "t").sha256 == whole.sha256
+
+
+def test_vectors_may_come_in_every_form(tmp_path: Path) -> None:
+    given = vectors(6)
+    columns = {"sequence": [1, 1, 1, 2, 2, 2], "text": list("abcdef"), "score": [0.5] * 6}
+    frame = pd.DataFrame(columns, index=[9, 8, 7, 6, 5, 4]).assign(embedding=list(given))
+    forms = {
+        "array and frame": (given, frame),
+        "column and frame": (frame["embedding"], frame),
+        "list and mapping": (given.tolist(), columns),
+        "blocks and mapping": (iter([given[:4], given[4:]]), columns),
+    }
+    banks = [write_bank(tmp_path / name, *form, dtype="float32") for name, form in forms.items()]
+    for bank in banks:
+        np.testing.assert_array_equal(bank.vectors, given)
+        assert bank.sequences == ("1", "2") and bank.sequence_N.tolist() == [0, 0, 0, 1, 1, 1]
+        texts = bank.texts()
+        assert texts is not None and texts.tolist() == list("abcdef")
+    assert len({bank.sha256 for bank in banks}) == 1
+    assert {bank.encoder for bank in banks} == {UNKNOWN_ENCODER}
+
+
+def test_vectors_alone_are_one_sequence_and_documents_are_sequences(tmp_path: Path) -> None:
+    alone = write_bank(tmp_path / "alone", vectors(3))
+    assert alone.sequences == ("alone",) and alone.vectors.dtype == np.float16
+    parts = write_bank(tmp_path / "parts", vectors(3), {"document": ["x", "y", "y"]})
+    assert parts.sequences == ("x", "y")
+
+
+def test_what_is_no_table_of_vectors_is_refused(tmp_path: Path) -> None:
+    ragged = pd.Series([[1.0, 2.0], [3.0]])
+    with pytest.raises(ValueError, match="vectors: not one list of numbers of one length a row"):
+        write_bank(tmp_path / "bank", ragged)
+    with pytest.raises(ValueError, match="vectors: not one list of numbers"):
+        write_bank(tmp_path / "bank", pd.Series(["a", "b"]))
+    with pytest.raises(ValueError, match="give a table beside vectors in blocks"):
+        write_bank(tmp_path / "bank", iter([vectors(3)]))
+    assert not (tmp_path / "bank").exists()
 
 
 def test_identity_follows_the_contents_alone(tmp_path: Path) -> None:

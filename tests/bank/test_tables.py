@@ -158,3 +158,20 @@ def test_suffixes_in_any_case() -> None:
     names = ["A.TXT", "b.markdown", "c.Text", "d.HTM", "e.NDJSON", "f.tab", "g"]
     expected = [".txt", ".md", ".txt", ".html", ".jsonl", ".tsv", ""]
     assert [kind_of(name) for name in names] == expected
+
+
+def test_a_damaged_footer_of_parquet_never_ends_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"row": [5, 5, 600], "context": [[2, 3, 4], [700], [1, 2]]})
+    pq.write_table(table, path)
+    raw = path.read_bytes()
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    refused = 0
+    for place in range(footer, len(raw)):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 0x70]) + raw[place + 1 :])
+        try:
+            read_table(path, max_values=100)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+    assert refused > (len(raw) - footer) / 2

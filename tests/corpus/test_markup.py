@@ -157,3 +157,70 @@ def test_html_that_is_nested_without_end_is_read_or_refused() -> None:
     assert read_sections(".html", nested(1500))[0].paragraphs == ["in the middle"]
     with pytest.raises(ValueError, match="nested too deeply"):
         read_sections(".html", nested(5000))
+
+
+# An example of each construct of CommonMark, with the paragraphs that it holds.
+COMMONMARK = {
+    "tabs": ("-\tone\n\n\ttwo\n", ["one", "two"]),
+    "backslash escapes": ("\\*not emphasised\\* \\# \\[x\\]", ["*not emphasised* # [x]"]),
+    "entities": ("&copy; &#35; &amp;lt; &nosuch;", ["© # &lt; &nosuch;"]),
+    "blocks before spans": ("- `one\n- two`", ["`one", "two`"]),
+    "thematic breaks": ("one\n\n***\n\ntwo\n\n_ _ _\n\nthree", ["one", "two", "three"]),
+    "no thematic break": ("_____a\n\n--a--", ["_____a", "--a--"]),
+    "no ATX heading": ("#hashtag\n\n####### seven", ["#hashtag", "####### seven"]),
+    "a break under a quote": ("> one\n\n---\n\ntwo", ["one", "two"]),
+    "indented code": ("one\n\n    code\n\n      more\n\ntwo", ["one", "two"]),
+    "a paragraph goes on": ("one\n    two\n         three", ["one two three"]),
+    "fenced code": ("one\n```` x\n```\n````\ntwo\n~~~\n```\n~~~\nthree", ["one", "two", "three"]),
+    "a fence with backticks behind": ("``` a`b\n\ntwo", ["``` a`b", "two"]),
+    "an unclosed fence in a quote": ("> ```\n> code\n\ntwo", ["two"]),
+    "HTML blocks": ("<table><tr><td>one\n</td></tr></table>\n\ntwo", ["one", "two"]),
+    "HTML around Markdown": ("<details>\n\n*one*\n\n</details>", ["one"]),
+    "comments and instructions": ("<!-- a\n\nb -->\n\none\n\n<?php\n\n?>\ntwo", ["one", "two"]),
+    "reference definitions": ("[a]:\n  /url\n  'title'\n\n[a] and [b]", ["a and [b]"]),
+    "a definition in a paragraph": ("one\n[a]: /url", ["one [a]: /url"]),
+    "blank lines": ("one\n  \n\t\n\n\ntwo  ", ["one", "two"]),
+    "quotes": ("> one\ntwo\n>\n> three\n> > four", ["one two", "three", "four"]),
+    "list items": ("1. one\n\n   two\n\n10) three\n- four", ["one", "two", "three", "four"]),
+    "an empty item": ("-\n\n  one\n- two\n-\n- three", ["one", "two", "three"]),
+    "nested lists": ("* a\n  * b\n    1. c\n\n       > d\n\n* e", list("abcde")),
+    "a number goes on": (
+        "The year is\n1986. It was long ago.",
+        ["The year is 1986. It was long ago."],
+    ),
+    "code spans": ("`` a`b `` and `c\nd` and ```e", ["a`b and c d and ```e"]),
+    "emphasis": ("*a **b** c* _d_ e_f_g **h", ["a b c d e_f_g **h"]),
+    "links": ("[a *b*](</c d> 'e') [f][g] [h]\n\n[g]: /i\n[h]: /j", ["a b f h"]),
+    "images": ("one ![two](three.png) four", ["one four"]),
+    "autolinks": ("<http://a.b> and <me@c.d>", ["http://a.b and me@c.d"]),
+    "raw HTML": ("a <b class='x'>b</b> <br/>c < d", ["a b c < d"]),
+    "hard breaks": ("one  \ntwo\\\nthree", ["one two three"]),
+    "textual content": ("Hello $.;'there, χρῆν  x", ["Hello $.;'there, χρῆν x"]),
+}
+
+
+@pytest.mark.parametrize("construct", COMMONMARK)
+def test_no_paragraph_of_markdown_is_lost(construct: str) -> None:
+    text, paragraphs = COMMONMARK[construct]
+    found = read_sections(".md", f"# One\n\n{text}\n\n# Two\n\n{SENTENCE}\n")
+    assert [one.title for one in found] == ["One", "Two"]
+    assert found[0].paragraphs == paragraphs and found[1].paragraphs == [SENTENCE]
+
+
+def test_headings_of_every_form_end_a_section() -> None:
+    text = "# a *b* #\none\n\nc\nd\n===\ntwo\n\n   ### `e`\n\nf\n---\n- three\n  # g\n  four"
+    found = read_sections(".md", text)
+    assert [(one.title, one.paragraphs) for one in found] == [
+        ("a b", ["one"]),
+        ("c d", ["two"]),
+        ("e", []),
+        ("f", ["three"]),
+        ("g", ["four"]),
+    ]
+
+
+def test_a_reference_to_another_page_of_rst_is_its_title() -> None:
+    text = "See `The Title`_, `a page <other.html>`__, `x <gone_>`_, there_ and |this|."
+    assert read_sections(".rst", text)[0].paragraphs == [
+        "See The Title, a page, x, there and |this|."
+    ]

@@ -242,7 +242,7 @@ def test_dependencies_are_what_is_imported_or_read_as_corpus():
     pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {pin.partition("==")[0].replace("-", "_") for pin in pinned}
     corpus = {package.distribution.replace("-", "_") for package in PACKAGES}
-    optional = {"sentence_transformers", "datasets"}
+    optional = {"datasets", "sentence_transformers"}
     known = set(importlib.import_module("sys").stdlib_module_names) | {"lvm", "entrypoints"}
     files = [*(ROOT / "lvm").rglob("*.py"), *(ROOT / "entrypoints").glob("*.py")]
     imported = {top for path in files for top in top_level_imports(path)} - known - optional

@@ -1,6 +1,7 @@
 """Corpora that are mutated: rows of text in reading order, or a refusal in a line."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,14 @@ def test_mutated_prose(suffix: str, tmp_path: Path, tally: Tally) -> None:
     fuzz(tally, "prose", 400, st.one_of(texts, texts, mutated_bytes(PROSE.encode())), check)
 
 
+def named(value: Any, missing: str) -> str:
+    """Return a name as text: null is none, and 1.0 is "1"."""
+    if value is None:
+        return missing
+    whole = int(value) if isinstance(value, float) and value % 1 == 0 else value
+    return unicodedata.normalize("NFC", str(whole))
+
+
 def lines_of(tree: Any) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in tree)
 
@@ -126,10 +135,11 @@ def test_mutated_jsonl(tmp_path: Path, tally: Tally) -> None:
         if rows is not None:
             text = raw.decode("utf-8-sig").replace("\r", "\n")
             told = [json.loads(line) for line in text.split("\n") if line.strip()]
-            assert rows["text"].tolist() == [line["text"] for line in told]
-            assert rows["sequence"].tolist() == [line.get("sequence", path.name) for line in told]
+            assert rows["text"].tolist() == [named(line["text"], "") for line in told]
+            sequences = [named(line.get("sequence"), path.name) for line in told]
+            assert rows["sequence"].tolist() == sequences
             lanes = rows["lane"].tolist() if "lane" in rows else [""] * len(told)
-            assert lanes == [line.get("lane", "") for line in told]
+            assert lanes == [named(line.get("lane"), "") for line in told]
             assert all(map(is_name, (*rows["sequence"], *rows["document"], *lanes)))
 
     odd = json.dumps({"text": "A row \u2028 with a separator."}, ensure_ascii=False).encode()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.store import Bank, write_bank
 from lvm.shadow import query_log
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.windows.planning import ContextQueries, Queries
@@ -239,3 +239,54 @@ def test_a_key_stands_once_in_a_line(tmp_path, tiny_bank):
     path.write_text('{"target_row": 5, "sequence": "sequence-0", "target_row": 6}\n')
     with pytest.raises(ValueError, match="line 1: not valid JSON .a key stands there twice"):
         asked(path, tiny_bank)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".JSONL"])
+def test_a_log_is_the_same_in_every_encoding(encoding, suffix, tmp_path, tiny_bank):
+    path = tmp_path / f"log{suffix}"
+    separator = "\t" if suffix == ".tsv" else ";"
+    if suffix.lower() == ".jsonl":
+        lines = list(map(json.dumps, GOOD))
+    else:
+        lines = [separator.join(map(str, row)) for row in (GOOD[0], *(g.values() for g in GOOD))]
+    path.write_text("\r\n".join(lines), encoding, newline="")
+    queries = asked(path, tiny_bank)
+    assert queries.target_row_Q.tolist() == [5, 600]
+    assert queries.first_row_Q.tolist() == [0, 593]
+
+
+def test_a_log_without_its_columns_is_told_those_it_has(tmp_path, tiny_bank):
+    path = tmp_path / "log.csv"
+    path.write_text("sequence;row\nsequence-0;5\n")
+    with pytest.raises(ValueError, match="log.csv: has the columns sequence, row; it needs targ"):
+        asked(path, tiny_bank)
+
+
+@pytest.fixture
+def numbered_bank(tmp_path):
+    """A bank whose sequences are called by numbers, as user ids are."""
+    rows = {"sequence": [1001] * 6 + [1002] * 6}
+    vectors = np.random.default_rng(0).standard_normal((12, 4))
+    return write_bank(tmp_path / "bank", vectors, rows)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".tsv"])
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_numbers_name_the_sequences_that_the_bank_calls_so(kind, suffix, tmp_path, numbered_bank):
+    path = tmp_path / f"log{suffix}"
+    frame = pd.DataFrame({"sequence": [kind(1001), kind(1002)], "target_row": [4, 9]})
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    if kind is float and suffix in (".csv", ".tsv"):
+        with pytest.raises(ValueError, match="1001.0"):  # in a table of text it is another name
+            asked(path, numbered_bank)
+    else:
+        assert asked(path, numbered_bank).target_row_Q.tolist() == [4, 9]
+    frame.assign(target_row=[9, 4]).to_json(tmp_path / "wrong.jsonl", orient="records", lines=True)
+    with pytest.raises(ValueError, match="query 1: .*1001"):
+        asked(tmp_path / "wrong.jsonl", numbered_bank)

@@ -203,3 +203,28 @@ def test_a_store_that_was_moved_is_told_with_the_way_to_mend_it(store, monkeypat
     with runs.run("train", {}):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_artifacts_that_are_in_two_places_after_a_move_are_told(store, monkeypatch, capsys):
+    def note(text: str) -> str:
+        with runs.run("train", {}) as run_id:
+            runs.log_artifact(text, "note.txt")
+        return run_id
+
+    first = note("before the move")
+    moved = store.parent / "moved here"
+    shutil.move(store, moved)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved}/mlflow.db")
+    configure()
+    second = note("in the old folder, made again")
+    assert "which does not exist" in capsys.readouterr().err
+    third = note("there, too")
+    line = capsys.readouterr().err
+    old, new = f"{store}/mlruns/0", f"{moved}/mlruns/0"
+    assert f"belong in {old}, but {new} exists, too" in line
+    command = line[line.index("cp -a") : line.index("; new artifacts")]
+    subprocess.run(["sh", "-c", command], check=True)
+    texts = [runs.read_text(run_id, "note.txt") for run_id in (first, second, third)]
+    assert texts == ["before the move", "in the old folder, made again", "there, too"]
+    note("where all are")
+    assert capsys.readouterr().err == ""

@@ -198,12 +198,9 @@ def test_experts_are_not_taken_into_a_dense_model() -> None:
     ("setting", "named"),
     [
         ({"model": "tmd_experts", "trunk": "frozen"}, "trunk: frozen needs"),
-        ({"model": "memory_gru", "trunk": "frozen", "init": "1"}, "trunk: memory_gru is all trunk"),
+        ({"trunk": "frozen", "init": "1"}, "trunk: delta_memory is all trunk"),
         ({"trunk": "thawed"}, "trunk: unknown 'thawed'"),
-        (
-            {"model": "memory_gru", "experts_control": "dense"},
-            "experts_control: memory_gru has no experts",
-        ),
+        ({"experts_control": "dense"}, "experts_control: delta_memory has no experts"),
         ({"model": "tmd_experts", "experts_control": "swap"}, "experts_control: unknown 'swap'"),
         (
             {"model": "tmd_experts", "experts_control": "permuted", "experts": 1},

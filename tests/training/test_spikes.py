@@ -20,8 +20,8 @@ from tests.training.test_loop import TOY, assert_same, train_toy
 
 pytestmark = pytest.mark.slow
 
-# 29 steps an epoch; the second copy is taken at step 64, before the damage in epoch 3. The focus
-# does not rise, so that all losses of the window are of one scale.
+# 29 steps an epoch; the second copy is taken at step 64, before the damage in epoch 3. Without
+# focus the loss keeps one scale from the first step on.
 CONFIG = TrainConfig(
     **(vars(TOY) | {"batch_size": 2, "max_steps": 112, "patience": 9, "dropout": 0.2, "focus": 0.0})
 )
