@@ -51,7 +51,7 @@ PLANS = {
     "tiny": Size(
         f"{DEFAULT_BANK}-tiny",
         50,
-        {"max_rows": 4000},
+        {"max_rows": 8000},
         {"epochs": 1, "hidden": 16, "layers": 2, "negatives": 64},
     ),
 }

@@ -138,7 +138,8 @@ def check_table(table: VectorTable, stem: str, order: str | None = None) -> Chec
             dim = dim or _first_length(column)
             is_half &= pa.types.is_float16(column.type.value_type)
             problems.check_vectors(name, column, dim, start)
-            kept.append(_plain(batch.select(wanted)))
+            # A copy: a column of a batch from an Arrow file keeps the vectors beside it in memory.
+            kept.append(_plain(batch.select(wanted)).take(np.arange(batch.num_rows)))
             start += batch.num_rows
     except UNREADABLE as error:
         if isinstance(error, ValueError) and str(error).startswith(table.place):

@@ -103,9 +103,9 @@ def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "weights"))
         sizes = _sizes(config, dim)
-        known = set(initial.config) & size_names(config.model) if initial else set()  # type: ignore[call-overload]
-        if "memory" in known:
-            sizes["memory"] = initial.config["memory"]  # type: ignore[index]
+        given: dict[str, Any] = {} if initial is None else initial.config  # type: ignore[assignment]
+        if "memory" in given and "memory" in size_names(config.model):
+            sizes["memory"] = given["memory"]
         model = build_model(sizes)
     if initial is not None:
         _take_over(model, initial, config)
