@@ -14,7 +14,7 @@ from lvm.report.notes import pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.runs import publish_report
-from lvm.tracking.store import RUNS_PAGE, ui_command
+from lvm.tracking.store import ui_command
 from lvm.tracking.versions import ARTIFACT
 
 
@@ -62,7 +62,7 @@ def body(options: MainOptions) -> None:
     runs.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
     publish_report({"size": options.size, "runs": launched, "shadow": shadow}, options.report)
     print(f"\nopen the runs in the MLflow UI:  {ui_command()}")
-    print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")
+    print(f"                          then:  http://127.0.0.1:5000{runs.active_runs_page()}")
 
 
 main = EntryPoint("main", MainOptions, body)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from entrypoints.command import EntryPoint
+from entrypoints.options.fields import changed
 from entrypoints.options.training import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
@@ -36,6 +37,9 @@ from lvm.training.plan import state_sha256, training_sha256
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
+# Options that the name of a run gives by itself, or that do not change its result.
+NAMED_OTHERWISE = ("bank", "ctx", "windows", "phase", "model", "recipe")
+NAMED_OTHERWISE += ("device", "resume", "register", "report")
 
 
 def check(options: TrainOptions) -> None:
@@ -91,7 +95,8 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
-    settings, options = decided(options), with_phase(options)
+    settings, typed = decided(options), changed(options, NAMED_OTHERWISE)
+    options = with_phase(options)
     if settings:
         chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {chosen}")
@@ -104,8 +109,9 @@ def body(options: TrainOptions) -> None:
         config = resolve(replace(config_of(options), decay=decay), inputs.windows.ctx)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
-        label = f" phase {options.phase}" if options.phase else ""
-        runs.name_run(f"{config.model} ctx {inputs.windows.ctx} {config.recipe}{label}")
+        label = f"phase {options.phase}" if options.phase else ""
+        words = f"{config.model} ctx {inputs.windows.ctx} {config.recipe} {label} {typed}"
+        runs.name_run(" ".join(words.split()))
         tags = {"model": config.model, "phase": options.phase or "none", "recipe": config.recipe}
         tags |= {"init": config.init or "none", "experts_control": config.experts_control}
         tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}

@@ -5,7 +5,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,15 @@ def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
     if value is None:
         return str(field.metadata["unset"])
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def changed(options: Any, omitted: Collection[str]) -> str:
+    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`."""
+    return " ".join(
+        f"{field.name} {typed_text(field, value)}"
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default and field.name not in omitted
+    )
 
 
 def click_options(options_class: type[Any]) -> list[click.Parameter]:

@@ -58,6 +58,12 @@ class Subject:
     predictor: Predictor
     inputs: Inputs
 
+    def title(self) -> str:
+        """Return the name with the version, where it has one, and ctx: `skip v2 ctx 1000`."""
+        version = self.predictor.version
+        name = self.name if version is None else f"{self.name} v{version}"
+        return f"{name} ctx {self.inputs.windows.ctx}"
+
     def tags(self) -> dict[str, str]:
         """Return the tags of the predictor for the run list, beside those of its inputs."""
         facts = self.predictor.facts
@@ -125,9 +131,10 @@ def log_predictor(
 def read_card(reference: str) -> Card:
     """Read the facts of a logged predictor without its weights.
 
-    `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>.
-    Raises ValueError, in one line, if there is none.
+    `reference` is a version's number, models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model
+    or models:/m-<id>. Raises ValueError, in one line, if there is none.
     """
+    reference = full_reference(reference)
     version = _resolve_version(reference)
     uri = reference if version is None else f"models:/{version.name}/{version.version}"
     try:
@@ -188,6 +195,11 @@ class LoggedFiles:
             raise _unreadable(self.card.reference, error, source) from None
 
 
+def full_reference(reference: str) -> str:
+    """Return models:/lvm/<version> for the number of a version, another reference as it is."""
+    return f"models:/{NAME}/{reference}" if reference.isdecimal() else reference
+
+
 def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
     """Read or fit the predictor `reference`; bank or ctx None means its own.
 
@@ -232,7 +244,7 @@ def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     """
     if reference is None:
         return None
-    full = f"models:/{NAME}/{reference}" if reference.isdigit() else reference
+    full = full_reference(reference)
     if not full.startswith(("models:/", "runs:/")):
         raise ValueError(
             f"init: unknown '{reference}'; give a version's number, models:/{NAME}@<alias>, "
@@ -293,8 +305,8 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         if not reference.startswith("models:/"):
             if not reference.startswith("runs:/"):
                 raise ValueError(
-                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, "
-                    f"{BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
+                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, a version's "
+                    f"number, {BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
                 )
             return None
         if alias:

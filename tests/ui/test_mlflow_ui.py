@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.tracking import alias
-from lvm.tracking.store import RUNS_PAGE
+from lvm.tracking.store import runs_page
 from tests.conftest import copy_store
 from tests.ui.project import make_project
 
@@ -41,7 +41,7 @@ def page(project, tmp_path_factory):
         served(mlflow.get_tracking_uri()) as address,
         opened(tmp_path_factory.mktemp("profile")) as page,
     ):
-        page.goto(address + RUNS_PAGE)
+        page.goto(address + runs_page())
         page.get_by_label("Close").first.click()
         yield page
 
@@ -76,9 +76,9 @@ def run_page(run: mlflow.entities.Run) -> str:
 
 
 def test_the_run_list_has_our_names_and_columns(visit, see):
-    visit(RUNS_PAGE)
+    visit(runs_page())
     columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
-    names = ("train memory_gru ctx 10", "eval memory_gru ctx 20", "shadow-eval 7 candidates")
+    names = ("train memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 7 candidates")
     cells = [re.compile(f"^{word}$") for word in ("memory_gru", "2B", "3.5", "dense")]
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
