@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.fields import changed
 from entrypoints.options.training import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
+from lvm.report.training import pace_line, training_header
 from lvm.studies.phases.table import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
@@ -33,8 +35,8 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.training.plan import state_sha256, training_sha256
-from lvm.windows.export import ensure_windows
+from lvm.training.plan import TrainingPlan, state_sha256, training_sha256
+from lvm.windows.export import ensure_windows, longest_context
 
 STATES = Path("data/training")
 # Options that the name of a run gives by itself, or that do not change its result.
@@ -64,10 +66,14 @@ def decided(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if getattr(options, name) is None}
 
 
-def with_phase(options: TrainOptions) -> TrainOptions:
-    """Return the options with what their phase decides, with a context length."""
+def with_phase(options: TrainOptions, longest: int = DEFAULT_CTX) -> TrainOptions:
+    """Return the options with what their phase decides, with a context length.
+
+    `longest` is the longest context that the bank has.
+    """
     settings = decided(options)
-    return replace(options, **{"ctx": options.ctx or settings.get("ctx", DEFAULT_CTX)} | settings)
+    ctx = options.ctx or settings.get("ctx") or min(DEFAULT_CTX, longest)
+    return replace(options, **{"ctx": ctx} | settings)
 
 
 def config_of(options: TrainOptions) -> TrainConfig:
@@ -96,12 +102,13 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
     settings, typed = decided(options), changed(options, NAMED_OTHERWISE)
-    options = with_phase(options)
     if settings:
         chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {chosen}")
     with joined(chosen_device(options.device)) as world:
-        inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+        bank = read_bank(options.bank)
+        options = with_phase(options, longest_context(bank))
+        inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
         initial = read_initial(options.init, inputs)
@@ -123,6 +130,12 @@ def body(options: TrainOptions) -> None:
         told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
         print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
         warnings = WarningLog(validation.warnings())
+        automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
+
+        def print_header(plan: TrainingPlan, num_parameters: int) -> None:
+            shown = (inputs.bank, inputs.windows, config, automatic, plan, num_parameters)
+            print(training_header(*shown), flush=True)
+
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -131,6 +144,8 @@ def body(options: TrainOptions) -> None:
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
             on_warnings=warnings.update,
+            on_start=print_header,
+            on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
             state_path=state,
             world=world,
             initial=initial,
@@ -148,13 +163,13 @@ def follow(options: TrainOptions) -> None:
 
     Raises ValueError where this process finds other data.
     """
-    options = with_phase(options)
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
         config, initial, *digests = shared
         bank = read_bank(options.bank)
+        options = with_phase(options, longest_context(bank))
         windows = ensure_windows(bank, options.ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")

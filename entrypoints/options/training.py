@@ -33,7 +33,9 @@ class TrainOptions:
 
     bank: str = option(DEFAULT_BANK, BANK_HELP)
     ctx: int | None = option(
-        None, f"Rows of context (auto: the phase's, else {DEFAULT_CTX}).", low=2
+        None,
+        f"Rows of context (auto: the phase's, else {DEFAULT_CTX}, or the longest there is).",
+        low=2,
     )
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     phase: str | None = option(

@@ -91,8 +91,7 @@ def log_predictor(
 ) -> str:
     """Log a predictor to the active run as safetensors without pickle; return its model id."""
     tensor = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
+    signature = ModelSignature(  # without inputs, which are vectors or texts: lvm checks them
         outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
         params=ParamSchema(
             [

@@ -18,12 +18,13 @@ from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure
 from lvm.report.notes import training_note
 from lvm.report.tables import HITS
+from lvm.report.training import next_commands
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.tracking import alias, logged_models, runs, versions
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.runs import publish_report
-from lvm.tracking.versions import metric_tags
+from lvm.tracking.versions import ARTIFACT, metric_tags
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.loop import TrainResult
 from lvm.training.warnings import validation_warnings
@@ -139,10 +140,10 @@ def finish_training(
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = versions.register(model_id, facts, reached) if register else None
     print(evaluation_table(report))
-    for warning in result.warnings:
-        print(f"warning: {warning}")
     where = "not registered" if version is None else f"version {version} of {alias.NAME}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
+    reference = version or f"runs:/{runs.active_run_id()}/{ARTIFACT}"
+    print(next_commands(reference, is_registered=version is not None), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
     runs.describe_run(training_note(report, version))
     publish_report(report, report_path)

@@ -30,9 +30,12 @@ from lvm.windows.planning import Windows
 Validate = Callable[[nn.Module], dict[str, float]]
 OnEpoch = Callable[[dict[str, float]], None]
 OnWarnings = Callable[[list[str]], object]
+OnStart = Callable[[TrainingPlan, int], object]
+OnPace = Callable[[float, int], object]
 
 ALONE = World()
 MAX_SKIPPED_IN_A_ROW = 20
+PACED_STEPS = 3  # after the first, which is slower, the pace is measured on so many
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def train(
     validate: Validate,
     on_epoch: OnEpoch = lambda record: None,
     on_warnings: OnWarnings = lambda sentences: None,
+    on_start: OnStart = lambda plan, num_parameters: None,
+    on_pace: OnPace = lambda seconds, num_steps: None,
     state_path: Path | None = None,
     checkpoint_steps: int | None = None,
     world: World = ALONE,
@@ -64,11 +69,13 @@ def train(
     """Train `config.model` on the train rows of `windows`, best epoch by `validate`'s `hit_at_5`.
 
     validate maps a model to its val figures; on_epoch is called once an epoch, from epoch 1, with
-    that epoch's record; on_warnings before each epoch with all that is to be doubted by then. With
-    a `state_path`, the state is written there after each epoch, and inside epochs every
+    that epoch's record; on_warnings before each epoch with all that is to be doubted by then.
+    on_start is called before the first epoch with the plan and the number of parameters, on_pace
+    after a few steps with the seconds that one takes and the number of steps to come. With a
+    `state_path`, the state is written there after each epoch, and inside epochs every
     `checkpoint_steps` optimiser steps (None: every two minutes); a run that finds the state of the
-    same data and configuration goes on from it, to the same result. `initial` is the predictor
-    that `config.init` names, whose weights training starts from.
+    same data and configuration goes on from it, to the same result. `initial` is the predictor that
+    `config.init` names, whose weights training starts from.
 
     Every process of `world` calls this and gets the result; each takes its share of the windows of
     every batch. Rank 0 alone validates, calls on_epoch, writes the state.
@@ -80,6 +87,9 @@ def train(
     """
     loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
     loop.restore(state_path, checkpoint_steps)
+    loop.on_pace = on_pace
+    if world.is_main:
+        on_start(loop.plan, sum(one.numel() for one in loop.model.parameters()))
     while not loop.finished():
         if world.is_main:
             on_warnings(loop.warnings())
@@ -130,6 +140,8 @@ class _Loop:
         self.guard = Guard(*trained, world)
         self.progress = Progress()
         self.identity = state_sha256(config, windows, world.size, initial)
+        self.on_pace: OnPace = lambda seconds, num_steps: None
+        self._step_ends: list[float] = []
 
     def finished(self) -> bool:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
@@ -168,6 +180,7 @@ class _Loop:
                 self._mine(epoch, number - len(pending))
                 is_last = number == num_batches or progress.step + 1 >= self.plan.steps
                 progress.losses.append(self._step(pending, is_last))
+                self._tell_pace()
                 bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
                 pending = []
                 if progress.step >= self.plan.steps:
@@ -177,6 +190,15 @@ class _Loop:
                     progress.seconds, started = progress.seconds + now - started, now
                     self.save()
         return self._record(epoch, progress.seconds + time.monotonic() - started)
+
+    def _tell_pace(self) -> None:
+        """Tell the pace once the first steps of this process have been taken."""
+        if len(self._step_ends) > PACED_STEPS or not self.world.is_main:
+            return
+        self._step_ends.append(time.monotonic())
+        if len(self._step_ends) > PACED_STEPS:
+            seconds = (self._step_ends[-1] - self._step_ends[0]) / PACED_STEPS
+            self.on_pace(seconds, self.plan.steps - self.progress.step)
 
     def close_epoch(self, record: dict[str, float], validate: Validate) -> dict[str, float]:
         """Validate on rank 0, note the best; return the epoch's record, the same on all ranks."""
