@@ -21,9 +21,11 @@ from lvm.evaluation.lane_ceilings import failing_queries
 from lvm.evaluation.lane_diagnosis import diagnose
 from lvm.report.lanes import (
     agreement_figure,
+    assignment_line,
     assignment_table,
     ceilings_table,
     hits_table,
+    lanes_screen,
     lanes_table,
     supply_line,
 )
@@ -71,7 +73,9 @@ def body(options: LaneOptions) -> None:
         blocks.insert(0, assignment_table(assignment, agreement))
     table = "\n\n".join(blocks)
     runs.log_artifact(table + "\n", "lanes.txt")
-    print(table)
+    if assignment.method != BANK:
+        print(assignment_line(assignment, agreement), end="\n\n")
+    print(lanes_screen(diagnosis, ceilings), flush=True)
     found = None if agreement is None else agreement.report()
     report = answers.report | {
         "diagnosis": diagnosis.report(),

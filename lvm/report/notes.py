@@ -9,6 +9,7 @@ from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,
     MARKDOWN,
+    TEXT,
     bullets,
     captioned,
     hit_cells,
@@ -16,6 +17,7 @@ from lvm.report.tables import (
     page_table,
     percent,
     read_difference,
+    wrapped,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision
@@ -85,6 +87,39 @@ def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:
         bullets(decision["reasons"][:SHOWN], MARKDOWN),
     ]
     return "\n\n".join(blocks)
+
+
+def last_screen(
+    ctx: int,
+    shadow: Mapping[str, Any],
+    example: Mapping[str, Any],
+    model: str,
+    commands: Mapping[str, str],
+) -> str:
+    """Return a pipeline's end: what was asked, who won and why, one prediction, what to type next.
+
+    `example` is a line of `example_table` of `model`; `commands` map what one wants to a command.
+    """
+    asked = (
+        f"Which passage comes next, after up to {ctx:,} others? {shadow['num_queries']:,} test "
+        f"queries from {shadow['num_documents']:,} documents; every one of the "
+        f"{shadow['num_rows']:,} passages could be the answer."
+    )
+    decision = shadow["decision"]
+    # The last sentences of the context are those that a reader can judge the prediction by.
+    before = " / ".join(str(example["context"]).split(" / ")[-2:])
+    lines = [
+        ("ASKED", asked),
+        ("WON", f"{decision['winner'] or 'nobody'}: {'; '.join(decision['reasons'][:2])}"),
+        ("EXAMPLE", f"of {model}, {example['outcome']} at rank {example['rank']:,.0f}"),
+        ("  after", before),
+        ("  found", str(example["found_1"])),
+        ("  true", str(example["truth"])),
+    ]
+    body = [wrapped(f"{name:<9}{text}", TEXT, hanging=" " * 9) for name, text in lines]
+    width = max(map(len, commands), default=0)
+    typed = [f"  {want:<{width}}  {command}" for want, command in commands.items()]
+    return "\n".join([*body, "TYPE NEXT", *typed])
 
 
 def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:
