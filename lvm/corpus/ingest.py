@@ -40,7 +40,7 @@ from lvm.system.errors import one_line_errors
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
-READER = "2"  # raised where the same text would give other rows
+READER = "3"  # raised where the same text would give other rows
 
 
 @dataclass(frozen=True)

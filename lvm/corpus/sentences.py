@@ -20,6 +20,7 @@ MIN_DENSE_WORDS = 2  # in scripts whose words carry the small words of others as
 MAX_WORDS = 60
 MIN_LETTERS = 0.7  # share of letters among the characters that are not spaces
 LETTERS_A_WORD = 3  # in scripts without spaces, Han apart
+BLOCK = 2000  # characters from which a paragraph is cut: sentencex' time grows by their square
 SHORT, SIGNS, CODE = "fewer than 3 words", "mostly digits or signs", "reads as code"
 LANGUAGES = {  # by script; a script that is not here is read by the rules of English
     "Han": "zh",
@@ -61,6 +62,9 @@ _WRAPPED = regex.compile(  # a line end inside of Chinese or Japanese, which is 
 # A space that ends a phrase: between letters of these scripts, not after a mark of repetition.
 _PHRASE = regex.compile(rf"(?<=[{_SPACELESS}]{{3}})(?<![ๆฯໆ]) (?=[{_SPACELESS}]{{3}})")
 _END = regex.compile(r"(?V1)(?<=[\p{Sentence_Terminal}--[\x00-\x7f]]) ")  # sentencex lacks some
+_SURE_END = regex.compile(  # of a sentence, not of an abbreviation
+    r"(?<=\w{4}[.!?]) (?=[\p{Lu}\p{Lo}])|(?<=[。！？।]) ?(?=\w)"
+)
 _CLAUSE = regex.compile(r"[，、；：,;:。！？!?」』）)\s]+")
 _INNER_DOT = re.compile(r"(?<=\w)\.(?=\w)(?!\w\.)")  # numpy.ndarray ends no sentence; not e.g.
 _DOT = "\ue000"
@@ -173,7 +177,8 @@ def _segments(text: str, language: str) -> Iterator[str]:
         spaced = paragraph if paragraph.isascii() else _WRAPPED.sub("", paragraph)
         line = _INNER_DOT.sub(_DOT, " ".join(spaced.split()))
         known = script_language(line) if language == AUTO else language
-        for segment in sentencex.segment(known, line):
+        segments = (one for block in _blocks(line) for one in sentencex.segment(known, block))
+        for segment in segments:
             sentence = segment.replace(_DOT, ".").strip()
             if sentence.isascii():
                 if sentence:
@@ -181,6 +186,18 @@ def _segments(text: str, language: str) -> Iterator[str]:
                 continue
             for ended in _END.split(sentence):
                 yield from _phrases(ended.strip())
+
+
+def _blocks(line: str) -> Iterator[str]:
+    """Cut a long paragraph where a sentence surely ends; at a space where none does."""
+    start = 0
+    while len(line) - start > BLOCK:
+        least, most = start + BLOCK, start + 2 * BLOCK
+        found = _SURE_END.search(line, least, most)
+        end = found.end() if found else line.rfind(" ", least, most) + 1 or most
+        yield line[start:end]
+        start = end
+    yield line[start:]
 
 
 def _phrases(sentence: str) -> Iterator[str]:

@@ -36,6 +36,20 @@ def test_inline_markup_leaves_its_text() -> None:
     assert read_sections(".md", text)[0].paragraphs == ["A b c d h i^2 j k l* & m n o", "Note."]
 
 
+def test_every_footnote_is_read_where_it_stands() -> None:
+    text = "# a\nOne[^x] two^[An inline note.].\n\n[^x]: First.\n\n    Second.\n\n[^y]: Unused.\n\n# b\nc"
+    found = read_sections(".md", text)
+    assert found[0].paragraphs == ["One two.", "An inline note.", "First.", "Second.", "Unused."]
+    assert found[1].paragraphs == ["c"]
+
+
+@pytest.mark.parametrize("open_bracket", ["[", "[a", "![", "^[", "[^a"])
+def test_very_many_open_brackets_stay_text(open_bracket: str) -> None:
+    text = f"{open_bracket * 3000} \\[ [one](/two) three."
+    found = read_sections(".md", f"{text}\n\n{SENTENCE}\n")
+    assert found[0].paragraphs == [f"{open_bracket * 3000} [ one three.", SENTENCE]
+
+
 def test_what_is_no_prose_is_left_out() -> None:
     text = (
         "---\ntitle: no\n---\n\n```python\nno\n```\n\n$$\nno\n$$\n\n    no\n\n"
