@@ -239,9 +239,7 @@ def _short_lines(line: str) -> list[str]:
     if len(line) <= MAX_RST_PARAGRAPH:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(
-        line, MAX_RST_PARAGRAPH, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return textwrap.wrap(line, MAX_RST_PARAGRAPH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _read_rst(text: str, sections: _Sections) -> None:

@@ -37,7 +37,8 @@ def test_inline_markup_leaves_its_text() -> None:
 
 
 def test_every_footnote_is_read_where_it_stands() -> None:
-    text = "# a\nOne[^x] two^[An inline note.].\n\n[^x]: First.\n\n    Second.\n\n[^y]: Unused.\n\n# b\nc"
+    notes = "[^x]: First.\n\n    Second.\n\n[^y]: Unused."
+    text = f"# a\nOne[^x] two^[An inline note.].\n\n{notes}\n\n# b\nc"
     found = read_sections(".md", text)
     assert found[0].paragraphs == ["One two.", "An inline note.", "First.", "Second.", "Unused."]
     assert found[1].paragraphs == ["c"]
@@ -144,6 +145,12 @@ def test_a_page_of_sphinx_keeps_its_prose() -> None:
 def test_a_long_line_of_rst_is_read() -> None:
     line = "word " * 5000
     assert read_sections(".rst", line)[0].paragraphs == [line.strip()]
+
+
+@pytest.mark.parametrize("word", [":a" * 30_000, "`a " * 20_000, "*a " * 20_000])
+def test_an_endless_paragraph_of_rst_is_read_as_text(word: str) -> None:
+    found = read_sections(".rst", f"{word}\n\n{SENTENCE}\n")[0].paragraphs
+    assert "".join(found).replace(" ", "") == f"{word}{SENTENCE}".replace(" ", "")
 
 
 HTML = """<!DOCTYPE html><html><head><title>no</title><style>no {}</style></head><body>

@@ -82,3 +82,17 @@ def test_long_sentences_without_spaces_are_cut_at_clauses() -> None:
 )
 def test_the_language_follows_from_the_script(text: str, language: str) -> None:
     assert script_language(text) == language
+
+
+def test_an_odd_quotation_mark_joins_no_sentences_far_behind_it() -> None:
+    """One in a text of one line would pair with the next, through hundreds of sentences."""
+    text = 'The mark " stands alone in this one. ' + "Each of them has six words. " * 2000
+    assert split_sentences(text)[-1900:] == ["Each of them has six words."] * 1900
+    assert "".join(split_sentences(text)).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("part", ["`", "![", "句子很長沒有句號", "word ", "This ends. "])
+def test_a_long_paragraph_loses_nothing(part: str) -> None:
+    text = f"It begins with these words {part * 3000} and with these it ends."
+    found = split_sentences(text, dropped=(dropped := Counter()))
+    assert dropped or "".join(found).replace(" ", "") == text.replace(" ", "")
