@@ -208,6 +208,8 @@ def _created_by(
         parts.append(f"reader={READER}")
     if isinstance(opened, Bank):
         return "; ".join([*parts, f"sha256={opened.sha256}"])
+    if source.startswith(PREFIX) and (revision := HuggingFaceSource(source).revision()):
+        parts.append(f"revision={revision}")
     files = _source_files(source)
     if files:
         hashes = " ".join(map(file_sha256, files))
