@@ -202,6 +202,8 @@ def write_bank(
     path = Path(path)
     if isinstance(vectors, pd.Series | list):
         vectors = _stacked(vectors)
+    elif hasattr(vectors, "__array__"):  # of torch, of Arrow
+        vectors = np.asarray(vectors)
     if rows is None and not isinstance(vectors, np.ndarray):
         raise ValueError(f"rows of bank {path}: give a table beside vectors in blocks")
     if rows is None:
@@ -232,7 +234,10 @@ def write_bank(
         text = json.dumps(with_checksum(contents), indent=1) + "\n"
         with write_errors_name(path / files.CONTENTS):
             (folder / files.CONTENTS).write_text(text, "utf-8")
-        bank = _open_folder(folder, verify=False)
+        try:
+            bank = _open_folder(folder, verify=False)
+        except ValueError as error:  # names the folder under which nothing is to be found later
+            raise ValueError(str(error).replace(f"{folder}/", f"bank {path}: ")) from None
     return replace(bank, path=path)
 
 
