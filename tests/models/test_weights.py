@@ -178,5 +178,5 @@ def test_a_model_of_the_memory_of_before_predicts_as_it_did(tmp_path) -> None:
 
 
 def test_a_model_larger_than_memory_is_refused_by_its_sizes() -> None:
-    with pytest.raises(ValueError, match="of hidden 10000000 and layers None is larger than"):
-        build_model({"model": "memory_gru", "dim": 16, "hidden": 10_000_000})
+    with pytest.raises(ValueError, match="of hidden 1000000000000 and layers None is larger than"):
+        build_model({"model": "memory_gru", "dim": 16, "hidden": 10**12})
