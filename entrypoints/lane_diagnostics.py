@@ -40,8 +40,14 @@ from lvm.tracking.evaluation_runs import (
     measured_by,
     searched,
 )
-from lvm.tracking.logged_models import Subject, open_subject
+from lvm.tracking.logged_models import Subject, check_subject, open_subject
 from lvm.tracking.runs import publish_report
+
+
+def check(options: LaneOptions) -> None:
+    """Raise ValueError if there is no such predictor."""
+    if options.eval_run is None:
+        check_subject(options.model)
 
 
 def body(options: LaneOptions) -> None:
@@ -114,4 +120,4 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
     )
 
 
-main = EntryPoint("lane-diagnostics", LaneOptions, body)
+main = EntryPoint("lane-diagnostics", LaneOptions, body, check)

@@ -29,11 +29,16 @@ from lvm.serving.texts import TextEncoder
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import Predictor, check_dim, open_subject
+from lvm.tracking.logged_models import Predictor, check_dim, check_subject, open_subject
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"
 DESCRIBED = 5  # passages in the run's description
+
+
+def check(options: PredictOptions) -> None:
+    """Raise ValueError if there is no such predictor."""
+    check_subject(options.model)
 
 
 def body(options: PredictOptions) -> None:
@@ -139,4 +144,4 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
     return unit_contexts(context[None] if context.ndim == 2 else context, dim)
 
 
-main = EntryPoint("predict", PredictOptions, body)
+main = EntryPoint("predict", PredictOptions, body, check)

@@ -40,8 +40,7 @@ from lvm.windows.export import ensure_windows, longest_context
 
 STATES = Path("data/training")
 # Options that the name of a run gives by itself, or that do not change its result.
-NAMED_OTHERWISE = ("bank", "ctx", "windows", "phase", "model", "recipe")
-NAMED_OTHERWISE += ("device", "resume", "register", "report")
+NAMED_OTHERWISE = set("bank ctx windows phase model recipe device resume register report".split())
 
 
 def check(options: TrainOptions) -> None:

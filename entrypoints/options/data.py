@@ -7,6 +7,7 @@ from entrypoints.options.fields import (
     DEFAULT_BANK,
     DEFAULT_CTX,
     REPORT_HELP,
+    check_bank,
     check_report,
     option,
 )
@@ -107,4 +108,5 @@ class ExportOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from entrypoints.options.fields import BANK_HELP, REPORT_HELP, check_report, option
+from entrypoints.options.fields import BANK_HELP, REPORT_HELP, check_bank, check_report, option
 
 BASELINE_URI = "models:/lvm@baseline"
 MODEL_HELP = (
@@ -25,6 +25,7 @@ class MeasureOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -104,6 +105,7 @@ class ShadowOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -124,6 +126,7 @@ class PredictOptions:
     format: str = option("table", "What is printed.", choices=("table", "json"))
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         if (self.text is None) == (self.context is None):
             raise ValueError("text, context: give exactly one of the two files")
 

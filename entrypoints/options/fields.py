@@ -155,6 +155,15 @@ def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
     return scalars[hint]
 
 
+def check_bank(path: str | None) -> None:
+    """Raise ValueError, before any work, if there is no bank at `path`; the default may be made."""
+    if path in (None, DEFAULT_BANK) or Path(str(path)).exists():
+        return
+    raise ValueError(
+        f"bank {path}: no such folder or .npz file; make it with `lvm ingest --bank {path}`"
+    )
+
+
 def check_report(path: str | None) -> None:
     """Raise ValueError, before any work, if no report can be written to `path`."""
     if path is None:

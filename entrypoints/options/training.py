@@ -10,6 +10,7 @@ from entrypoints.options.fields import (
     DEFAULT_BANK,
     DEFAULT_CTX,
     REPORT_HELP,
+    check_bank,
     check_report,
     option,
 )
@@ -110,6 +111,7 @@ class TrainOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -142,6 +144,7 @@ class ScalingOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -175,4 +178,5 @@ class PhasesOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)

@@ -18,7 +18,8 @@ def counts_table(report: IngestReport) -> str:
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
     for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
-        lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
+        if counts:
+            lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
     lines += [f"dropped {count:,} rows: {reason}" for reason, count in report.dropped.items()]
     if report.files:
         lines += ["", drops_table(report), ""]

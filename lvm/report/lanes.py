@@ -143,10 +143,10 @@ def supply_line(diagnosis: Diagnosis) -> str:
     """Say which lanes have few chains."""
     few, least = diagnosis.small_supply, diagnosis.rules.min_chains
     if not few:
-        return f"Supply: every lane has {least:,} chains or more."
+        return f"Supply: every lane has {least:,} chains (sequences to train on) or more."
     if len(few) == len(diagnosis.supply):
-        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains."
-    return f"Supply: fewer than {least:,} chains in {', '.join(few)}."
+        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains (sequences to train on)."
+    return f"Supply: fewer than {least:,} chains (sequences to train on) in {', '.join(few)}."
 
 
 def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:
@@ -171,6 +171,7 @@ def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:
     caption = [
         "Ceilings, %: searching with the answer's own vector, exactly or through the index; Hit@10",
         "of the model, by exact search or as served. *: corrected scores, context rows kept.",
+        "Limited by: index, where serving loses hits that exact search has; else by the model.",
         f"Serving: {ceilings.index}",
     ]
     first = captioned(caption, table(lines, headers, "lrrrrrrrl", style), leaky)

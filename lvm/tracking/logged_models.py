@@ -27,7 +27,7 @@ from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
 from lvm.tracking.alias import BASELINE_URI, aliases
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
-from lvm.tracking.store import link_to_moved, missing_folder
+from lvm.tracking.store import configure, link_to_moved, missing_folder
 from lvm.tracking.versions import ARTIFACT, NAME, UNKNOWN_CODES, Card, versions
 
 ROW_CORRECTION = "row_correction.npy"
@@ -197,6 +197,13 @@ class LoggedFiles:
 def full_reference(reference: str) -> str:
     """Return models:/lvm/<version> for the number of a version, another reference as it is."""
     return f"models:/{NAME}/{reference}" if reference.isdecimal() else reference
+
+
+def check_subject(reference: str) -> None:
+    """Raise ValueError if `open_subject` would find no predictor of this name."""
+    configure()
+    if reference not in FREE_MODELS:
+        read_card(reference)
 
 
 def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
