@@ -143,10 +143,10 @@ def supply_line(diagnosis: Diagnosis) -> str:
     """Say which lanes have few chains."""
     few, least = diagnosis.small_supply, diagnosis.rules.min_chains
     if not few:
-        return f"Supply: every lane has {least:,} chains (sequences to train on) or more."
+        return f"Supply: every lane has {least:,} chains to train on or more."
     if len(few) == len(diagnosis.supply):
-        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains (sequences to train on)."
-    return f"Supply: fewer than {least:,} chains (sequences to train on) in {', '.join(few)}."
+        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains to train on."
+    return f"Supply: fewer than {least:,} chains to train on in {', '.join(few)}."
 
 
 def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:

@@ -98,14 +98,11 @@ def test_hits_and_supply_are_told_for_each_lane(tiny_bank: Bank) -> None:
         line = next(line for line in text.splitlines() if line.startswith(lane.lane))
         for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
             assert f"{100 * lane.figures[key]:.1f} [" in line
-    assert (
-        supply_line(found)
-        == "Supply: all 3 lanes have fewer than 300 chains (sequences to train on)."
-    )
+    assert supply_line(found) == "Supply: all 3 lanes have fewer than 300 chains to train on."
     one = dataclasses.replace(found, small_supply=("lane-1",))
-    assert supply_line(one) == "Supply: fewer than 300 chains (sequences to train on) in lane-1."
+    assert supply_line(one) == "Supply: fewer than 300 chains to train on in lane-1."
     none = dataclasses.replace(found, small_supply=())
-    assert supply_line(none) == "Supply: every lane has 300 chains (sequences to train on) or more."
+    assert supply_line(none) == "Supply: every lane has 300 chains to train on or more."
 
 
 def test_a_screen_has_a_line_a_lane_and_ends_with_the_decision(tiny_bank: Bank) -> None:
