@@ -9,8 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.report.data import export_report, windows_text
-from lvm.report.notes import counts_note
+from lvm.report.data import counts_note, export_report, windows_text
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, log_inputs, read_bank
 from lvm.tracking.runs import publish_report

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
-from lvm.report.notes import pipeline_note
+from lvm.report.data import pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.registry import ARTIFACT

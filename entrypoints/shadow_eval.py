@@ -12,17 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
-from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
     reranked_table,
+    shadow_note,
     shadow_text,
 )
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.decision import Decision
-from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
+from lvm.shadow.workers import Replayer
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import registry, runs
 from lvm.tracking.candidates import (

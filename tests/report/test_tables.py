@@ -10,8 +10,7 @@ import pytest
 from lvm.bank.store import Bank
 from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.evaluation import evaluation_table
-from lvm.report.lanes import hits_table, lanes_table
-from lvm.report.notes import lanes_note
+from lvm.report.lanes import hits_table, lanes_note, lanes_table
 from lvm.report.shadow import (
     comparison_table,
     decision_text,
