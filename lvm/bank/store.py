@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lvm.bank import files
-from lvm.bank.archive import map_array
+from lvm.bank.files import map_array
 from lvm.bank.row_table import (
     KINDS,
     TMD_LANES,

@@ -27,8 +27,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from lvm.bank.archive import map_array
-from lvm.bank.files import file_sha256
+from lvm.bank.files import file_sha256, map_array
 from lvm.models.weights import load_model, model_text, save_model
 from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.replay import (
