@@ -208,8 +208,8 @@ class Guidance:
         belongs_LX = np.zeros((0, num_experts), dtype=bool)
         if self._num_lanes:
             belongs_LX = lane_experts(self._num_lanes, num_experts)
-        tensors = torch.from_numpy(prior_X), torch.from_numpy(belongs_LX)
-        return GateLoss(*tensors, config.gate_balance, config.gate_z)
+        prior, belongs = torch.from_numpy(prior_X), torch.from_numpy(belongs_LX)
+        return GateLoss(prior, belongs, config.gate_balance, config.gate_z)
 
     def of_batch(self, batch: Batch, step: int) -> Told:
         """Return what the gate is told of a batch at optimiser step `step`."""

@@ -84,8 +84,11 @@ def train(
             `initial` is of another size, the loss is not finite for 20 steps in a row or a whole
             epoch, it spikes for the 11th time, or val Hit@5 is never a number.
     """
-    loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
-    loop.restore(state_path, checkpoint_steps)
+    settings = resolve(config, windows.ctx)
+    identity = state_sha256(settings, windows, world.size, initial)
+    state = StateFile(state_path, identity, checkpoint_steps)
+    loop = _Loop(bank, windows, settings, state, world, initial)
+    loop.restore()
     while not loop.finished():
         if world.is_main:
             on_warnings(loop.warnings())
@@ -104,10 +107,11 @@ class _Loop:
         bank: Bank,
         windows: Windows,
         config: Settings,
+        state: StateFile,
         world: World,
         initial: nn.Module | None,
     ) -> None:
-        self.config, self.world = config, world
+        self.config, self.state, self.world = config, state, world
         self.device = world.device(config.device)
         if config.batch_size < world.size:
             raise ValueError(
@@ -132,10 +136,12 @@ class _Loop:
         if has_gate(self.model):
             self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
             self.gate_loss = self.guidance.loss().to(self.device)
-        trained = (self.model, self.objective, self.averaged, self.optimizer)
-        self.guard = Guard(*trained, world)
+        self.guard = Guard(self.model, self.objective, self.averaged, self.optimizer, world)
+        supervised = Supervised(self.model, self.objective, config, self.gate_loss)
+        self.gradients = Gradients(
+            supervised, self.batches, self.hard, world, self.device, self.guidance
+        )
         self.progress = Progress()
-        self.identity = state_sha256(config, windows, world.size, initial)
 
     def finished(self) -> bool:
         """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
@@ -214,24 +220,21 @@ class _Loop:
         if all_finite(value for part in parts.values() for value in part.values()):
             self.state.write(parts, self.progress)
 
-    def restore(self, state_path: Path | None, checkpoint_steps: int | None) -> None:
-        """Go on from the state at `state_path`, which rank 0 reads for all, where it is ours."""
-        self.state = StateFile(state_path, self.identity, checkpoint_steps)
+    def restore(self) -> None:
+        """Go on from the state file, which rank 0 reads for all, if it is of this training."""
         found = self.world.from_main(self.state.read() if self.world.is_main else None)
-        if found is not None:
-            parts, self.progress = found
-            self.model.load_state_dict(parts["model"])
-            self.averaged.load_state_dict(parts.get("averaged", {}))
-            self.best_weights = {k: v.to(self.device) for k, v in parts["best"].items()}
-            self.objective.load_state_dict(parts["objective"])
-            restore_optimizer(self.optimizer, parts.get("optimizer", {}))
-            self.hard.load_state_dict(parts.get("hard", {}))
-            self.guard.load(parts.get("good", {}))
-            if self.gate_loss:
-                self.gate_loss.load_state_dict(parts["gate"])
-        supervised = Supervised(self.model, self.objective, self.config, self.gate_loss)
-        parts_of_step = (supervised, self.batches, self.hard, self.world, self.device)
-        self.gradients = Gradients(*parts_of_step, self.guidance)
+        if found is None:
+            return
+        parts, self.progress = found
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts.get("averaged", {}))
+        self.best_weights = {k: v.to(self.device) for k, v in parts["best"].items()}
+        self.objective.load_state_dict(parts["objective"])
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        self.hard.load_state_dict(parts.get("hard", {}))
+        self.guard.load(parts.get("good", {}))
+        if self.gate_loss:
+            self.gate_loss.load_state_dict(parts["gate"])
 
     def result(self) -> TrainResult:
         """Return the best model, in evaluation mode on the CPU."""

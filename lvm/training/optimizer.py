@@ -4,12 +4,12 @@ Several processes may share the batches of a step. Shapes: B batch, T time, D ve
 K negatives, P supervised positions.
 """
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +27,48 @@ from lvm.training.loss import OwnNegatives, SampledSoftmax, seed_loss
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.01
 UNIFORM_SHARE = 0.25  # of all steps: the last ones, which averaging=swa averages
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Optimiser steps of an epoch, of all; steps of warm-up; examples of an epoch.
+
+    Windows take turns: what is said of an epoch is the mean over all `epochs`, which are those that
+    `steps` reach at most. An example is a supervised position, a window under recipe=seed.
+    `own_negatives` are the other windows of a batch where they alone are the negatives
+    (recipe=seed), else None.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    examples_per_epoch: int
+    own_negatives: int | None
+
+    def report(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return asdict(self)
+
+
+def plan_training(batches: Batches, config: Settings) -> TrainingPlan:
+    """Count the steps of `config` over these batches."""
+    steps = [
+        math.ceil(batches.num_batches(epoch) / config.accumulation)
+        for epoch in range(1, config.epochs + 1)
+    ]
+    total = min(sum(steps), config.max_steps or sum(steps))
+    epochs = 1 + sum(1 for done in itertools.accumulate(steps) if done < total)
+    is_dense = config.recipe == "dense"
+    count = batches.num_positions if is_dense else batches.num_windows
+    return TrainingPlan(
+        epochs=epochs,
+        steps_per_epoch=round(sum(steps[:epochs]) / epochs),
+        steps=total,
+        warmup=math.ceil(WARMUP_SHARE * total) if is_dense else steps[0],
+        examples_per_epoch=round(sum(count(epoch) for epoch in range(1, epochs + 1)) / epochs),
+        own_negatives=None if is_dense else min(config.batch_size, batches.num_windows()) - 1,
+    )
 
 
 class Supervised(nn.Module):
@@ -48,6 +90,7 @@ class Supervised(nn.Module):
         super().__init__()
         self.model, self.config, self.gate_loss = model, config, gate_loss
         self.objective = objective if config.recipe == "dense" else None
+        self.trained = recomputing(model) if config.gradient_checkpointing else model
 
     def forward(
         self,
@@ -58,19 +101,15 @@ class Supervised(nn.Module):
     ) -> Tensor:
         """Return the scalar mean loss over this batch's positions, or windows for recipe=seed."""
         if self.gate_loss is None or told is None:
-            return self._missed(batch, self._predict(batch, self.model), negative_KD, own)
-        prediction_BTD, logit_BTX = self._predict(batch, self.model.routed)  # type: ignore[arg-type]
+            return self._missed(batch, self._predict(batch, self.trained), negative_KD, own)
+        prediction_BTD, logit_BTX = self._predict(batch, self.trained.routed)  # type: ignore[arg-type]
         real_BT = batch.real_BT
         cost: Tensor = self.gate_loss(logit_BTX[real_BT], told.lane_BT[real_BT], told.weight)
         return cost + self._missed(batch, prediction_BTD, negative_KD, own)
 
     def _predict(self, batch: Batch, model: Callable[[Tensor], Any]) -> Any:
-        config, device = self.config, batch.context_BTD.device
-        half = config.precision == "bf16"
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=half),
-            recomputed(self.model, config.gradient_checkpointing),
-        ):
+        device, half = batch.context_BTD.device.type, self.config.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             return model(batch.context_BTD)
 
     def _missed(
@@ -89,30 +128,36 @@ class Supervised(nn.Module):
         return loss_P.mean()
 
 
-@contextmanager
-def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Let every part of the model that runs in the block keep its inputs only.
+class Recomputed(nn.Module):
+    """Runs `part`, whose activations are computed again in the backward pass instead of stored."""
 
-    A part is a child of the model; of a stack of layers, each layer. Its dropout repeats itself
-    exactly.
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs: Any) -> Any:
+        return checkpoint(self.part, *inputs, use_reentrant=False)
+
+
+def recomputing(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` that shares its weights and stores only the inputs of its parts.
+
+    A part is a child of the model; of a stack of layers, each layer. The copy is in training mode.
+    The masks of dropout are drawn again exactly.
     """
-    parts = list(_parts(model)) if enabled else []
-    for part in parts:
-        vars(part)["forward"] = partial(checkpoint, part.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            del vars(part)["forward"]
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared).train()
+    _recompute_parts(twin)
+    return twin
 
 
-def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    for child in model.children():
+def _recompute_parts(module: nn.Module) -> None:
+    for name, child in module.named_children():
         holds_list = any(isinstance(part, nn.ModuleList) for part in child.children())
         if holds_list or isinstance(child, nn.ModuleList):
-            yield from _parts(child)
+            _recompute_parts(child)
         else:
-            yield child
+            setattr(module, name, Recomputed(child))
 
 
 @dataclass
@@ -144,8 +189,9 @@ class Gradients:
             for number, batch in enumerate(pending, start=1):
                 waits = self.world.size > 1 and number < len(pending)
                 with self._shared.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                    given = (*self._negatives(step, batch), self._told(step, batch))
-                    mean = self._shared(batch.to(self.device), *given)
+                    negative_KD, own = self._negatives(step, batch)
+                    told = self._told(step, batch)
+                    mean = self._shared(batch.to(self.device), negative_KD, own, told)
                     loss = mean * (batch.share * self.world.size / len(pending))
                     loss.backward()
                 total += loss.item()
@@ -234,45 +280,3 @@ class WeightAverage:
 def average_decay(total_steps: int) -> float:
     """Return the decay of the exponential average for a training of `total_steps`."""
     return min(0.999, max(0.5, 1 - 10 / max(1, total_steps)))
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """Optimiser steps of an epoch, of all; steps of warm-up; examples of an epoch.
-
-    Windows take turns: what is said of an epoch is the mean over all `epochs`, which are those that
-    `steps` reach at most. An example is a supervised position, a window under recipe=seed.
-    `own_negatives` are the other windows of a batch where they alone are the negatives
-    (recipe=seed), else None.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    examples_per_epoch: int
-    own_negatives: int | None
-
-    def report(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
-        return asdict(self)
-
-
-def plan_training(batches: Batches, config: Settings) -> TrainingPlan:
-    """Count the steps of `config` over these batches."""
-    steps = [
-        math.ceil(batches.num_batches(epoch) / config.accumulation)
-        for epoch in range(1, config.epochs + 1)
-    ]
-    total = min(sum(steps), config.max_steps or sum(steps))
-    epochs = 1 + sum(1 for done in itertools.accumulate(steps) if done < total)
-    is_dense = config.recipe == "dense"
-    count = batches.num_positions if is_dense else batches.num_windows
-    return TrainingPlan(
-        epochs=epochs,
-        steps_per_epoch=round(sum(steps[:epochs]) / epochs),
-        steps=total,
-        warmup=math.ceil(WARMUP_SHARE * total) if is_dense else steps[0],
-        examples_per_epoch=round(sum(count(epoch) for epoch in range(1, epochs + 1)) / epochs),
-        own_negatives=None if is_dense else min(config.batch_size, batches.num_windows()) - 1,
-    )
