@@ -1,4 +1,4 @@
-"""Named training recipes, from which every unset option of a training run is filled."""
+"""Config of a training: options, recipes that fill the unset ones, checks."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,18 +17,18 @@ PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")
 EXPERTS_CONTROLS = ("none", "dense", "permuted")
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
-HARD_DEPTH = 200  # train rows nearest to a prediction, among which its hard negatives are found
+HARD_DEPTH = 200  # hard negatives are chosen among this many nearest train rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What a training run does; None means that the recipe decides (`resolve`).
+    """Options of a training; None means that the recipe decides (`resolve`).
 
-    lr is the peak learning rate of AdamW, patience counts epochs without a better val Hit@5,
-    accumulation counts batches an optimiser step, batch_size counts windows. max_steps ends
-    training, with its schedule, before `epochs` are over (None: epochs decide). hard_negatives are
-    those a position, from the share `hard_from` of all steps on. init names the predictor whose
-    weights training starts from; trunk None freezes what an expert head takes from it.
+    lr is the peak learning rate of AdamW. patience counts epochs without a better val Hit@5,
+    accumulation counts batches per optimizer step, batch_size counts windows. max_steps ends the
+    training and its schedule early (None: `epochs` decides). hard_negatives is the number per
+    position, used after the share `hard_from` of all steps. init names the predictor whose weights
+    training starts from; trunk None freezes the weights that an expert head takes from it.
     """
 
     model: str = "delta_memory"
@@ -126,9 +126,9 @@ class TrainConfig:
             raise ValueError("trunk: frozen needs the weights of a trained one; give init, or auto")
 
     def _check_readers(self) -> None:
-        """Raise ValueError for an option that was changed where nothing reads it.
+        """Raise ValueError for a changed option that the model does not use.
 
-        A phase sets `chunk` for every model, so that may stand idle.
+        A phase sets `chunk` for every model, so `chunk` may be unused.
         """
         sizes = size_names(self.model)
         chooses = "experts" in sizes and self.experts_control != "dense"
@@ -155,7 +155,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainConfig):
-    """A `TrainConfig` in which nothing is left open but `max_steps`: None lets epochs decide."""
+    """A `TrainConfig` with every option decided; only `max_steps` may be None."""
 
     epochs: int
     batch_size: int
@@ -172,12 +172,12 @@ class Settings(TrainConfig):
 
 
 def resolve(config: TrainConfig, ctx: int) -> Settings:
-    """Return `config` with every None replaced by its recipe's value at context length `ctx`."""
+    """Return `config` with every None replaced by the recipe's value at context length `ctx`."""
     recipe = _dense(ctx) if config.recipe == "dense" else _seed(ctx, config.batch_size)
     chosen = {name: value for name, value in as_dict(config).items() if value is not None}
     device, precision = chosen_device(config.device), config.precision
     if precision == "auto":
-        # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
+        # bf16 changes the numbers: runs on other machines agree only to its eight bits.
         precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
     grows = config.model == "tmd_experts" and config.init is not None
     recipe["trunk"] = "frozen" if grows else "trained"
@@ -187,14 +187,14 @@ def resolve(config: TrainConfig, ctx: int) -> Settings:
 
 
 def chosen_device(name: str) -> str:
-    """Return the device that `name` means here."""
+    """Return the device to use: `name`, or for auto cuda if it is available, else cpu."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_native_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 itself: where it does not, bf16 is slower than fp32."""
+    """Tell whether this CPU has native bf16 products; without them bf16 is slower than fp32."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in NATIVE_BF16)
 
@@ -205,7 +205,7 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def _dense(ctx: int) -> dict[str, Any]:
-    """About 2,000 supervised positions a step."""
+    """Return the settings of recipe=dense: about 2,000 supervised positions a step."""
     return {
         "epochs": 6,
         "batch_size": max(1, 2000 // ctx),
@@ -222,7 +222,7 @@ def _dense(ctx: int) -> dict[str, Any]:
 
 
 def _seed(ctx: int, batch_size: int | None) -> dict[str, Any]:
-    """The replaced system's settings: batches that shrink with ctx, accumulated to 256 windows."""
+    """Return the old system's settings: batches shrink with ctx and accumulate to 256 windows."""
     batch = batch_size or next((b for c, b in ((100, 32), (500, 16), (1000, 8)) if ctx <= c), 4)
     return {
         "epochs": 30,

@@ -1,4 +1,4 @@
-"""Return of a training to its last good weights where its loss spikes or its weights overflow."""
+"""Guard of a training: skip bad steps, roll back to the last good weights after spikes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,22 +15,22 @@ from lvm.training.loss import SampledSoftmax
 from lvm.training.optimizer import WeightAverage
 
 CLIP_NORM = 1.0
-# Window and sigmas are those of OLMo-core's SkipStepOptimizer, which judges one step by mean and
-# deviation; PaLM (arXiv 2204.02311, section 5.1) goes back by about 100 steps.
+# WINDOW and SIGMAS as in OLMo-core's SkipStepOptimizer, which judges a single step by mean and
+# deviation; PaLM (arXiv 2204.02311, section 5.1) goes back about 100 steps.
 WINDOW = 128
 SIGMAS = 6.0
 SPAN = 4
 SNAPSHOT_STEPS = 64
 MAX_IN_A_ROW = 3
 MAX_ROLLBACKS = 10
-NORMAL_MAD = 1.4826  # standard deviations of a normal distribution in its MAD
+NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation of a normal distribution
 
 
 def loss_bar(recent: list[float]) -> float:
-    """Return what a loss must exceed to be far above `recent`; infinite before half a window.
+    """Return the bar above which a loss is far above `recent`; infinite before half a window.
 
-    It is the higher of the largest loss there with the median + 6 robust deviations. Where losses
-    come in any order, 4 above all of 128 before them happen by chance once in 12 million steps.
+    It is the larger of the maximum of `recent` and its median + 6 robust deviations. If losses were
+    in random order, 4 of them above all of 128 earlier ones would occur once in 12 million steps.
     """
     if len(recent) < WINDOW // 2:
         return float("inf")
@@ -40,10 +40,10 @@ def loss_bar(recent: list[float]) -> float:
 
 
 def sees_spike(progress: Progress, loss: float) -> bool:
-    """Take in the finite loss of a step; tell whether it is the fourth in a row above the bar.
+    """Record the finite loss of a step; tell whether it is the fourth in a row above the bar.
 
-    A high loss is no spike where fewer follow it: it counts among the recent ones then. Where the
-    loss is as high after three returns in a row, its level has changed, which becomes the new one.
+    Fewer than four high losses in a row are not a spike and join the recent losses. If the loss is
+    as high after three rollbacks in a row, its level has changed, and the new level is accepted.
     """
     if progress.recent and loss > max(progress.recent) and loss > loss_bar(progress.recent):
         progress.above.append(loss)
@@ -59,29 +59,29 @@ def sees_spike(progress: Progress, loss: float) -> bool:
 
 
 def forget(progress: Progress) -> None:
-    """Start a new level, where the losses to come are of another kind."""
+    """Reset the recent losses, because the loss has changed its scale."""
     progress.recent, progress.above, progress.rollbacks_in_a_row = [], [], 0
 
 
 def num_rollbacks(progress: Progress) -> int:
-    """Return how often a training went back to its last good weights."""
+    """Return the number of rollbacks of a training."""
     closed = sum(int(record.get("train/rollbacks", 0)) for record in progress.history)
     return closed + progress.rollbacks
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether no value is NaN or infinite, nor so large that the length of all overflows."""
+    """Tell whether every value is finite and the norm of all values does not overflow."""
     floats = [value for value in tensors if value.is_floating_point()]
     return bool(torch.isfinite(nn.utils.get_total_norm(floats)))
 
 
 @dataclass
 class Guard:
-    """Takes the optimiser's steps; returns to the last good weights where one breaks them.
+    """Takes the optimizer's steps; rolls back to the last good weights if a step breaks them.
 
-    `tensors` is the copy on the CPU to return to: weights, their average, temperature, optimiser,
-    as they were before a step whose loss was within its range, taken every 64 steps. What was
-    learnt since is lost, its batches are not read again. All ranks of a `world` decide alike.
+    `tensors` is the copy to return to, on the CPU: weights, their average, the temperature and the
+    optimizer state, copied every 64 steps before a step whose loss is within its range. Later
+    learning is lost and its batches are not read again. All ranks of `world` decide alike.
     """
 
     model: nn.Module
@@ -92,13 +92,13 @@ class Guard:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, progress: Progress, loss: float) -> bool:
-        """Use the gradients of `loss`, which all ranks share; return whether all was finite.
+        """Apply the gradients of `loss`, the same on all ranks; return whether all was finite.
 
-        The step is skipped where loss or gradient are not finite. The last good weights return
-        where the loss has spiked, or where the step makes a weight infinite or NaN.
+        The step is skipped if loss or gradient are not finite. The last good weights are restored
+        if the loss has spiked, or if the step makes a weight infinite or NaN.
 
         Raises:
-            ValueError: there are none to return to, as the first weights were not finite.
+            ValueError: there are no good weights, because the first ones were not finite.
         """
         norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP_NORM)
         is_finite = math.isfinite(loss) and bool(torch.isfinite(norm))
@@ -120,7 +120,7 @@ class Guard:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _copy_when_due(self, progress: Progress) -> bool:
-        """Take a new copy where the last is old; return False where it would not be finite."""
+        """Renew the copy if it is old; return False if the new copy would not be finite."""
         if progress.above or progress.step < progress.snapshot_step + SNAPSHOT_STEPS:
             return True
         now = {
@@ -148,7 +148,7 @@ class Guard:
         restore_optimizer(self.optimizer, parts["optimizer"])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the copy that a state on disk holds."""
+        """Restore the copy from a state file."""
         self.tensors = dict(tensors)
 
     def _parts(self) -> Parts:
@@ -160,7 +160,7 @@ class Guard:
         }
 
     def _copied(self, key: str, value: Tensor) -> Tensor:
-        """Return a copy on the CPU, in the place of the copy before it."""
+        """Return a copy on the CPU, in the memory of the previous copy."""
         old = self.tensors.get(key)
         return value.detach().to("cpu", copy=True) if old is None else old.copy_(value)
 

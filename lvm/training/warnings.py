@@ -1,4 +1,4 @@
-"""Warnings from the plan and the history of a training; measurements of a model's parts."""
+"""Warnings of a training, from its plan and its history; measurements of a model's parts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from lvm.models.skip import Skip, without
 from lvm.training.optimizer import TrainingPlan
 
-IDLE_SHARE = 0.001  # of the prediction: 1 - cosine without the part
+IDLE_SHARE = 0.001  # a part is idle if 1 - cosine with and without it is below this
 
-# The replaced system read its figures after 24 steps over 514 examples with 3 negatives each.
+# The old system trained for 24 steps on 514 examples with 3 negatives each.
 MIN_STEPS = 300
 MIN_EXAMPLES = 5000
 MIN_NEGATIVES = 63
 NOTABLE_FALL = 0.005  # of Hit@5
-VISIBLE_DIFFERENCE = 0.02  # of Hit@5: what a validation should be able to see
+VISIBLE_DIFFERENCE = 0.02  # difference of Hit@5 that validation should be able to detect
 
 
 @torch.no_grad()
 def part_shares(model: nn.Module, context_BTD: Tensor) -> dict[str, float]:
-    """Return 1 - cosine between the predictions with and without each part, mean over (B, T)."""
+    """Return 1 - cosine between predictions with and without each part, mean over (B, T)."""
     if not isinstance(model, Skip):
         return {}
     was_training = model.training
@@ -36,9 +36,9 @@ def part_shares(model: nn.Module, context_BTD: Tensor) -> dict[str, float]:
 
 
 class PartNorms:
-    """Lengths by part of the gradient of a step and of the update that it makes.
+    """Norms of the gradient and of the update of each part in one optimizer step.
 
-    Make it before the step; ask for `figures` after it.
+    Create it before the step; call `figures` after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ class PartNorms:
         self._gradient = {name: _length([p.grad for p in p_]) for name, p_ in self._parts.items()}
 
     def figures(self) -> dict[str, float]:
-        """Return gradient_<part> and update_<part>, the latter as a share of the weights."""
+        """Return gradient_<part> and update_<part>, the latter relative to the weights."""
         found = {f"gradient_{name}": length for name, length in self._gradient.items()}
         for name, part in self._parts.items():
             change = [p.detach() - old for p, old in zip(part, self._before[name], strict=True)]
@@ -62,7 +62,7 @@ def _length(tensors: Iterable[Tensor | None]) -> float:
 
 
 def planned_warnings(plan: TrainingPlan) -> list[str]:
-    """Return what can be doubted before the first step, one sentence each."""
+    """Return the warnings about a plan, before the first step."""
     warnings = []
     if plan.steps < MIN_STEPS:
         warnings.append(
@@ -86,10 +86,10 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
 def validation_warnings(
     num_queries: int, detectable: float, wanted: float = VISIBLE_DIFFERENCE
 ) -> list[str]:
-    """Return what the val queries cannot see, with the number of queries that would do.
+    """Return a warning if val has too few queries, with the number that would be enough.
 
-    `detectable` is `statistics.smallest_detectable` of two predictors on them; it falls with the
-    square root of the number of queries. NaN: all are from one document.
+    `detectable` is `statistics.smallest_detectable` of two predictors on these queries; it falls
+    with the square root of their number. It is NaN if all queries are from one document.
     """
     if math.isnan(detectable):
         return [
@@ -109,7 +109,7 @@ def validation_warnings(
 def epoch_warnings(
     history: Sequence[dict[str, float]], best_epoch: int, has_ended: bool = False
 ) -> list[str]:
-    """Return what can be doubted after the epochs so far, one sentence each."""
+    """Return the warnings about the epochs so far."""
     warnings = []
     best = next((record for record in history if record["epoch"] == best_epoch), {})
     later = [record for record in history if best and record["epoch"] > best_epoch]
@@ -133,7 +133,7 @@ def epoch_warnings(
 
 
 def _has_fallen(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
-    """Any epoch after the best has fewer hits by definition: only a fall of some size counts."""
+    """Tell whether Hit@5 fell notably; a small fall after the best epoch means nothing."""
     return later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
 
 
@@ -144,14 +144,14 @@ def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float])
 def warnings_by_now(
     plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int
 ) -> list[str]:
-    """Return what can be doubted while training."""
+    """Return the current warnings of a training in progress."""
     return planned_warnings(plan) + epoch_warnings(history, best_epoch)
 
 
 def training_warnings(
     plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int, optimiser_steps: int
 ) -> list[str]:
-    """Return what a reader of the finished training should doubt, one sentence each."""
+    """Return the warnings of a finished training."""
     warnings = planned_warnings(plan) + epoch_warnings(history, best_epoch, has_ended=True)
     last = history[-1] if history else {}
     share = last.get("train/share_encoder", 1.0)

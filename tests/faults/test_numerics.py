@@ -164,7 +164,7 @@ def test_endless_spikes_end_in_one_line(tiny_bank, tmp_path, tally) -> None:
         with pytest.raises(ValueError) as refused:
             watched(tiny_bank, tmp_path, config)
         assert str(refused.value) == (
-            "lr: 0.001 diverged, loss spiked more than 10 times; use a smaller lr"
+            "lr: 0.001 diverged, the loss spiked more than 10 times; use a smaller lr"
         )
 
 
