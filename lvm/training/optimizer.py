@@ -21,7 +21,7 @@ from lvm.system.seeding import torch_seed
 from lvm.training.config import Settings
 from lvm.training.data import Batch, Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.expert_gate import GateLoss, LaneSupervision, LaneLabels
+from lvm.training.expert_gate import GateLoss, LaneLabels, LaneSupervision
 from lvm.training.loss import OwnNegatives, SampledSoftmax, seed_loss
 
 WARMUP_SHARE = 0.05
