@@ -155,7 +155,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainConfig):
-    """A `TrainConfig` with every option decided; only `max_steps` may be None."""
+    """A `TrainConfig` with every option decided but `max_steps` and sizes that the model lacks."""
 
     epochs: int
     batch_size: int
