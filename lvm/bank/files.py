@@ -349,7 +349,7 @@ def _is_text(column: np.ndarray) -> bool:
 def map_array(path: Path) -> np.ndarray:
     """Map a .npy file read-only; raises ValueError where it is none, or shorter than it says."""
     if not path.is_file():
-        raise ValueError(f"{path}: missing, or no regular file")
+        raise ValueError(f"{path}: missing, or not a regular file")
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except NUMPY_ERRORS as error:
@@ -364,7 +364,7 @@ def read_arrays(path: Path, known: Collection[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz that are `known` by name.
 
     Raises Pickled, a ValueError, for objects; ValueError for any other file, a name that is a path
-    or stands there twice, an array of another size than its header says, one that shrinks more
+    or appears twice, an array of another size than its header says, one that shrinks more
     than MAX_RATIO beyond FREE_BYTES.
     """
     try:

@@ -240,7 +240,9 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ValueError(f"bank {path}: exists already; choose another path or delete it")
     if path.exists() and not (path / files.CONTENTS).is_file():
-        raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
+        raise ValueError(
+            f"bank {path}: is not a bank folder, so it is not replaced; choose another"
+        )
 
 
 def _stacked(vectors: pd.Series | list[Any]) -> np.ndarray:

@@ -113,7 +113,7 @@ def check_plan(plan: ChainPlan) -> None:
     if kind == "anchored" and (plan.queries is None or plan.base is None):
         raise ValueError(
             f"source {plan.source}: needs queries, the per_query.parquet of an eval run with "
-            "split=val, beside base, the bank that these queries were asked of"
+            "split=val, beside base, the bank of these queries"
         )
     for option, read_by in (("queries", "anchored"), ("anchor", "anchored"), ("root", "ontology")):
         if getattr(plan, option) is not None and kind != read_by:

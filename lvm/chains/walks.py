@@ -343,7 +343,7 @@ def known_lanes(wanted: tuple[str, ...], there: list[str], where: str) -> None:
     if unknown:
         known = ", ".join(there) or "none at all"
         raise ValueError(
-            f"lanes: {', '.join(unknown)} is no lane of {where}; its lanes are {known}"
+            f"lanes: {', '.join(unknown)} is not a lane of {where}; its lanes are {known}"
         )
 
 
@@ -393,7 +393,7 @@ def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> In
     if wrong_E.any():
         edge = int(wrong_E.argmax())
         raise ValueError(
-            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is no row of pool "
+            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is not a row of pool "
             f"{pool.path}; give row numbers from 0 to {pool.num_rows - 1}"
         )
     return number_E.astype(np.int64)

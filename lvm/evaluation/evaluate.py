@@ -46,7 +46,7 @@ from lvm.retrieval.rerank import (
     fit_reranker,
     lane_scores,
     old_rule_scores,
-    ranks_anew,
+    reranked_ranks,
     shortlist,
     true_lane_ranks,
 )
@@ -399,7 +399,7 @@ class _Case:
         """Return the ranks (Q,) after re-ranking by the lane term."""
         weight = weights.tau * weights.beta
         score_QC = lane_scores(self.listed, self.log_p_QL, lane_codes(self.bank), weight)
-        return ranks_anew(self.listed, score_QC, self.rank_Q)
+        return reranked_ranks(self.listed, score_QC, self.rank_Q)
 
     def report(self, weights: Weights) -> dict[str, Any]:
         """Return the figures of the lane term, of the old rule and of the true lane."""
@@ -410,7 +410,7 @@ class _Case:
             **vars(weights),
             "on_list": float(self.listed.is_truth_QC.any(axis=1).mean()),
             **self._figures(self.by_lane(weights)),
-            "old_rule": self._figures(ranks_anew(self.listed, old_QC, self.rank_Q)),
+            "old_rule": self._figures(reranked_ranks(self.listed, old_QC, self.rank_Q)),
             "true_lane": self._figures(true_Q),
         }
 

@@ -140,7 +140,7 @@ def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
     for name, sentences in contents.items():
         if name not in TMD_LANES:
             known = ", ".join(TMD_LANES)
-            raise ValueError(f"domains {path}: {name!r} is no lane; the lanes are {known}")
+            raise ValueError(f"domains {path}: {name!r} is not a lane; the lanes are {known}")
         texts = sentences if isinstance(sentences, list) else []
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"domains {path}: {name} must have a list of one or more sentences")

@@ -89,7 +89,7 @@ def shortlist(
     return Shortlist(row_QC[back_Q], score_QC[back_Q], is_truth_QC)
 
 
-def ranks_anew(
+def reranked_ranks(
     listed: Shortlist, score_QC: FloatArray, rank_Q: Ranks, tie: float = SCORE_TIE
 ) -> Ranks:
     """Return the ranks (Q,) after re-ranking the lists by `score_QC`, float64.
@@ -238,7 +238,7 @@ def chosen_weights(
         scores = {}
         for beta in BETAS:
             score_QC = lane_scores(listed, lanes.val_log_p_QL, lanes.code_N, tau * beta)
-            scores[beta] = selection_score(ranks_anew(listed, score_QC, before.rank_Q))
+            scores[beta] = selection_score(reranked_ranks(listed, score_QC, before.rank_Q))
         found.append(Weights(tau, max(BETAS, key=lambda beta: (scores[beta], -beta))))
     return found
 
@@ -279,4 +279,4 @@ def true_lane_ranks(
     lane, even if the first row of its duplicate group has another.
     """
     is_own_QC = (code_N[listed.row_QC] == true_code_Q[:, None]) | listed.is_truth_QC
-    return ranks_anew(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q)
+    return reranked_ranks(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q)

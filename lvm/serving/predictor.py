@@ -99,7 +99,7 @@ class Retriever:
         """Return the k best passages after contexts of unit vectors: bank rows, scores, (B, K).
 
         Best first; row -1 with score -inf where there are no more. Scores are those of the index;
-        with rerank=lane the best 200 are ordered anew by score + tau beta log p(lane | context),
+        with rerank=lane the best 200 are re-ranked by score + tau beta log p(lane | context),
         which the scores then are. Raises ValueError for k above the number of passages, for
         rerank=lane without a re-ranker.
         """

@@ -121,7 +121,7 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
         name = str(key)
         one = _phase(name, values, f"phases {path}: phases.{name}")
         if name in found:
-            raise ValueError(f"phases {path}: phases.{name} stands there twice")
+            raise ValueError(f"phases {path}: phases.{name} appears twice")
         if one.after is not None and one.after not in found:
             known = ", ".join(found) or "none"
             raise ValueError(

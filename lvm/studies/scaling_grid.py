@@ -52,7 +52,7 @@ class Plan:
                 raise ValueError(f"fractions: {fraction:g} is not above 0 and at most 1")
         for width in self.widths:
             if width < 2 or width % 2:
-                raise ValueError(f"widths: {width} is no even number of 2 or more")
+                raise ValueError(f"widths: {width} is not an even number of 2 or more")
         if len(set(self.seeds)) < max(MIN_SEEDS, len(self.seeds)) or min(self.seeds) < 0:
             raise ValueError("seeds: need two or more different whole numbers of 0 or more")
 
@@ -100,7 +100,9 @@ def check_data(
 ) -> None:
     """Raise ValueError if the bank is too small for such a grid."""
     if windows.leaky:
-        raise ValueError("windows: split=random leaks, no verdict can rest on it; export them anew")
+        raise ValueError(
+            "windows: split=random leaks, no verdict can rest on it; export them again"
+        )
     if len(queries.measured) < rules.min_queries:
         raise ValueError(
             f"queries: {len(queries.measured)} val queries are left to measure with; at least "

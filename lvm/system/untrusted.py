@@ -32,7 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 if key in seen:
                     place = key_node.start_mark
-                    raise yaml.MarkedYAMLError(None, None, f"{key!r} stands there twice", place)
+                    raise yaml.MarkedYAMLError(None, None, f"{key!r} appears twice", place)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -40,11 +40,11 @@ class _PlainLoader(yaml.SafeLoader):
 def file_inside(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`.
 
-    Raises ValueError if it is missing, no regular file, or a link out of the folder.
+    Raises ValueError if it is missing, not a regular file, or a link out of the folder.
     """
     where = folder / name
     if not where.is_file():
-        raise ValueError(f"{where}: missing, or no regular file")
+        raise ValueError(f"{where}: missing, or not a regular file")
     if not where.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{where}: is a link out of its folder; put the file itself there")
     return where
@@ -53,7 +53,7 @@ def file_inside(folder: Path, name: str) -> Path:
 def read_small_text(path: Path) -> str:
     """Return the text of a small UTF-8 file; raises OSError or ValueError."""
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: is no regular file")
+        raise ValueError(f"{path}: is not a regular file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: is longer than {MAX_BYTES // 2**20} MiB")
     return path.read_text(encoding="utf-8")
@@ -109,9 +109,9 @@ def validated(kind: type[T], values: Mapping[Any, Any], where: str) -> T:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key appears twice")
     return found
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

@@ -285,7 +285,7 @@ def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
             try:
                 logged_models.load(card.reference)
             except ValueError as error:
-                print(f"{name} is fitted anew: {error}", flush=True)
+                print(f"{name} is fitted again: {error}", flush=True)
                 continue
             return card
     return None

@@ -312,7 +312,7 @@ def _resolve_version(reference: str) -> ModelVersion | None:
             return client.get_model_version_by_alias(name, alias)
         name, _, number = name.partition("/")
         if number == "latest" and name != NAME:
-            raise ValueError(f"model: {reference} is no version of {NAME}; give its number")
+            raise ValueError(f"model: {reference} is not a version of {NAME}; give its number")
         if number == "latest":
             number = max(versions(), key=int, default="")
             if not number:

@@ -72,7 +72,7 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
     if plan.examples_per_epoch < MIN_EXAMPLES:
         warnings.append(
             f"only {plan.examples_per_epoch:,} training examples an epoch: below {MIN_EXAMPLES:,} "
-            "a lack of data cannot be told from a lack of targets; recipe=dense makes every "
+            "a lack of data looks like a lack of targets; recipe=dense makes every "
             "position one"
         )
     if plan.own_negatives is not None and plan.own_negatives < MIN_NEGATIVES:

@@ -81,7 +81,7 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an archive"):
         map_array(tmp_path / "x.npy")
     for name in ("none.npy", "."):
-        with pytest.raises(ValueError, match="missing, or no regular file"):
+        with pytest.raises(ValueError, match="missing, or not a regular file"):
             map_array(tmp_path / name)
     np.save(tmp_path / "good.npy", ARRAYS["a"])
     assert np.array_equal(map_array(tmp_path / "good.npy"), ARRAYS["a"])

@@ -56,7 +56,7 @@ def test_a_chain_for_a_lane_has_rows_of_this_lane():
 
 def test_lanes_that_the_base_does_not_know_are_refused(tiny_bank: Bank):
     gates.check_lanes([chain(0)._replace(lane="lane-1"), chain(0)._replace(lane="")], tiny_bank)
-    with pytest.raises(ValueError, match="lanes: noun.animal of the source is no lane of base"):
+    with pytest.raises(ValueError, match="lanes: noun.animal of the source is not a lane of base"):
         gates.check_lanes([chain(0)._replace(lane="noun.animal")], tiny_bank)
 
 

@@ -200,7 +200,7 @@ def test_an_unknown_method_and_missing_labels_are_refused(told: Bank) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ("Alchemy: [gold]", "'Alchemy' is no lane; the lanes are Science, Mathematics"),
+        ("Alchemy: [gold]", "'Alchemy' is not a lane; the lanes are Science, Mathematics"),
         ("Law: []", "Law must have a list of one or more sentences"),
         ("Law: [1]", "Law must have a list of one or more sentences"),
         ("[Law]", "must name domains"),

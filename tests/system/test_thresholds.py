@@ -25,7 +25,7 @@ def test_the_shipped_file_is_read() -> None:
         ("promotion:", "promotions:", "no section 'promotion'"),
         ("promotion:", "promotion: [", "not a readable YAML file"),
         ("  alpha: 0.05", "  alpha: 1" + "0" * 400, "promotion.alpha is 1000"),
-        ("  alpha: 0.05", "  alpha: 0.05\n  alpha: 0.5", "'alpha' stands there twice"),
+        ("  alpha: 0.05", "  alpha: 0.05\n  alpha: 0.5", "'alpha' appears twice"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(

@@ -67,7 +67,7 @@ def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
     card = logged_models.read_card(f"models:/other/{made.version}")
     assert made.version in (1, "1") and card.version is None
     assert registry.version_of(card.model_id) == "2"
-    with pytest.raises(ValueError, match="is no version of lvm; give its number"):
+    with pytest.raises(ValueError, match="is not a version of lvm; give its number"):
         logged_models.read_card("models:/other/latest")
 
 
