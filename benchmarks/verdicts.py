@@ -166,7 +166,7 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 @click.option("--seeds", default=3, show_default=True, help="Banks of each truth.")
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first of them.")
 @click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
-@click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
+@click.option("--steps", type=int, help="Optimizer steps, other than each truth's own.")
 @click.option("--really/--no-really", default=True, help="Train what the gains foretell, too.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder of banks and cells to keep.")
 def main(

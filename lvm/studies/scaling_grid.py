@@ -216,7 +216,7 @@ def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) 
 
 
 def half_of(cell: Cell) -> Cell:
-    """Return the cell with half the optimiser steps."""
+    """Return the cell with half the optimizer steps."""
     return replace(cell, steps=max(1, cell.steps // 2))
 
 

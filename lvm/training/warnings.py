@@ -66,7 +66,7 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
     warnings = []
     if plan.steps < MIN_STEPS:
         warnings.append(
-            f"only {plan.steps} optimiser steps are planned ({plan.steps_per_epoch} an epoch, "
+            f"only {plan.steps} optimizer steps are planned ({plan.steps_per_epoch} an epoch, "
             f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
         )
     if plan.examples_per_epoch < MIN_EXAMPLES:
@@ -119,7 +119,7 @@ def epoch_warnings(
     skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
     if skipped:
         warnings.append(
-            f"{skipped} optimiser steps were skipped: loss, gradient or weights not finite"
+            f"{skipped} optimizer steps were skipped: loss, gradient or weights not finite"
         )
     returns = sum(int(record.get("train/rollbacks", 0)) for record in history)
     if returns:
@@ -161,5 +161,5 @@ def training_warnings(
             "without it); model=skip predicts the same for less"
         )
     if optimiser_steps < MIN_STEPS <= plan.steps:
-        warnings.append(f"only {optimiser_steps} optimiser steps: too few to judge the model by")
+        warnings.append(f"only {optimiser_steps} optimizer steps: too few to judge the model by")
     return warnings
