@@ -36,7 +36,7 @@ from lvm.studies.scaling_cells import Trainer, divide_queries
 from lvm.studies.scaling_grid import Plan, check_data, run_grid
 from lvm.studies.scaling_verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED, K
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 

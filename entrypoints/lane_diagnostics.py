@@ -28,7 +28,7 @@ from lvm.report.lanes import (
     lanes_table,
     supply_line,
 )
-from lvm.system.thresholds import LaneRules, read_lane_rules
+from lvm.system.settings import LaneRules, read_lane_rules
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
     Answers,

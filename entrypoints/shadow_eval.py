@@ -23,7 +23,7 @@ from lvm.shadow.decision import Decision
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.shadow.workers import Replayer
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import registry, runs
 from lvm.tracking.candidates import (
     Wanted,

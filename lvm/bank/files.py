@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from lvm.bank.row_table import with_sequence
 from lvm.bank.tables import UNREADABLE, frame_of, is_text
 from lvm.system.atomic import is_damaged, write_errors_name, write_header
-from lvm.system.untrusted import file_inside, parse_json, read_small_text
+from lvm.system.settings import file_inside, parse_json, read_small_text
 
 FORMAT = 1
 DTYPES = ("float16", "float32")

@@ -31,7 +31,7 @@ from lvm.bank.row_table import (
 from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import generator
-from lvm.system.untrusted import file_inside
+from lvm.system.settings import file_inside
 
 __all__ = [
     "TMD_LANES",

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.system.untrusted import parse_json
+from lvm.system.settings import parse_json
 
 SYNONYMS = {
     ".markdown": ".md",

@@ -17,7 +17,7 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, bank_pool, known_lanes, row_heads, row_lane_names
 from lvm.system.seeding import generator
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 NUMBERS = ("target_row", "rank")
 COLUMNS = (*NUMBERS, "split")

@@ -18,7 +18,7 @@ from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 BLOCK_ROWS = 16384
 BLOCK_CHAINS = 1024

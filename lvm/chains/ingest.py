@@ -39,7 +39,7 @@ from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.corpus.ingest import BATCH_ROWS, existing_bank, holds_vectors, row_names
 from lvm.system.atomic import atomic_replace
 from lvm.system.errors import one_line_errors
-from lvm.system.thresholds import ChainRules, read_chain_rules
+from lvm.system.settings import ChainRules, read_chain_rules
 
 KINDS = ("ontology", "anchored", "graph")
 PERCENTILES = (5, 25, 50, 75, 95)  # of coherences, in the report

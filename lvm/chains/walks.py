@@ -23,7 +23,7 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.seeding import generator
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 if TYPE_CHECKING:  # the functions that walk import it: it takes long to load
     import networkx

@@ -22,8 +22,7 @@ from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed
-from lvm.system.thresholds import LaneRules
-from lvm.system.untrusted import read_yaml
+from lvm.system.settings import LaneRules, read_yaml
 from lvm.windows.planning import Windows
 
 BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")

@@ -16,7 +16,7 @@ from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import FloatArray, IntArray, top_rows
-from lvm.system.thresholds import LaneRules
+from lvm.system.settings import LaneRules
 from lvm.windows.planning import Queries
 
 KS = (5, 10, 50, 100, 200, 1000)

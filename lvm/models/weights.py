@@ -25,7 +25,7 @@ from lvm.system.atomic import (
     write_errors_name,
 )
 from lvm.system.errors import one_line_errors
-from lvm.system.untrusted import file_inside, parse_json, read_small_text
+from lvm.system.settings import file_inside, parse_json, read_small_text
 from lvm.windows.planning import Windows
 
 WEIGHTS = "model.safetensors"

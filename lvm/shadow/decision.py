@@ -8,7 +8,7 @@ from typing import Any
 from lvm.evaluation.metrics import holm, points, smallest_p
 from lvm.models.facts import FREE, TRAINED
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.system.thresholds import GateRules
+from lvm.system.settings import GateRules
 
 
 @dataclass(frozen=True)

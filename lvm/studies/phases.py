@@ -18,7 +18,7 @@ from lvm.models.table import TRAINED_MODELS
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE
 from lvm.system.errors import CONTROL, one_line_errors
-from lvm.system.untrusted import read_yaml, validated
+from lvm.system.settings import read_yaml, validated
 from lvm.training.checkpoint import training_sha256
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batches

@@ -27,7 +27,7 @@ from lvm.studies.scaling_verdict import (
     not_optimised,
     pays,
 )
-from lvm.system.thresholds import ScalingRules
+from lvm.system.settings import ScalingRules
 from lvm.windows.planning import Windows
 
 HALF = "half the steps"

@@ -14,7 +14,7 @@ from scipy import stats
 from lvm.evaluation.metrics import LEVEL, Difference, paired_difference, points, soft_hit_at
 from lvm.studies.scaling_cells import CellResult
 from lvm.studies.scaling_fit import Fitted, Gain
-from lvm.system.thresholds import ScalingRules
+from lvm.system.settings import ScalingRules
 
 K = 5
 DATA, CAPACITY, BOTH = "data-limited", "capacity-limited", "both"

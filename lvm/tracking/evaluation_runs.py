@@ -23,7 +23,7 @@ from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
 from lvm.report.tables import HITS
 from lvm.retrieval.hubness import omits_own_document
 from lvm.retrieval.index import ensure_index
-from lvm.system.thresholds import LaneRules
+from lvm.system.settings import LaneRules
 from lvm.tracking import runs
 from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import Subject, open_subject

@@ -11,7 +11,7 @@ from lvm.chains import gates
 from lvm.chains.cpesh import mine
 from lvm.chains.walks import Chain, Pool
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from lvm.training.loss import TWIN_COSINE
 
 RULES = read_chain_rules()

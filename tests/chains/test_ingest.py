@@ -14,7 +14,7 @@ from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains import ingest
 from lvm.chains.ingest import ChainPlan, ingest_chains
 from lvm.corpus.encoders import load_encoder
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 pytestmark = pytest.mark.slow

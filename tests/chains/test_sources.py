@@ -20,7 +20,7 @@ from lvm.chains.walks import (
     neighbour_candidates,
     ontology_candidates,
 )
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 RULES = read_chain_rules()

@@ -31,7 +31,7 @@ from lvm.evaluation.lane_assignment import (
 )
 from lvm.report.lanes import assignment_table
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_lane_rules
+from lvm.system.settings import read_lane_rules
 from lvm.windows.export import plan_windows
 
 pytestmark = pytest.mark.slow

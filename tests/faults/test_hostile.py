@@ -22,7 +22,7 @@ from lvm.models.facts import facts_of
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
 from lvm.studies.phases import read_phases
 from lvm.system.atomic import with_checksum
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import logged_models, runs
 from lvm.windows.export import plan_windows
 from tests.faults.conftest import Tally

@@ -9,7 +9,7 @@ from lvm.report.evaluation import evaluation_note, training_note
 from lvm.report.shadow import shadow_note
 from lvm.report.tables import NOTE_LINES
 from lvm.shadow.decision import decide
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import winning_case
 
 HITS = {"hit_at_1": 0.1, "hit_at_5": 0.3, "hit_at_10": 0.4}

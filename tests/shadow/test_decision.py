@@ -6,7 +6,7 @@ import pytest
 
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
 from lvm.shadow.decision import MERIT, VALIDITY, Decision, decide
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,
     CLEAR_GAIN,

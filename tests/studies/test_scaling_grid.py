@@ -14,7 +14,7 @@ from lvm.studies.scaling_fit import fit_grid
 from lvm.studies.scaling_grid import Plan, break_even, check_data, grid_values, run_grid
 from lvm.studies.scaling_verdict import NOT_OPTIMISED
 from lvm.system.atomic import read_entry, write_entry
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 from tests.studies.curves import exact_grid

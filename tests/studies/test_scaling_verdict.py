@@ -22,7 +22,7 @@ from lvm.studies.scaling_verdict import (
     needed_to_decide,
     not_optimised,
 )
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from tests.studies.curves import CURVES, WEAK, cell_of, draw_cells, draw_grid, exact_grid
 
 RULES = read_scaling_rules()

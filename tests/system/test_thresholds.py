@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.thresholds import GATES_FILE, read_gate_rules, read_lane_rules, read_scaling_rules
+from lvm.system.settings import GATES_FILE, read_gate_rules, read_lane_rules, read_scaling_rules
 
 
 def test_the_shipped_file_is_read() -> None:

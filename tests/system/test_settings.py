@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.untrusted import MAX_BYTES, file_inside, parse_json, read_small_text, read_yaml
+from lvm.system.settings import MAX_BYTES, file_inside, parse_json, read_small_text, read_yaml
 
 
 def test_plain_values_are_read(tmp_path: Path) -> None:
