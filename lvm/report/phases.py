@@ -41,7 +41,7 @@ from lvm.report.tables import (
 from lvm.retrieval.rerank import NONE
 from lvm.studies.phase_comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
 from lvm.studies.phases import Job, OldDifference, Phase, published_report
-from lvm.training.warnings import planned_warnings
+from lvm.training.guard import planned_warnings
 
 NOTHING = "-"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")

@@ -24,8 +24,8 @@ from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import metric_tags
 from lvm.tracking.runs import publish_report
 from lvm.training.expert_gate import lane_table, mutual_information
+from lvm.training.guard import validation_warnings
 from lvm.training.loop import TrainResult
-from lvm.training.warnings import validation_warnings
 
 
 class Validation:

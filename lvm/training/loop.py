@@ -18,7 +18,17 @@ from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batch, Batches, HardNegatives
 from lvm.training.distributed import World
 from lvm.training.expert_gate import LaneSupervision, load_figures
-from lvm.training.guard import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
+from lvm.training.guard import (
+    MAX_ROLLBACKS,
+    Guard,
+    PartNorms,
+    all_finite,
+    forget,
+    num_rollbacks,
+    part_shares,
+    training_warnings,
+    warnings_by_now,
+)
 from lvm.training.loss import SampledSoftmax
 from lvm.training.optimizer import (
     Gradients,
@@ -30,7 +40,6 @@ from lvm.training.optimizer import (
     make_optimizer,
     plan_training,
 )
-from lvm.training.warnings import PartNorms, part_shares, training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]

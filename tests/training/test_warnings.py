@@ -7,14 +7,14 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.training.config import TrainConfig
-from lvm.training.loop import train
-from lvm.training.optimizer import TrainingPlan
-from lvm.training.warnings import (
+from lvm.training.guard import (
     epoch_warnings,
     planned_warnings,
     training_warnings,
     validation_warnings,
 )
+from lvm.training.loop import train
+from lvm.training.optimizer import TrainingPlan
 from lvm.windows.export import plan_windows
 from tests.synthetic import noise_bank
 
