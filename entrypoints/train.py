@@ -194,7 +194,8 @@ def body(options: TrainOptions) -> None:
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
         initial = read_initial(options.init, inputs)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
-        config = resolve(replace(options.config(), decay=decay), inputs.windows.ctx)
+        chosen = replace(options.config(), decay=decay)
+        config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, decided)
         label = f" phase {options.phase}" if options.phase else ""
