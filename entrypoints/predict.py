@@ -1,61 +1,40 @@
 """Command: retrieve the passages that come next."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("predict")
 
 import json
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints.options import BANK_HELP, EntryPoint, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import PredictOptions
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.reading import read_text_file
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
+from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
-from lvm.retrieval.rerank import LANE, NONE, RERANKS
-from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
+from lvm.retrieval.rerank import LANE
+from lvm.serving.passages import Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
-from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
+from lvm.tracking.logged_models import Predictor, check_dim, open_subject
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"
 DESCRIBED = 5  # passages in the run's description
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of `predict`: exactly one of `text` or `context` is given."""
-
-    model: str = option(BASELINE_URI, MODEL_HELP)
-    text: str | None = option(
-        None, "File that is the context: .txt, .md, .rst or .html.", unset="none"
-    )
-    context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
-    k: int = option(5, "Passages to retrieve.", low=1, high=MAX_PASSAGES)
-    rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
-    keep_context: bool = option(False, "Also show passages that the context holds.")
-    bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
-    ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
-    format: str = option(TABLE, "What is printed.", choices=(TABLE, JSON))
-
-    def __post_init__(self) -> None:
-        if (self.text is None) == (self.context is None):
-            raise ValueError("text, context: give exactly one of the two files")
 
 
 def body(options: PredictOptions) -> None:
@@ -76,7 +55,7 @@ def body(options: PredictOptions) -> None:
             "bank_sha256": bank.sha256,
             "context_rows": num_read,
             "search": str(retriever.index.facts),
-            "score": retriever.score_name(options.rerank),
+            "score": score_name(retriever, options.rerank, predictor.facts),
             "passages": retriever.describe(row_K, score_K),
         }
         for row_K, score_K in zip(row_BK, score_BK, strict=True)
@@ -128,6 +107,13 @@ def open_retriever(
     return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
 
 
+def score_name(retriever: Retriever, rerank: str, facts: Facts) -> str:
+    """Return what the scores are, with the definition of an older row correction."""
+    name = retriever.score_name(rerank)
+    is_older = retriever.index.pair_N2 is not None and not omits_own_document(facts.fit_version)
+    return f"{name} ({OWN_COUNTED})" if is_older else name
+
+
 def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
     """Return the contexts (B, T, D) as unit rows; raises ValueError if the file holds none."""
     if options.context is not None:
@@ -166,6 +152,3 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
 
 
 main = EntryPoint("predict", PredictOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())
