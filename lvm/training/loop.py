@@ -93,7 +93,7 @@ def train(
             `initial` has other sizes, the loss is not finite for 20 steps in a row or a whole
             epoch, it spikes for the 11th time, or val Hit@5 is always NaN.
     """
-    settings = resolve(config, windows.ctx)
+    settings = resolve(config, windows.ctx, windows.num_train_rows)
     identity = state_sha256(settings, windows, world.size, initial)
     state = StateFile(state_path, identity, checkpoint_steps)
     loop = _Loop(bank, windows, settings, state, world, initial)
