@@ -78,7 +78,7 @@ def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:
     try:
         return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is no list of numbers with commas between") from None
+        raise ValueError(f"{name}: {text!r} is not a comma-separated list of numbers") from None
 
 
 main = EntryPoint("scaling", ScalingOptions, body, check)
