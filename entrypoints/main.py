@@ -10,12 +10,12 @@ from typing import Any
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import MainOptions
-from lvm.report.notes import last_screen, pipeline_note
+from lvm.report.data import last_screen, pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
+from lvm.tracking.registry import ARTIFACT
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import ui_command
-from lvm.tracking.versions import ARTIFACT
 
 
 @dataclass(frozen=True)

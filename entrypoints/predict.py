@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import PredictOptions
-from lvm.bank.archive import map_array
+from lvm.bank.files import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.reading import read_text_file
 from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
@@ -24,7 +24,7 @@ from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE
-from lvm.serving.passages import Retriever, Wanted
+from lvm.serving.predictor import Retriever, Wanted
 from lvm.serving.texts import TextEncoder
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
@@ -131,7 +131,7 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         raise ValueError(f"text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
-    return TextEncoder(bank).encode(sentences)[None]
+    return TextEncoder(bank, instead="context=<.npy>").encode(sentences)[None]
 
 
 def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:

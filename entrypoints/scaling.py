@@ -14,13 +14,13 @@ from entrypoints.options.fields import changed
 from entrypoints.options.training import ScalingOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
-from lvm.studies.scaling.cells import Trainer, divide_queries
-from lvm.studies.scaling.grid import Plan, check_data, lead_over_free, run_grid
-from lvm.studies.scaling.verdict import K
-from lvm.system.thresholds import read_scaling_rules
+from lvm.studies.scaling_cells import Trainer, divide_queries
+from lvm.studies.scaling_grid import Plan, check_data, lead_over_free, run_grid
+from lvm.studies.scaling_verdict import K
+from lvm.system.settings import read_scaling_rules
 from lvm.tracking import runs
 from lvm.tracking.datasets import make_inputs, read_bank
-from lvm.tracking.scaling_runs import finish_scaling, log_cell, print_round
+from lvm.tracking.study_runs import finish_scaling, log_cell, print_round
 from lvm.training.config import TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")
@@ -55,13 +55,13 @@ def body(options: ScalingOptions) -> None:
     rules = read_scaling_rules()
     bank, windows = inputs.bank, inputs.windows
     queries = divide_queries(bank, windows, rules.choice_share, options.max_queries)
-    settings = resolve(config_of(options), windows.ctx)
+    settings = resolve(config_of(options), windows.ctx, windows.num_train_rows)
     plan = plan_of(options, settings.lr)
     check_data(bank, windows, queries, plan, rules)
     models = fit_free_predictors(bank, windows, seed=windows.seed)
     decay = float(models["ema"].config["decay"])  # type: ignore[index]
     config = TrainConfig(**(as_dict(config_of(options)) | {"decay": decay}))
-    runs.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
+    runs.log_config(vars(options) | as_dict(replace(settings, decay=decay)) | vars(plan))
     runs.set_tags({"model": config.model, "recipe": config.recipe})
     typed = changed(options, ("bank", "ctx", "windows", "model", "device", "report"))
     runs.name_run(f"{config.model} ctx {windows.ctx} {typed}".rstrip())
@@ -80,7 +80,7 @@ def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:
     try:
         return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is no list of numbers with commas between") from None
+        raise ValueError(f"{name}: {text!r} is not a comma-separated list of numbers") from None
 
 
 main = EntryPoint("scaling", ScalingOptions, body, check)

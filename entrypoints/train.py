@@ -20,14 +20,16 @@ from entrypoints.options.training import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
 from lvm.report.training import pace_line, training_header
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
+from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
+    Settings,
     TrainConfig,
     as_dict,
     chosen_device,
@@ -35,7 +37,6 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.training.plan import TrainingPlan, state_sha256, training_sha256
 from lvm.windows.export import ensure_windows, longest_context
 
 STATES = Path("data/training")
@@ -102,8 +103,8 @@ def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
     settings, typed = decided(options), changed(options, NAMED_OTHERWISE)
     if settings:
-        chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
-        print(f"phase {options.phase} decides: {chosen}")
+        words = ", ".join(f"{k} {v}" for k, v in settings.items())
+        print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
         bank = read_bank(options.bank)
         options = with_phase(options, longest_context(bank))
@@ -112,16 +113,12 @@ def body(options: TrainOptions) -> None:
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
         initial = read_initial(options.init, inputs)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
-        config = resolve(replace(config_of(options), decay=decay), inputs.windows.ctx)
+        chosen = replace(config_of(options), decay=decay)
+        config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
-        label = f"phase {options.phase}" if options.phase else ""
-        words = f"{config.model} ctx {inputs.windows.ctx} {config.recipe} {label} {typed}"
-        runs.name_run(" ".join(words.split()))
-        tags = {"model": config.model, "phase": options.phase or "none", "recipe": config.recipe}
-        tags |= {"init": config.init or "none", "experts_control": config.experts_control}
-        tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
-        runs.set_tags(tags)
+        label(config, options.phase, inputs.windows.ctx, typed)
+        runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
@@ -130,11 +127,6 @@ def body(options: TrainOptions) -> None:
         print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
         warnings = WarningLog(validation.warnings())
         automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
-
-        def print_header(plan: TrainingPlan, num_parameters: int) -> None:
-            shown = (inputs.bank, inputs.windows, config, automatic, plan, num_parameters)
-            print(training_header(*shown), flush=True)
-
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -143,7 +135,10 @@ def body(options: TrainOptions) -> None:
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
             on_warnings=warnings.update,
-            on_start=print_header,
+            on_start=lambda plan, size: print(
+                training_header(inputs.bank, inputs.windows, config, automatic, plan, size),
+                flush=True,
+            ),
             on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
             state_path=state,
             world=world,
@@ -155,6 +150,15 @@ def body(options: TrainOptions) -> None:
     if has_gate(result.model):
         runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)
+
+
+def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
+    """Name and tag the run so that it differs from others in the run list."""
+    words = [config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else "", typed]
+    runs.name_run(" ".join(filter(None, words)))
+    tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
+    tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+    runs.set_tags(tags)
 
 
 def follow(options: TrainOptions) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from lvm.bank.store import Bank
 from lvm.system.environment import num_cores
 from lvm.training.config import Settings, as_dict
-from lvm.training.plan import TrainingPlan
+from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
 # Settings that have a line of their own or do not matter to most models.

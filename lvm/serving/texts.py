@@ -40,12 +40,15 @@ def sentences_of(context: Context) -> list[str]:
 
 
 class TextEncoder:
-    """The encoder that made the vectors of a bank."""
+    """The encoder that made the vectors of a bank.
 
-    def __init__(self, bank: Bank, download: bool = True) -> None:
+    Raises ValueError where the bank does not record it, naming what to give `instead` of texts.
+    """
+
+    def __init__(self, bank: Bank, download: bool = True, instead: str = "vectors") -> None:
         if bank.encoder in UNNAMED_ENCODERS:
             raise ValueError(
-                f"text: bank {bank.path} does not record what made its vectors; give vectors, "
+                f"text: bank {bank.path} does not record what made its vectors; give {instead}, "
                 "or ingest it with encoder=<name>"
             )
         self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim

@@ -1,4 +1,4 @@
-"""One optimiser step: its groups of parameters, its gradient, what it does to both."""
+"""One optimizer step: its groups of parameters, its gradient, what it does to both."""
 
 import math
 
@@ -9,12 +9,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lvm.bank.store import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
-from lvm.training.batches import Batches
 from lvm.training.config import Settings, TrainConfig, resolve
+from lvm.training.data import Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import TEMPERATURE_RANGE, SampledSoftmax
-from lvm.training.step import Gradients, Supervised, make_optimizer
+from lvm.training.optimizer import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
 
@@ -56,6 +55,18 @@ def test_every_parameter_has_its_decay(model, recipe) -> None:
     assert flat == {0.0}
 
 
+@pytest.mark.parametrize("num_train_rows", [5_000, 54_000, 79_999, 80_000, 600_000])
+@pytest.mark.parametrize("ctx", [100, 1000, 2000])
+def test_the_defaults_plan_enough_steps_for_any_number_of_train_rows(num_train_rows, ctx) -> None:
+    config = resolve(TrainConfig(), ctx, num_train_rows)
+    steps = config.epochs * num_train_rows / (config.batch_size * ctx)
+    assert config.epochs >= 6
+    assert steps >= 500
+    assert config.epochs == 6 or steps < 500 + num_train_rows / (config.batch_size * ctx)
+    typed = resolve(TrainConfig(batch_size=8, epochs=2), ctx, num_train_rows)
+    assert (typed.batch_size, typed.epochs) == (8, 2)
+
+
 @pytest.fixture
 def gradients(tiny_bank: Bank, request) -> Gradients:
     config = settings(
@@ -90,7 +101,7 @@ def test_batches_of_a_step_count_by_their_mean(gradients: Gradients) -> None:
 
 @pytest.fixture
 def at_step():
-    """Let a function of the optimiser run right before each of its steps."""
+    """Let a function of the optimizer run right before each of its steps."""
     handles = []
     yield lambda call: handles.append(
         register_optimizer_step_pre_hook(lambda optimizer, *_: call(optimizer))
