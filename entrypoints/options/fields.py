@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000
+COMPARED = ("hidden", "lr", "seed")
 BANK_HELP = "Bank folder or .npz file."
 REPORT_HELP = "File to write the JSON report to."
 
@@ -116,12 +117,16 @@ def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
 
 
 def changed(options: Any, omitted: Collection[str]) -> str:
-    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`."""
-    return " ".join(
-        f"{field.name} {typed_text(field, value)}"
+    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`.
+
+    Those of COMPARED come first: the run list cuts long names.
+    """
+    typed = {
+        field.name: f"{field.name} {typed_text(field, value)}"
         for field in dataclasses.fields(options)
         if (value := getattr(options, field.name)) != field.default and field.name not in omitted
-    )
+    }
+    return " ".join(typed[name] for name in dict.fromkeys([*COMPARED, *typed]) if name in typed)
 
 
 def click_options(options_class: type[Any]) -> list[click.Parameter]:
