@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
+from lvm.system import progress
 from lvm.system.errors import explain_failure, one_line, printable
 from lvm.tracking import runs
 from lvm.tracking.store import STORE_ERRORS
@@ -185,8 +186,10 @@ class EntryPoint(Generic[Options]):
     def _run(self, **values: Any) -> None:
         options = self.options_class(**values)
         fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
-        with runs.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
+        typed = {f.name: typed_text(f, values[f.name]) for f in fields}
+        with progress.watch(), runs.run(self.name, typed):
             self.body(options)
+            runs.log_artifact(progress.report(), runs.SPENT)
 
 
 class Printable:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
 from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
 from lvm.bank.tables import TABLES, kind_of, name_text, nfc, read_json_lines, read_table, read_text
@@ -20,6 +19,7 @@ from lvm.corpus.markup import READERS, Section, read_sections
 from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
 from lvm.system.errors import CONTROL, one_line_errors, printable
+from lvm.system.progress import part, steps
 from lvm.system.seeding import generator
 from lvm.system.untrusted import file_inside
 
@@ -111,12 +111,12 @@ def _read_parts(
     source: str, parts: list[Part], notes: tuple[str, ...], options: SourceOptions
 ) -> Corpus:
     tallies: dict[str, Tally] = {}
-    with tqdm(desc=f"read {source}", unit=" rows", disable=None) as progress:
+    with part("read text"), steps(None, f"read {source}", "row") as bar:
 
         def read(part: Part) -> list[Document]:
             tally = tallies.setdefault(part.name, Tally())
             documents = [one for one in part.read(tally) if one.texts]
-            progress.update(sum(len(one.texts) for one in documents))
+            bar.update(sum(len(one.texts) for one in documents))
             return documents
 
         documents = _documents(parts, read, options)

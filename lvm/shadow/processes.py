@@ -1,5 +1,6 @@
 """Measure candidates in worker processes, so that one that crashes costs only its own figures."""
 
+import json
 import math
 import os
 import pickle
@@ -29,10 +30,11 @@ from lvm.shadow.replay import (
     measurement_path,
     read_measurement,
 )
-from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
+from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL, SPENT
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS
+from lvm.system.progress import merge, part
 from lvm.windows.planning import Queries
 
 T = TypeVar("T")
@@ -122,7 +124,9 @@ class Replayer:
                     self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
                     return found
                 fetch_weights(candidate, job)
-                found = finish(self.host.run(job.folder), job)
+                with part(f"replay {candidate.name}"):
+                    found = finish(self.host.run(job.folder), job)
+                    merge(json.loads((job.folder / SPENT).read_text()))
             except MeasurementFailed as failure:
                 self.note(f"replay of {candidate.name}: {failure}")
                 raise

@@ -8,6 +8,7 @@ each, measured), its resource tracker ignores SIGTERM, and it cannot be stopped 
 """
 
 import gc
+import json
 import os
 import pickle
 import signal
@@ -23,9 +24,11 @@ import numpy as np
 from lvm.bank.archive import map_array
 from lvm.models.weights import load_model
 from lvm.shadow.replay import Job, measure, write_measurement
+from lvm.system import progress
 from lvm.system.processes import SIGNALS, Stopped, end_with_parent, stoppable
 
 MODEL, CORRECTION, JOB, ERROR = "model", "row_correction.npy", "job.pickle", "error.txt"
+SPENT = "spent.json"
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 
 
@@ -63,7 +66,9 @@ def run(job: Job) -> None:
     folder = job.folder / MODEL
     path = folder / CORRECTION
     row_correction = np.array(map_array(path)) if path.is_file() else None
+    progress.reset()
     found = measure(load_model(folder), job.asked, row_correction)
+    (job.folder / SPENT).write_text(json.dumps(progress.report()["parts"]))
     write_measurement(job.result, job.key, found)
 
 

@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from tabulate import tabulate
 
 from lvm.models.facts import Facts, facts_from_tags
+from lvm.system.progress import part
 
 NAME, ARTIFACT = "lvm", "model"  # of the registered model; of a trained model in its run
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -41,6 +42,7 @@ class Card:
     version: str | None = None
 
 
+@part("register")
 def register(model_id: str, facts: Facts, metrics: Mapping[str, str] | None = None) -> str:
     """Make a version of `lvm` of the logged model; return its number.
 
