@@ -80,12 +80,34 @@ def add_products(operations: float) -> None:
 
 
 def count_products(call: Callable[[], Result]) -> tuple[Result, float]:
-    """Return the result of `call` with the operations of its matrix products in this thread."""
-    from torch.utils.flop_counter import FlopCounterMode  # takes long to load
+    """Return the result of `call` with the operations of its matrix products in this thread.
 
-    with FlopCounterMode(display=False) as counter:
+    torch's own FlopCounterMode fails in inference mode, where it looks for gradients.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class Counter(TorchDispatchMode):
+        total = 0.0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            count = flop_registry.get(func._overloadpacket)
+            if count is None:
+                with self:
+                    result = func.decompose(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            result = func(*args, **kwargs)
+            if count is not None:
+                self.total += count(*args, **kwargs, out_val=result)
+            return result
+
+    with Counter() as counter:
         result = call()
-    return result, float(counter.get_total_flops())
+    return result, counter.total
 
 
 class Steps(tqdm):
