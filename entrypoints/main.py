@@ -1,36 +1,22 @@
 """Command: the whole pipeline on the embedded bank."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("main")
 
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.data import MainOptions
 from lvm.report.notes import pipeline_note
+from lvm.system.progress import part
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import RUNS_PAGE, ui_command
 from lvm.tracking.versions import ARTIFACT
-
-
-@dataclass(frozen=True)
-class MainOptions:
-    """Options of `main`."""
-
-    size: str = option(
-        "quick",
-        "full: the whole corpus, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
-        choices=("quick", "full", "tiny"),
-    )
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
 
 
 @dataclass(frozen=True)
@@ -61,16 +47,20 @@ def body(options: MainOptions) -> None:
     """Ingest, export, train, eval, lane-diagnostics, shadow-eval with promotion, as nested runs."""
     plan = PLANS[options.size]
     runs.log_config(asdict(options) | {"plan": asdict(plan)})
-    data = {"bank": plan.bank, "ctx": plan.ctx}
+    data: dict[str, Any] = {"bank": plan.bank, "ctx": plan.ctx}
     runs.name_run(options.size)
-    launched = {}
-    launched["ingest"] = runs.launch("ingest", {"bank": plan.bank, **plan.ingest})
-    launched["export"] = runs.launch("export", data)
-    launched["train"] = runs.launch("train", {**data, **plan.train})
-    trained = f"runs:/{launched['train']}/{ARTIFACT}"
-    launched["eval"] = runs.launch("eval", {"model": trained})
-    launched["lane-diagnostics"] = runs.launch("lane-diagnostics", {"eval_run": launched["eval"]})
-    launched["shadow-eval"] = runs.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
+    launched: dict[str, str] = {}
+
+    def launch(entry: str, **parameters: Any) -> None:
+        with part(entry, told=False):  # it speaks for itself
+            launched[entry] = runs.launch(entry, parameters)
+
+    launch("ingest", bank=plan.bank, **plan.ingest)
+    launch("export", **data)
+    launch("train", **data, **plan.train)
+    launch("eval", model=f"runs:/{launched['train']}/{ARTIFACT}")
+    launch("lane-diagnostics", eval_run=launched["eval"])
+    launch("shadow-eval", bank=plan.bank, promote="enabled")
     summary = runs.read_text(launched["shadow-eval"], "shadow.txt")
     runs.log_artifact(summary, "shadow.txt")
     shadow = runs.read_json(launched["shadow-eval"], "report.json")
@@ -81,6 +71,3 @@ def body(options: MainOptions) -> None:
 
 
 main = EntryPoint("main", MainOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

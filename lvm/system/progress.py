@@ -5,9 +5,9 @@
             ...
             add_products(2 * Q * K * D)
 
-Time inside a part belongs to the innermost one; parts of one name are added up. Between `watch` and
-its end a line names the current part whenever PERIOD seconds pass; on a terminal, steps are a bar.
-All of it goes to stderr. Parts begin and end in the main thread.
+Time inside a part belongs to the innermost one; parts of one name are added up. While `watch` runs,
+a line on stderr names the current part every PERIOD seconds; on a terminal, steps are a bar. Parts
+begin and end in the main thread.
 """
 
 import io
@@ -42,7 +42,7 @@ class Ledger:
     """What has been spent on each part so far, and the parts that are open, innermost last."""
 
     spent: dict[str, Spent] = field(default_factory=dict)
-    open_parts: list[tuple[str, float]] = field(default_factory=list)
+    open_parts: list[tuple[str, float, bool]] = field(default_factory=list)
     bars: list[tqdm] = field(default_factory=list)
     since: float = field(default_factory=lambda: time.monotonic())
 
@@ -62,11 +62,11 @@ _ledger = Ledger()
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
-    """Account for the block under `name`."""
+def part(name: str, told: bool = True) -> Iterator[None]:
+    """Account for the block under `name`; no line names it unless `told`."""
     ledger = _ledger
     ledger.settle()
-    ledger.open_parts.append((name, time.monotonic()))
+    ledger.open_parts.append((name, time.monotonic(), told))
     try:
         yield
     finally:
@@ -151,12 +151,10 @@ def steps(
 
 @contextmanager
 def watch() -> Iterator[None]:
-    """Say what the process does every PERIOD seconds; at the end, where the time went."""
+    """Say what the process does every PERIOD seconds, from its start."""
     reset()
+    _ledger.spent["start"] = Spent(max(0.0, time.time() - psutil.Process().create_time()))
     ended = threading.Event()
-    started = psutil.Process().create_time()
-    _ledger.spent["start"] = Spent(max(0.0, time.time() - started))
-    _ledger.since = time.monotonic()
 
     def tell() -> None:
         while not ended.wait(PERIOD):
@@ -169,7 +167,6 @@ def watch() -> Iterator[None]:
     teller.start()
     try:
         yield
-        print(time_line(), file=sys.stderr, flush=True)
     finally:
         ended.set()
         teller.join()
@@ -178,13 +175,12 @@ def watch() -> Iterator[None]:
 def status_line() -> str:
     """Return what is done now, how far it is, for how long; "" where a terminal shows a bar."""
     bars, now = list(_ledger.bars), time.monotonic()
-    names = [name for name, _ in list(_ledger.open_parts)]
-    if bars and sys.stderr.isatty():
+    open_parts = list(_ledger.open_parts)
+    names = [name for name, _, _ in open_parts]
+    if (bars and sys.stderr.isatty()) or not all(told for _, _, told in open_parts):
         return ""
     if not bars:
-        if not names:
-            return ""
-        return f"{': '.join(names)} ({now - _ledger.open_parts[-1][1]:.0f} s)"
+        return f"{': '.join(names)} ({now - open_parts[-1][1]:.0f} s)" if names else ""
     shown = bars[-1].format_dict
     number, unit, seconds = shown["n"], shown["unit"].strip(), shown["elapsed"]
     of_all = f"{number:,} of {shown['total']:,} {unit}" if shown["total"] else f"{number:,} {unit}"
