@@ -13,7 +13,7 @@ from entrypoints.options.data import IngestOptions
 from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.corpus.ingest import IngestReport, ingest
-from lvm.corpus.reading import SourceOptions
+from lvm.corpus.reading import SourceOptions, row_limit
 from lvm.report.data import chain_metrics, chains_text, counts_table, drops_table
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN
@@ -34,7 +34,7 @@ def body(options: IngestOptions) -> None:
         return
     _refuse_chain_options(options)
     reading = SourceOptions(
-        max_rows=options.max_rows,
+        max_rows=row_limit(options.max_rows, options.source),
         seed=options.seed,
         language=options.language,
         lanes=options.lanes,

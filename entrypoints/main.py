@@ -33,7 +33,7 @@ class Size:
 QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
     "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
-    "full": Size(DEFAULT_BANK, 1000, {}, {}),
+    "full": Size(f"{DEFAULT_BANK}-full", 1000, {"max_rows": "all"}, {}),
     "tiny": Size(
         f"{DEFAULT_BANK}-tiny",
         50,

@@ -56,6 +56,23 @@ class SourceOptions:
 
 
 ALL_ROWS = SourceOptions()
+EVERY = "all"
+# With these the headline command of README keeps to its budget (benchmarks/whole.py).
+EMBEDDED_ROWS = 150_000
+
+
+def row_limit(max_rows: str | None, source: str) -> int | None:
+    """Return what `max_rows` of a command means: a number, or None for every row of the source.
+
+    None stands for auto. Raises ValueError for another word than `all`, or no number from 1 on.
+    """
+    if max_rows is None:
+        return EMBEDDED_ROWS if source == PYTHON_DOCS else None
+    if max_rows == EVERY:
+        return None
+    if not max_rows.isascii() or not max_rows.isdigit() or int(max_rows) < 1:
+        raise ValueError(f"max_rows: {max_rows!r} is no number from 1 on; or give {EVERY}, or auto")
+    return int(max_rows)
 
 
 @dataclass(frozen=True)

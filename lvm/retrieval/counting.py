@@ -473,7 +473,8 @@ def _marked(mask_qb: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
     """Return the places and columns of the marks; few are expected."""
     num, width = mask_qb.shape
     if width % WORD:
-        return np.nonzero(mask_qb)
+        place_P, column_P = np.nonzero(mask_qb)
+        return place_P, column_P
     word_W = np.flatnonzero(mask_qb.view(np.int64))
     number_P, byte_P = np.nonzero(mask_qb.reshape(-1, WORD)[word_W])
     flat_P = WORD * word_W[number_P] + byte_P

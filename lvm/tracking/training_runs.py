@@ -30,7 +30,8 @@ from lvm.training.loop import TrainResult
 from lvm.training.warnings import validation_warnings
 
 CHOICE_QUERIES = 2000
-SHOWN_FREE = ("copy-last", "ema", "ridge")  # of the free predictors: `eval` shows all
+# The free predictors that can be the best; `eval` shows the others, too.
+SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
 
 
 class Validation:
