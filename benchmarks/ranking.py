@@ -3,9 +3,10 @@
 Run `python -m benchmarks.ranking`; `--rows 60000 --queries 1000` takes seconds. A float16 bank is
 written to a scratch folder: `--like text` has the structure of text (benchmarks/text_bank.py), its
 predictions are means of the last rows, so that truths rank as in practice; with `--like random`
-half of all candidates are better than a truth, the worst case of counting. Then each way runs in a process of its own, so that its peak of
-resident memory is its own. The product is of all queries with one float32 block in memory after the
-other: its rate is the machine's. faiss holds the whole bank as float32, and gets fewer queries.
+half of all candidates are better than a truth, the worst case of counting. Then each way runs in a
+process of its own, so that its peak of resident memory is its own. The product is of all queries
+with one float32 block in memory after the other: its rate is the machine's. faiss holds the whole
+bank as float32, and gets fewer queries.
 """
 
 import argparse

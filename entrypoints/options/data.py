@@ -22,7 +22,8 @@ class MainOptions:
 
     size: str = option(
         "quick",
-        "full: all of python-docs, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
+        "full: all of python-docs, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at "
+        "all.",
         choices=("quick", "full", "tiny"),
     )
     report: str | None = option(None, REPORT_HELP, unset="none")

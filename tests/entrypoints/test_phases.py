@@ -222,6 +222,23 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
     )
 
 
+def test_epochs_are_measured_on_the_first_val_queries(tiny_bank, tmp_path, monkeypatch):
+    monkeypatch.setattr("lvm.tracking.training_runs.CHOICE_QUERIES", 40)
+    windows = plan_windows(tiny_bank, 20)
+    validation = Validation(Inputs(tiny_bank, windows, None))
+    model = MovingAverage(tiny_bank.dim, 0.5)
+    val = windows.queries["val"]
+    rank_Q, _ = ranks(
+        predict_queries(model, tiny_bank, val), val, tiny_bank, windows.representative_N
+    )
+    assert validation.figures(model)["hit_at_5"] == pytest.approx((rank_Q[:40] <= 5).mean())
+    measured = validation.measure({"ema": model})["ema"]
+    assert measured["hit_at_5"] == pytest.approx((rank_Q <= 5).mean())
+    assert measured["sample"]["hit_at_5"] == pytest.approx((rank_Q[:40] <= 5).mean())
+    told = validation.told({"ema": measured})
+    assert told.startswith(f"Hit@5 of free predictors on 40 of {len(val):,} val queries")
+
+
 def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
