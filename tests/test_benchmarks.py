@@ -40,7 +40,14 @@ def test_ranking_is_measured_beside_the_matrix_product_and_faiss(tmp_path):
 def test_streaming_is_measured_for_every_predictor(tmp_path):
     table = printed("streaming", *"--dim 16 --ctx 20 --rows 30".split(), folder=tmp_path)
     names = {line[:20].strip() for line in table.splitlines()[2:]}
-    assert names == {"memory_gru gru", "memory_gru mingru", "transformer", "ema", "ridge"}
+    assert names == {
+        "delta_memory",
+        "memory_gru gru",
+        "memory_gru mingru",
+        "transformer",
+        "ema",
+        "ridge",
+    }
 
 
 def test_serving_is_measured_with_its_index(tmp_path, tiny_bank):
@@ -60,15 +67,17 @@ def test_http_is_measured_beside_the_same_process(tmp_path, tiny_bank):
 
 def test_training_is_measured_beside_an_unrolled_gru_and_the_matrix_product(tmp_path):
     table = printed("training", *"--ctx 40 --batch 1 --dim 16 --repeats 1".split(), folder=tmp_path)
-    rows = [line.split("  ") for line in table.splitlines()[4:12]]
+    rows = [line.split("  ") for line in table.splitlines()[4:16]]
     names = (
         "nn.GRU, 4 layers, unrolled",
         "memory_gru, cell=gru",
         "memory_gru, cell=mingru",
+        "delta_memory",
+        "delta_memory, loss, AdamW",
         "matmul",
     )
     assert [row[0] for row in rows] == [name for name in names for _ in range(2)]
-    assert [[cell.strip() for cell in row if cell][1] for row in rows] == 4 * ["fp32", "bf16"]
+    assert [[cell.strip() for cell in row if cell][1] for row in rows] == 6 * ["fp32", "bf16"]
     assert "default precision here (precision=auto): " in table
 
 

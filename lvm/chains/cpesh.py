@@ -90,7 +90,7 @@ class _Miner:
             pending = [c for c in range(len(self.chains)) if c not in found]
             pending = [c for c in pending if len(self.chains[c].rows) - back >= 1]
             blocks = range(0, len(pending), BLOCK_QUERIES)
-            for start in steps(blocks, f"CPESH {back}, {bands.rule}", "block"):
+            for start in steps(blocks, f"CPESH {back}, {bands.rule}", "blocks"):
                 block = pending[start : start + BLOCK_QUERIES]
                 for chain, record in self._block(block, back, bands, start):
                     found[chain] = record

@@ -154,7 +154,7 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
             order.setdefault(node, row_of[node])
     chains: list[Chain] = []
     heads = [node for node in order if graph.out_degree(node)]
-    for number, head in enumerate(steps(heads, "walk", "subtree")):
+    for number, head in enumerate(steps(heads, "walk", "subtrees")):
         random = generator(plan.seed, f"walk {number}")
         lengths = drawn_lengths(rules.min_length, rules.max_length, random)
         name = str(graph.nodes[head]["name"])
@@ -277,7 +277,7 @@ def neighbour_candidates(pool: Bank, plan: GraphWalk, rules: ChainRules) -> Cand
     lane_N[group_N != np.arange(pool.num_rows)] = -1
     parts = []
     lanes = sorted(set(lane_N.tolist()) - {-1})
-    for lane in steps(lanes, "nearest neighbours", "lane"):
+    for lane in steps(lanes, "nearest neighbours", "lanes"):
         row_n = np.flatnonzero(lane_N == lane)
         score_nk, found_nk = _neighbours(concepts, row_n, plan.neighbours, plan.seed)
         from_E = np.repeat(row_n, found_nk.shape[1])
@@ -316,7 +316,7 @@ def weighted_walks(
         nodes = nodes[: rules.candidates_per_chain * plan.max_chains]
     lengths = drawn_lengths(rules.min_length, rules.max_length, random)
     chains = []
-    for node in steps(nodes.tolist(), "walk", "start"):
+    for node in steps(nodes.tolist(), "walk", "starts"):
         walk, met, lane = [node], {node}, lanes[node]
         length = next(lengths)
         while len(walk) < length:

@@ -257,7 +257,7 @@ def encode_texts(
     blocks: list[npt.NDArray[np.float16]] = []
     keep_N = np.zeros(len(texts), dtype=bool)
     name = model.name
-    with part("encode"), steps(None, f"encode by {name}", "row", len(texts)) as bar:
+    with part("encode"), steps(None, f"encode by {name}", "rows", len(texts)) as bar:
         for start in range(0, len(texts), BATCH_ROWS):
             batch = texts[start : start + BATCH_ROWS]
             unit_BD = model.encode(batch)

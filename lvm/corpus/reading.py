@@ -128,7 +128,7 @@ def _read_parts(
     source: str, parts: list[Part], notes: tuple[str, ...], options: SourceOptions
 ) -> Corpus:
     tallies: dict[str, Tally] = {}
-    with part("read text"), steps(None, f"read {source}", "row") as bar:
+    with part("read text"), steps(None, f"read {source}", "rows") as bar:
 
         def read(part: Part) -> list[Document]:
             tally = tallies.setdefault(part.name, Tally())

@@ -166,7 +166,7 @@ def _answers(
     per_pass = max(1, POSITIONS_PER_PASS // int(readings.num_rows_R.max(initial=1)))
     starts = range(0, len(order_R), per_pass)
     a_position = None  # operations a position, counted in the last pass, whose readings are longest
-    for begin in steps(reversed(starts), "predict", "pass", len(starts)):
+    for begin in steps(reversed(starts), "predict", "passes", len(starts)):
         chosen_R = order_R[begin : begin + per_pass]
         context_RTD = _contexts(bank, readings, chosen_R, shuffles or {})
         num_positions = context_RTD.shape[0] * context_RTD.shape[1]

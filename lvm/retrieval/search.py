@@ -39,7 +39,7 @@ def share_blocks(
     """
     num_workers = max(1, min(num_cores(), len(starts)))
     before = torch.get_num_threads()
-    bar = steps(starts, title, "block")
+    bar = steps(starts, title, "blocks")
     supply, lock, stopped = iter(bar), threading.Lock(), threading.Event()
 
     def next_start() -> int:

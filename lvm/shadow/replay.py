@@ -354,7 +354,7 @@ def replay(
     accepted = [one.facts.ctx for one in candidates if refusals[one.name] is None]
     removed = queries.with_ctx(max(accepted)) if accepted else queries
     outcomes = []
-    for one in steps(candidates, "replay", "candidate"):
+    for one in steps(candidates, "replay", "candidates"):
         refusal = refusals[one.name]
         if refusal is None:
             outcomes.append(replay_candidate(one, bank, windows, removed, seed, measure))

@@ -1,7 +1,7 @@
 """Named parts of a command: what it does now, and where its time and its matrix products went.
 
     with part("fit ema"):
-        for block in steps(blocks, "rank", "block"):
+        for block in steps(blocks, "rank", "blocks"):
             ...
             add_products(2 * Q * K * D)
 
@@ -137,7 +137,7 @@ class Steps(tqdm):
 def steps(
     iterable: Iterable[Any] | None = None,
     title: str | None = None,
-    unit: str = "step",
+    unit: str = "steps",
     total: int | None = None,
     initial: int = 0,
 ) -> Any:
@@ -145,7 +145,7 @@ def steps(
 
     Without an iterable it is a context manager with `update(number)`.
     """
-    settings = {"total": total, "initial": initial, "unit": f" {unit}s", "disable": title is None}
+    settings = {"total": total, "initial": initial, "unit": f" {unit}", "disable": title is None}
     return Steps(iterable, desc=title, **settings)
 
 

@@ -154,7 +154,7 @@ class _Loop:
         pending: list[Batch] = []
         self.model.train()
         title = f"epoch {epoch}/{config.epochs}" if self.world.is_main else None
-        with part("train"), steps(None, title, "batch", num_batches, done) as bar:
+        with part("train"), steps(None, title, "batches", num_batches, done) as bar:
             for number, batch in enumerate(self.batches.epoch(epoch, done), start=done + 1):
                 pending.append(batch)
                 bar.update()

@@ -76,7 +76,7 @@ def test_products_are_counted_with_their_gradients():
 
 
 def test_a_line_says_what_is_done_and_how_far_it_is(clock):
-    with part("validate"), steps(None, "rank", "block", 40) as bar:
+    with part("validate"), steps(None, "rank", "blocks", 40) as bar:
         clock[0] += 1
         assert progress.status_line().startswith("validate: rank: 0 of 40 blocks")
         bar.update(10)
@@ -119,7 +119,7 @@ def test_hidden_steps_are_no_bar():
 
 
 def test_a_bar_ends_with_its_loop():
-    for _ in steps(range(3), "walk", "start"):
+    for _ in steps(range(3), "walk", "starts"):
         assert "walk" in progress.status_line()
         time.sleep(0)
     assert progress.status_line() == ""
