@@ -53,7 +53,8 @@ def vectors(num_rows: int, dim: int, random: np.random.Generator) -> Iterator[np
         noise_BD = NOISE * random.standard_normal((count, dim)) / LATENT**0.5
         row_BD = (topic_L + step_BL) @ map_LD + noise_BD
         is_phrase_B = random.random(count) < PHRASE_SHARE
-        row_BD[is_phrase_B] = phrase_KD[random.integers(PHRASES, size=is_phrase_B.sum())]
+        rank_B = PHRASES * random.random(is_phrase_B.sum()) ** 3  # some are much more common
+        row_BD[is_phrase_B] = phrase_KD[rank_B.astype(int)]
         yield row_BD.astype(np.float32)
 
 

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from lvm.bank.store import duplicate_groups, open_bank
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
@@ -142,3 +144,15 @@ def test_verdicts_are_set_beside_the_truth(tmp_path):
     again = printed("verdicts", *words, folder=tmp_path).splitlines()
     assert again[0] == first[0], "the sentence of the verdict"
     assert len(cells) == 4 and written == [path.stat().st_mtime_ns for path in cells]
+
+
+def test_a_large_bank_has_the_structure_of_text(tmp_path):
+    printed("text_bank", "bank", "--rows", "3000", "--dim", "48", folder=tmp_path)
+    bank = open_bank(tmp_path / "bank")
+    assert (bank.num_rows, bank.dim, len(bank.documents)) == (3000, 48, 30)
+    unit_ND = bank.unit(slice(None))
+    near = np.einsum("nd,nd->n", unit_ND[1:], unit_ND[:-1]).mean()
+    far = np.einsum("nd,nd->n", unit_ND[1500:], unit_ND[:1500]).mean()
+    assert near > far + 0.2, "rows resemble their neighbours"
+    twins = 3000 - len(np.unique(duplicate_groups(bank)))
+    assert 50 < twins < 400, "set phrases come again"

@@ -21,7 +21,7 @@ from torch import nn
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.evaluate import query_table
 from lvm.evaluation.latency import measure_latency
-from lvm.models.facts import Facts
+from lvm.models.facts import Facts, omits_own_document
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import (
@@ -39,7 +39,7 @@ from lvm.system.progress import part, steps
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
-MEASUREMENT = 5
+MEASUREMENT = 6
 ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 FACTS = ("num_non_finite", "latency_ms", "seconds", "at")
@@ -414,4 +414,5 @@ def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
 
 def _unscored(candidate: Candidate, **known: object) -> Outcome:
     facts = candidate.facts
+    known["counts_own"] = not omits_own_document(facts.fit_version)
     return Outcome(candidate.name, facts.kind, candidate.version, facts.ctx, **known)  # type: ignore[arg-type]

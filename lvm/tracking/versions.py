@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from tabulate import tabulate
 
-from lvm.models.facts import Facts, facts_from_tags
+from lvm.models.facts import OWN_COUNTED, Facts, facts_from_tags, omits_own_document
 from lvm.system.progress import part
 
 NAME, ARTIFACT = "lvm", "model"  # of the registered model; of a trained model in its run
@@ -146,6 +146,8 @@ def description(tags: Mapping[str, str]) -> str:
         columns = ["left"] + ["right"] * (len(headers) - 1)
         body = tabulate(lines, headers, "pipe", colalign=columns, disable_numparse=True)
         blocks.append(f"% of the queries [95 % interval by document]\n\n{body}")
+        if not omits_own_document(int(tags.get("fit_version", 0))):
+            blocks.append(f"Corrected as logged, by the older definition: {OWN_COUNTED}.")
     blocks += [_origin(tags, prefix) for prefix in (SHADOW, LOG, DECIDED) if f"{prefix}run" in tags]
     return "\n\n".join(blocks)
 
