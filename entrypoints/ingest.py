@@ -89,4 +89,9 @@ def _refuse_chain_options(options: IngestOptions) -> None:
             )
 
 
-main = EntryPoint("ingest", IngestOptions, body)
+def check(options: IngestOptions) -> None:
+    """Raise ValueError for an impossible number of rows."""
+    row_limit(options.max_rows, options.source)
+
+
+main = EntryPoint("ingest", IngestOptions, body, check)
