@@ -37,8 +37,8 @@ SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
 class Validation:
     """The questions that `eval -P split=val` asks, put to models in training.
 
-    An epoch is measured on `sample`, the first CHOICE_QUERIES of them: their frozen order is
-    random, and the choice is the one that all of them make (benchmarks/choices.py).
+    An epoch is measured on `sample`, the first CHOICE_QUERIES of them; their frozen order is
+    random. Differences between epochs are paired, so that few queries tell them apart.
     """
 
     def __init__(self, inputs: Inputs) -> None:
