@@ -92,7 +92,7 @@ def make_bank(options: argparse.Namespace) -> None:
 
 
 def apart(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run one way in a process of its own."""
+    """Run one method in a process of its own."""
     values = {key: value for key, value in vars(options).items() if key != "only"}
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     command = [sys.executable, "-m", "benchmarks.ranking", *arguments, f"--only={name}"]
@@ -102,7 +102,7 @@ def apart(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def plain_matmul(options: argparse.Namespace) -> dict[str, float]:
-    """Multiply all queries with every block of rows, nothing else."""
+    """Multiply all queries with every block of rows."""
     torch.set_num_threads(options.threads)
     prediction_QD = torch.from_numpy(random_queries(options))
     block_KD = torch.randn(BANK_BLOCK, options.dim)
@@ -134,7 +134,7 @@ def ranking(options: argparse.Namespace, product: str = AUTO) -> dict[str, float
 
 
 def faiss_flat(options: argparse.Namespace) -> dict[str, float]:
-    """Search with `faiss.IndexFlatIP`, which holds the bank as float32; ten rows a query."""
+    """Search with `faiss.IndexFlatIP`, which holds the bank as float32; ten rows per query."""
     bank = opened(options)
     faiss.omp_set_num_threads(options.threads)
     index = faiss.IndexFlatIP(options.dim)

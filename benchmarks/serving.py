@@ -1,7 +1,8 @@
-"""Time of one answer of a served model: `python -m benchmarks.serving --bank data/bank`.
+"""Latency of a served model: `python -m benchmarks.serving --bank data/bank`.
 
-Registers an untrained memory_gru of the default size beside a moving average in a scratch store,
-loads each as a user does, then times a warm stream with its index. Scratch takes the index too.
+Registers an untrained memory_gru of the default size and a moving average in a scratch store, loads
+each as a user does, then times a warm stream with its index. The index is written to the scratch
+folder, too.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 @contextmanager
 def scratch_store() -> Iterator[None]:
-    """Work in a new folder with a store of its own; both are gone afterwards."""
+    """Work in a new folder with its own store; both are deleted afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
@@ -58,7 +59,7 @@ def scratch_store() -> Iterator[None]:
 
 
 def measure(name: str, bank: Bank, windows: Windows, options: argparse.Namespace) -> None:
-    """Print the figures of one model, a line for each number of threads."""
+    """Print the figures of one model, one line per number of threads."""
     served = register_and_load(name, bank, windows)
     begin = time.perf_counter()
     index = served.index()
@@ -75,14 +76,14 @@ def measure(name: str, bank: Bank, windows: Windows, options: argparse.Namespace
 
 
 def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[no-untyped-def]
-    """Return what stands behind models:/lvm@baseline once the model is registered."""
+    """Register the model; return the predictor loaded from models:/lvm@baseline."""
     torch.manual_seed(0)
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
     with runs.run("train", {}):
-        version = versions.register(logged_models.log_predictor(model, facts), facts)
-    alias.promote(version, alias.aliases().get(alias.BASELINE), {})
-    return mlflow.pyfunc.load_model(alias.BASELINE_URI).unwrap_python_model()
+        version = registry.register(logged_models.log_predictor(model, facts), facts)
+    registry.promote(version, registry.aliases().get(registry.BASELINE), {})
+    return mlflow.pyfunc.load_model(registry.BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

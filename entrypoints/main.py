@@ -10,13 +10,13 @@ from typing import Any
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import MainOptions
-from lvm.report.notes import pipeline_note
+from lvm.report.data import pipeline_note
 from lvm.system.progress import part
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
+from lvm.tracking.registry import ARTIFACT
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import RUNS_PAGE, ui_command
-from lvm.tracking.versions import ARTIFACT
 
 
 @dataclass(frozen=True)

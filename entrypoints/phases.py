@@ -11,12 +11,11 @@ from entrypoints.command import EntryPoint
 from entrypoints.options.training import PhasesOptions
 from lvm.bank.store import Bank
 from lvm.report.phases import plan_text
-from lvm.studies.phases.comparison import measure_phases
-from lvm.studies.phases.table import chosen_phases, read_phases
-from lvm.studies.phases.trainings import Job, Planner
+from lvm.studies.phase_comparison import measure_phases
+from lvm.studies.phases import Job, Planner, chosen_phases, read_phases
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.phase_runs import (
+from lvm.tracking.study_runs import (
     as_trained,
     publish_phases,
     replay_seed,
@@ -24,7 +23,7 @@ from lvm.tracking.phase_runs import (
     train_all,
 )
 from lvm.training.config import RECIPES
-from lvm.training.warnings import planned_warnings
+from lvm.training.guard import planned_warnings
 
 
 def check(options: PhasesOptions) -> None:

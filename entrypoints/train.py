@@ -17,7 +17,7 @@ from entrypoints.command import EntryPoint
 from entrypoints.options.training import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
@@ -30,6 +30,7 @@ from lvm.tracking.training_runs import (
     log_epoch,
     prepare_state,
 )
+from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
     TrainConfig,
     as_dict,
@@ -38,7 +39,6 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.training.plan import state_sha256, training_sha256
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")

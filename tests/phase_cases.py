@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.studies.phases.comparison import PhaseComparison, Trained, measure_phases
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phase_comparison import PhaseComparison, Trained, measure_phases
+from lvm.studies.phases import read_phases
 
 NUM_ANSWERS = 1200
 NUM_QUERIES = 240
@@ -40,7 +40,7 @@ def training(steps: int, **changes: Any) -> dict[str, Any]:
         "plan": {"examples_per_epoch": 4000, "steps": steps, "steps_per_epoch": steps // 3},
         "optimiser_steps": steps,
         "best_epoch": 2,
-        "warnings": [f"only {steps} optimiser steps are planned"],
+        "warnings": [f"only {steps} optimizer steps are planned"],
         "history": [{"epoch": e, "train/loss": loss} for e, loss in enumerate(losses, start=1)],
     } | changes
 

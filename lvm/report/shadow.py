@@ -30,6 +30,7 @@ from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,
     MARKDOWN,
+    NOTE_LINES,
     TEXT,
     PredictorRow,
     bullet,
@@ -39,7 +40,10 @@ from lvm.report.tables import (
     hit_cells,
     interval_cell,
     p_cell,
+    page_table,
+    percent,
     predictors_table,
+    queries_line,
     table,
     utc,
     wrapped,
@@ -399,3 +403,25 @@ def shadow_text(
     if not is_enabled:
         blocks.append("dry run: no alias was changed; promote=enabled changes it")
     return "\n\n".join(blocks)
+
+
+def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
+    """Return the decision, the top candidates, the reasons."""
+    mode = "" if is_enabled else " (dry run: no alias was changed)"
+    scored = [one for one in result.outcomes if one.is_scored]
+    lines = [_outcome_line(one, decision) for one in scored[:NOTE_LINES]]
+    headers = ["candidate", "ctx", "Hit@5 %", "corrected Hit@5 %", ""]
+    caption = [queries_line(result.num_queries, result.num_documents, result.num_rows)]
+    blocks = [
+        f"**Baseline: {decision.winner or 'none'}**{mode}",
+        captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
+        bullets(decision.reasons[:NOTE_LINES], MARKDOWN),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _outcome_line(one: Outcome, decision: Decision) -> list[str]:
+    marks = ["baseline"] * (one.name == decision.winner) + [one.kind] + [LEAKY] * bool(one.leak)
+    corrected = "" if not one.corrected else percent(one.corrected["hit_at_5"])
+    hit = interval_cell(one.figures["hit_at_5"], one.ci95["hit_at_5"])
+    return [one.name, f"{one.ctx:,}", hit, corrected, ", ".join(marks)]

@@ -29,7 +29,7 @@ from lvm.retrieval.rerank import (
     chosen_weights,
     lane_scores,
     predict_lanes,
-    ranks_anew,
+    reranked_ranks,
     shortlist,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
@@ -93,7 +93,7 @@ class Measurement:
         ranks: the COLUMNS, one line a query, in the order of the queries; None if
             `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
             correction, `rank_reranked` unless lanes were asked for.
-        latency_ms: p50 and p95 of one query whose whole context is read anew, the model alone.
+        latency_ms: p50 and p95 of one query whose whole context is read again, the model alone.
         seconds: duration of the measurement.
         at: when it began (UTC, ISO 8601).
         origin: MEASURED_NOW or READ_BACK.
@@ -137,7 +137,7 @@ def measure(
         listed = shortlist(prediction_QD, removed, bank, groups_N)
         weight = weights.tau * weights.beta
         score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
-        ranks["rank_reranked"] = ranks_anew(listed, score_QC, plain.rank_Q)
+        ranks["rank_reranked"] = reranked_ranks(listed, score_QC, plain.rank_Q)
     latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
     return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
 

@@ -16,7 +16,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.archive import map_array
+from lvm.bank.files import map_array
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
@@ -26,10 +26,17 @@ from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.progress import part
-from lvm.tracking.alias import BASELINE_URI, aliases
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.registry import (
+    ARTIFACT,
+    BASELINE_URI,
+    NAME,
+    UNKNOWN_CODES,
+    Card,
+    aliases,
+    versions,
+)
 from lvm.tracking.store import link_to_moved, missing_folder
-from lvm.tracking.versions import ARTIFACT, NAME, UNKNOWN_CODES, Card, versions
 
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"
@@ -303,7 +310,7 @@ def _resolve_version(reference: str) -> ModelVersion | None:
             return client.get_model_version_by_alias(name, alias)
         name, _, number = name.partition("/")
         if number == "latest" and name != NAME:
-            raise ValueError(f"model: {reference} is no version of {NAME}; give its number")
+            raise ValueError(f"model: {reference} is not a version of {NAME}; give its number")
         if number == "latest":
             number = max(versions(), key=int, default="")
             if not number:

@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
 from entrypoints import phases, shadow_eval, train
-from lvm.tracking import alias, logged_models, runs
-from lvm.tracking.phase_runs import TRAINING_TAG
+from lvm.tracking import logged_models, registry, runs
+from lvm.tracking.study_runs import TRAINING_TAG
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -181,7 +181,7 @@ def a_lost_table_of_ranks_is_measured_anew(shadow: mlflow.entities.Run) -> None:
 def a_deleted_version_is_replaced(report: dict[str, Any]) -> None:
     """Its model is registered once more, and replayed as the version that it is now."""
     version = report["phases"][0]["version"]
-    MlflowClient().delete_model_version(alias.NAME, version)
+    MlflowClient().delete_model_version(registry.NAME, version)
     again = Launcher()
     now = run_phases("1,2,2B", again)
     assert again.entries == ["shadow-eval"]
@@ -193,7 +193,7 @@ def check_training(run: mlflow.entities.Run) -> None:
     assert run.data.params["ctx"] == "auto", "what MLflow was told stays"
     assert run.data.params["resolved/ctx"] == "100", "what the table decided stands beside it"
     assert run.data.tags["phase"] == "1" and len(run.data.tags["training_sha256"]) == 64
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
+    assert "optimizer steps are planned" in run.data.tags["warnings"]
     config = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.json"))
     assert (config["ctx"], config["chunk"], config["hidden"]) == (100, 200, 16)
 
@@ -201,7 +201,7 @@ def check_training(run: mlflow.entities.Run) -> None:
 def check_parent(run: mlflow.entities.Run) -> None:
     files = {entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)}
     assert {"report.md", "phases.png", "phases.txt", "report.json", "config.json"} <= files
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
+    assert "optimizer steps are planned" in run.data.tags["warnings"]
     assert 0 <= run.data.metrics["phases/2B/hit_at_5"] <= 1
 
 

@@ -12,8 +12,8 @@ from lvm.report.phases import (
     phases_markdown,
     phases_text,
 )
-from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
-from lvm.studies.phases.table import OLD_DECISION, old_difference, read_old_gates, read_phases
+from lvm.studies.phase_comparison import PhaseComparison, measure_phases, old_checks
+from lvm.studies.phases import OLD_DECISION, old_difference, read_old_gates, read_phases
 from tests.phase_cases import compared, per_query, replay, trained
 
 PHASES = read_phases()
@@ -107,7 +107,7 @@ def test_the_families_of_the_differences_are_named(found: PhaseComparison) -> No
 
 
 def test_warnings_are_told_for_each_phase(found: PhaseComparison) -> None:
-    assert "1, 2, 4: only 30 optimiser steps are planned" in phases_text(found, STORY)
+    assert "1, 2, 4: only 30 optimizer steps are planned" in phases_text(found, STORY)
 
 
 def test_old_gates_are_shown_only_when_asked_for(found: PhaseComparison) -> None:

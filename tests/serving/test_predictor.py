@@ -19,8 +19,8 @@ from lvm.prediction.predict import check_contexts, predict_contexts
 from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
-from lvm.serving import passages
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.serving import predictor
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -56,8 +56,8 @@ def served(empty_store, workplace, correction):
         patch.chdir(workplace)
         with runs.run("train", {}):
             model_id = logged_models.log_predictor(MovingAverage(DIM), facts, correction)
-            version = versions.register(model_id, facts)
-        alias.promote(version, None, {})
+            version = registry.register(model_id, facts)
+        registry.promote(version, None, {})
         yield mlflow.pyfunc.load_model("models:/lvm@baseline")
 
 
@@ -160,7 +160,7 @@ def test_a_long_context_is_compared_in_blocks(served, workplace, monkeypatch):
     bank = open_bank(workplace / "bank")
     context_1TD = bank.unit(slice(0, bank.num_rows - 600))[None]
     whole = served.predict(context_1TD, params={"k": 300})
-    monkeypatch.setattr(passages, "COSINES", 2**14)
+    monkeypatch.setattr(predictor, "COSINES", 2**14)
     tracemalloc.start()
     try:
         found = served.predict(context_1TD, params={"k": 300})

@@ -1,4 +1,4 @@
-"""One optimiser step: its groups of parameters, its gradient, what it does to both."""
+"""One optimizer step: its groups of parameters, its gradient, what it does to both."""
 
 import math
 
@@ -9,12 +9,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lvm.bank.store import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
-from lvm.training.batches import Batches
 from lvm.training.config import Settings, TrainConfig, resolve
+from lvm.training.data import Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import TEMPERATURE_RANGE, SampledSoftmax
-from lvm.training.step import Gradients, Supervised, make_optimizer
+from lvm.training.optimizer import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
 
@@ -102,7 +101,7 @@ def test_batches_of_a_step_count_by_their_mean(gradients: Gradients) -> None:
 
 @pytest.fixture
 def at_step():
-    """Let a function of the optimiser run right before each of its steps."""
+    """Let a function of the optimizer run right before each of its steps."""
     handles = []
     yield lambda call: handles.append(
         register_optimizer_step_pre_hook(lambda optimizer, *_: call(optimizer))

@@ -1,0 +1,148 @@
+"""Warnings of a training: each of them fires, none without a reason."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from lvm.bank.store import Bank
+from lvm.training.config import TrainConfig
+from lvm.training.guard import (
+    epoch_warnings,
+    planned_warnings,
+    training_warnings,
+    validation_warnings,
+)
+from lvm.training.loop import train
+from lvm.training.optimizer import TrainingPlan
+from lvm.windows.export import plan_windows
+from tests.synthetic import noise_bank
+
+SOUND = {"epochs": 10, "steps_per_epoch": 100, "steps": 1000, "warmup": 50}
+PLAN = TrainingPlan(**SOUND, examples_per_epoch=200_000, own_negatives=None)
+THE_OLD_ONE = TrainingPlan(8, 3, 24, 3, 514, 3)
+
+
+def record(epoch: int, hit: float, cosine: float) -> dict[str, float]:
+    return {"epoch": epoch, "val/hit_at_5": hit, "val/cosine": cosine}
+
+
+def test_a_sound_plan_is_not_warned_of() -> None:
+    assert planned_warnings(PLAN) == []
+
+
+def test_the_old_phase_is_doubted_in_three_ways_before_it_begins() -> None:
+    steps, examples, negatives = planned_warnings(THE_OLD_ONE)
+    assert steps.startswith("only 24 optimizer steps are planned (3 an epoch, epochs: 8)")
+    assert examples.startswith("only 514 training examples an epoch")
+    assert negatives.startswith("only 3 negatives an example")
+
+
+def test_a_small_validation_names_the_queries_that_would_do() -> None:
+    (sentence,) = validation_warnings(58, 0.18)
+    assert "58 queries see a difference of Hit@5 from 18.0 points on" in sentence
+    assert f"about {math.ceil(58 * 81):,} queries, from as many times the documents" in sentence
+    assert validation_warnings(5000, 0.02) == []
+    assert validation_warnings(5000, 0.0) == []
+
+
+def test_a_validation_of_one_document_judges_nothing() -> None:
+    (sentence,) = validation_warnings(5000, math.nan)
+    assert "fewer than 2 documents" in sentence
+
+
+def test_best_at_epoch_1_fires_once_there_is_a_second() -> None:
+    history = [record(1, 0.3, 0.2), record(2, 0.2, 0.1)]
+    assert epoch_warnings(history[:1], 1) == []
+    (sentence,) = epoch_warnings(history, 1)
+    assert sentence.startswith("best at epoch 1")
+
+
+def test_an_epoch_1_that_is_not_beaten_yet_is_told_at_the_end_alone() -> None:
+    history = [record(1, 0.151, 0.2), record(2, 0.149, 0.1)]
+    assert epoch_warnings(history, 1) == []
+    assert len(epoch_warnings(history, 1, has_ended=True)) == 1
+
+
+def test_cosine_that_rises_while_hits_fall_is_told() -> None:
+    history = [record(1, 0.1, 0.1), record(2, 0.3, 0.1), record(3, 0.2, 0.2)]
+    (sentence,) = epoch_warnings(history, 2)
+    assert sentence.startswith("val cosine rose while Hit@5 fell")
+    assert epoch_warnings([record(1, 0.1, 0.1), record(2, 0.2, 0.2)], 2) == []
+
+
+def test_a_fall_within_the_noise_of_epochs_is_not_told() -> None:
+    assert (
+        epoch_warnings([record(1, 0.2, 0.1), record(2, 0.21, 0.1), record(3, 0.208, 0.2)], 2) == []
+    )
+
+
+def test_a_fall_between_two_epochs_is_told_at_the_end() -> None:
+    history = [
+        record(1, 0.2, 0.1),
+        record(2, 0.21, 0.1),
+        record(3, 0.18, 0.2),
+        record(4, 0.209, 0.1),
+    ]
+    assert len(epoch_warnings(history, 2)) == 1
+
+
+def test_few_steps_taken_are_told_where_more_were_planned() -> None:
+    (sentence,) = training_warnings(PLAN, [record(1, 0.2, 0.1)], 1, 24)
+    assert sentence.startswith("only 24 optimizer steps")
+    assert len(training_warnings(THE_OLD_ONE, [], 0, 24)) == 3, "it is not told twice"
+
+
+def test_an_encoder_that_adds_nothing_is_told_at_the_end_with_a_remedy() -> None:
+    idle = record(1, 0.2, 0.1) | {"train/share_encoder": 0.0004}
+    (sentence,) = training_warnings(PLAN, [idle], 1, 1000)
+    assert sentence.startswith("the encoder adds nothing: its share of the predictions is 0.0004")
+    assert sentence.endswith("model=skip predicts the same for less")
+    assert epoch_warnings([idle], 1) == []
+    assert training_warnings(PLAN, [idle | {"train/share_encoder": 0.0011}], 1, 1000) == []
+    assert training_warnings(PLAN, [record(1, 0.2, 0.1)], 1, 1000) == [], "a model without one"
+
+
+def trained_warnings(bank: Bank, ctx: int, **settings: object) -> list[list[str]]:
+    """Train; return the warnings told before each epoch, an empty list standing for its end."""
+    told: list[list[str]] = []
+    hits = iter((0.3, 0.2, 0.1))
+    cosines = iter((0.1, 0.2, 0.3))
+
+    def validate(model: object) -> dict[str, float]:
+        told.append([])
+        return {"hit_at_5": next(hits), "cosine": next(cosines)}
+
+    config = TrainConfig(
+        **{"hidden": 8, "layers": 2, "averaging": "none"} | settings  # type: ignore
+    )
+    windows = plan_windows(bank, ctx)
+    result = train(bank, windows, config, validate=validate, on_warnings=told.append)
+    assert result.warnings
+    return told
+
+
+@pytest.fixture(scope="module")
+def long_bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """Two sequences long enough for a context of 2,000."""
+    path = tmp_path_factory.mktemp("long") / "bank"
+    return noise_bank(path, num_sequences=2, num_documents=40, document_rows=70, dim=8)
+
+
+def test_the_old_recipe_at_2000_is_flagged_before_its_first_epoch_ends(long_bank: Bank) -> None:
+    before, end = trained_warnings(long_bank, 2000, recipe="seed", epochs=1)
+    assert end == [], "nothing else was told before the validation of epoch 1"
+    steps, examples, negatives = before
+    assert "optimizer steps are planned (1 an epoch, epochs: 1)" in steps
+    assert "training examples an epoch" in examples
+    assert "negatives an example" in negatives
+
+
+def test_what_an_epoch_shows_is_told_before_the_next(tiny_bank: Bank, tmp_path: Path) -> None:
+    first, _, second, _, third, _ = trained_warnings(
+        tiny_bank, 20, epochs=3, batch_size=64, negatives=16, chunk=10
+    )
+    assert [one.split(" ")[0] for one in first] == ["only", "only"], "steps, examples"
+    assert second == first
+    assert len(third) == len(first) + 2
+    assert third[-2].startswith("best at epoch 1") and third[-1].startswith("val cosine rose")
