@@ -23,7 +23,13 @@ from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.runs import WarningLog
-from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
+from lvm.tracking.training_runs import (
+    SHOWN_FREE,
+    Validation,
+    finish_training,
+    log_epoch,
+    prepare_state,
+)
 from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
     TrainConfig,
@@ -98,7 +104,7 @@ def body(options: TrainOptions) -> None:
     with joined(chosen_device(options.device)) as world:
         inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
         validation = Validation(inputs)
-        free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
+        free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
         initial = read_initial(options.init, inputs)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
@@ -114,9 +120,8 @@ def body(options: TrainOptions) -> None:
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
-        rivals = {name: validation.measure(model) for name, model in free.items()}
-        told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
-        print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
+        rivals = validation.measure(free)
+        print(validation.told(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
