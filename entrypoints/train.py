@@ -26,7 +26,13 @@ from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.runs import WarningLog
-from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
+from lvm.tracking.training_runs import (
+    SHOWN_FREE,
+    Validation,
+    finish_training,
+    log_epoch,
+    prepare_state,
+)
 from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
     Settings,
@@ -110,7 +116,7 @@ def body(options: TrainOptions) -> None:
         options = with_phase(options, longest_context(bank))
         inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
-        free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
+        free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
         initial = read_initial(options.init, inputs)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
@@ -122,9 +128,8 @@ def body(options: TrainOptions) -> None:
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
-        rivals = {name: validation.measure(model) for name, model in free.items()}
-        told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
-        print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
+        rivals = validation.measure(free)
+        print(validation.told(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
         automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
@@ -154,7 +159,7 @@ def body(options: TrainOptions) -> None:
 
 def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
     """Name and tag the run so that it differs from others in the run list."""
-    words = [config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else "", typed]
+    words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
     runs.name_run(" ".join(filter(None, words)))
     tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
     tags |= {"init": config.init or "none", "experts_control": config.experts_control}

@@ -22,6 +22,7 @@ from tabulate import tabulate
 from lvm.models.facts import OWN_COUNTED, Facts, facts_from_tags, omits_own_document
 from lvm.system.errors import explain_failure
 from lvm.system.processes import defer_signals
+from lvm.system.progress import part
 from lvm.tracking.store import STORE_ERRORS, database_file
 
 NAME, ARTIFACT = "lvm", "model"  # of the registered model; of a trained model in its run
@@ -60,6 +61,7 @@ class Card:
     version: str | None = None
 
 
+@part("register")
 def register(model_id: str, facts: Facts, metrics: Mapping[str, str] | None = None) -> str:
     """Make a version of `lvm` of the logged model; return its number.
 

@@ -42,6 +42,7 @@ from lvm.tracking.store import (
 )
 
 ENTRY = "entry"
+SPENT = "time.json"  # seconds and matrix products of each part of the command
 RUN_ID = "MLFLOW_RUN_ID"
 EXPERIMENT_VARIABLES = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 FINISHED, FAILED, KILLED = (

@@ -18,8 +18,9 @@ from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import HITS
 from lvm.report.training import next_commands
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import exact_ranks, rank_together
 from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.system.progress import part
 from lvm.tracking import logged_models, registry, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, metric_tags
@@ -28,42 +29,73 @@ from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
 from lvm.training.loop import TrainResult
 
+CHOICE_QUERIES = 2000
+# The free predictors that can be the best; `eval` shows the others, too.
+SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
+
 
 class Validation:
-    """The questions that `eval -P split=val` asks, put to models in training."""
+    """The questions that `eval -P split=val` asks, put to models in training.
+
+    An epoch is measured on `sample`, the first CHOICE_QUERIES of them; their frozen order is
+    random. Differences between epochs are paired, so that few queries tell them apart.
+    """
 
     def __init__(self, inputs: Inputs) -> None:
         self.bank, self.windows = inputs.bank, inputs.windows
         self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
-        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
+        self.sample = self.queries.head(CHOICE_QUERIES)
+        self.truth_QD = inputs.bank.unit(self.sample.target_row_Q)
         self._measured: list[NDArray[np.float64]] = []
 
+    @part("validate")
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """Return the plain filtered figures, with the mean cosine to the truth."""
+        """Return the plain filtered figures on the sample, with the mean cosine to the truth."""
         found = {}
         if has_gate(model):
-            asked = (model, self.bank, self.queries)
-            prediction_QD, gate_QX = predict_routed(*asked, progress=True)
+            asked = (model, self.bank, self.sample)
+            prediction_QD, gate_QX = predict_routed(*asked)
             found["gate_lane_mi"] = mutual_information(self.lane_table(gate_QX))
         else:
-            prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
+            prediction_QD = predict_queries(model, self.bank, self.sample)
         found["cosine"] = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
-        return figures(self._ranks(prediction_QD)) | found
+        groups = self.windows.representative_N
+        (ranks,) = exact_ranks(prediction_QD, self.sample, self.bank, groups)
+        return figures(ranks.rank_Q) | found
 
     def lane_table(self, gate_QX: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the weight of each expert over the val queries of each lane, (L, X)."""
         if self.bank.lane_N is None:
             return gate_QX.sum(axis=0, keepdims=True)
-        lane_Q = self.bank.lane_N[self.queries.target_row_Q]
+        lane_Q = self.bank.lane_N[self.sample.target_row_Q]
         return lane_table(gate_QX, lane_Q, len(self.bank.lanes))
 
-    def measure(self, model: nn.Module) -> dict[str, Any]:
-        """Return the plain filtered figures with their intervals by document."""
-        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
-        document_Q = self.bank.document_N[self.queries.target_row_Q]
-        interval = document_interval(rank_Q, document_Q, self.windows.seed)
-        self._measured.append(hit_at(rank_Q, 5))
-        return {**figures(rank_Q), "ci95": interval}
+    @part("free predictors on val")
+    def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+        """Return the plain filtered figures of each model, in one pass of the bank.
+
+        They are of all questions, with intervals by document; `sample` has those of the sample.
+        """
+        bank, groups = self.bank, self.windows.representative_N
+        answers = [
+            (predict_queries(model, bank, self.queries), (None,)) for model in models.values()
+        ]
+        document_Q = bank.document_N[self.queries.target_row_Q]
+        measured = {}
+        ranked = rank_together(answers, self.queries, bank, groups)
+        for name, (ranks,) in zip(models, ranked, strict=True):
+            interval = document_interval(ranks.rank_Q, document_Q, self.windows.seed)
+            sample = figures(ranks.rank_Q[: len(self.sample)])
+            measured[name] = {**figures(ranks.rank_Q), "ci95": interval, "sample": sample}
+            self._measured.append(hit_at(ranks.rank_Q, 5))
+        return measured
+
+    def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return the Hit@5 of the free predictors in a line, on the sample where there is one."""
+        few, many = len(self.sample), len(self.queries)
+        on = f"{few:,} of {many:,} val queries, which choose the epoch" if few < many else "val"
+        hits = [f"{name} {100 * one['sample']['hit_at_5']:.2f} %" for name, one in measured.items()]
+        return f"Hit@5 of free predictors on {on}: {', '.join(hits)}"
 
     def warnings(self) -> list[str]:
         """Return what these queries cannot see, by the two best predictors measured so far."""
@@ -72,13 +104,9 @@ class Validation:
         detectable = smallest_detectable(first_Q - second_Q, document_Q)
         return validation_warnings(len(self.queries), detectable)
 
-    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
-
     def experts_figure(self, model: TMDExperts) -> Figure:
         """Draw which experts the model chooses, lane by lane."""
-        table_LX = self.lane_table(predict_routed(model, self.bank, self.queries)[1])
+        table_LX = self.lane_table(predict_routed(model, self.bank, self.sample)[1])
         return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
 
 
@@ -132,7 +160,7 @@ def finish_training(
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
     log_best(inputs, model_id, result, own)
-    hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
+    hits = {name: rival["sample"]["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
     runs.log_artifact(curve, "training.png")
@@ -154,7 +182,7 @@ def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation
     best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
-        step=result.best_epoch,
+        step=len(result.history),  # after those of the epochs, which are of the sample
         model_id=model_id,
         dataset=inputs.dataset,
     )
