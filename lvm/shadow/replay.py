@@ -4,6 +4,7 @@ A candidate that cannot be compared fairly is refused; measurements are cached. 
 D vector dim, Q queries, B batch, T time.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,8 +40,10 @@ from lvm.system.environment import machine
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
-MEASUREMENT = 5
-ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
+MEASUREMENT = 6
+ORDERS = ("rank", "rank_corrected")  # of plain cosines, of corrected scores
+RERANKED = tuple(f"{order}_reranked" for order in ORDERS)
+ANSWERS = ("rank", "rank_raw", "rank_corrected", *RERANKED, "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
 FACTS = ("num_non_finite", "latency_ms", "seconds", "at")
 STORE = Path("data/replays")
@@ -92,7 +95,7 @@ class Measurement:
     Attributes:
         ranks: the COLUMNS, one line a query, in the order of the queries; None if
             `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
-            correction, `rank_reranked` unless lanes were asked for.
+            correction, `rank_reranked` and `rank_corrected_reranked` unless lanes were asked for.
         latency_ms: p50 and p95 of one query whose whole context is read anew, the model alone.
         seconds: duration of the measurement.
         at: when it began (UTC, ISO 8601).
@@ -128,16 +131,18 @@ def measure(
             "rank": plain.rank_Q,
             "rank_raw": plain.rank_raw_Q,
             "rank_corrected": corrected[0].rank_Q if corrected else np.nan,
-            "rank_reranked": np.nan,
+            **dict.fromkeys(RERANKED, np.nan),
             "top_row": plain.top_row_Q,
         }
     )
     if asked.lanes is not None:
-        (weights,) = chosen_weights(model, bank, groups_N, asked.lanes)
-        listed = shortlist(prediction_QD, removed, bank, groups_N)
-        weight = weights.tau * weights.beta
-        score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
-        ranks["rank_reranked"] = ranks_anew(listed, score_QC, plain.rank_Q)
+        chosen = chosen_weights(model, bank, groups_N, asked.lanes, corrections)
+        for order, correction, weights in zip(ORDERS, corrections, chosen, strict=False):
+            listed = shortlist(prediction_QD, removed, bank, groups_N, correction)
+            weight = weights.tau * weights.beta
+            score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
+            before_Q = ranks[order].to_numpy()
+            ranks[f"{order}_reranked"] = ranks_anew(listed, score_QC, before_Q)
     latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
     return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
 
@@ -246,7 +251,8 @@ class Candidate:
 
     Either `model` is in memory, with its `row_correction` (N, 2), or its `files` are fetched when
     it is measured. Without a row correction there are no corrected figures. `version` and
-    `model_id` are None until it is registered and logged.
+    `model_id` are None until it is registered and logged. `val_hit_at_5` is that of the served
+    order, NaN where it is not known.
     """
 
     name: str
@@ -256,6 +262,7 @@ class Candidate:
     row_correction: NDArray[np.float32] | None = None
     files: Files | None = None
     model_id: str | None = None
+    val_hit_at_5: float = math.nan
 
 
 def is_made_from(facts: Facts, bank: Bank) -> bool:
@@ -414,4 +421,5 @@ def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
 
 def _unscored(candidate: Candidate, **known: object) -> Outcome:
     facts = candidate.facts
+    known |= {"val_hit_at_5": candidate.val_hit_at_5}
     return Outcome(candidate.name, facts.kind, candidate.version, facts.ctx, **known)  # type: ignore[arg-type]
