@@ -21,7 +21,7 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
 
@@ -80,9 +80,9 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)
     with runs.run("train", {}):
-        version = versions.register(logged_models.log_predictor(model, facts), facts)
-    alias.promote(version, alias.aliases().get(alias.BASELINE), {})
-    return mlflow.pyfunc.load_model(alias.BASELINE_URI).unwrap_python_model()
+        version = registry.register(logged_models.log_predictor(model, facts), facts)
+    registry.promote(version, registry.aliases().get(registry.BASELINE), {})
+    return mlflow.pyfunc.load_model(registry.BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

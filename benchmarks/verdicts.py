@@ -33,9 +33,9 @@ from tabulate import tabulate
 from lvm.bank.store import Bank, write_bank
 from lvm.evaluation.metrics import soft_hit_at
 from lvm.models.table import build_model
-from lvm.studies.scaling.cells import Trainer, divide_queries
-from lvm.studies.scaling.grid import Plan, check_data, run_grid
-from lvm.studies.scaling.verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED, K
+from lvm.studies.scaling_cells import Trainer, divide_queries
+from lvm.studies.scaling_grid import Plan, check_data, run_grid
+from lvm.studies.scaling_verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED, K
 from lvm.system.seeding import generator
 from lvm.system.thresholds import read_scaling_rules
 from lvm.training.config import TrainConfig

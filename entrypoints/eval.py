@@ -24,7 +24,6 @@ from lvm.report.notes import evaluation_note
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.tracking import runs
-from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.evaluation_runs import (
     MEASURED,
     ablate,
@@ -35,6 +34,7 @@ from lvm.tracking.evaluation_runs import (
     serve,
 )
 from lvm.tracking.logged_models import MODEL_HELP, open_subject
+from lvm.tracking.registry import BASELINE_URI
 from lvm.tracking.runs import publish_report
 
 

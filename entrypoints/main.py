@@ -13,9 +13,9 @@ from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
 from lvm.report.notes import pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
+from lvm.tracking.registry import ARTIFACT
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import RUNS_PAGE, ui_command
-from lvm.tracking.versions import ARTIFACT
 
 
 @dataclass(frozen=True)

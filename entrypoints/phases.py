@@ -13,15 +13,17 @@ from lvm.bank.store import Bank
 from lvm.report.phases import (
     plan_text,
 )
-from lvm.studies.phases.comparison import measure_phases
-from lvm.studies.phases.table import (
+from lvm.studies.phase_comparison import measure_phases
+from lvm.studies.phases import (
+    SIZES,
+    Job,
+    Planner,
     chosen_phases,
     read_phases,
 )
-from lvm.studies.phases.trainings import SIZES, Job, Planner
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.phase_runs import (
+from lvm.tracking.study_runs import (
     as_trained,
     publish_phases,
     replay_seed,

@@ -28,9 +28,9 @@ from lvm.retrieval.rerank import LANE, NONE, RERANKS
 from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
-from lvm.tracking.alias import BASELINE_URI
 from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
+from lvm.tracking.registry import BASELINE_URI
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"

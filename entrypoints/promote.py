@@ -9,9 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 
 from entrypoints.options import EntryPoint, option
-from lvm.tracking import alias, runs
-from lvm.tracking.alias import BASELINE
-from lvm.tracking.versions import check_version
+from lvm.tracking import registry, runs
+from lvm.tracking.registry import BASELINE, check_version
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,20 @@ def body(options: PromoteOptions) -> None:
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 
     runs.log_config(asdict(options))
-    version = options.version.removeprefix(f"models:/{alias.NAME}/")
-    current = alias.aliases().get(BASELINE)
-    predictor = load(f"models:/{alias.NAME}/{version}")
+    version = options.version.removeprefix(f"models:/{registry.NAME}/")
+    current = registry.aliases().get(BASELINE)
+    predictor = load(f"models:/{registry.NAME}/{version}")
     version = check_version(version)
     evidence = {
         "decision_run": runs.active_run_id(),
         "replaced_version": str(current).lower(),
         "reason": f"by hand: {options.reason}",
     }
-    alias.promote(version, current, evidence, alias.BY_HAND)
+    registry.promote(version, current, evidence, registry.BY_HAND)
     runs.name_run(f"version {version}")
     runs.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
     runs.set_tags({"decision": "promoted by hand", BASELINE: version})
-    runs.log_artifact({"moves": alias.history()}, "history.json")
+    runs.log_artifact({"moves": registry.history()}, "history.json")
     before = f"before: version {current}" if current is not None else "there was none before"
     print(f"baseline is version {version} ({predictor.facts.model}); {before}")
 

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 
 from entrypoints.options import EntryPoint
-from lvm.tracking import alias, runs
-from lvm.tracking.alias import BASELINE, PREVIOUS
+from lvm.tracking import registry, runs
+from lvm.tracking.registry import BASELINE, PREVIOUS
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class RollbackOptions:
 def body(options: RollbackOptions) -> None:
     """Restore the previous baseline, after a check that its model can be loaded."""
     runs.log_config({})
-    with alias.locked():
-        alias.repair()
-        check_previous(alias.aliases().get(PREVIOUS))
-        restored, withdrawn = alias.rollback({"decision_run": runs.active_run_id()})
+    with registry.locked():
+        registry.repair()
+        check_previous(registry.aliases().get(PREVIOUS))
+        restored, withdrawn = registry.rollback({"decision_run": runs.active_run_id()})
     runs.name_run(f"to version {restored}")
     runs.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
     runs.set_tags({"decision": "rolled back", BASELINE: restored})
-    runs.log_artifact({"moves": alias.history()}, "history.json")
+    runs.log_artifact({"moves": registry.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 
@@ -38,7 +38,7 @@ def check_previous(version: str | None) -> None:
 
     try:
         if version is not None:
-            load(f"models:/{alias.NAME}/{version}")
+            load(f"models:/{registry.NAME}/{version}")
     except ValueError as error:
         raise ValueError(
             f"rollback: the previous baseline, version {version}, cannot be restored; give the "

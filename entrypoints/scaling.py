@@ -13,13 +13,13 @@ from typing import Any
 from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
-from lvm.studies.scaling.cells import Trainer, divide_queries
-from lvm.studies.scaling.grid import Plan, check_data, lead_over_free, run_grid
-from lvm.studies.scaling.verdict import K
+from lvm.studies.scaling_cells import Trainer, divide_queries
+from lvm.studies.scaling_grid import Plan, check_data, lead_over_free, run_grid
+from lvm.studies.scaling_verdict import K
 from lvm.system.thresholds import read_scaling_rules
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, make_inputs, read_bank
-from lvm.tracking.scaling_runs import finish_scaling, log_cell, print_round
+from lvm.tracking.study_runs import finish_scaling, log_cell, print_round
 from lvm.training.config import DEVICES, PRECISIONS, TrainConfig, as_dict, resolve
 
 CELLS = Path("data/scaling")

@@ -24,8 +24,7 @@ from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias, runs
-from lvm.tracking.alias import BASELINE
+from lvm.tracking import registry, runs
 from lvm.tracking.candidates import (
     Wanted,
     gather,
@@ -35,6 +34,7 @@ from lvm.tracking.candidates import (
     tag_measured,
 )
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.registry import BASELINE
 from lvm.tracking.runs import publish_report
 
 
@@ -114,7 +114,7 @@ def body(options: ShadowOptions) -> None:
 
     settled = tell_failure if is_enabled else None
     decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
-    runs.log_artifact({"moves": alias.history()}, "history.json")
+    runs.log_artifact({"moves": registry.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         runs.set_tags({"decision": outcome, BASELINE: str(decision.winner)})

@@ -19,15 +19,16 @@ from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.recurrent import CELLS
 from lvm.models.table import TRAINED_MODELS
 from lvm.models.tmd_experts import has_gate
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
-from lvm.training.averaging import AVERAGES
+from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
+    AVERAGES,
     DEVICES,
     EXPERTS_CONTROLS,
     PRECISIONS,
@@ -40,7 +41,6 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.training.plan import state_sha256, training_sha256
 from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")

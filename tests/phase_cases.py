@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from lvm.bank.store import Bank
-from lvm.studies.phases.comparison import PhaseComparison, Trained, measure_phases
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phase_comparison import PhaseComparison, Trained, measure_phases
+from lvm.studies.phases import read_phases
 
 NUM_ANSWERS = 1200
 NUM_QUERIES = 240

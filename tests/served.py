@@ -10,7 +10,7 @@ from lvm.bank.store import Bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.rerank import Reranker
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 
@@ -35,6 +35,6 @@ def baseline_of(
             model_id = logged_models.log_predictor(
                 MovingAverage(bank.dim), facts, reranker=reranker
             )
-            version = versions.register(model_id, facts)
-        alias.promote(version, None, {})
+            version = registry.register(model_id, facts)
+        registry.promote(version, None, {})
         yield patch

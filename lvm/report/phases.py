@@ -39,9 +39,8 @@ from lvm.report.tables import (
     wrapped,
 )
 from lvm.retrieval.rerank import NONE
-from lvm.studies.phases.comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
-from lvm.studies.phases.table import OldDifference, Phase, published_report
-from lvm.studies.phases.trainings import Job
+from lvm.studies.phase_comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
+from lvm.studies.phases import Job, OldDifference, Phase, published_report
 from lvm.training.warnings import planned_warnings
 
 NOTHING = "-"

@@ -21,8 +21,8 @@ from lvm.report.canvas import (
     log_axis,
 )
 from lvm.report.tables import MARKDOWN, TEXT, bullets, interval_cell, percent, table
-from lvm.studies.scaling.fit import Fitted
-from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
+from lvm.studies.scaling_fit import Fitted
+from lvm.studies.scaling_grid import BreakEven, Plan, Scaling
 
 POINTS = 60  # of a drawn curve
 LABELS = 11  # that a panel has room for

@@ -21,12 +21,11 @@ from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.thresholds import GateRules
-from lvm.tracking import alias, logged_models, runs, versions
-from lvm.tracking.alias import BASELINE
+from lvm.tracking import logged_models, registry, runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
+from lvm.tracking.registry import BASELINE, DECIDED, LOG, NAME, SHADOW, Card, metric_tags
 from lvm.tracking.runs import Dataset
-from lvm.tracking.versions import DECIDED, LOG, NAME, SHADOW, Card, metric_tags
 from lvm.windows.planning import Windows
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
@@ -74,7 +73,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Registry:
+class Registered:
     """The readable versions by number, oldest first; those named, or None if all are meant.
 
     `baseline` is the version that has the alias.
@@ -100,16 +99,16 @@ def gather(
     and lanes are checked before anything is fitted or registered. Bank and windows are logged as
     datasets of the active run.
     """
-    known = {str(card.version): card for card in versions.cards()}
-    for version, reason in versions.unreadable_versions().items():
-        print(f"version {version} of {alias.NAME} takes no part: {reason}", flush=True)
+    known = {str(card.version): card for card in registry.cards()}
+    for version, reason in registry.unreadable_versions().items():
+        print(f"version {version} of {registry.NAME} takes no part: {reason}", flush=True)
     named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
-    registry = Registry(known, named, alias.aliases().get(BASELINE))
-    bank = choose_bank(wanted.bank, registry, wanted.register, read_bank)
+    registered = Registered(known, named, registry.aliases().get(BASELINE))
+    bank = choose_bank(wanted.bank, registered, wanted.register, read_bank)
     if log is not None:
         log_queries(log, bank, DEFAULT_CTX)
     cards = list(named) if named is not None else _trained_on(known, bank)
-    baseline = known.get(registry.baseline or "")
+    baseline = known.get(registered.baseline or "")
     if baseline is not None and baseline.version not in {card.version for card in cards}:
         cards.append(baseline)
     trained = [c.facts for c in cards if c.facts.kind == TRAINED and is_made_from(c.facts, bank)]
@@ -130,12 +129,12 @@ def gather(
         dataclasses.replace(one, name=name)
         for one, name in zip(found, unique_names(found), strict=True)
     ]
-    return Field(bank, windows, inputs.dataset, tuple(named_now), registry.baseline)
+    return Field(bank, windows, inputs.dataset, tuple(named_now), registered.baseline)
 
 
 def choose_bank(
     path: str | None,
-    registry: Registry,
+    registered: Registered,
     promote: bool,
     read_bank: Callable[[str | None], Bank],
 ) -> Bank:
@@ -144,9 +143,9 @@ def choose_bank(
     Raises ValueError if another bank lies there now than the version was made from, or if several
     banks have versions, none has a baseline yet, and the user has not named one.
     """
-    card, role = (None, "") if path is not None else _bank_giver(registry)
+    card, role = (None, "") if path is not None else _bank_giver(registered)
     bank = read_bank(path or (None if card is None else card.facts.bank))
-    foreign = [one for one in registry.trained if not is_made_from(one.facts, bank)]
+    foreign = [one for one in registered.trained if not is_made_from(one.facts, bank)]
     if card is not None:
         if not is_made_from(card.facts, bank):
             raise ValueError(
@@ -154,7 +153,7 @@ def choose_bank(
                 f"{bank.path} now ({card.facts.bank_sha256[:12]}, not {bank.sha256[:12]}); "
                 "give bank=<path of the one to replay on>"
             )
-        if promote and registry.baseline is None and foreign:
+        if promote and registered.baseline is None and foreign:
             raise ValueError(
                 f"bank: none was given, there is no baseline yet, and {_numbers([card])} is of "
                 f"{bank.path}, {_numbers(foreign)} of other banks; give bank=<path of the one "
@@ -164,24 +163,24 @@ def choose_bank(
     if path is None:
         origin = "the default" if card is None else f"of {_numbers([card])}, {role}"
         told.append(f"bank {bank.path} ({origin})")
-    omitted = [one for one in foreign if one.version != registry.baseline]
-    if omitted and registry.named is None:
+    omitted = [one for one in foreign if one.version != registered.baseline]
+    if omitted and registered.named is None:
         told.append(f"left out, as of other banks: {_numbers(omitted)}; give bank=<path> for those")
     if told:
         print("; ".join(told), flush=True)
     return bank
 
 
-def _bank_giver(registry: Registry) -> tuple[Card | None, str]:
+def _bank_giver(registered: Registered) -> tuple[Card | None, str]:
     """Return the version whose bank is used, with its role; None if there is no version."""
-    if registry.named:
-        return registry.named[0], "the first named"
-    if registry.trained:
-        return registry.trained[-1], "the newest trained"
-    baseline = registry.versions.get(registry.baseline or "")
+    if registered.named:
+        return registered.named[0], "the first named"
+    if registered.trained:
+        return registered.trained[-1], "the newest trained"
+    baseline = registered.versions.get(registered.baseline or "")
     if baseline is not None:
         return baseline, "the baseline"
-    return next(reversed(registry.versions.values()), None), "the newest"
+    return next(reversed(registered.versions.values()), None), "the newest"
 
 
 def _numbers(cards: Sequence[Card]) -> str:
@@ -197,13 +196,13 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             continue
         if "/" not in word and word not in known:
             raise ValueError(
-                f"candidates: {alias.NAME} has no version {word!r}; known: "
-                f"{', '.join(known) or 'none'}; or give models:/{alias.NAME}@<alias>, "
-                f"runs:/<run id>/{versions.ARTIFACT} or models:/m-<id>"
+                f"candidates: {registry.NAME} has no version {word!r}; known: "
+                f"{', '.join(known) or 'none'}; or give models:/{registry.NAME}@<alias>, "
+                f"runs:/<run id>/{registry.ARTIFACT} or models:/m-<id>"
             )
         card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
-        version = card.version or versions.version_of(card.model_id)
+        version = card.version or registry.version_of(card.model_id)
         cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
     return list(cards.values())
 
@@ -219,7 +218,7 @@ def _with_version(card: Card) -> Card:
     if card.version is not None:
         return card
     assert card.model_id is not None
-    return dataclasses.replace(card, version=versions.register(card.model_id, card.facts))
+    return dataclasses.replace(card, version=registry.register(card.model_id, card.facts))
 
 
 def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
@@ -256,14 +255,14 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
     fitted = Candidate(name, model, facts, row_correction=correction)
     if not register:
         return fitted
-    with alias.locked():  # another process may have registered it meanwhile
+    with registry.locked():  # another process may have registered it meanwhile
         card = _registered_free(name, bank, windows)
         if card is not None:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
-        version = versions.register(model_id, facts)
-        reference = f"models:/{alias.NAME}/{version}"
+        version = registry.register(model_id, facts)
+        reference = f"models:/{registry.NAME}/{version}"
         return _logged(Card(reference, facts, model_id, version=version))
 
 
@@ -281,7 +280,7 @@ def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
 
 def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
     """Return the newest readable version of a free predictor of the same windows."""
-    for card in reversed(versions.cards()):
+    for card in reversed(registry.cards()):
         if card.facts.model == name and _is_free(card, bank, windows):
             try:
                 logged_models.load(card.reference)
@@ -312,11 +311,11 @@ def promote_winner(
     is_enabled = tell_failure is not None
     with ExitStack() as held:
         if is_enabled:
-            held.enter_context(alias.locked())
+            held.enter_context(registry.locked())
             held.enter_context(defer_signals())
-            alias.repair()
-        expected = alias.aliases().get(alias.BASELINE)
-        withdrawn = alias.withdrawn()
+            registry.repair()
+        expected = registry.aliases().get(registry.BASELINE)
+        withdrawn = registry.withdrawn()
         barred = frozenset(
             name for name, version in version_by_name.items() if version in withdrawn
         )
@@ -331,7 +330,7 @@ def promote_winner(
                 version = str(version_by_name[name])
                 evidence = _evidence(name, decision, result, run_id)
                 evidence["replaced_version"] = str(expected).lower()
-                alias.promote(version, expected, evidence)
+                registry.promote(version, expected, evidence)
                 expected, moved = version, (*moved, name)
         except BaseException as error:
             assert tell_failure is not None
@@ -367,7 +366,7 @@ def tag_measured(
         tags = {"unscored": outcome.why_unscored or "none"}
         if outcome.is_scored:
             tags |= measured_tags(outcome, result) | {"run": run_id}
-        alias.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
+        registry.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
 
 
 def measured_tags(outcome: Outcome, result: ShadowResult) -> dict[str, str]:
@@ -416,7 +415,7 @@ def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None)
 
     If the promotion failed afterwards, replace the report and the decision.
     """
-    text = shadow_markdown(result, decision, tuple(FIGURES), alias.history())
+    text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
     runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
     runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:

@@ -25,10 +25,17 @@ from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
-from lvm.tracking.alias import BASELINE_URI, aliases
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.registry import (
+    ARTIFACT,
+    BASELINE_URI,
+    NAME,
+    UNKNOWN_CODES,
+    Card,
+    aliases,
+    versions,
+)
 from lvm.tracking.store import link_to_moved, missing_folder
-from lvm.tracking.versions import ARTIFACT, NAME, UNKNOWN_CODES, Card, versions
 
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"

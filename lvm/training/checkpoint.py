@@ -1,5 +1,7 @@
-"""The weights that a training starts from: a new model, another model, an unfinished training."""
+"""Start and resume a training: its first weights, the state file, the hashes that identify it."""
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,10 +13,12 @@ from torch import Tensor, nn
 
 from lvm.models.table import build_model, size_names
 from lvm.models.tmd_experts import ACTIVE, TMDExperts
-from lvm.models.weights import load_state, save_state
+from lvm.models.weights import FIT_VERSION, load_state, model_digest, save_state
 from lvm.system.seeding import torch_seed
 from lvm.training.config import Settings, as_dict
+from lvm.windows.planning import Windows
 
+TRAINING_VERSION = 3  # raised whenever equal settings train another model from the same rows
 CHECKPOINT_MINUTES = 2.0
 Parts = Mapping[str, Mapping[str, Tensor]]
 KIND_OR_NOISE = ("model", "dropout")
@@ -140,3 +144,33 @@ def _take_over(model: nn.Module, initial: nn.Module, config: Settings) -> None:
     weights = model.state_dict()
     weights.update({k: v.detach().cpu().clone() for k, v in initial.state_dict().items()})
     model.load_state_dict(weights)
+
+
+def training_sha256(config: Settings, windows: Windows, initial: nn.Module | None = None) -> str:
+    """Return the identity of a training: settings, bank, windows, versions of what computes it.
+
+    The weights of `initial` count, not their name (`init`). `decay` is left out, for it follows
+    from the windows or from `initial`; threads and processes, too: they change the last bits of a
+    model, not what it is.
+    """
+    derived = ("decay", "init")
+    settings = {name: value for name, value in as_dict(config).items() if name not in derived}
+    settings["initial"] = None if initial is None else model_digest(initial)
+    parts = [TRAINING_VERSION, FIT_VERSION, torch.__version__, windows.bank_sha256, windows.sha256]
+    return hashlib.sha256(json.dumps([*parts, settings], sort_keys=True).encode()).hexdigest()
+
+
+def state_sha256(
+    config: Settings, windows: Windows, num_processes: int, initial: nn.Module | None = None
+) -> str:
+    """Return the identity of an unfinished training, to the last bit: threads, processes count."""
+    parts = [
+        TRAINING_VERSION,
+        windows.bank_sha256,
+        windows.sha256,
+        as_dict(config),
+        torch.__version__,
+    ]
+    parts += [torch.get_num_threads(), num_processes]
+    parts += [None if initial is None else model_digest(initial)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

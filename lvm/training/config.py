@@ -8,10 +8,10 @@ import torch
 from lvm.models.recurrent import CELLS
 from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.models.weights import MAX_SIZE
-from lvm.training.averaging import AVERAGES
 from lvm.training.loss import TEMPERATURE_RANGE
 
 RECIPES = ("dense", "seed")
+AVERAGES = ("ema", "swa", "none")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lvm.bank.store import UNASSIGNED, Bank
 from lvm.models.tmd_experts import top_gates
 from lvm.system.seeding import generator
-from lvm.training.batches import Batch, Batches
 from lvm.training.config import Settings
+from lvm.training.data import Batch, Batches
 from lvm.windows.planning import Windows
 
 MEAN_DECAY = 0.95

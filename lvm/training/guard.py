@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lvm.models.weights import optimizer_tensors, restore_optimizer
-from lvm.training.averaging import WeightAverage
 from lvm.training.checkpoint import Parts, Progress
 from lvm.training.distributed import World
 from lvm.training.loss import SampledSoftmax
+from lvm.training.optimizer import WeightAverage
 
 CLIP_NORM = 1.0
 # Window and sigmas are those of OLMo-core's SkipStepOptimizer, which judges one step by mean and

@@ -13,17 +13,23 @@ from lvm.bank.store import Bank
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import optimizer_tensors, restore_optimizer
 from lvm.system.seeding import generator
-from lvm.training.averaging import WeightAverage
-from lvm.training.batches import Batch, Batches
-from lvm.training.checkpoint import Progress, StateFile, starting_model
+from lvm.training.checkpoint import Progress, StateFile, starting_model, state_sha256
 from lvm.training.config import Settings, TrainConfig, resolve
+from lvm.training.data import Batch, Batches, HardNegatives
 from lvm.training.distributed import World
 from lvm.training.expert_gate import Guidance, load_figures
 from lvm.training.guard import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
-from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import SampledSoftmax
-from lvm.training.plan import TrainingPlan, plan_training, state_sha256
-from lvm.training.step import Gradients, Supervised, focus_share, lr_share, make_optimizer
+from lvm.training.optimizer import (
+    Gradients,
+    Supervised,
+    TrainingPlan,
+    WeightAverage,
+    focus_share,
+    lr_share,
+    make_optimizer,
+    plan_training,
+)
 from lvm.training.warnings import PartNorms, part_shares, training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lvm.models.skip import Skip, without
-from lvm.training.plan import TrainingPlan
+from lvm.training.optimizer import TrainingPlan
 
 IDLE_SHARE = 0.001  # of the prediction: 1 - cosine without the part
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias, runs, versions
+from lvm.tracking import registry, runs
 from tests.checkout import copy_project
 
 pytestmark = pytest.mark.slow
@@ -81,21 +81,21 @@ def test_main_ends_with_table_decision_and_the_way_to_the_ui(piped, clone):
 
 def test_the_baseline_is_served(piped):
     runs.configure()
-    model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
+    model = mlflow.pyfunc.load_model(registry.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 256)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 
 
 def test_promote_rollback_and_predict_run(piped, clone):
     runs.configure()
-    before = alias.aliases()["baseline"]
-    other = next(version for version in versions.versions() if version != before)
+    before = registry.aliases()["baseline"]
+    other = next(version for version in registry.versions() if version != before)
     reason = "it's a test; {not} a $decision"
     finish(start(clone, "promote", version=other, reason=reason), 0)
-    assert alias.aliases()["baseline"] == other
+    assert registry.aliases()["baseline"] == other
     assert MlflowClient().get_model_version("lvm", other).tags["reason"] == f"by hand: {reason}"
     finish(start(clone, "rollback"), 0)
-    assert alias.aliases()["baseline"] == before
+    assert registry.aliases()["baseline"] == before
     (clone / "text.txt").write_text("The array has two axes. Return the sum of all elements.")
     output = finish(start(clone, "predict", text="text.txt", k="3"), 0)
     passages = re.findall(r"^ *-?\d\.\d{3} +[\d,]+ +\S", output, re.MULTILINE)

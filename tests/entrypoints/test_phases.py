@@ -15,11 +15,12 @@ from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
-from lvm.studies.phases.table import read_phases
-from lvm.studies.phases.trainings import Planner, is_by_lane
-from lvm.tracking import alias, logged_models, phase_runs, versions
+from lvm.studies.phases import Planner, is_by_lane, read_phases
+from lvm.tracking import logged_models, registry
+from lvm.tracking import study_runs as phase_runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.phase_runs import (
+from lvm.tracking.registry import Card
+from lvm.tracking.study_runs import (
     Done,
     as_trained,
     check_scored,
@@ -28,7 +29,6 @@ from lvm.tracking.phase_runs import (
     replay_seed,
 )
 from lvm.tracking.training_runs import Validation
-from lvm.tracking.versions import Card
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.synthetic import make_bank
 
@@ -44,7 +44,7 @@ from tests.synthetic import make_bank
     ],
 )
 def test_a_replay_stands_while_the_alias_is_where_it_left_it(monkeypatch, promote, holder, stands):
-    monkeypatch.setattr(alias, "aliases", lambda: {} if holder is None else {"baseline": holder})
+    monkeypatch.setattr(registry, "aliases", lambda: {} if holder is None else {"baseline": holder})
     outcomes = [{"name": "old", "version": "1"}, {"name": "better", "version": "2"}]
     replay = {"decision": {"winner": "better", "baseline": "old"}, "outcomes": outcomes}
     assert is_alias_unmoved(replay, promote) is stands
@@ -98,10 +98,10 @@ def test_the_seed_is_that_of_an_honest_baseline_of_the_bank(planned_bank, tiny_b
         Card(f"models:/lvm/{version}", facts_of("ema", "none", *one), version=version)
         for version, one in made.items()
     ]
-    monkeypatch.setattr(versions, "cards", lambda: cards)
+    monkeypatch.setattr(registry, "cards", lambda: cards)
     for holder, seed in (("1", 5), ("2", 0), ("3", 0), (None, 0)):
         held = {} if holder is None else {"baseline": holder}
-        monkeypatch.setattr(alias, "aliases", lambda held=held: held)
+        monkeypatch.setattr(registry, "aliases", lambda held=held: held)
         assert replay_seed(planned_bank) == seed, holder
 
 
@@ -218,8 +218,8 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     first = sha(planned_bank, "1")
     for name in (
         "torch.__version__",
-        "lvm.training.plan.TRAINING_VERSION",
-        "lvm.training.plan.FIT_VERSION",
+        "lvm.training.checkpoint.TRAINING_VERSION",
+        "lvm.training.optimizer.FIT_VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
 from lvm.bank.store import SAME_SCORE, open_bank
-from lvm.tracking import alias, evaluation_runs
+from lvm.tracking import evaluation_runs, registry
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 
@@ -214,7 +214,7 @@ def test_predict_leaves_out_what_a_context_beyond_ctx_holds(promoted, capsys):
 
 
 def test_a_promotion_by_hand_is_logged(promoted):
-    assert alias.aliases() == {"baseline": "1"}
+    assert registry.aliases() == {"baseline": "1"}
     run = run_of("promote")
     assert (run.data.tags["decision"], run.data.tags["baseline"]) == ("promoted by hand", "1")
     (move,) = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]

@@ -20,7 +20,7 @@ from entrypoints import export, ingest, shadow_eval, train
 from lvm.bank.files import file_sha256
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS
-from lvm.tracking import alias, datasets, versions
+from lvm.tracking import datasets, registry
 from lvm.tracking.runs import configure
 from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL, runs
 from tests.postgres import mlflow_server, postgres
@@ -138,7 +138,7 @@ def test_every_model_comes_back_with_the_hash_that_it_was_saved_with(reports, wo
 
 
 def test_every_model_is_registered_once(reports):
-    cards = versions.cards()
+    cards = registry.cards()
     assert [card.version for card in cards] == [str(place + 1) for place in range(len(cards))]
     trained = {card.version: card.model_id for card in cards if card.facts.kind == "trained"}
     assert trained == {report["version"]: report["model_id"] for report in reports}
@@ -147,9 +147,9 @@ def test_every_model_is_registered_once(reports):
 
 
 def test_the_alias_names_a_version_that_serves(reports):
-    assert alias.aliases()["baseline"] in versions.versions()
-    assert alias.history()[-1]["version"] == alias.aliases()["baseline"]
-    model = mlflow.pyfunc.load_model(alias.BASELINE_URI)
+    assert registry.aliases()["baseline"] in registry.versions()
+    assert registry.history()[-1]["version"] == registry.aliases()["baseline"]
+    model = mlflow.pyfunc.load_model(registry.BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 

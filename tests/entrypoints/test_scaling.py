@@ -7,7 +7,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from entrypoints import scaling
-from lvm.studies.scaling.cells import Trainer
+from lvm.studies.scaling_cells import Trainer
 from lvm.system.thresholds import GATES_FILE
 from tests.conftest import copy_store
 from tests.synthetic import make_bank

@@ -15,7 +15,7 @@ from lvm.models import weights
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import choose_queries, read_query_log
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.tracking.candidates import Wanted, gather
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.windows.export import plan_windows
@@ -40,7 +40,7 @@ def workplace(tmp_path_factory, empty_store):
             facts = facts_of("memory_gru", "none", bank, plan_windows(bank, CTX))
             torch.manual_seed(0)
             model = build_model({"model": "memory_gru", "dim": 16, **SIZES}).eval()
-            versions.register(logged_models.log_predictor(model, facts), facts)
+            registry.register(logged_models.log_predictor(model, facts), facts)
         yield folder
 
 
@@ -67,29 +67,29 @@ def field(candidates: str = "all", ctx: int | None = None, register: bool = Fals
 def test_a_dry_run_changes_nothing(rehearsed):
     assert rehearsed["decision"]["promote"] and rehearsed["decision"]["failure"] is None
     assert {one["origin"] for one in rehearsed["outcomes"]} == {"measured now"}
-    assert list(versions.versions()) == ["1"] and alias.aliases() == {}
+    assert list(registry.versions()) == ["1"] and registry.aliases() == {}
     tags = MlflowClient().get_model_version("lvm", "1").tags
     assert "shadow_run" in tags and "decision_run" not in tags
 
 
 def test_shadow_eval_makes_the_first_baseline(promoted):
-    aliases = alias.aliases()
-    winner = versions.versions()[aliases["baseline"]]
+    aliases = registry.aliases()
+    winner = registry.versions()[aliases["baseline"]]
     assert winner.model == promoted["decision"]["winner"]
-    kinds = [facts.kind for facts in versions.versions().values()]
+    kinds = [facts.kind for facts in registry.versions().values()]
     assert sorted(kinds) == ["free"] * len(FREE_MODELS) + ["trained"]
     run = run_of("shadow-eval")
     named = {"per_query.parquet", "decision.json", "report.md", "history.json"}
     assert named | {"forest.png", "hits.png", "lanes.png"} <= artifacts(run)
     assert run.data.tags["decision"] == "promoted"
-    for version in versions.versions():
+    for version in registry.versions():
         tags = MlflowClient().get_model_version("lvm", version).tags
         assert tags["shadow_run"] == run.info.run_id
         assert ("decision_run" in tags) == (version == aliases["baseline"])
         assert tags["shadow_hit_at_5"].endswith("]")
         assert tags["shadow_place"].endswith(f"of {len(kinds)}")
     history = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["moves"]
-    assert history == alias.history() and history[-1]["version"] == aliases["baseline"]
+    assert history == registry.history() and history[-1]["version"] == aliases["baseline"]
 
 
 def test_what_was_measured_before_is_read_back_and_no_model_runs(rehearsed, promoted):
@@ -103,14 +103,14 @@ def test_what_was_measured_before_is_read_back_and_no_model_runs(rehearsed, prom
 
 
 def test_a_second_shadow_eval_changes_nothing(promoted):
-    before = alias.aliases(), list(versions.versions())
+    before = registry.aliases(), list(registry.versions())
     assert shadow_eval.main(["--promote", "enabled"]) == 0
-    assert (alias.aliases(), list(versions.versions())) == before
+    assert (registry.aliases(), list(registry.versions())) == before
     assert run_of("shadow-eval").data.tags["decision"] == "kept"
 
 
 def test_candidates_are_named_in_every_way_and_taken_once(promoted):
-    run_id, baseline = run_of("train").info.run_id, alias.aliases()["baseline"]
+    run_id, baseline = run_of("train").info.run_id, registry.aliases()["baseline"]
     model_id = logged_models.load(f"runs:/{run_id}/model").model_id
     ways = f"1, models:/lvm/1, runs:/{run_id}/model, models:/{model_id}"
     found = field(f"{ways}, ema, models:/lvm@baseline")
@@ -126,7 +126,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
             build_model(twin.model.config | {"slots": 3}), twin.facts
         )
     assert correction is None
-    version = versions.register(lost, twin.facts)
+    version = registry.register(lost, twin.facts)
     (stored,) = Path("store").rglob(f"{lost}/artifacts/artifacts/model.safetensors")
     stored.write_bytes(b"damaged")
     MlflowClient().create_model_version("lvm", "file:///nowhere")
@@ -145,7 +145,7 @@ def test_a_version_that_cannot_be_read_is_left_unscored(promoted, capsys):
 def test_a_rival_of_the_same_name_gets_a_name_of_its_own(promoted):
     assert sorted(field().versions) == sorted([*FREE_MODELS, "memory_gru"])
     twin = logged_models.read_card("models:/lvm/1")
-    version = versions.register(twin.model_id, twin.facts)
+    version = registry.register(twin.model_id, twin.facts)
     found = field()
     rivals = ["memory_gru-v1", f"memory_gru-v{version}"]
     assert sorted(found.versions) == sorted([*FREE_MODELS, *rivals])
@@ -162,14 +162,14 @@ def test_free_predictors_are_fitted_anew_for_other_windows_or_fits(promoted, mon
     assert fitted_anew(field()) == set()
     longer = field(ctx=30)
     assert {name.removesuffix("-ctx30") for name in fitted_anew(longer)} == set(FREE_MODELS)
-    assert longer.versions[longer.baseline_name] == alias.aliases()["baseline"]
+    assert longer.versions[longer.baseline_name] == registry.aliases()["baseline"]
     monkeypatch.setattr(weights, "FIT_VERSION", weights.FIT_VERSION + 1)
     assert len(fitted_anew(field())) == len(FREE_MODELS)
 
 
 def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
-    baseline = alias.aliases()["baseline"]
-    cards = versions.cards()
+    baseline = registry.aliases()["baseline"]
+    cards = registry.cards()
     lost = next(c for c in cards if c.facts.kind == "free" and c.version != baseline)
     (stored,) = Path("store").rglob(f"{lost.model_id}/artifacts/artifacts/model.safetensors")
     aside = stored.rename(stored.with_name("aside"))
@@ -179,7 +179,7 @@ def test_a_free_predictor_whose_files_are_lost_is_fitted_anew(promoted):
 
 def test_one_exploratory_training_does_not_choose_the_split(promoted):
     other = dataclasses.replace(logged_models.read_card("models:/lvm/1").facts, seed=7)
-    version = versions.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
+    version = registry.register(str(logged_models.read_card("models:/lvm/1").model_id), other)
     assert field().windows.seed == 0
     MlflowClient().delete_model_version("lvm", version)
 
@@ -231,7 +231,7 @@ def shadow_tags() -> dict[str, str]:
 def test_a_promotion_that_fails_is_not_reported_as_one(promoted, monkeypatch, capsys):
     """The registry is as before the first promotion; then its database is locked."""
     client = MlflowClient()
-    before = alias.aliases()
+    before = registry.aliases()
     for name in before:
         client.delete_registered_model_alias("lvm", name)
 
@@ -253,27 +253,27 @@ def test_a_promotion_that_fails_is_not_reported_as_one(promoted, monkeypatch, ca
 
 
 def test_promotion_by_hand_and_rollback_are_logged(promoted):
-    before = alias.aliases()["baseline"]
-    other = next(version for version in versions.versions() if version != before)
+    before = registry.aliases()["baseline"]
+    other = next(version for version in registry.versions() if version != before)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
-    assert alias.aliases()["baseline"] == other
+    assert registry.aliases()["baseline"] == other
     assert rollback.main([]) == 0
-    assert alias.aliases() == {"baseline": before, "previous": other}
-    assert alias.withdrawn() == {other}
+    assert registry.aliases() == {"baseline": before, "previous": other}
+    assert registry.withdrawn() == {other}
 
 
 def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys):
-    first = alias.aliases()["baseline"]
-    other = next(version for version in versions.versions() if version != first)
+    first = registry.aliases()["baseline"]
+    other = next(version for version in registry.versions() if version != first)
     assert promote.main(["--version", other, "--reason", "a test"]) == 0
-    before, moves = alias.aliases(), alias.history()
+    before, moves = registry.aliases(), registry.history()
     model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
     (stored,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
     aside = stored.rename(stored.with_name("aside"))
     assert rollback.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "rollback: the previous baseline, version" in line and "entry point promote" in line
-    assert (alias.aliases(), alias.history()) == (before, moves)
+    assert (registry.aliases(), registry.history()) == (before, moves)
     aside.rename(stored)
     assert rollback.main([]) == 0
-    assert alias.aliases() == {"baseline": first, "previous": other}
+    assert registry.aliases() == {"baseline": first, "previous": other}

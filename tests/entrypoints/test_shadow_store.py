@@ -15,7 +15,7 @@ from entrypoints import rollback, shadow_eval
 from lvm.bank.store import Bank, write_bank
 from lvm.models.baselines import CopyLast, Ridge
 from lvm.models.facts import TRAINED, Facts, facts_of
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import rotation
@@ -78,7 +78,7 @@ def facts(bank: Bank) -> Facts:
 def register(model: nn.Module, facts: Facts) -> str:
     """Register a model as if it had been trained; return its version."""
     with runs.run("train", {}):
-        return versions.register(logged_models.log_predictor(model, facts), facts)
+        return registry.register(logged_models.log_predictor(model, facts), facts)
 
 
 def evaluated(candidates: str) -> dict:
@@ -121,44 +121,44 @@ def test_no_unworthy_model_becomes_the_first_baseline(first, unworthy):
     baseline = logged_models.load("models:/lvm@baseline")
     assert baseline.facts.kind == "free" and baseline.version not in unworthy
     assert first["decision"]["winner"] == baseline.facts.model
-    assert len(alias.history()) == 1
+    assert len(registry.history()) == 1
     notes = [unscored(version) for version in unworthy]
     assert notes[:2] == ["none", "none"] and "not finite" in notes[2]
     assert "made from another bank (000000000000" in notes[3]
 
 
 def test_nor_the_next_one(first, unworthy):
-    before = alias.aliases()
+    before = registry.aliases()
     again = evaluated(",".join(unworthy))
-    assert alias.aliases() == before and again["decision"]["promote"] == []
+    assert registry.aliases() == before and again["decision"]["promote"] == []
     assert {one["origin"] for one in again["outcomes"]} == {"read from the store", ""}
 
 
 def test_a_genuine_improvement_is_promoted(first, improved):
-    aliases = alias.aliases()
+    aliases = registry.aliases()
     assert aliases["baseline"] == improved
-    free = versions.versions()[aliases["previous"]]
+    free = registry.versions()[aliases["previous"]]
     assert (free.kind, free.model) == ("free", first["decision"]["winner"])
 
 
 def test_a_tie_keeps_the_baseline(improved, facts):
-    before = alias.aliases()
+    before = registry.aliases()
     twin = register(linear(rotation(DIM, 1)), facts)
     report = evaluated("all")
     MlflowClient().delete_model_version("lvm", twin)
-    assert alias.aliases() == before and report["decision"]["promote"] == []
+    assert registry.aliases() == before and report["decision"]["promote"] == []
     tied = [one for one in report["comparisons"] if one["hit_at_5"]["mean"] == 0]
     assert tied and report["decision"]["winner"].endswith(f"v{improved}")
 
 
 def test_rollback_restores_the_one_before_and_no_replay_undoes_it(improved):
-    before = alias.aliases()
+    before = registry.aliases()
     assert rollback.main([]) == 0
-    now = alias.aliases()
+    now = registry.aliases()
     assert (now["baseline"], now["previous"]) == (before["previous"], before["baseline"])
-    assert alias.history()[-1]["replaced"] == improved
+    assert registry.history()[-1]["replaced"] == improved
     again = evaluated("all")
-    assert alias.aliases() == now and alias.withdrawn() == {improved}
+    assert registry.aliases() == now and registry.withdrawn() == {improved}
     (check,) = (
         check
         for check in again["decision"]["checks"]
@@ -187,7 +187,7 @@ def extended(bank: Bank, path: Path) -> Bank:
 def test_models_of_a_bank_are_compared_on_one_that_extends_it(bank, facts):
     model = linear(rotation(DIM, 1))
     old = logged_models.log_predictor(model, facts, np.zeros((bank.num_rows, 2), np.float32))
-    version = versions.register(old, facts)
+    version = registry.register(old, facts)
     larger = extended(bank, Path("extended"))
     newer = facts_of("memory_gru", "none", larger, plan_windows(larger, CTX))
     assert newer.bank_sha256 != facts.bank_sha256

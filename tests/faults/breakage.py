@@ -11,7 +11,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from lvm.training.step import Supervised
+from lvm.training.optimizer import Supervised
 
 Optimizer = torch.optim.Optimizer
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lvm.bank.store import open_bank
 from lvm.training.config import TrainConfig
 from lvm.training.distributed import World, joined
-from lvm.training.step import Supervised
+from lvm.training.optimizer import Supervised
 from lvm.windows.export import plan_windows
 from tests.faults.breakage import Optimizer, after_steps, at_losses, scramble, weights_of
 from tests.training.test_loop import TOY, hit_validation, train_toy

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 ENTRIES = ("ingest", "export", "train", "eval", "shadow_eval", "promote", "rollback")
-LOADED = ("lvm.tracking.versions", "lvm.serving.predictor", "mlflow.pyfunc")
+LOADED = ("lvm.tracking.registry", "lvm.serving.predictor", "mlflow.pyfunc")
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload([__name__, *LOADED, *(f"entrypoints.{name}" for name in ENTRIES)])
 END_SECONDS = 30.0  # children have 20 of them to end by themselves

@@ -16,7 +16,7 @@ from lvm.evaluation.lane_assignment import DOMAINS_FILE, read_domains, with_lane
 from lvm.models.facts import Facts, facts_from_tags
 from lvm.models.memory_gru import MemoryGRU
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model
-from lvm.studies.phases.table import PHASES_FILE, chosen_phases, read_old_gates, read_phases
+from lvm.studies.phases import PHASES_FILE, chosen_phases, read_old_gates, read_phases
 from lvm.system.atomic import CHECKSUM, with_checksum
 from lvm.system.thresholds import (
     GATES_FILE,

@@ -21,7 +21,7 @@ from lvm.evaluation.lane_assignment import read_domains
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
-from lvm.studies.phases.table import read_phases
+from lvm.studies.phases import read_phases
 from lvm.system.atomic import with_checksum
 from lvm.system.thresholds import read_gate_rules
 from lvm.tracking import logged_models, runs

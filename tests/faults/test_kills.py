@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lvm.system.seeding import generator
-from lvm.tracking import alias
+from lvm.tracking import registry
 from tests.checkout import copy_project
 from tests.faults.conftest import Tally
 from tests.faults.workplace import Workplace, files_sha256
@@ -59,7 +59,7 @@ def evaluated(place: Workplace) -> Any:
 def replayed(place: Workplace) -> Any:
     """Return the baseline with the figures that it stands on."""
     client = place.open_store()
-    holder = client.get_model_version(alias.NAME, alias.aliases()["baseline"])
+    holder = client.get_model_version(registry.NAME, registry.aliases()["baseline"])
     outcomes = place.report("shadow-eval")["outcomes"]
     return holder.tags["model"], [(one["name"], one["figures"]) for one in outcomes]
 

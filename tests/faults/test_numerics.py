@@ -21,7 +21,7 @@ from lvm.system.seeding import generator
 from lvm.training.config import TrainConfig
 from lvm.training.guard import all_finite
 from lvm.training.loop import TrainResult, train
-from lvm.training.step import Supervised
+from lvm.training.optimizer import Supervised
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.faults.breakage import (

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias, runs
+from lvm.tracking import registry, runs
 from tests.faults.commands import Command
 
 # A training that was killed after it had registered its model leaves one version more.
@@ -67,8 +67,8 @@ class Workplace:
         found = self.open_store().search_runs(["0"])
         assert {run.info.status for run in found} <= {"FINISHED", "KILLED", "FAILED"}
         assert "FINISHED" in {run.info.status for run in found}
-        for version in alias.aliases().values():
-            alias.check_version(version)
+        for version in registry.aliases().values():
+            registry.check_version(version)
 
     def latest(self, entry: str) -> mlflow.entities.Run:
         """Return the latest finished run of an entry point."""

@@ -12,8 +12,8 @@ from lvm.report.phases import (
     phases_markdown,
     phases_text,
 )
-from lvm.studies.phases.comparison import PhaseComparison, measure_phases, old_checks
-from lvm.studies.phases.table import OLD_DECISION, old_difference, read_old_gates, read_phases
+from lvm.studies.phase_comparison import PhaseComparison, measure_phases, old_checks
+from lvm.studies.phases import OLD_DECISION, old_difference, read_old_gates, read_phases
 from tests.phase_cases import compared, per_query, replay, trained
 
 PHASES = read_phases()

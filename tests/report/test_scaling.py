@@ -15,12 +15,12 @@ from lvm.report.scaling import (
     scaling_report,
     scaling_text,
 )
-from lvm.studies.scaling.cells import CellResult
-from lvm.studies.scaling.fit import fit_grid
-from lvm.studies.scaling.grid import BreakEven, Plan, Scaling
-from lvm.studies.scaling.verdict import Optimised, Verdict
+from lvm.studies.scaling_cells import CellResult
+from lvm.studies.scaling_fit import fit_grid
+from lvm.studies.scaling_grid import BreakEven, Plan, Scaling
+from lvm.studies.scaling_verdict import Optimised, Verdict
 from lvm.system.atomic import jsonable
-from tests.studies.scaling.curves import CURVES, draw_grid
+from tests.studies.curves import CURVES, draw_grid
 
 PLAN = Plan((0.125, 0.25, 0.5, 1.0), (64, 128, 256), (0, 1), 600, 1e-3)
 FREE = {"ema": {"hit_at_5": 0.16, "soft": 0.15, "ci95": {"hit_at_5": [0.14, 0.18]}}}

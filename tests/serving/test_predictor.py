@@ -20,7 +20,7 @@ from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
 from lvm.serving import passages
-from lvm.tracking import alias, logged_models, runs, versions
+from lvm.tracking import logged_models, registry, runs
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -56,8 +56,8 @@ def served(empty_store, workplace, correction):
         patch.chdir(workplace)
         with runs.run("train", {}):
             model_id = logged_models.log_predictor(MovingAverage(DIM), facts, correction)
-            version = versions.register(model_id, facts)
-        alias.promote(version, None, {})
+            version = registry.register(model_id, facts)
+        registry.promote(version, None, {})
         yield mlflow.pyfunc.load_model("models:/lvm@baseline")
 
 

@@ -9,7 +9,7 @@ import sys
 
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias, runs
+from lvm.tracking import registry, runs
 
 
 def main(after: str, version: str, expected: str) -> None:
@@ -23,7 +23,7 @@ def main(after: str, version: str, expected: str) -> None:
             os._exit(9)
 
     MlflowClient.set_registered_model_alias = set_and_end  # type: ignore[method-assign]
-    alias.promote(version, expected, {"reason": "cut off"})
+    registry.promote(version, expected, {"reason": "cut off"})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.system.processes import Stopped, stoppable
-from lvm.tracking import alias
+from lvm.tracking import registry
 from tests.tracking.test_versions import facts, registered_store, three_versions
 
 pytestmark = pytest.mark.slow
@@ -21,24 +21,24 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def old_baseline(three_versions):
-    alias.promote("1", None, {"reason": "first"})
+    registry.promote("1", None, {"reason": "first"})
 
 
 def test_promotion_moves_both_aliases_and_keeps_the_evidence(three_versions):
-    alias.promote("1", None, {"reason": "first"})
-    assert alias.aliases() == {"baseline": "1"}
-    alias.promote("3", "1", {"reason": "better", "decision_run": "abc"})
-    assert alias.aliases() == {"baseline": "3", "previous": "1"}
+    registry.promote("1", None, {"reason": "first"})
+    assert registry.aliases() == {"baseline": "1"}
+    registry.promote("3", "1", {"reason": "better", "decision_run": "abc"})
+    assert registry.aliases() == {"baseline": "3", "previous": "1"}
     tags = MlflowClient().get_model_version("lvm", "3").tags
     assert (tags["reason"], tags["decision_run"]) == ("better", "abc")
 
 
 def test_promotion_stops_where_the_alias_moved_since_the_decision(three_versions):
-    alias.promote("1", None, {})
-    alias.promote("2", "1", {})
+    registry.promote("1", None, {})
+    registry.promote("2", "1", {})
     with pytest.raises(ValueError, match="baseline moved from 1 to 2"):
-        alias.promote("3", "1", {"reason": "late"})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+        registry.promote("3", "1", {"reason": "late"})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
     assert "reason" not in MlflowClient().get_model_version("lvm", "3").tags
 
 
@@ -46,29 +46,29 @@ def test_promotion_stops_where_the_alias_moved_since_the_decision(three_versions
     ("version", "reason"), [("9", "no version '9'"), ("1", "1 is the baseline already")]
 )
 def test_promotion_of_a_wrong_version_changes_nothing(three_versions, version, reason):
-    alias.promote("1", None, {})
+    registry.promote("1", None, {})
     with pytest.raises(ValueError, match=reason):
-        alias.promote(version, "1", {})
-    assert alias.aliases() == {"baseline": "1"}
+        registry.promote(version, "1", {})
+    assert registry.aliases() == {"baseline": "1"}
 
 
 def test_a_version_is_the_one_that_mlflow_reads(old_baseline):
-    alias.promote("02", "1", {"reason": "better"})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
-    assert [move["version"] for move in alias.history()] == ["1", "2"]
+    registry.promote("02", "1", {"reason": "better"})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
+    assert [move["version"] for move in registry.history()] == ["1", "2"]
     with pytest.raises(ValueError, match="2 is the baseline already"):
-        alias.promote("02", "2", {})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+        registry.promote("02", "2", {})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
 
 
 def test_rollback_restores_the_previous_baseline(three_versions):
-    alias.promote("1", None, {})
+    registry.promote("1", None, {})
     with pytest.raises(ValueError, match="no previous baseline"):
-        alias.rollback()
-    alias.promote("2", "1", {})
-    assert alias.rollback() == ("1", "2")
-    assert alias.aliases() == {"baseline": "1", "previous": "2"}
-    assert alias.rollback() == ("2", "1")
+        registry.rollback()
+    registry.promote("2", "1", {})
+    assert registry.rollback() == ("1", "2")
+    assert registry.aliases() == {"baseline": "1", "previous": "2"}
+    assert registry.rollback() == ("2", "1")
 
 
 def test_a_stop_signal_waits_for_the_end_of_a_move(old_baseline, monkeypatch):
@@ -82,9 +82,9 @@ def test_a_stop_signal_waits_for_the_end_of_a_move(old_baseline, monkeypatch):
 
     monkeypatch.setattr(client, "set_registered_model_alias", stopped_between)
     with pytest.raises(Stopped), stoppable():
-        alias.promote("2", "1", {})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
-    assert len(alias.history()) == 2
+        registry.promote("2", "1", {})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
+    assert len(registry.history()) == 2
 
 
 def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
@@ -98,23 +98,23 @@ def test_a_move_that_fails_puts_the_first_alias_back(old_baseline, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
         with pytest.raises(OSError, match="locked"):
-            alias.promote("2", "1", {})
-    assert alias.aliases() == {"baseline": "1"} and len(alias.history()) == 1
-    alias.promote("2", "1", {})
+            registry.promote("2", "1", {})
+    assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
+    registry.promote("2", "1", {})
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", fails_at_the_second)
         with pytest.raises(OSError, match="locked"):
-            alias.promote("3", "2", {})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+            registry.promote("3", "2", {})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
     assert "reason" not in MlflowClient().get_model_version("lvm", "3").tags
 
 
 def test_a_move_whose_answer_is_lost_has_taken_place(old_baseline, monkeypatch):
     set_alias = MlflowClient.set_registered_model_alias
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost_at("baseline", set_alias))
-    alias.promote("2", "1", {"reason": "better"})
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
-    assert alias.history()[-1]["reason"] == "better"
+    registry.promote("2", "1", {"reason": "better"})
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
+    assert registry.history()[-1]["reason"] == "better"
     assert MlflowClient().get_model_version("lvm", "2").tags["reason"] == "better"
 
 
@@ -128,10 +128,10 @@ def test_a_move_whose_answer_and_record_are_lost_stands(old_baseline, monkeypatc
         lost = lost_at("baseline", set_alias)
         patch.setattr(MlflowClient, "set_registered_model_alias", lost)
         patch.setattr(MlflowClient, "set_model_version_tag", locked)
-        alias.promote("2", "1", {})
-    assert alias.aliases()["baseline"] == "2" and len(alias.history()) == 1
-    alias.repair()
-    assert len(alias.history()) == 2
+        registry.promote("2", "1", {})
+    assert registry.aliases()["baseline"] == "2" and len(registry.history()) == 1
+    registry.repair()
+    assert len(registry.history()) == 2
 
 
 def lost_at(which, set_alias):
@@ -153,11 +153,11 @@ def test_a_move_whose_record_fails_stands_and_is_recorded_by_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_model_version_tag", locked)
-        alias.promote("2", "1", {"reason": "better"})
+        registry.promote("2", "1", {"reason": "better"})
     assert "version 2 is the baseline; its history follows" in capsys.readouterr().out
-    assert alias.aliases()["baseline"] == "2" and len(alias.history()) == 1
-    alias.promote("3", "2", {})
-    assert [move["version"] for move in alias.history()] == ["1", "2", "3"]
+    assert registry.aliases()["baseline"] == "2" and len(registry.history()) == 1
+    registry.promote("3", "2", {})
+    assert [move["version"] for move in registry.history()] == ["1", "2", "3"]
     assert MlflowClient().get_model_version("lvm", "2").tags["reason"] == "better"
 
 
@@ -167,35 +167,35 @@ def cut_off(after: str, version: str, expected: str) -> None:
 
 
 def test_a_move_that_is_killed_between_its_steps_is_undone_or_finished(old_baseline):
-    alias.promote("2", "1", {"reason": "second"})
+    registry.promote("2", "1", {"reason": "second"})
     cut_off("previous", "3", "2")
-    assert alias.aliases() == {"baseline": "2", "previous": "2"}
-    assert alias.rollback() == ("1", "2")
-    assert [move["version"] for move in alias.history()] == ["1", "2", "1"]
+    assert registry.aliases() == {"baseline": "2", "previous": "2"}
+    assert registry.rollback() == ("1", "2")
+    assert [move["version"] for move in registry.history()] == ["1", "2", "1"]
     cut_off("baseline", "3", "1")
-    assert alias.aliases() == {"baseline": "3", "previous": "1"}
-    assert alias.rollback() == ("1", "3")
-    moves = alias.history()
+    assert registry.aliases() == {"baseline": "3", "previous": "1"}
+    assert registry.rollback() == ("1", "3")
+    moves = registry.history()
     assert [move["version"] for move in moves] == ["1", "2", "1", "3", "1"]
     assert moves[3]["reason"] == "cut off"
 
 
 def test_a_cut_off_move_whose_previous_was_deleted_hinders_no_later_one(old_baseline):
-    alias.promote("2", "1", {})
+    registry.promote("2", "1", {})
     cut_off("previous", "3", "2")
     MlflowClient().delete_model_version("lvm", "1")
-    alias.repair()
-    assert alias.aliases() == {"baseline": "2"}
-    alias.promote("3", "2", {})
-    assert alias.aliases() == {"baseline": "3", "previous": "2"}
+    registry.repair()
+    assert registry.aliases() == {"baseline": "2"}
+    registry.promote("3", "2", {})
+    assert registry.aliases() == {"baseline": "3", "previous": "2"}
 
 
 def test_rollback_refuses_where_previous_is_the_baseline_itself(old_baseline):
-    alias.promote("2", "1", {})
+    registry.promote("2", "1", {})
     MlflowClient().set_registered_model_alias("lvm", "previous", "2")
     with pytest.raises(ValueError, match="both version 2; the history says it replaced version 1"):
-        alias.rollback()
-    assert len(alias.history()) == 2
+        registry.rollback()
+    assert len(registry.history()) == 2
 
 
 def test_a_move_that_another_overtakes_is_told(old_baseline, monkeypatch):
@@ -208,16 +208,16 @@ def test_a_move_that_another_overtakes_is_told(old_baseline, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", overtaken)
     with pytest.raises(ValueError, match="another user set baseline to version 3"):
-        alias.promote("2", "1", {})
-    assert alias.aliases()["baseline"] == "3" and len(alias.history()) == 1
+        registry.promote("2", "1", {})
+    assert registry.aliases()["baseline"] == "3" and len(registry.history()) == 1
 
 
 def test_a_hand_lifts_what_a_rollback_withdrew(old_baseline):
-    alias.promote("2", "1", {})
-    assert alias.withdrawn() == set()
-    alias.rollback()
-    assert alias.withdrawn() == {"2"}
-    alias.promote("3", "1", {})
-    assert alias.withdrawn() == {"2"}
-    alias.promote("2", "3", {}, alias.BY_HAND)
-    assert alias.withdrawn() == set()
+    registry.promote("2", "1", {})
+    assert registry.withdrawn() == set()
+    registry.rollback()
+    assert registry.withdrawn() == {"2"}
+    registry.promote("3", "1", {})
+    assert registry.withdrawn() == {"2"}
+    registry.promote("2", "3", {}, registry.BY_HAND)
+    assert registry.withdrawn() == set()

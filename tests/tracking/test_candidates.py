@@ -6,8 +6,8 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.models.facts import facts_of
-from lvm.tracking.candidates import Registry, choose_bank
-from lvm.tracking.versions import Card
+from lvm.tracking.candidates import Registered, choose_bank
+from lvm.tracking.registry import Card
 from lvm.windows.export import plan_windows
 
 OLD, NEW, WIDER, DEFAULT = "data/old", "data/new", "data/wider", None
@@ -32,7 +32,7 @@ def known(tiny_bank, banks):
 
     def make(
         *versions: tuple[str, str], named: str = "all", baseline: str | None = None
-    ) -> Registry:
+    ) -> Registered:
         cards = {}
         for number, (model, path) in enumerate(versions, start=1):
             kind = "free" if model == "ema" else "trained"
@@ -40,7 +40,7 @@ def known(tiny_bank, banks):
             version = str(number)
             cards[version] = Card(f"models:/lvm/{number}", replace(facts, **own), version=version)
         chosen = None if named == "all" else [cards[version] for version in named]
-        return Registry(cards, chosen, baseline)
+        return Registered(cards, chosen, baseline)
 
     return make
 
@@ -49,7 +49,7 @@ def known(tiny_bank, banks):
 def opened(banks):
     """Return what opens the bank of a replay among these banks."""
 
-    def choose(path: str | None, registry: Registry, promote: bool) -> Bank:
+    def choose(path: str | None, registry: Registered, promote: bool) -> Bank:
         return choose_bank(path, registry, promote, banks.__getitem__)
 
     return choose

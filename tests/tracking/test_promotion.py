@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from lvm.system.processes import Stopped, stoppable
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias
+from lvm.tracking import registry
 from lvm.tracking.candidates import Field, promote_winner, replayed_name, tag_measured
 from tests.shadow_cases import (
     CLEAR_GAIN,
@@ -60,19 +60,19 @@ def settled(result, versions=VERSIONS, is_enabled=True, published=None, failures
 
 @pytest.fixture
 def old_baseline(three_versions):
-    alias.promote("1", None, {"reason": "first"})
+    registry.promote("1", None, {"reason": "first"})
 
 
 def test_a_genuine_improvement_takes_the_alias_with_its_evidence(old_baseline):
     published = []
     decision = settled(winning_case(), published=published)
     assert published == [decision] and decision.promote == ("model",)
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
     found = tags("2")
     assert found["decision_hit_at_5"] == "0.2 [0.18, 0.22]"
     assert found["decision_run"] == "run" and found["replaced_version"] == "1"
     assert found["decision_source"] == "the frozen test split"
-    moves = alias.history()
+    moves = registry.history()
     assert [(move["version"], move["replaced"]) for move in moves] == [("1", "none"), ("2", "1")]
     assert moves[1]["run"] == "run" and "model takes the alias from old" in moves[1]["reason"]
     assert sum(key.startswith("move/") for key in found) == 1
@@ -81,22 +81,22 @@ def test_a_genuine_improvement_takes_the_alias_with_its_evidence(old_baseline):
 def test_a_tie_keeps_the_alias(old_baseline):
     pairs = (compared("model", "old", NO_GAIN), *winning_case().comparisons[1:])
     decision = settled(winning_case(comparisons=pairs))
-    assert decision.promote == () and alias.aliases() == {"baseline": "1"}
+    assert decision.promote == () and registry.aliases() == {"baseline": "1"}
 
 
 def test_a_dry_run_publishes_and_changes_nothing(old_baseline):
     published = []
     decision = settled(winning_case(), is_enabled=False, published=published)
     assert decision.promote == ("model",) and published == [decision]
-    assert alias.aliases() == {"baseline": "1"} and len(alias.history()) == 1
+    assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
 
 
 def test_a_moved_alias_is_kept_with_the_reason(old_baseline):
-    alias.promote("3", "1", {})
+    registry.promote("3", "1", {})
     decision = settled(winning_case())
     assert decision.promote == () and decision.winner == "ema"
     assert "which is no longer the baseline; run shadow-eval again" in decision.reasons[0]
-    assert alias.aliases() == {"baseline": "3", "previous": "1"}
+    assert registry.aliases() == {"baseline": "3", "previous": "1"}
     unknown = settled(winning_case(), {**VERSIONS, "ema": None})
     assert unknown.winner == "version 3"
 
@@ -107,7 +107,7 @@ def test_a_report_that_fails_leaves_the_alias(old_baseline):
 
     with pytest.raises(OSError, match="disk full"):
         promote_winner(winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
-    assert alias.aliases() == {"baseline": "1"} and len(alias.history()) == 1
+    assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
 
 
 def test_two_steps_of_one_settlement_leave_the_right_previous(three_versions):
@@ -115,10 +115,10 @@ def test_two_steps_of_one_settlement_leave_the_right_previous(three_versions):
     result = shadow_result(outcomes, [compared("model", "ema", CLEAR_GAIN)], None)
     decision = settled(result)
     assert decision.promote == ("ema", "model")
-    assert alias.aliases() == {"baseline": "2", "previous": "3"}
-    assert [move["replaced"] for move in alias.history()] == ["none", "3"]
-    assert alias.rollback() == ("3", "2")
-    assert alias.history()[-1]["reason"] == "rolled back"
+    assert registry.aliases() == {"baseline": "2", "previous": "3"}
+    assert [move["replaced"] for move in registry.history()] == ["none", "3"]
+    assert registry.rollback() == ("3", "2")
+    assert registry.history()[-1]["reason"] == "rolled back"
 
 
 def test_every_measured_version_is_tagged(three_versions):
@@ -153,16 +153,16 @@ def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
 
 def test_a_move_by_hand_takes_the_figures_of_an_earlier_decision_away(old_baseline):
     settled(winning_case())
-    alias.promote("1", "2", {"reason": "by hand: a test"}, alias.BY_HAND)
+    registry.promote("1", "2", {"reason": "by hand: a test"}, registry.BY_HAND)
     assert tags("2")["decision_hit_at_5"], "what it once took the alias by"
     evidence = {"decision_run": "hand", "replaced_version": "1", "reason": "by hand: it is better"}
-    alias.promote("2", "1", evidence, alias.BY_HAND)
+    registry.promote("2", "1", evidence, registry.BY_HAND)
     assert {key for key in tags("2") if key.startswith("decision_")} == {"decision_run"}
     page = MlflowClient().get_model_version("lvm", "2").description
     assert "Took the alias by [run hand](#/runs/hand): by hand: it is better" in page
     assert "the decision that gave it the alias" not in page
-    alias.promote("3", "2", {"reason": "by hand: another test"}, alias.BY_HAND)
-    alias.rollback({"decision_run": "back"})
+    registry.promote("3", "2", {"reason": "by hand: another test"}, registry.BY_HAND)
+    registry.rollback({"decision_run": "back"})
     assert tags("2")["decision_run"] == "hand"
 
 
@@ -179,7 +179,7 @@ def test_a_version_that_cannot_be_read_is_not_promoted_nor_reported(old_baseline
             settled(winning_case(), published=published)
     finally:  # the tests of this file share it
         weights.write_bytes(whole)
-    assert published == [] and alias.aliases() == {"baseline": "1"}
+    assert published == [] and registry.aliases() == {"baseline": "1"}
 
 
 def files_of(version: str) -> Path:
@@ -203,7 +203,7 @@ def test_a_promotion_that_breaks_off_is_told_as_far_as_it_came(three_versions, m
     with pytest.raises(OSError, match="locked"):
         settled(result, published=published, failures=failures)
     assert failures == [(published[0], ("ema",), "database is locked")]
-    assert alias.aliases() == {"baseline": "3"} and len(alias.history()) == 1
+    assert registry.aliases() == {"baseline": "3"} and len(registry.history()) == 1
 
 
 def test_a_stop_signal_after_the_report_waits_for_the_move(old_baseline):
@@ -212,17 +212,17 @@ def test_a_stop_signal_after_the_report_waits_for_the_move(old_baseline):
 
     with pytest.raises(Stopped), stoppable():
         promote_winner(winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
-    assert alias.aliases() == {"baseline": "2", "previous": "1"}
+    assert registry.aliases() == {"baseline": "2", "previous": "1"}
 
 
 def test_what_was_rolled_back_is_promoted_by_hand_only(old_baseline):
     assert settled(winning_case()).promote == ("model",)
-    alias.rollback()
+    registry.rollback()
     again = settled(winning_case())
-    assert again.promote == () and alias.aliases()["baseline"] == "1"
+    assert again.promote == () and registry.aliases()["baseline"] == "1"
     assert "a rollback took the alias from version" in " ".join(again.reasons)
-    alias.promote("2", "1", {"reason": "by hand"}, alias.BY_HAND)
-    alias.promote("1", "2", {"reason": "by hand"}, alias.BY_HAND)
+    registry.promote("2", "1", {"reason": "by hand"}, registry.BY_HAND)
+    registry.promote("1", "2", {"reason": "by hand"}, registry.BY_HAND)
     assert settled(winning_case()).promote == ("model",)
 
 
@@ -234,6 +234,6 @@ def test_two_settlements_at_once_end_in_one_state_with_nothing_lost(old_baseline
     (lost, kept, still, reason), (won, promoted, _, _) = found
     assert len(promoted) == 1 and kept == [] and still == f"version {won}"
     assert "run shadow-eval again" in reason
-    assert alias.aliases() == {"baseline": won, "previous": "1"}
-    assert [move["version"] for move in alias.history()] == ["1", won]
+    assert registry.aliases() == {"baseline": won, "previous": "1"}
+    assert [move["version"] for move in registry.history()] == ["1", won]
     assert "reason" in tags(won) and "reason" not in tags(lost)

@@ -14,8 +14,8 @@ from lvm.models.facts import facts_from_tags, facts_of
 from lvm.models.table import build_model
 from lvm.models.weights import load_model
 from lvm.prediction.predict import predict_contexts
-from lvm.tracking import alias, logged_models, runs, versions
-from lvm.tracking.versions import description, metric_tags
+from lvm.tracking import logged_models, registry, runs
+from lvm.tracking.registry import description, metric_tags
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 
@@ -34,7 +34,7 @@ def registered_store(empty_store, tmp_path_factory, facts):
         with runs.run("train", {}):
             for decay in (0.2, 0.5, 0.8):
                 model = build_model({"model": "ema", "dim": 16, "decay": decay})
-                versions.register(logged_models.log_predictor(model, facts), facts)
+                registry.register(logged_models.log_predictor(model, facts), facts)
     return folder / "mlflow.db"
 
 
@@ -42,7 +42,7 @@ def registered_store(empty_store, tmp_path_factory, facts):
 def three_versions(registered_store, tmp_path, monkeypatch):
     """The numbers of three versions of lvm, no alias."""
     copy_store(registered_store, tmp_path / "store", monkeypatch)
-    return list(versions.versions())
+    return list(registry.versions())
 
 
 def contexts() -> np.ndarray:
@@ -55,8 +55,8 @@ def test_facts_survive_as_tags(facts):
 
 
 def test_an_empty_registry_is_empty(store):
-    assert alias.aliases() == {}
-    assert versions.versions() == {}
+    assert registry.aliases() == {}
+    assert registry.versions() == {}
 
 
 def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
@@ -66,7 +66,7 @@ def test_a_version_of_another_registered_model_is_none_of_ours(three_versions):
     made = client.create_model_version("other", ours.source, model_id=ours.model_id)
     card = logged_models.read_card(f"models:/other/{made.version}")
     assert made.version in (1, "1") and card.version is None
-    assert versions.version_of(card.model_id) == "2"
+    assert registry.version_of(card.model_id) == "2"
     with pytest.raises(ValueError, match="is no version of lvm; give its number"):
         logged_models.read_card("models:/other/latest")
 
@@ -82,7 +82,7 @@ def test_a_full_disk_is_no_fault_of_the_model(three_versions, monkeypatch):
 
 def test_versions_carry_their_facts(three_versions, facts):
     assert three_versions == ["1", "2", "3"]
-    assert versions.versions() == dict.fromkeys(three_versions, facts)
+    assert registry.versions() == dict.fromkeys(three_versions, facts)
     assert (facts.model, facts.kind, facts.phase, facts.ctx) == ("ema", "free", "2B", 50)
 
 
@@ -96,8 +96,8 @@ def test_a_predictor_read_back_predicts_bit_for_bit_the_same(store, facts, monke
     with runs.run("train", {}) as run_id:
         trained = facts_of_kind(facts, "trained")
         model_id = logged_models.log_predictor(model, trained, correction, step=3)
-        version = versions.register(model_id, trained)
-    alias.promote(version, None, {})
+        version = registry.register(model_id, trained)
+    registry.promote(version, None, {})
     references = ("models:/lvm@baseline", "models:/lvm/1", f"runs:/{run_id}/model")
     for reference in (*references, f"models:/{model_id}"):
         predictor = logged_models.load(reference)
@@ -135,10 +135,10 @@ def test_an_unknown_reference_is_refused_in_one_line(three_versions, reference, 
 
 def test_a_version_from_elsewhere_is_left_out_with_its_reason(three_versions, facts):
     MlflowClient().create_model_version("lvm", "file:///nowhere")
-    assert list(versions.versions()) == three_versions
-    (reason,) = versions.unreadable_versions().items()
+    assert list(registry.versions()) == three_versions
+    (reason,) = registry.unreadable_versions().items()
     assert reason[0] == "4" and "KeyError: 'model'" in reason[1]
-    assert versions.version_of("m-0") is None
+    assert registry.version_of("m-0") is None
 
 
 def test_facts_without_a_later_field_are_read(facts):
@@ -149,8 +149,8 @@ def test_facts_without_a_later_field_are_read(facts):
 
 
 def test_all_pages_of_versions_are_read(three_versions, monkeypatch):
-    monkeypatch.setattr(versions, "PAGE_SIZE", 2)
-    assert list(versions.versions()) == three_versions
+    monkeypatch.setattr(registry, "PAGE_SIZE", 2)
+    assert list(registry.versions()) == three_versions
 
 
 def test_a_first_registration_that_another_forestalls_is_no_error(store, facts, monkeypatch):
@@ -167,13 +167,13 @@ def test_a_first_registration_that_another_forestalls_is_no_error(store, facts, 
 
     monkeypatch.setattr(MlflowClient, "create_registered_model", forestalled)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-    assert versions.register(model_id, facts) == "1"
+    assert registry.register(model_id, facts) == "1"
 
 
 def test_a_card_and_the_small_files_come_without_the_weights(three_versions, facts, tmp_path):
     card = logged_models.read_card("models:/lvm/2")
     assert (card.facts, card.version) == (facts, "2")
-    assert card == versions.cards()[1]
+    assert card == registry.cards()[1]
     files = logged_models.LoggedFiles(card)
     folder = tmp_path / "files"
     folder.mkdir()

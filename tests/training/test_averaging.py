@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.training.averaging import WeightAverage, average_decay
+from lvm.training.optimizer import WeightAverage, average_decay
 
 
 def weight_after(step: int) -> float:

@@ -14,9 +14,9 @@ from torch import nn
 from lvm.bank.store import UNASSIGNED, Bank
 from lvm.models.table import build_model
 from lvm.models.tmd_experts import has_gate
-from lvm.training.batches import Batches
 from lvm.training.checkpoint import starting_model
 from lvm.training.config import TrainConfig, resolve
+from lvm.training.data import Batches
 from lvm.training.expert_gate import Guidance
 from lvm.training.loop import train
 from lvm.windows.export import plan_windows

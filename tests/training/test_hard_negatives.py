@@ -10,11 +10,10 @@ import torch
 from lvm.bank.store import Bank
 from lvm.models.table import build_model
 from lvm.system.seeding import generator
-from lvm.training import hard_negatives
-from lvm.training.batches import Batches
+from lvm.training import data
 from lvm.training.config import HARD_DEPTH
+from lvm.training.data import NONE, POSITIVE_SHARE, Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.hard_negatives import NONE, POSITIVE_SHARE, HardNegatives
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 
@@ -76,8 +75,8 @@ def by_hand(bank: Bank, windows: Windows, model, start: int, num_rows: int) -> l
 
 
 def test_the_mined_rows_are_those_found_by_hand(tiny_bank, windows, batches, model, monkeypatch):
-    monkeypatch.setattr(hard_negatives, "ROW_BLOCK", 256)
-    monkeypatch.setattr(hard_negatives, "POSITION_BLOCK", 7)
+    monkeypatch.setattr(data, "ROW_BLOCK", 256)
+    monkeypatch.setattr(data, "POSITION_BLOCK", 7)
     hard = mined(tiny_bank, windows, batches, model)
     assert model.training
     batch = next(batches.epoch(1))
@@ -102,7 +101,7 @@ def test_only_windows_to_come_of_a_bounded_sample_are_searched(
     hard = mined(tiny_bank, windows, batches, model, first=5)
     coming = set(batches.upcoming(1, 5).tolist())
     assert set(hard.state_dict()["window"].tolist()) == coming
-    monkeypatch.setattr(hard_negatives, "SAMPLE_POSITIONS", 50)
+    monkeypatch.setattr(data, "SAMPLE_POSITIONS", 50)
     few = mined(tiny_bank, windows, batches, model).state_dict()
     assert 50 <= len(few["row"]) < 50 + windows.ctx
     assert torch.equal(few["row"], mined(tiny_bank, windows, batches, model).state_dict()["row"])

@@ -15,8 +15,8 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.prediction.predict import predict_queries
-from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, as_dict, resolve
+from lvm.training.data import Batches
 from lvm.training.distributed import World
 from lvm.training.loop import TrainResult, train
 from lvm.training.loss import SampledSoftmax

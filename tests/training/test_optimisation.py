@@ -9,12 +9,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lvm.bank.store import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
-from lvm.training.batches import Batches
 from lvm.training.config import Settings, TrainConfig, resolve
+from lvm.training.data import Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import TEMPERATURE_RANGE, SampledSoftmax
-from lvm.training.step import Gradients, Supervised, make_optimizer
+from lvm.training.optimizer import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from lvm.bank.store import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
-from lvm.training.batches import Batch, Batches
 from lvm.training.config import TrainConfig, resolve
+from lvm.training.data import Batch, Batches
 from lvm.training.loss import SampledSoftmax
-from lvm.training.step import Supervised, recomputed
+from lvm.training.optimizer import Supervised, recomputed
 from lvm.windows.export import plan_windows
 
 

@@ -8,7 +8,7 @@ import pytest
 from lvm.bank.store import Bank
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
-from lvm.training.plan import TrainingPlan
+from lvm.training.optimizer import TrainingPlan
 from lvm.training.warnings import (
     epoch_warnings,
     planned_warnings,

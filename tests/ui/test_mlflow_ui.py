@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import alias
+from lvm.tracking import registry
 from lvm.tracking.store import RUNS_PAGE
 from tests.conftest import copy_store
 from tests.ui.project import make_project
@@ -147,7 +147,7 @@ def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
 
 
 def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
-    version = alias.aliases()["baseline"]
+    version = registry.aliases()["baseline"]
     visit(f"/#/models/lvm/versions/{version}")
     texts = ("@ baseline", "shadow-eval 7 candidates", "Took the alias by", "corrected Hit@5")
     see("baseline", f"Version {version}", *texts, re.compile(f"^\\s*{INTERVAL}$"))

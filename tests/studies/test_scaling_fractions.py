@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lvm.studies.scaling.cells import NO_BLOCK, num_documents, part_of, train_blocks
+from lvm.studies.scaling_cells import NO_BLOCK, num_documents, part_of, train_blocks
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import TRAIN
 

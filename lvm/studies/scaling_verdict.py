@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from lvm.evaluation.metrics import LEVEL, Difference, paired_difference, points, soft_hit_at
-from lvm.studies.scaling.cells import CellResult
-from lvm.studies.scaling.fit import Fitted, Gain
+from lvm.studies.scaling_cells import CellResult
+from lvm.studies.scaling_fit import Fitted, Gain
 from lvm.system.thresholds import ScalingRules
 
 K = 5

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvm.studies.scaling.fit import (
+from lvm.studies.scaling_fit import (
     GridValues,
     Surface,
     data_for,
@@ -14,7 +14,7 @@ from lvm.studies.scaling.fit import (
     measure_noise,
     score_of,
 )
-from tests.studies.scaling.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid, exact_grid
+from tests.studies.curves import CURVES, DATA_F, PARAMETERS_W, draw_grid, exact_grid
 
 
 def power_laws(x: float, z: float) -> float:

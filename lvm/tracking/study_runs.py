@@ -1,8 +1,8 @@
-"""Run the trainings and the replay of a phase table; those finished before are found again."""
+"""Runs of the studies: the trainings and replay of `phases`, the cells and verdict of `scaling`."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,16 +12,36 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from lvm.bank.store import Bank
+from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.phases import PhaseStory, phase_figure, phases_markdown, phases_table, phases_text
+from lvm.report.scaling import (
+    scaling_figure,
+    scaling_note,
+    scaling_page,
+    scaling_report,
+    scaling_text,
+)
 from lvm.report.tables import HITS, MARKDOWN
 from lvm.retrieval.rerank import LANE, NONE
 from lvm.shadow.replay import MEASUREMENT, split_seed
-from lvm.studies.phases.comparison import PhaseComparison, Trained, old_checks
-from lvm.studies.phases.table import OLD_DECISION, old_difference, read_old_gates, read_phases
-from lvm.studies.phases.trainings import Job, grown_job, is_by_lane, longest_windows
+from lvm.studies.phase_comparison import PhaseComparison, Trained, old_checks
+from lvm.studies.phases import (
+    OLD_DECISION,
+    Job,
+    grown_job,
+    is_by_lane,
+    longest_windows,
+    old_difference,
+    read_old_gates,
+    read_phases,
+)
+from lvm.studies.scaling_cells import Cell, CellResult, Trainer
+from lvm.studies.scaling_grid import Plan, Scaling
+from lvm.studies.scaling_verdict import K
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import alias, logged_models, runs, versions
-from lvm.tracking.alias import BASELINE
+from lvm.tracking import logged_models, registry, runs
+from lvm.tracking.datasets import Inputs
+from lvm.tracking.registry import BASELINE
 from lvm.tracking.runs import publish_report
 
 TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
@@ -51,8 +71,8 @@ class Shadow:
 
 def replay_seed(bank: Bank) -> int:
     """Return the seed by which a replay of new models will split the bank."""
-    baseline = alias.aliases().get(BASELINE)
-    card = next((one for one in versions.cards() if one.version == baseline), None)
+    baseline = registry.aliases().get(BASELINE)
+    card = next((one for one in registry.cards() if one.version == baseline), None)
     return split_seed(None if card is None else card.facts, (), bank)
 
 
@@ -108,14 +128,14 @@ def read_done(run_id: str) -> Done:
     card = logged_models.load(reference(run_id))
     assert card.model_id is not None
     report = runs.read_json(run_id, "report.json")
-    version = versions.version_of(card.model_id)
-    version = version or versions.register(card.model_id, card.facts)
+    version = registry.version_of(card.model_id)
+    version = version or registry.register(card.model_id, card.facts)
     return Done(run_id, card.model_id, version, report)
 
 
 def reference(run_id: str) -> str:
     """Return the URI of the model that a training run logged."""
-    return f"runs:/{run_id}/{versions.ARTIFACT}"
+    return f"runs:/{run_id}/{registry.ARTIFACT}"
 
 
 def shadow_or_find(
@@ -150,9 +170,9 @@ def reusable_replay(key: str, promote: str, needed: Set[str]) -> Shadow | None:
 
     A replay that was killed after its promotion counts, since the alias moves last.
     """
-    with alias.locked():
-        alias.repair()
-    promoted = {move["run"] for move in alias.history()}
+    with registry.locked():
+        registry.repair()
+    promoted = {move["run"] for move in registry.history()}
     for run_id in runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
         try:
             found = read_shadow(run_id)
@@ -189,7 +209,7 @@ def is_alias_unmoved(replay: dict[str, Any], promote: str) -> bool:
     decision = replay["decision"]
     name = decision["winner"] if promote == "enabled" else decision["baseline"]
     version_by_name = {one["name"]: one["version"] for one in replay["outcomes"]}
-    return version_by_name.get(name) == alias.aliases().get(BASELINE)
+    return version_by_name.get(name) == registry.aliases().get(BASELINE)
 
 
 def as_trained(job: Job, done: Done, replay: dict[str, Any]) -> Trained:
@@ -241,3 +261,58 @@ def publish_phases(
     told = measured.report() | {"old_decision": old.report(), "decision": decision}
     told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow.run_id}
     publish_report(told, report_path)
+
+
+def print_round(cell: Cell, record: Mapping[str, float]) -> None:
+    """Print one round of a training as a line."""
+    print(
+        f"{_name(cell)}, round {record['epoch']:.0f}: loss {record['train/loss']:.4f}  "
+        f"val Hit@5 {100 * record['val/hit_at_5']:.2f} %  ({record['train/seconds']:.0f} s)",
+        flush=True,
+    )
+
+
+def log_cell(kind: str, result: CellResult, inputs: Inputs) -> None:
+    """Log a cell as a nested run once it is finished, so that none is left half logged."""
+    facts = {"kind": kind, **vars(result.cell), "kept": result.was_kept}
+    measured = figures(result.rank_Q)
+    with runs.child_run(f"{kind}: {_name(result.cell)}", facts):
+        for record in result.history:
+            values = {name: value for name, value in record.items() if name != "epoch"}
+            runs.log_metrics(values, step=int(record["epoch"]), dataset=inputs.dataset)
+        best = {f"measured/{name}": value for name, value in measured.items()}
+        best["measured/soft_hit_at_5"] = float(soft_hit_at(result.rank_Q, K).mean())
+        best |= {"parameters": result.parameters, "documents": result.documents}
+        runs.log_metrics(best, step=result.best_round, dataset=inputs.dataset)
+    kept = ", kept from an earlier run" if result.was_kept else ""
+    shown = f"Hit@5 {100 * measured['hit_at_5']:.2f} % measured"
+    print(
+        f"{kind}: {_name(result.cell)}: {shown}, best round {result.best_round}{kept}", flush=True
+    )
+
+
+def finish_scaling(
+    scaling: Scaling,
+    plan: Plan,
+    free: dict[str, dict[str, Any]],
+    trainer: Trainer,
+    report_path: str | None,
+) -> None:
+    """Log verdict, gains, page, figure; print the tables; write the report."""
+    num_queries, name = len(trainer.queries.measured), scaling.verdict.name
+    runs.set_tags({"verdict": name})
+    page = scaling_page(scaling, plan, free, num_queries, trainer.bank.sha256[:12])
+    runs.log_artifact(page, "scaling.md")
+    runs.describe_run(scaling_note(scaling))
+    if scaling.soft is not None and scaling.hit is not None:
+        runs.log_artifact(scaling_figure(scaling, plan, free), "scaling.png")
+        gains = {"data": scaling.soft.data, "parameters": scaling.soft.parameters}
+        bounds = ("mean", "low", "high")
+        runs.log_metrics({f"gain/{k}_{b}": getattr(g, b) for k, g in gains.items() for b in bounds})
+    print(f"\n{scaling_text(scaling, plan, free, num_queries)}\n")
+    publish_report(scaling_report(scaling, plan, free, num_queries), report_path)
+
+
+def _name(cell: Cell) -> str:
+    trial = f"{cell.fraction:g} of the data, width {cell.width}, seed {cell.seed}"
+    return f"{trial}, {cell.steps} steps at lr {cell.lr:g}"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lvm.studies.phases.table import (
+from lvm.studies.phases import (
     OLD_DECISION,
     hits_of,
     old_difference,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lvm.bank.store import Bank
-from lvm.studies.scaling.cells import Cell, Trainer, divide_queries
-from lvm.training.batches import Batches
+from lvm.studies.scaling_cells import Cell, Trainer, divide_queries
 from lvm.training.config import TrainConfig
+from lvm.training.data import Batches
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 from tests.synthetic import make_bank

@@ -26,7 +26,7 @@ from lvm.evaluation.metrics import (
 )
 from lvm.models.facts import FREE
 from lvm.retrieval.rerank import LANE, NONE
-from lvm.studies.phases.table import OldGates, Phase, published_report
+from lvm.studies.phases import OldGates, Phase, published_report
 
 POOL_HITS = (1, 5, 10)
 OLD_GATES = ("gain", "converged", "latency")

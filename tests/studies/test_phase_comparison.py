@@ -8,8 +8,8 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import POOLS
-from lvm.studies.phases.comparison import measure_phases, old_checks
-from lvm.studies.phases.table import read_old_gates
+from lvm.studies.phase_comparison import measure_phases, old_checks
+from lvm.studies.phases import read_old_gates
 from tests.phase_cases import NUM_ANSWERS, compared, per_query, replay, trained
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lvm.evaluation.metrics import Difference
-from lvm.studies.scaling.cells import CellResult
-from lvm.studies.scaling.fit import Gain, fit_grid
-from lvm.studies.scaling.verdict import (
+from lvm.studies.scaling_cells import CellResult
+from lvm.studies.scaling_fit import Gain, fit_grid
+from lvm.studies.scaling_verdict import (
     DATA,
     INCONCLUSIVE,
     NOT_OPTIMISED,
@@ -23,7 +23,7 @@ from lvm.studies.scaling.verdict import (
     not_optimised,
 )
 from lvm.system.thresholds import read_scaling_rules
-from tests.studies.scaling.curves import CURVES, WEAK, cell_of, draw_cells, draw_grid, exact_grid
+from tests.studies.curves import CURVES, WEAK, cell_of, draw_cells, draw_grid, exact_grid
 
 RULES = read_scaling_rules()
 SEEDS = range(10)

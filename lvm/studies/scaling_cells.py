@@ -24,10 +24,10 @@ from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
 from lvm.system.seeding import generator
-from lvm.training.batches import Batches
+from lvm.training.checkpoint import TRAINING_VERSION
 from lvm.training.config import TrainConfig, as_dict, resolve
+from lvm.training.data import Batches
 from lvm.training.loop import train
-from lvm.training.plan import TRAINING_VERSION
 from lvm.windows.planning import (
     SPLITS,
     TRAIN,

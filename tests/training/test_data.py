@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from lvm.bank.store import Bank, write_bank
-from lvm.training.batches import Batches
 from lvm.training.config import TrainConfig, resolve
-from lvm.training.plan import plan_training
+from lvm.training.data import Batches
+from lvm.training.optimizer import plan_training
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import TRAIN, Windows, train_windows
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import LEVEL, Difference, hit_at, paired_difference, soft_hit_at
-from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
-from lvm.studies.scaling.fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
-from lvm.studies.scaling.verdict import (
+from lvm.studies.scaling_cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
+from lvm.studies.scaling_fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
+from lvm.studies.scaling_verdict import (
     MOST_TIMES,
     K,
     Optimised,

@@ -1,29 +1,32 @@
-"""One optimizer step: the loss of a batch, its gradient, the optimizer with its schedule.
+"""Optimizer steps: their plan, the loss and gradient of a batch, AdamW, schedules, weight average.
 
 Several processes may share the batches of a step. Shapes: B batch, T time, D vector dim,
 K negatives, P supervised positions.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from lvm.system.seeding import torch_seed
-from lvm.training.batches import Batch, Batches
 from lvm.training.config import Settings
+from lvm.training.data import Batch, Batches, HardNegatives
 from lvm.training.distributed import World
 from lvm.training.expert_gate import GateLoss, Guidance, Told
-from lvm.training.hard_negatives import HardNegatives
 from lvm.training.loss import OwnNegatives, SampledSoftmax, seed_loss
 
+WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.01
+UNIFORM_SHARE = 0.25  # of all steps: the last ones, which averaging=swa averages
 
 
 class Supervised(nn.Module):
@@ -190,3 +193,86 @@ def focus_share(step: int, total: int) -> float:
     Cross entropy has a gradient while every answer is far; the bounded loss has none.
     """
     return min(1.0, 2 * step / max(1, total))
+
+
+class WeightAverage:
+    """`ema`: exponential, over about the last tenth of training, at most 1,000 steps.
+
+    `swa`: uniform over the last quarter of the steps (Izmailov et al., arXiv 1803.05407, section
+    3.2, with the learning rate left to its schedule). `none`: no average.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, total_steps: int) -> None:
+        self._averaged: AveragedModel | None = None
+        self._first_step = math.floor((1 - UNIFORM_SHARE) * total_steps) if kind == "swa" else 0
+        if kind == "ema":
+            decay = average_decay(total_steps)
+            self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        elif kind == "swa":
+            self._averaged = AveragedModel(model, multi_avg_fn=get_swa_multi_avg_fn())
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after optimiser step `step`, counted from 0."""
+        if self._averaged is not None and step >= self._first_step:
+            self._averaged.update_parameters(model)
+
+    def model(self) -> nn.Module | None:
+        """Return the model with the averaged weights; None while nothing is averaged yet."""
+        if self._averaged is None or not int(self._averaged.n_averaged):
+            return None
+        averaged: nn.Module = self._averaged.module
+        return averaged
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self._averaged is None else self._averaged.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if self._averaged is not None:
+            self._averaged.load_state_dict(dict(state))
+
+
+def average_decay(total_steps: int) -> float:
+    """Return the decay of the exponential average for a training of `total_steps`."""
+    return min(0.999, max(0.5, 1 - 10 / max(1, total_steps)))
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Optimiser steps of an epoch, of all; steps of warm-up; examples of an epoch.
+
+    Windows take turns: what is said of an epoch is the mean over all `epochs`, which are those that
+    `steps` reach at most. An example is a supervised position, a window under recipe=seed.
+    `own_negatives` are the other windows of a batch where they alone are the negatives
+    (recipe=seed), else None.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    examples_per_epoch: int
+    own_negatives: int | None
+
+    def report(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return asdict(self)
+
+
+def plan_training(batches: Batches, config: Settings) -> TrainingPlan:
+    """Count the steps of `config` over these batches."""
+    steps = [
+        math.ceil(batches.num_batches(epoch) / config.accumulation)
+        for epoch in range(1, config.epochs + 1)
+    ]
+    total = min(sum(steps), config.max_steps or sum(steps))
+    epochs = 1 + sum(1 for done in itertools.accumulate(steps) if done < total)
+    is_dense = config.recipe == "dense"
+    count = batches.num_positions if is_dense else batches.num_windows
+    return TrainingPlan(
+        epochs=epochs,
+        steps_per_epoch=round(sum(steps[:epochs]) / epochs),
+        steps=total,
+        warmup=math.ceil(WARMUP_SHARE * total) if is_dense else steps[0],
+        examples_per_epoch=round(sum(count(epoch) for epoch in range(1, epochs + 1)) / epochs),
+        own_negatives=None if is_dense else min(config.batch_size, batches.num_windows()) - 1,
+    )

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lvm.studies.scaling import cells
-from lvm.studies.scaling.cells import Cell, CellResult, Trainer, ValQueries, divide_queries
-from lvm.studies.scaling.fit import fit_grid
-from lvm.studies.scaling.grid import Plan, break_even, check_data, grid_values, run_grid
-from lvm.studies.scaling.verdict import NOT_OPTIMISED
+from lvm.studies import scaling_cells as cells
+from lvm.studies.scaling_cells import Cell, CellResult, Trainer, ValQueries, divide_queries
+from lvm.studies.scaling_fit import fit_grid
+from lvm.studies.scaling_grid import Plan, break_even, check_data, grid_values, run_grid
+from lvm.studies.scaling_verdict import NOT_OPTIMISED
 from lvm.system.atomic import read_entry, write_entry
 from lvm.system.thresholds import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
-from tests.studies.scaling.curves import exact_grid
+from tests.studies.curves import exact_grid
 from tests.synthetic import make_bank
 
 CONFIG = TrainConfig(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.studies.phases.table import (
+from lvm.studies.phases import (
     PHASES_FILE,
     Published,
     chosen_phases,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lvm.evaluation.metrics import soft_hit_at
-from lvm.studies.scaling.cells import Cell, CellResult
-from lvm.studies.scaling.fit import GridValues, score_of
+from lvm.studies.scaling_cells import Cell, CellResult
+from lvm.studies.scaling_fit import GridValues, score_of
 from lvm.system.seeding import generator
 
 DATA_F = np.array([0.125, 0.25, 0.5, 1.0])

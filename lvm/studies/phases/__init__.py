@@ -1,1 +1,0 @@
-"""The phase table trained anew, beside its published figures."""
