@@ -87,14 +87,15 @@ def body(options: ShadowOptions) -> None:
         result = replay(
             field.candidates, bank, windows, queries, field.baseline_name, measure=measure
         )
-    result = replace(result, source=source, is_log=log is not None)
+    num_earlier = runs.count_decisions(result.queries_sha256)
+    runs.set_tags({"queries_sha256": result.queries_sha256})
+    result = replace(result, source=source, is_log=log is not None, num_earlier=num_earlier)
     log_figures(field.candidates, result, field.dataset)
     reranked = [] if by_lane is None else reranked_outcomes(result, bank)
     run_id = runs.active_run_id()
-    tag_measured(result, field.versions, run_id)
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
-        log_artifacts(result, decision, failure)
+        log_artifacts(result, decision, is_enabled, failure)
         text = shadow_text(result, decision, is_enabled, failure)
         runs.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
@@ -107,6 +108,8 @@ def body(options: ShadowOptions) -> None:
             print(f"\n{shown}", flush=True)
             told["reranked"] = {one.name: one.report() for one in reranked}
         publish_report(result.report() | told, options.report)
+        verdicts = decision.verdicts_of(is_enabled, failure)
+        tag_measured(result, field.versions, run_id, verdicts)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
         runs.set_tags({"decision": "promotion failed"})

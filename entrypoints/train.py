@@ -206,9 +206,10 @@ def body(options: TrainOptions) -> None:
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
-        rivals = {name: validation.measure(model) for name, model in free.items()}
-        told = [f"{name} {100 * rival['hit_at_5']:.2f} %" for name, rival in rivals.items()]
-        print(f"val Hit@5 of the free predictors: {', '.join(told)}", flush=True)
+        rivals = validation.measure_free(free)
+        hits = {name: rival["corrected"]["hit_at_5"] for name, rival in rivals.items()}
+        told = [f"{name} {100 * hit:.2f} %" for name, hit in hits.items()]
+        print(f"val Hit@5 of the free predictors, corrected: {', '.join(told)}", flush=True)
         warnings = WarningLog(validation.warnings())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(

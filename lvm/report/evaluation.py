@@ -41,6 +41,7 @@ from lvm.report.tables import (
     percent,
     predictors_table,
     read_difference,
+    served_hit_at_5,
     table,
 )
 from lvm.training.expert_gate import DEAD_SHARE, mutual_information
@@ -68,7 +69,7 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
     named = [(report["model"], report, "model")]
     named += [(name, entry, "free") for name, entry in report["baselines"].items()]
     rows = [_predictor_row(name, entry, [kind] + [LEAKY] * leaky) for name, entry, kind in named]
-    rows.sort(key=lambda row: -row.figures["hit_at_5"])
+    rows.sort(key=lambda row: -served_hit_at_5(row.figures, row.corrected))
     caption = [
         f"Predictors on the {report['split']} split: {report['queries']:,} queries from "
         f"{report['documents']:,} documents, ranked over {report['bank_rows']:,} bank rows",
@@ -84,10 +85,12 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
         )
     best = report["best_baseline"]
     if best is not None:
-        difference = read_difference(best["hit_at_5_difference"])
+        served = read_difference(best["corrected_hit_at_5_difference"])
+        plain = read_difference(best["hit_at_5_difference"])
         below += (
-            f"\nAgainst {best['name']}, the best free predictor: Hit@5 {points(difference)} "
-            f"points, p = {p_cell(difference.p_value)}."
+            f"\nAgainst {best['name']}, the best free predictor: Hit@5 as served (corrected) "
+            f"{points(served)} points, p = {p_cell(served.p_value)};\n"
+            f"plain {points(plain)} points, p = {p_cell(plain.p_value)}."
         )
     return f"{captioned(caption, predictors_table(rows, style), leaky)}\n\n{below}"
 

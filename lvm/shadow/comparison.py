@@ -25,6 +25,7 @@ from lvm.evaluation.metrics import (
 )
 from lvm.models.facts import FREE
 from lvm.retrieval.lanes import lane_codes, lane_names
+from lvm.system.atomic import cache_key
 from lvm.windows.planning import Queries, Windows
 
 # Columns of ranks by query: the first that a candidate has is the order that it is served in.
@@ -132,7 +133,9 @@ class ShadowResult:
         outcomes: from the best served Hit@5 down, leaky candidates after them, unscored ones last.
         per_query: long table (candidate, query, target_row, sequence, document, lane, ranks,
             rank_served, top_row).
+        queries_sha256: hash of the bank and the rows asked for.
         source: where the queries come from, in words; `is_log` tells whether from a query log.
+        num_earlier: how often these queries have decided before.
     """
 
     bank_sha256: str
@@ -149,8 +152,10 @@ class ShadowResult:
     outcomes: tuple[Outcome, ...]
     comparisons: tuple[Comparison, ...]
     per_query: pd.DataFrame
+    queries_sha256: str
     source: str = "the frozen test split"
     is_log: bool = False
+    num_earlier: int = 0
 
     def outcome(self, name: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.name == name), None)
@@ -258,6 +263,7 @@ def compare(
         outcomes=tuple(dataclasses.replace(one, per_query=None) for one in outcomes),
         comparisons=tuple(comparisons),
         per_query=pd.concat(long, ignore_index=True) if long else pd.DataFrame(),
+        queries_sha256=cache_key(bank.sha256, removed.target_row_Q),
     )
 
 

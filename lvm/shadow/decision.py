@@ -37,7 +37,7 @@ class Decision:
         reasons: sentences for a reader, the outcome first.
         checks: every gate of every candidate, in the order in which they were tested.
         verdicts: by candidate: promoted or not, and why.
-        num_earlier: how often these queries have decided before.
+        failed: the challenger whose failure ended the tests; None if all passed.
     """
 
     promote: tuple[str, ...]
@@ -45,8 +45,8 @@ class Decision:
     baseline: str | None
     reasons: tuple[str, ...]
     checks: tuple[Check, ...]
-    verdicts: Mapping[str, str] = field(default_factory=dict)
-    num_earlier: int = 0
+    verdicts: dict[str, str] = field(default_factory=dict)
+    failed: str | None = None
 
     @property
     def tested(self) -> frozenset[str]:
@@ -56,6 +56,12 @@ class Decision:
     def report(self) -> dict[str, Any]:
         """Return the decision as JSON values."""
         return asdict(self)
+
+    def verdicts_of(self, is_enabled: bool, failure: str | None) -> dict[str, str]:
+        """Return the verdicts as they came about: in a dry run, or where a promotion failed."""
+        failed = {} if failure is None else dict.fromkeys(self.promote, failure)
+        found = self.verdicts | failed
+        return {name: told if is_enabled else f"dry run: {told}" for name, told in found.items()}
 
     def not_carried_out(self, moved: Sequence[str], reason: str) -> str:
         """Return the line for a promotion that failed after the names `moved` took the alias."""
@@ -71,12 +77,10 @@ class Past:
     Attributes:
         withdrawn: names of those that a rollback took the alias from.
         lost: by name, the run in which it lost to this baseline on these queries.
-        num_decisions: how often these queries have decided before.
     """
 
     withdrawn: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
-    num_decisions: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,14 @@ def decide(
     best free predictor takes it first, and a trained model may take it from there. If the alias has
     moved since the replay, nothing changes.
     """
-    past = past or Past()
     if baseline_name != result.baseline_name:
         reason = (
             f"{_or_none(baseline_name)} stays baseline: the replay compared with "
             f"{_or_none(result.baseline_name)}, which is no longer the baseline; "
             "run shadow-eval again"
         )
-        nothing = Decision((), baseline_name, baseline_name, (reason,), ())
-        return replace(nothing, num_earlier=past.num_decisions)
-    contest = Contest(result, baseline_name, rules, past)
+        return Decision((), baseline_name, baseline_name, (reason,), ())
+    contest = Contest(result, baseline_name, rules, past or Past())
     checks: list[Check] = []
     for outcome in challengers(result):
         own = run_gates(outcome, contest)
@@ -144,7 +146,7 @@ def decide(
         reasons=tuple(_reasons(baseline_name, promote, verdicts)),
         checks=tuple(checks),
         verdicts=verdicts,
-        num_earlier=past.num_decisions,
+        failed=contest.failed,
     )
 
 
@@ -389,6 +391,8 @@ def _not_withdrawn(outcome: Outcome, contest: Contest) -> Passed:
 
 def _in_turn(outcome: Outcome, contest: Contest) -> Passed:
     name, past = outcome.name, contest.past
+    if contest.baseline is None and outcome.kind == FREE:
+        return True, "the best free predictor is the first baseline without a test"
     if name in past.lost:
         run = f"run {past.lost[name][:8]}"
         return False, f"not tested again: it lost to {contest.baseline} on these queries in {run}"

@@ -16,7 +16,7 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
-from lvm.shadow.decision import Decision, decide
+from lvm.shadow.decision import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
@@ -203,7 +203,7 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
         card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
         version = card.version or registry.version_of(card.model_id)
-        cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
+        cards.setdefault(card.model_id, known.get(version or "", card))
     return list(cards.values())
 
 
@@ -241,7 +241,8 @@ def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
 
 def _logged(card: Card) -> Candidate:
     facts, files = card.facts, LoggedFiles(card)
-    return Candidate(facts.model, None, facts, card.version, files=files, model_id=card.model_id)
+    known = {"model_id": card.model_id, "val_hit_at_5": card.val_hit_at_5}
+    return Candidate(facts.model, None, facts, card.version, files=files, **known)
 
 
 def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
@@ -250,20 +251,22 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
     if card is not None:
         return _logged(card)
     model = fit_free_predictors(bank, windows, (name,), seed=windows.seed)[name]
-    correction = fit_hubness(model, bank, windows, windows.seed).row_correction
+    hubness = fit_hubness(model, bank, windows, windows.seed)
+    correction, val_hit_at_5 = hubness.row_correction, hubness.val_hit_at_5
     facts = facts_of(name, "none", bank, windows)
-    fitted = Candidate(name, model, facts, row_correction=correction)
     if not register:
-        return fitted
+        own = {"row_correction": correction, "val_hit_at_5": val_hit_at_5}
+        return Candidate(name, model, facts, **own)
     with registry.locked():  # another process may have registered it meanwhile
         card = _registered_free(name, bank, windows)
         if card is not None:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
-        version = registry.register(model_id, facts)
+        val = {registry.CORRECTED: f"{val_hit_at_5:.9g} [unknown]"}
+        version = registry.register(model_id, facts, val)
         reference = f"models:/{registry.NAME}/{version}"
-        return _logged(Card(reference, facts, model_id, version=version))
+        return _logged(Card(reference, facts, model_id, None, version, val_hit_at_5))
 
 
 def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
@@ -315,15 +318,14 @@ def promote_winner(
             held.enter_context(defer_signals())
             registry.repair()
         expected = registry.aliases().get(registry.BASELINE)
-        withdrawn = registry.withdrawn()
-        barred = frozenset(
-            name for name, version in version_by_name.items() if version in withdrawn
-        )
-        decision = decide(result, replayed_name(expected, version_by_name), rules, barred)
+        past = _past(result, version_by_name, expected)
+        decision = decide(result, replayed_name(expected, version_by_name), rules, past)
         if is_enabled:
             for name in decision.promote:
                 logged_models.load(f"models:/{NAME}/{version_by_name[name]}")
         publish(decision)
+        if is_enabled:
+            _record_loss(result, decision, version_by_name, run_id)
         moved: tuple[str, ...] = ()
         try:
             for name in decision.promote if is_enabled else ():
@@ -339,6 +341,32 @@ def promote_winner(
     return decision
 
 
+def _past(
+    result: ShadowResult, version_by_name: Mapping[str, str | None], baseline: str | None
+) -> Past:
+    """Return what the registry knows of earlier decisions, by the names of this replay."""
+    withdrawn = registry.withdrawn()
+    lost = {} if baseline is None else registry.losses(baseline, result.queries_sha256)
+    versions = {name: version for name, version in version_by_name.items() if version is not None}
+    return Past(
+        withdrawn=frozenset(name for name, version in versions.items() if version in withdrawn),
+        lost={name: lost[version] for name, version in versions.items() if version in lost},
+    )
+
+
+def _record_loss(
+    result: ShadowResult,
+    decision: Decision,
+    version_by_name: Mapping[str, str | None],
+    run_id: str,
+) -> None:
+    """Record which challenger ended the tests: it is not tested again on the same queries."""
+    version = version_by_name.get(decision.failed or "")
+    incumbent = version_by_name.get(decision.baseline or result.best_free or "")
+    if version is not None and incumbent is not None:
+        registry.record_loss(version, incumbent, result.queries_sha256, run_id)
+
+
 def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]) -> str | None:
     """Return the name under which a version is replayed, or its number if it is not replayed.
 
@@ -351,9 +379,12 @@ def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]
 
 
 def tag_measured(
-    result: ShadowResult, version_by_name: Mapping[str, str | None], run_id: str
+    result: ShadowResult,
+    version_by_name: Mapping[str, str | None],
+    run_id: str,
+    verdicts: Mapping[str, str],
 ) -> None:
-    """Tag every version of the replay with its metrics and the run that measured them.
+    """Tag every version of the replay with its metrics, their run and what became of it.
 
     Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
     unscored candidate keeps its earlier metrics; the tag `<prefix>unscored` says why.
@@ -366,6 +397,7 @@ def tag_measured(
         tags = {"unscored": outcome.why_unscored or "none"}
         if outcome.is_scored:
             tags |= measured_tags(outcome, result) | {"run": run_id}
+            tags["verdict"] = verdicts.get(outcome.name, "the baseline of this replay")
         registry.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
 
 
@@ -406,16 +438,19 @@ def log_figures(
         if outcome.is_scored:
             figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
             figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures[f"{prefix}/served_hit_at_5"] = outcome.served["hit_at_5"]
             model_id = model_ids[outcome.name]
             runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)
 
 
-def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
+def log_artifacts(
+    result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None
+) -> None:
     """Log the report as Markdown, its figures and the per-query table.
 
     If the promotion failed afterwards, replace the report and the decision.
     """
-    text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
+    text = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), registry.history())
     runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
     runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -29,6 +30,7 @@ BASELINE, PREVIOUS = "baseline", "previous"
 BASELINE_URI = f"models:/{NAME}@{BASELINE}"
 MOVE, PENDING = "move/", "pending_move"
 BY_GATES, BY_HAND, ROLLED_BACK = "decided", "by hand", "rolled back"
+LOST = "lost/"  # <baseline version>/<queries>: the run in which a version lost to the baseline
 MAX_REASON = 1000
 FAILURES = (*STORE_ERRORS, OSError)
 UNKNOWN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -51,13 +53,17 @@ Intervals = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a predictor without its weights; None where it has no version."""
+    """What is known of a predictor without its weights; None where it has no version.
+
+    `val_hit_at_5` is that of the corrected order as it was registered; NaN if none was.
+    """
 
     reference: str
     facts: Facts
     model_id: str | None = None
     run_id: str | None = None
     version: str | None = None
+    val_hit_at_5: float = math.nan
 
 
 def register(model_id: str, facts: Facts, metrics: Mapping[str, str] | None = None) -> str:
@@ -175,9 +181,10 @@ def _origin(tags: Mapping[str, str], prefix: str) -> str:
         return f"Took the alias by {link}: {tags['reason']}"
     keys = ("place", "queries", "documents", "source")
     place, queries, documents, source = (tags.get(prefix + key, "unknown") for key in keys)
+    verdict = tags.get(f"{prefix}verdict")
     return (
         f"{MEASUREMENTS[prefix].capitalize()}: place {place} on {queries} queries from "
-        f"{documents} documents ({source}), {link}"
+        f"{documents} documents ({source}), {link}" + (f"; {verdict}" if verdict else "")
     )
 
 
@@ -206,7 +213,15 @@ def _card(version: ModelVersion) -> Card | str:
         )
     reference = f"models:/{NAME}/{version.version}"
     model_id = str(version.source).removeprefix("models:/")
-    return Card(reference, facts, model_id, str(version.run_id), str(version.version))
+    own = (model_id, str(version.run_id), str(version.version))
+    return Card(reference, facts, *own, _val_hit_at_5(version.tags))
+
+
+def _val_hit_at_5(tags: Mapping[str, str]) -> float:
+    try:
+        return float(tags[f"{VAL}{CORRECTED}"].partition(" ")[0])
+    except (KeyError, ValueError):  # "none" of a predictor without row correction
+        return math.nan
 
 
 def _all_versions() -> list[ModelVersion]:
@@ -287,6 +302,21 @@ def tag_version(version: str, tags: Mapping[str, str]) -> None:
             client.set_model_version_tag(NAME, version, key, value)
         known = client.get_model_version(NAME, version).tags
         client.update_model_version(NAME, version, description=description(known))
+
+
+def losses(baseline: str, queries_sha256: str) -> dict[str, str]:
+    """Return version -> run of the versions that lost to this baseline on these queries."""
+    key = _loss_key(baseline, queries_sha256)
+    return {str(one.version): one.tags[key] for one in _all_versions() if key in one.tags}
+
+
+def record_loss(version: str, baseline: str, queries_sha256: str, run: str) -> None:
+    """Record that a version lost to this baseline on these queries in a decision."""
+    tag_version(version, {_loss_key(baseline, queries_sha256): run})
+
+
+def _loss_key(baseline: str, queries_sha256: str) -> str:
+    return f"{LOST}{baseline}/{queries_sha256[:16]}"
 
 
 def history() -> list[dict[str, str]]:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
-from lvm.evaluation.metrics import document_interval, figures, hit_at, smallest_detectable
+from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
+from lvm.evaluation.metrics import figures, hit_at, smallest_detectable
 from lvm.models.facts import facts_of
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
@@ -57,16 +57,15 @@ class Validation:
         lane_Q = self.bank.lane_N[self.queries.target_row_Q]
         return lane_table(gate_QX, lane_Q, len(self.bank.lanes))
 
-    def measure(self, model: nn.Module) -> dict[str, Any]:
-        """Return the plain filtered figures with their intervals by document."""
-        rank_Q = self._ranks(predict_queries(model, self.bank, self.queries))
-        document_Q = self.bank.document_N[self.queries.target_row_Q]
-        interval = document_interval(rank_Q, document_Q, self.windows.seed)
-        self._measured.append(hit_at(rank_Q, 5))
-        return {**figures(rank_Q), "ci95": interval}
+    def measure_free(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+        """Return the figures of the free predictors, plain and corrected, ranked in one pass."""
+        asked = (self.bank, self.windows, self.queries, self.windows.seed)
+        found = evaluate_together(models, *asked)
+        self._measured = [hit_at(one.per_query["rank"].to_numpy(), 5) for one in found]
+        return {one.name: one.report for one in found}
 
     def warnings(self) -> list[str]:
-        """Return what these queries cannot see, by the two best predictors measured so far."""
+        """Return what these queries cannot see, by the two best of the free predictors."""
         second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
         document_Q = self.bank.document_N[self.queries.target_row_Q]
         detectable = smallest_detectable(first_Q - second_Q, document_Q)

@@ -30,6 +30,7 @@ RANKS = pd.DataFrame(
         "rank_raw": [1.0, 3.5, 31.0],
         "rank_corrected": [np.nan] * 3,
         "rank_reranked": [1.0, 2.0, 30.0],
+        "rank_corrected_reranked": [np.nan] * 3,
         "top_row": [7, 1, 2],
     }
 )

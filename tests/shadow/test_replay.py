@@ -186,20 +186,43 @@ def test_a_leaky_baseline_is_no_reference(
     assert "split=random" in " ".join(decision.reasons)
 
 
-def test_holm_runs_over_contenders_alone(
+def test_all_are_compared_with_the_baseline_and_who_was_not_tested_has_no_p(
     bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
 ) -> None:
-    """A free predictor behind the best one cannot win, so that it costs nobody significance."""
-    old = Candidate("old", Matrix(rotation(16, seed=7)), facts)
-    model = Candidate("model", Matrix(rotation(16)), facts)
-    result = replay([old, model, *free], bank, windows, queries, "old")
+    old = Candidate("old", Matrix(rotation(16)), facts)
+    noise = Candidate("noise", Matrix(rotation(16, seed=7)), facts, val_hit_at_5=0.9)
+    result = replay([old, noise, *free], bank, windows, queries, "old")
     pairs = [pair for pair in result.comparisons if pair.reference == "old"]
-    contenders = [pair for pair in pairs if np.isfinite(pair.p_holm)]
-    assert {pair.candidate for pair in contenders} == {"model", result.best_free}
-    assert len(pairs) == 4 and {pair.num_contenders for pair in pairs} == {2}
-    smallest = min(pair.hit_at_5.p_value for pair in contenders)
-    assert min(pair.p_holm for pair in contenders) == 2 * smallest
-    assert "  -  " in comparison_table(result)
+    assert {pair.candidate for pair in pairs} == {"noise", *(one.name for one in free)}
+    decision = judged(result)
+    assert decision.failed == "noise" and decision.tested == {"noise"}
+    rows = comparison_table(result, decision).splitlines()
+    shown = {row.split()[0]: " - " in row for row in rows if " old " in row}
+    assert shown == {"noise": False} | {one.name: True for one in free}
+
+
+def test_the_served_order_decides(
+    bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
+) -> None:
+    """Plain the model is better; a correction of the free predictor makes its served order so."""
+    half = Matrix(0.5 * (rotation(16) + rotation(16, seed=7)))
+    lifted_N2 = np.tile(np.float32([1.0, 0.0]), (bank.num_rows, 1))
+    lifted_N2[queries.target_row_Q, 1] = 3.0
+    helped = dataclasses.replace(free[0], row_correction=lifted_N2)
+    model = Candidate("model", half, facts, val_hit_at_5=0.9)
+    result = replay([helped, model], bank, windows, queries, "copy-last")
+    assert [one.name for one in result.outcomes] == ["copy-last", "model"]
+    first, second = result.outcomes
+    assert second.figures["hit_at_5"] > first.figures["hit_at_5"]
+    assert first.served == first.corrected and second.served == second.figures
+    (pair,) = result.comparisons
+    assert pair.plain_hit_at_5.low > 0 > pair.hit_at_5.high
+    decision = judged(result)
+    assert decision.promote == () and decision.winner == "copy-last"
+    plain = replay([free[0], model], bank, windows, queries, "copy-last")
+    assert judged(plain).promote == ("model",), "without the correction the model wins"
+    served = result.per_query[result.per_query["candidate"] == "copy-last"]
+    assert served["rank_served"].tolist() == served["rank_corrected"].tolist()
 
 
 def test_a_candidate_of_another_split_that_saw_the_answers_is_marked(tmp_path: Path) -> None:

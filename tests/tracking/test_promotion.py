@@ -84,6 +84,19 @@ def test_a_tie_keeps_the_alias(old_baseline):
     assert decision.promote == () and registry.aliases() == {"baseline": "1"}
 
 
+def test_a_loss_is_recorded_so_that_it_stops_no_later_challenger(old_baseline):
+    """Against this baseline on these queries; a dry run records nothing."""
+    pairs = (compared("model", "old", NO_GAIN), *winning_case().comparisons[1:])
+    lost = winning_case(comparisons=pairs)
+    assert settled(lost, is_enabled=False).failed == "model"
+    assert settled(lost).failed == "model" and "lost/1/aaaaaaaaaaaaaaaa" in tags("2")
+    again = settled(lost)
+    assert "it lost to old on these queries in run" in again.verdicts["model"]
+    assert again.failed == "ema", "whose turn it is now"
+    others = settled(winning_case(comparisons=pairs, queries_sha256="b" * 64))
+    assert others.failed == "model"
+
+
 def test_a_dry_run_publishes_and_changes_nothing(old_baseline):
     published = []
     decision = settled(winning_case(), is_enabled=False, published=published)
@@ -126,10 +139,13 @@ def test_every_measured_version_is_tagged(three_versions):
     full = winning_case()
     seen = dataclasses.replace(full.outcomes[2], leak="3 answers were among its train rows")
     result = dataclasses.replace(full, outcomes=(full.outcomes[0], seen, broken))
-    tag_measured(result, VERSIONS, "run 9")
+    tag_measured(result, VERSIONS, "run 9", {"model": "promoted: by far", "ema": "not promoted"})
     assert {tags(version)["shadow_run"] for version in "23"} == {"run 9"}
     assert "SIGKILL" in tags("1")["shadow_unscored"] and "shadow_hit_at_5" not in tags("1")
     assert tags("2")["shadow_place"] == "1 of 3" and tags("2")["shadow_note"] == "none"
+    assert tags("2")["shadow_verdict"] == "promoted: by far"
+    page = MlflowClient().get_model_version("lvm", "3").description
+    assert "place 2 of 3 on 2000 queries" in page and page.endswith("; not promoted")
     assert tags("3")["shadow_corrected_hit_at_5"].startswith("0.192 [")
     assert "among its train rows" in tags("3")["shadow_note"]
 
@@ -137,12 +153,12 @@ def test_every_measured_version_is_tagged(three_versions):
 def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
     settled(winning_case())
     before = {key: text for key, text in tags("2").items() if key.startswith("decision_")}
-    tag_measured(winning_case(), VERSIONS, "frozen")
+    tag_measured(winning_case(), VERSIONS, "frozen", {})
     weaker = dataclasses.replace(winning_case().outcomes[0], figures=dict(HALF), ci95=HALF_CI95)
     logged = winning_case(outcomes=(weaker,), is_log=True, source="the log asked.jsonl")
-    tag_measured(logged, VERSIONS, "log run")
+    tag_measured(logged, VERSIONS, "log run", {})
     lost = winning_case(outcomes=(unscored("model", version="2", failure="killed"),))
-    tag_measured(lost, VERSIONS, "later")
+    tag_measured(lost, VERSIONS, "later", {})
     found = tags("2")
     assert {key: text for key, text in found.items() if key.startswith("decision_")} == before
     assert before["decision_run"] == "run"
