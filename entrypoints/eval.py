@@ -1,14 +1,13 @@
 """Command: exact ranks of a predictor over the whole bank."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("eval")
 
-import sys
-from dataclasses import dataclass
 
-from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import EvalOptions
 from lvm.evaluation.evaluate import (
     long_table,
 )
@@ -22,7 +21,7 @@ from lvm.report.evaluation import (
 )
 from lvm.report.notes import evaluation_note
 from lvm.retrieval.lanes import check_lanes
-from lvm.retrieval.rerank import LANE, NONE, RERANKS
+from lvm.retrieval.rerank import LANE
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
     MEASURED,
@@ -33,35 +32,8 @@ from lvm.tracking.evaluation_runs import (
     rerank,
     serve,
 )
-from lvm.tracking.logged_models import MODEL_HELP, open_subject
-from lvm.tracking.registry import BASELINE_URI
+from lvm.tracking.logged_models import open_subject
 from lvm.tracking.runs import publish_report
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """Options of `eval`, shared by `lane-diagnostics`."""
-
-    model: str = option(BASELINE_URI, MODEL_HELP)
-    bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
-    ctx: int | None = option(None, "Rows of context; auto: the model's own.", low=2)
-    split: str = option("test", "Split whose queries are asked.", choices=("test", "val"))
-    max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
-
-
-@dataclass(frozen=True)
-class EvalOptions(MeasureOptions):
-    """Options of `eval`."""
-
-    baselines: bool = option(True, "Measure the free predictors too.")
-    controls: bool = option(
-        True, "Ask with shorter, shuffled, reversed contexts, without parts of the model too."
-    )
-    rerank: str = option(NONE, "Order the best 200 again by the lane to come.", choices=RERANKS)
 
 
 def body(options: EvalOptions) -> None:
@@ -99,6 +71,3 @@ def body(options: EvalOptions) -> None:
 
 
 main = EntryPoint("eval", EvalOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,37 +1,20 @@
 """Command: splits, windows, frozen queries, leak audit."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("export")
 
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.data import ExportOptions
 from lvm.report.data import export_report, windows_text
 from lvm.report.notes import counts_note
 from lvm.tracking import runs
-from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, log_inputs, read_bank
+from lvm.tracking.datasets import log_inputs, read_bank
 from lvm.tracking.runs import publish_report
 from lvm.windows.export import export_windows
-from lvm.windows.planning import SPLIT_KINDS
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `export`."""
-
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
-    ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
-    overlap: int | None = option(None, "Rows that two windows share (auto: ctx / 2).", low=0)
-    split: str = option("document", "How rows are split; random is leaky.", choices=SPLIT_KINDS)
-    windows: str | None = option(None, "Folder to write to (auto: data/windows/ctx<ctx>).")
-    seed: int = option(0, "Seed of the split and of the queries' order.", low=0)
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
 
 
 def body(options: ExportOptions) -> None:
@@ -51,6 +34,3 @@ def body(options: ExportOptions) -> None:
 
 
 main = EntryPoint("export", ExportOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

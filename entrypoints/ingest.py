@@ -1,79 +1,25 @@
 """Command: text, chains or vectors to a bank."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("ingest")
 
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
-from entrypoints.options import EntryPoint, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.data import IngestOptions
 from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
-from lvm.chains.walks import WALKS
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.corpus.reading import SourceOptions
 from lvm.report.data import chain_metrics, chains_text, counts_table, drops_table
 from lvm.report.notes import counts_note
 from lvm.report.tables import MARKDOWN
 from lvm.tracking import datasets, runs
-from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_ENCODER, DEFAULT_SOURCE
+from lvm.tracking.datasets import DEFAULT_ENCODER
 from lvm.tracking.runs import publish_report
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """Options of `ingest`; from `base` on they are for chains, `lanes` and `seed` for text, too."""
-
-    source: str = option(
-        DEFAULT_SOURCE,
-        "python-docs, a folder of .md/.rst/.html/.txt/.jsonl files, a table with text or vector "
-        "(.parquet, .jsonl, .csv, .tsv), hf:<dataset or folder>[:split], an .npz file, a folder "
-        "with vectors.npy and rows.parquet, or a bank folder. "
-        "Chains: ontology:<.obo, edge list, WordNet folder>, graph:<edge list or bank folder>, "
-        "anchored:<bank folder>.",
-    )
-    encoder: str | None = option(
-        None,
-        "wordllama, or a sentence-transformers name or folder; of vectors, what made them "
-        "(auto: wordllama for text, not known for vectors).",
-    )
-    bank: str = option(DEFAULT_BANK, "Folder to write the bank to.")
-    max_rows: int | None = option(
-        None, "Keep about so many rows at most, files drawn by seed (auto: all).", low=1
-    )
-    language: str = option("auto", "Of text: auto (by script), or a code such as de, pt, zh.")
-    order: str | None = option(
-        None, "Of a table of vectors: the column that sorts its rows (auto, or none)."
-    )
-    base: str | None = option(None, "Chains: bank whose rows come first.", unset="none")
-    pool: str | None = option(
-        None, "graph:<edge list>: bank whose row numbers the edges name.", unset="none"
-    )
-    lanes: str | None = option(
-        None,
-        "Text: folder makes the first folder of a file its lane. ontology: <subtree>=<lane>,...; "
-        "else lanes to take, a,b (none: the source's own, all).",
-        unset="none",
-    )
-    root: str | None = option(None, "ontology: roots to walk from, a,b (auto: all).")
-    walk: str = option("both", "ontology: breadth or depth first.", choices=tuple(WALKS))
-    queries: str | None = option(
-        None,
-        "anchored: per_query.parquet of an eval over `base` with split=val; of others: refused.",
-        unset="none",
-    )
-    anchor: float | None = option(
-        None, "anchored: least cosine to a missed answer (auto: percentile).", low=0, high=1
-    )
-    neighbours: int = option(10, "anchored, graph:<bank>: nearest rows of each row.", low=1)
-    coherence: str = option("auto", "Least mean adjacent cosine: auto, 0.7, p40 or 0.5,p40.")
-    max_chains: int | None = option(None, "Keep so many chains at most (auto: all).", low=1)
-    seed: int = option(
-        0, "Seed of the draw of max_rows; of the order of walks, their lengths, negatives.", low=0
-    )
 
 
 def body(options: IngestOptions) -> None:
@@ -144,6 +90,3 @@ def _refuse_chain_options(options: IngestOptions) -> None:
 
 
 main = EntryPoint("ingest", IngestOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

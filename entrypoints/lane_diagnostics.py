@@ -1,20 +1,17 @@
 """Command: which lanes are weak, what to do about them."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("lane-diagnostics")
 
-import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
-from entrypoints.eval import MeasureOptions
-from entrypoints.options import EntryPoint, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import LaneOptions
 from lvm.evaluation.evaluate import lane_report
 from lvm.evaluation.lane_assignment import (
     BANK,
-    METHODS,
-    PROTOTYPES,
     Agreement,
     Assignment,
     assign_lanes,
@@ -43,38 +40,6 @@ from lvm.tracking.evaluation_runs import (
 )
 from lvm.tracking.logged_models import Subject, open_subject
 from lvm.tracking.runs import publish_report
-
-
-@dataclass(frozen=True)
-class LaneOptions(MeasureOptions):
-    """Options of `lane-diagnostics`."""
-
-    eval_run: str | None = option(
-        None, "Run of an eval whose answers are judged (none: measure here).", unset="none"
-    )
-    lanes: str = option(BANK, "The bank's labels, written domains, clusters.", choices=METHODS)
-    encoder: str | None = option(
-        None, "Encoder of the prototypes, wordllama or a local folder; auto: the bank's own."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eval_run is not None:
-            _refuse_measuring(self)
-        if self.encoder is not None and self.lanes != PROTOTYPES:
-            raise ValueError(
-                f"encoder: {self.encoder} would not be used with lanes={self.lanes}; give "
-                f"lanes={PROTOTYPES}, or leave it at auto"
-            )
-
-
-def _refuse_measuring(options: LaneOptions) -> None:
-    """Raise ValueError where an option says how to measure if a finished run is judged."""
-    for field in fields(MeasureOptions):
-        if field.name != "report" and getattr(options, field.name) != field.default:
-            raise ValueError(
-                f"{field.name}: would not be used, eval_run measured with its own; leave it away"
-            )
 
 
 def body(options: LaneOptions) -> None:
@@ -146,6 +111,3 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
 
 
 main = EntryPoint("lane-diagnostics", LaneOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

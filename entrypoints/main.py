@@ -1,36 +1,21 @@
 """Command: the whole pipeline on the embedded bank."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("main")
 
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints.options import REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.data import MainOptions
 from lvm.report.notes import pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.registry import ARTIFACT
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import RUNS_PAGE, ui_command
-
-
-@dataclass(frozen=True)
-class MainOptions:
-    """Options of `main`."""
-
-    size: str = option(
-        "quick",
-        "full: the whole corpus, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
-        choices=("quick", "full", "tiny"),
-    )
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,3 @@ def body(options: MainOptions) -> None:
 
 
 main = EntryPoint("main", MainOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,20 @@
 """Command: the phase table trained, replayed, reported."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("phases")
 
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.training import PhasesOptions
 from lvm.bank.store import Bank
-from lvm.report.phases import (
-    plan_text,
-)
+from lvm.report.phases import plan_text
 from lvm.studies.phase_comparison import measure_phases
-from lvm.studies.phases import (
-    SIZES,
-    Job,
-    Planner,
-    chosen_phases,
-    read_phases,
-)
+from lvm.studies.phases import Job, Planner, chosen_phases, read_phases
 from lvm.tracking import datasets, runs
-from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.datasets import read_bank
 from lvm.tracking.study_runs import (
     as_trained,
     publish_phases,
@@ -34,35 +26,9 @@ from lvm.training.config import RECIPES
 from lvm.training.warnings import planned_warnings
 
 
-@dataclass(frozen=True)
-class PhasesOptions:
-    """Options of `phases`."""
-
-    phases: str = option("1,2,2B,3,3.5,4", "Phases of lvm/phases.yaml, by commas, in order.")
-    recipe: str = option(
-        "dense", "seed: as the old phases were trained.", choices=(*RECIPES, "both")
-    )
-    size: str = option(
-        "quick",
-        "full: train's own; quick: 256 wide, 8 epochs (seed: 30); tiny: does it run.",
-        choices=[*SIZES],
-    )
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
-    seed: int = option(0, "Seed of every training.", low=0)
-    epochs: int | None = option(None, "Epochs at most; auto: size, recipe.", low=1)
-    max_steps: int | None = option(None, "Optimiser steps of a phase at most.", low=1)
-    max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
-    gates: str = option("none", "Show the old criteria of success.", choices=("none", "old"))
-    promote: str = option(
-        "enabled",
-        "enabled: the winner takes the alias if the gates agree; dry_run: it stays.",
-        choices=("dry_run", "enabled"),
-    )
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
-        chosen_phases(self.phases, read_phases())
+def check(options: PhasesOptions) -> None:
+    """Raise ValueError on an unknown phase."""
+    chosen_phases(options.phases, read_phases())
 
 
 def body(options: PhasesOptions) -> None:
@@ -93,7 +59,4 @@ def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
     return Planner(bank, replay_seed(bank)).all_jobs(phases, recipes, options.size, given)
 
 
-main = EntryPoint("phases", PhasesOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = EntryPoint("phases", PhasesOptions, body, check)

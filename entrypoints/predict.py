@@ -1,19 +1,19 @@
 """Command: retrieve the passages that come next."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("predict")
 
 import json
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints.options import BANK_HELP, EntryPoint, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import PredictOptions
 from lvm.bank.archive import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
@@ -24,38 +24,16 @@ from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
-from lvm.retrieval.rerank import LANE, NONE, RERANKS
-from lvm.serving.passages import MAX_PASSAGES, Retriever, Wanted
+from lvm.retrieval.rerank import LANE
+from lvm.serving.passages import Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import MODEL_HELP, Predictor, check_dim, open_subject
-from lvm.tracking.registry import BASELINE_URI
+from lvm.tracking.logged_models import Predictor, check_dim, open_subject
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"
 DESCRIBED = 5  # passages in the run's description
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of `predict`: exactly one of `text` or `context` is given."""
-
-    model: str = option(BASELINE_URI, MODEL_HELP)
-    text: str | None = option(
-        None, "File that is the context: .txt, .md, .rst or .html.", unset="none"
-    )
-    context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
-    k: int = option(5, "Passages to retrieve.", low=1, high=MAX_PASSAGES)
-    rerank: str = option(NONE, "Order the best 200 anew by the lane to come.", choices=RERANKS)
-    keep_context: bool = option(False, "Also show passages that the context holds.")
-    bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
-    ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
-    format: str = option(TABLE, "What is printed.", choices=(TABLE, JSON))
-
-    def __post_init__(self) -> None:
-        if (self.text is None) == (self.context is None):
-            raise ValueError("text, context: give exactly one of the two files")
 
 
 def body(options: PredictOptions) -> None:
@@ -166,6 +144,3 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
 
 
 main = EntryPoint("predict", PredictOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,30 +1,16 @@
 """Command: set the alias baseline by hand."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("promote")
 
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from entrypoints.options import EntryPoint, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import PromoteOptions
 from lvm.tracking import registry, runs
 from lvm.tracking.registry import BASELINE, check_version
-
-
-@dataclass(frozen=True)
-class PromoteOptions:
-    """Options of `promote`."""
-
-    version: str | None = option(None, "Version of lvm to promote; needed.", unset="none")
-    reason: str | None = option(None, "Why, in a few words; needed.", unset="none")
-
-    def __post_init__(self) -> None:
-        if self.version is None:
-            raise ValueError("version: none was given; name the version of lvm to promote")
-        if self.reason is None:
-            raise ValueError("reason: none was given; say why the gates are passed over")
 
 
 def body(options: PromoteOptions) -> None:
@@ -52,6 +38,3 @@ def body(options: PromoteOptions) -> None:
 
 
 main = EntryPoint("promote", PromoteOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,21 +1,15 @@
 """Command: restore the previous baseline."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("rollback")
 
-import sys
-from dataclasses import dataclass
 
-from entrypoints.options import EntryPoint
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import RollbackOptions
 from lvm.tracking import registry, runs
 from lvm.tracking.registry import BASELINE, PREVIOUS
-
-
-@dataclass(frozen=True)
-class RollbackOptions:
-    """`rollback` has no options."""
 
 
 def body(options: RollbackOptions) -> None:
@@ -47,6 +41,3 @@ def check_previous(version: str | None) -> None:
 
 
 main = EntryPoint("rollback", RollbackOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

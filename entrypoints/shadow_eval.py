@@ -1,23 +1,23 @@
 """Command: paired replay of all candidates, gates, promotion."""
 
 if __name__ == "__main__":
-    from entrypoints import start_command
+    from entrypoints.cli import start
 
-    start_command()
+    start("shadow-eval")
 
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from entrypoints.options import BANK_HELP, REPORT_HELP, EntryPoint, check_report, option
+from entrypoints.command import EntryPoint
+from entrypoints.options.evaluation import ShadowOptions
 from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
     reranked_table,
     shadow_text,
 )
-from lvm.retrieval.rerank import LANE, NONE, RERANKS
+from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.decision import Decision
 from lvm.shadow.processes import Replayer
@@ -36,32 +36,6 @@ from lvm.tracking.candidates import (
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.tracking.registry import BASELINE
 from lvm.tracking.runs import publish_report
-
-
-@dataclass(frozen=True)
-class ShadowOptions:
-    """Options of `shadow-eval`."""
-
-    candidates: str = option(
-        "all", "all, or versions, models:/lvm@<alias>, runs:/<id>/model, models:/m-<id>, by commas."
-    )
-    queries: str = option(
-        "test",
-        "test, or a log of target_row and sequence (csv too) or context_rows: .parquet, .jsonl.",
-    )
-    promote: str = option(
-        "dry_run", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
-    )
-    bank: str | None = option(
-        None, f"{BANK_HELP} auto: of the first candidate named, or the newest trained."
-    )
-    ctx: int | None = option(None, "Context of the free predictors; auto: the longest.", low=2)
-    max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
-    rerank: str = option(NONE, "Show every candidate re-ranked by lane, too.", choices=RERANKS)
-    report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
 
 
 def body(options: ShadowOptions) -> None:
@@ -124,6 +98,3 @@ def body(options: ShadowOptions) -> None:
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)
-
-if __name__ == "__main__":
-    sys.exit(main())

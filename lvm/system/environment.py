@@ -36,6 +36,16 @@ def has_native_bf16() -> bool:
     return any(known.get(name, False) for name in NATIVE_BF16)
 
 
+def has_amx_bf16() -> bool:
+    """Tell whether this CPU has AMX, whose bf16 products are several times as fast as float32 ones.
+
+    With avx512_bf16 alone they reached 0.6 of the float32 rate on one Xeon.
+    """
+    import torch  # takes a second to load
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
 def project_root() -> Path:
     """Return the folder of the MLproject file; the working folder if lvm is installed elsewhere."""
     checkout = Path(__file__).resolve().parents[2]

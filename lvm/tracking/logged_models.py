@@ -46,10 +46,6 @@ REQUIREMENTS = (
 )
 READ_ERRORS = (MlflowException, OSError, TypeError, EOFError, ValueError)
 UNFITTED = ("copy-last", "context-mean")
-MODEL_HELP = (
-    "models:/lvm@baseline, models:/lvm/<version>, models:/lvm/latest, runs:/<id>/model or a free "
-    f"predictor: {', '.join(FREE_MODELS)}."
-)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from lvm.models.recurrent import CELLS
 from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.models.weights import MAX_SIZE
+from lvm.system.environment import has_amx_bf16
 from lvm.training.loss import TEMPERATURE_RANGE
 
 RECIPES = ("dense", "seed")
@@ -16,7 +17,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")
 EXPERTS_CONTROLS = ("none", "dense", "permuted")
-NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 HARD_DEPTH = 200  # train rows nearest to a prediction, among which its hard negatives are found
 
 
@@ -178,7 +178,7 @@ def resolve(config: TrainConfig, ctx: int) -> Settings:
     device, precision = chosen_device(config.device), config.precision
     if precision == "auto":
         # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
-        precision = "bf16" if device == "cuda" or has_native_bf16() else "fp32"
+        precision = "bf16" if device == "cuda" or has_amx_bf16() else "fp32"
     grows = config.model == "tmd_experts" and config.init is not None
     recipe["trunk"] = "frozen" if grows else "trained"
     widths = {f.name: f.default for f in fields(SIZES[config.model])}
@@ -191,12 +191,6 @@ def chosen_device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def has_native_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 itself: where it does not, bf16 is slower than fp32."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in NATIVE_BF16)
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

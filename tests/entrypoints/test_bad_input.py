@@ -151,6 +151,11 @@ CASES = {
     "negative overlap": (export, "--bank good --ctx 20 --overlap -1", "'--overlap'"),
     "word for a number": (train, "--lr banana", "'--lr': 'banana' is not a valid float"),
     "lr of zero": (train, "--bank good --lr 0", "lr: 0.0 is not"),
+    "unknown phase to train": (
+        train,
+        "--bank good --phase 9",
+        "phase: unknown '9'; the table has 1, 2, 2B, 3, 3.5, 4",
+    ),
     "unknown model to train": (train, "--model banana", "'--model': 'banana' is not"),
     "nothing to resume": (train, "--bank good --ctx 20 --resume true", "resume: no interrupted"),
     "unknown option": (train, "--banana 1", "No such option"),

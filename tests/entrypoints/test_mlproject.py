@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,34 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 
-from entrypoints.options import EntryPoint, click_options, option, typed_text
-from entrypoints.train import TrainOptions
+from entrypoints import cli, main
+from entrypoints.command import EntryPoint
+from entrypoints.options import OPTIONS, evaluation, fields
+from entrypoints.options.fields import click_options, option, typed_text
+from entrypoints.options.training import TrainOptions
+from entrypoints.train import config_of
+from lvm.chains.walks import WALKS
 from lvm.corpus.python_docs import PACKAGES
-from lvm.training.config import TrainConfig
+from lvm.evaluation.lane_assignment import METHODS
+from lvm.models.recurrent import CELLS
+from lvm.models.table import FREE_MODELS, TRAINED_MODELS
+from lvm.retrieval.rerank import RERANKS
+from lvm.serving.passages import MAX_PASSAGES
+from lvm.studies.phases import SIZES
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, DEFAULT_SOURCE
+from lvm.tracking.registry import BASELINE_URI
+from lvm.training.config import (
+    AVERAGES,
+    DEVICES,
+    EXPERTS_CONTROLS,
+    PRECISIONS,
+    RECIPES,
+    TRUNKS,
+    TrainConfig,
+)
+from lvm.windows.planning import SPLIT_KINDS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -128,7 +153,7 @@ def entry_point(name: str) -> EntryPoint[Any]:
 def test_every_entry_point_of_the_contract_is_there():
     assert set(ENTRIES) == set(CONTRACT)
     files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
-    assert files - {"options"} == {name.replace("-", "_") for name in ENTRIES}
+    assert files - {"cli", "command"} == {name.replace("-", "_") for name in ENTRIES}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -166,9 +191,76 @@ def test_train_takes_its_defaults_from_the_library():
     assert shared == config.keys() - {"decay"}
     phase_decides = {"model", "chunk"}  # auto on the command line, so that what is typed wins
     assert {options[k] for k in phase_decides} == {None}
-    assert TrainOptions().config() == TrainConfig()
+    assert config_of(TrainOptions()) == TrainConfig()
     shared -= phase_decides
     assert {k: options[k] for k in shared} == {k: config[k] for k in shared}
+
+
+def test_the_options_have_the_names_of_the_library():
+    """They are written out: importing them would load torch for a help text."""
+    chosen = {
+        (command, field.name): tuple(field.metadata["choices"])
+        for command, options_class in OPTIONS.items()
+        for field in dataclasses.fields(options_class)
+    }
+    known = {
+        "model": tuple(TRAINED_MODELS),
+        "recipe": RECIPES,
+        "averaging": AVERAGES,
+        "cell": CELLS,
+        "trunk": TRUNKS,
+        "experts_control": EXPERTS_CONTROLS,
+        "device": DEVICES,
+        "precision": PRECISIONS,
+    }
+    assert {name: chosen["train", name] for name in known} == known
+    assert set(chosen["scaling", "model"]) <= set(TRAINED_MODELS)
+    assert {name: chosen["scaling", name] for name in ("cell", "device", "precision")} == {
+        name: known[name] for name in ("cell", "device", "precision")
+    }
+    assert chosen["phases", "recipe"] == (*RECIPES, "both")
+    assert chosen["phases", "size"] == tuple(SIZES)
+    assert chosen["main", "size"] == tuple(main.PLANS)
+    assert chosen["ingest", "walk"] == tuple(WALKS)
+    assert chosen["export", "split"] == SPLIT_KINDS
+    assert chosen["lane-diagnostics", "lanes"] == METHODS
+    for command in ("eval", "shadow-eval", "predict"):
+        assert chosen[command, "rerank"] == RERANKS
+    (k,) = (one for one in dataclasses.fields(OPTIONS["predict"]) if one.name == "k")
+    assert k.metadata["high"] == MAX_PASSAGES
+    assert (fields.DEFAULT_BANK, fields.DEFAULT_CTX) == (DEFAULT_BANK, DEFAULT_CTX)
+    assert OPTIONS["ingest"]().source == DEFAULT_SOURCE
+    assert evaluation.BASELINE_URI == BASELINE_URI
+    assert ", ".join(FREE_MODELS) in evaluation.MODEL_HELP
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--ctx", "no"]])
+def test_help_and_a_wrong_value_load_neither_torch_nor_mlflow(words):
+    check = "import sys; from entrypoints import cli; cli.call(cli.group(), 'lvm', sys.argv[1:])"
+    check += "; print(*sys.modules.keys() & {'torch', 'mlflow', 'numpy', 'pandas'}, sep='')"
+    command = [sys.executable, "-c", check, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_the_command_lists_every_entry_point_and_runs_the_one_that_is_named(capsys):
+    assert list(cli.group().commands) == list(ENTRIES)
+    for name, options_class in OPTIONS.items():
+        assert entry_point(name).options_class is options_class
+    assert cli.call(cli.group(), "lvm", ["promote", "--reason", "x"]) == 2
+    assert "error: version: none was given" in capsys.readouterr().err
+    assert cli.call(cli.group(), "lvm", ["banana"]) == 2
+    assert "error: No such command 'banana'" in capsys.readouterr().err
+
+
+def test_a_shell_completes_commands_options_and_words():
+    def completed(*words: str) -> list[str]:
+        found = ShellComplete(cli.group(), {}, "lvm", "_LVM_COMPLETE")
+        return [one.value for one in found.get_completions(list(words[:-1]), words[-1])]
+
+    assert completed("tr") == ["train"]
+    assert completed("train", "--gate-b") == ["--gate-balance"]
+    assert completed("train", "--averaging", "") == ["ema", "swa", "none", "auto"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from entrypoints.train import TrainOptions
+from entrypoints.options.training import TrainOptions
+from entrypoints.train import with_phase
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
@@ -244,10 +245,9 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
             {"phase": "2B", "recipe": "seed", "alpha": 0.2, "batch_size": 2},
             {"ctx": 500, "batch_size": 2, "accumulation": 16, "alpha": 0.2},
         ),
-        ({"phase": "my own"}, {"ctx": 1000, "chunk": None, "phase": "my own"}),
         ({"phase": None}, {"ctx": 1000, "phase": None, "model": None, "hidden": None}),
     ],
 )
 def test_what_is_given_wins_over_the_table(given, decided):
-    options = TrainOptions(**given).with_phase()
+    options = with_phase(TrainOptions(**given))
     assert {name: getattr(options, name) for name in decided} == decided

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from entrypoints.options import Printable
+from entrypoints.command import Printable
 from lvm.tracking import datasets
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from tests.synthetic import make_bank

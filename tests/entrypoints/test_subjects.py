@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints.predict import PredictOptions, read_contexts
+from entrypoints.options.evaluation import PredictOptions
+from entrypoints.predict import read_contexts
 from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from entrypoints.options import EntryPoint
+from entrypoints.command import EntryPoint
 from tests.entrypoints.test_mlproject import ENTRIES
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD_TEXTS, assert_good_line, fuzz
@@ -58,8 +58,8 @@ TRUE, FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n
 class Parsed(EntryPoint[Any]):
     """An entry point that parses, checks its options, and stops there."""
 
-    def _run(self, **values: Any) -> None:
-        self.body(self.options_class(**values))
+    def _open(self, options: Any) -> None:
+        self.body(options)
 
 
 def entry(name: str) -> EntryPoint[Any]:
@@ -94,7 +94,7 @@ def test_odd_parameters(name: str, tally: Tally) -> None:
     if not fields:
         return
     parsed: list[Any] = []
-    command = Parsed(real.name, real.options_class, parsed.append)
+    command = Parsed(real.name, real.options_class, parsed.append, real.check)
     given = st.dictionaries(
         st.sampled_from(sorted(fields)), st.sampled_from(VALUES), min_size=1, max_size=4
     )

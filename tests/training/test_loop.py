@@ -234,9 +234,10 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(tiny_bank: Bank
         train_toy(tiny_bank, TOY, world=World(size=5))
 
 
-def test_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch) -> None:
+def test_precision_is_bf16_where_the_processor_multiplies_it_faster(monkeypatch) -> None:
     for capable, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capable: {"avx512_bf16": c})
+        known = {"avx512_bf16": True, "amx_bf16": capable}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
         assert resolve(TrainConfig(device="cpu"), 20).precision == precision
     assert resolve(TrainConfig(device="cpu", precision="bf16"), 20).precision == "bf16"
 

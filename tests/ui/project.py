@@ -13,7 +13,7 @@ TINY_MODEL += "--negatives 32 --epochs 3".split()
 def make_project(folder: Path) -> None:
     """Run the entry points on a bank of 4,800 rows, in the working folder `folder`."""
     make_bank(folder / "bank", num_sequences=8, num_documents=30, num_twins=40)
-    for phase, ctx in (("short", "10"), ("long", "20")):
+    for phase, ctx in (("2B", "10"), ("3.5", "20")):
         named = ["--bank", "bank", "--ctx", ctx, "--phase", phase]
         assert train.main([*named, *TINY_MODEL]) == 0
     assert eval_command.main(["--model", "models:/lvm/2"]) == 0

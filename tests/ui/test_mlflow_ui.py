@@ -79,31 +79,31 @@ def test_the_run_list_has_our_names_and_columns(visit, see):
     visit(RUNS_PAGE)
     columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
     names = ("train memory_gru ctx 10", "eval memory_gru ctx 20", "shadow-eval 7 candidates")
-    cells = [re.compile(f"^{word}$") for word in ("memory_gru", "short", "long", "dense")]
+    cells = [re.compile(f"^{word}$") for word in ("memory_gru", "2B", "3.5", "dense")]
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
 
 def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
     from playwright.sync_api import expect
 
-    short, long = (project["train", phase].info.run_id for phase in ("short", "long"))
+    short, long = (project["train", phase].info.run_id for phase in ("2B", "3.5"))
     visit(f'/#/compare-runs?runs=["{short}","{long}"]&experiments=["0"]')
     plot = page.locator(".pcp-plot")
     expect(plot.locator("canvas").first).to_be_visible()
-    for text in ("train/loss", "ctx", "short", "long"):
+    for text in ("train/loss", "ctx", "2B", "3.5"):
         expect(plot.get_by_text(text, exact=True).first).to_be_visible()
-    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase short")
-    tags = page.get_by_role("row", name="phase short long").last
+    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase 2B")
+    tags = page.get_by_role("row", name="phase 2B 3.5").last
     tags.scroll_into_view_if_needed()
     expect(tags).to_be_in_viewport()
     see("compare-tags")
 
 
 def test_a_trainings_page_tells_its_figures(project, visit, see, page):
-    run = project["train", "long"]
+    run = project["train", "3.5"]
     visit(run_page(run))
     hit = f"{100 * run.data.metrics['best/hit_at_5']:.1f}"
-    see("train", "train memory_gru ctx 20 dense phase long", f"Hit@5 {hit} [", "of 3; version 2")
+    see("train", "train memory_gru ctx 20 dense phase 3.5", f"Hit@5 {hit} [", "of 3; version 2")
     page.get_by_text("Show more").click()
     see("train-figures", re.compile(f"^\\s*{INTERVAL}$"), "(best free)")
 
@@ -118,7 +118,7 @@ FIGURES = [
 
 @pytest.mark.parametrize(("entry", "name"), FIGURES)
 def test_a_figure_is_shown_among_the_artifacts(entry, name, project, visit, see, page):
-    phase = None if entry == "shadow-eval" else "long"
+    phase = None if entry == "shadow-eval" else "3.5"
     visit(f"{run_page(project[entry, phase])}/artifacts/{name}.png")
     image = page.get_by_alt_text(f"{name}.png")
     image.wait_for()
@@ -128,7 +128,7 @@ def test_a_figure_is_shown_among_the_artifacts(entry, name, project, visit, see,
 
 
 def test_examples_are_shown_with_their_texts(project, visit, see, page):
-    artifacts = run_page(project["eval", "long"]) + "/artifacts/"
+    artifacts = run_page(project["eval", "3.5"]) + "/artifacts/"
     visit(artifacts + "examples.json")
     see("examples", "outcome", "truth", "found_1", re.compile(r"^Sentence number \d+\.$"))
     visit(artifacts + "examples.html")
@@ -155,6 +155,6 @@ def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
 
 def test_a_trained_versions_page_leads_to_its_run(visit, see, page):
     visit("/#/models/lvm/versions/2")
-    see("version", "memory_gru (trained), ctx 20, recipe dense, phase long", "end of training")
-    page.get_by_text("train memory_gru ctx 20 dense phase long").click()
+    see("version", "memory_gru (trained), ctx 20, recipe dense, phase 3.5", "end of training")
+    page.get_by_text("train memory_gru ctx 20 dense phase 3.5").click()
     see("version-source", "of 3; version 2")

@@ -1,27 +1,19 @@
-"""Commands made from frozen dataclasses: an option a field, one line for a user's mistake."""
+"""A field of a dataclass as an option: its click type, its range, the word that stands for None."""
 
-import contextlib
 import dataclasses
-import gc
 import math
 import os
-import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from lvm.system.errors import explain_failure, one_line, printable
-from lvm.tracking import runs
-from lvm.tracking.store import STORE_ERRORS
-
-Options = TypeVar("Options")
-USER_ERRORS = (ValueError, OSError, *STORE_ERRORS)
-EXIT_USER_ERROR = 2
+DEFAULT_BANK = "data/bank"
+DEFAULT_CTX = 1000
 BANK_HELP = "Bank folder or .npz file."
 REPORT_HELP = "File to write the JSON report to."
 
@@ -88,6 +80,12 @@ class OrUnset(click.ParamType):
             return f"{self.inner.name.upper()}|{self.word}"
         return f"{inner.removesuffix(']')}|{self.word}]"
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = self.inner.shell_complete(ctx, param, incomplete)
+        return found + [CompletionItem(self.word)] * self.word.startswith(incomplete)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value is None or value == self.word:
             return None
@@ -148,67 +146,6 @@ def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
     return scalars[hint]
 
 
-@dataclass(frozen=True)
-class EntryPoint(Generic[Options]):
-    """A command: the dataclass of its options, the function that does its work in an MLflow run.
-
-    Calling it parses `arguments` (sys.argv if None) and returns the exit code. A user's mistake
-    prints one line on stderr, marks the run FAILED with that line and returns exit code 2.
-    """
-
-    name: str
-    options_class: type[Options]
-    body: Callable[[Options], None]
-
-    def command(self) -> click.Command:
-        """Return the click command."""
-        return click.Command(
-            self.name,
-            params=click_options(self.options_class),
-            callback=self._run,
-            help=self.body.__doc__,
-        )
-
-    def __call__(self, arguments: list[str] | None = None) -> int:
-        if not gc.isenabled():  # see start_command; the exit would collect the imports for 1.4 s
-            gc.freeze()
-            gc.enable()
-        try:
-            with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
-                self.command().main(arguments, f"lvm {self.name}", standalone_mode=False)
-        except click.ClickException as error:
-            return _refuse(error.format_message())
-        except USER_ERRORS as error:
-            return _refuse(explain_failure(error))
-        return 0
-
-    def _run(self, **values: Any) -> None:
-        options = self.options_class(**values)
-        fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
-        with runs.run(self.name, {f.name: typed_text(f, values[f.name]) for f in fields}):
-            self.body(options)
-
-
-class Printable:
-    """A text stream that prints any text: what the terminal cannot show becomes an escape.
-
-    So do control characters: names and texts from files must not steer the terminal.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write `text`; escape control characters except tab and newline."""
-        shown = printable(text, kept="\n\t")
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def check_report(path: str | None) -> None:
     """Raise ValueError, before any work, if no report can be written to `path`."""
     if path is None:
@@ -224,10 +161,3 @@ def check_report(path: str | None) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "cannot be written to" if folder.is_dir() else "is no folder"
         raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
-
-
-def _refuse(reason: str) -> int:
-    line = one_line(reason)
-    runs.refuse_launched_run(line)
-    print(f"error: {line}", file=sys.stderr)
-    return EXIT_USER_ERROR
