@@ -36,7 +36,6 @@ class Hubness:
     """The correction with the best val Hit@5: its `beta` with the row correction (N, 2)."""
 
     beta: float
-    val_hit_at_5: float
     row_correction: NDArray[np.float32]
 
 
@@ -59,9 +58,9 @@ def fit_hubness(
     stored row itself and predict its exact successor, as it never does for a query.
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
-    name = "correction" if omits_own else "correction-own"
+    name = "hubness" if omits_own else "hubness-own"
     found = cached_fit(windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own))
-    return Hubness(**found.values, row_correction=found.tensors["row_correction"].numpy())
+    return Hubness(found.values["beta"], found.tensors["row_correction"].numpy())
 
 
 def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int, omits_own: bool) -> Fit:
@@ -71,8 +70,7 @@ def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int, omits_own: b
     ranks = exact_ranks(prediction_QD, queries, bank, windows.representative_N, corrections)
     scores = [selection_score(found.rank_Q) for found in ranks]
     best = max(range(len(BETAS)), key=lambda place: (scores[place], -place))
-    values = {"beta": BETAS[best], "val_hit_at_5": scores[best][0]}
-    return Fit({"row_correction": torch.from_numpy(corrections[best])}, values)
+    return Fit({"row_correction": torch.from_numpy(corrections[best])}, {"beta": BETAS[best]})
 
 
 def penalties(

@@ -47,7 +47,7 @@ class Outcome:
         served: the same of the order that a user gets, by which candidates are ranked and compared:
             corrected where it has a row correction, and re-ranked where the replay re-ranks.
         lanes: Hit@k of the served order by lane.
-        val_hit_at_5: served Hit@5 on val, logged when the version was made; NaN if it was not.
+        val_hit_at_5: corrected Hit@5 on val, as `train` logged it, else measured in the replay.
         per_query: its ranks by query, until `compare` has joined them into one table.
     """
 

@@ -399,7 +399,7 @@ def _in_turn(outcome: Outcome, contest: Contest) -> Passed:
     if contest.failed is not None:
         return False, f"not tested: {contest.failed}, which comes before it by val, failed"
     if math.isnan(outcome.val_hit_at_5):
-        return True, "has no logged val figure, so it comes last"
+        return True, "has no val figure, so it comes last"
     return True, f"its turn by val Hit@5, {100 * outcome.val_hit_at_5:.1f} %"
 
 

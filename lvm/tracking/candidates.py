@@ -241,8 +241,8 @@ def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
 
 def _logged(card: Card) -> Candidate:
     facts, files = card.facts, LoggedFiles(card)
-    known = {"model_id": card.model_id, "val_hit_at_5": card.val_hit_at_5}
-    return Candidate(facts.model, None, facts, card.version, files=files, **known)
+    found = Candidate(facts.model, None, facts, card.version, files=files, model_id=card.model_id)
+    return dataclasses.replace(found, val_hit_at_5=card.val_hit_at_5)
 
 
 def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
@@ -251,22 +251,19 @@ def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
     if card is not None:
         return _logged(card)
     model = fit_free_predictors(bank, windows, (name,), seed=windows.seed)[name]
-    hubness = fit_hubness(model, bank, windows, windows.seed)
-    correction, val_hit_at_5 = hubness.row_correction, hubness.val_hit_at_5
+    correction = fit_hubness(model, bank, windows, windows.seed).row_correction
     facts = facts_of(name, "none", bank, windows)
     if not register:
-        own = {"row_correction": correction, "val_hit_at_5": val_hit_at_5}
-        return Candidate(name, model, facts, **own)
+        return Candidate(name, model, facts, row_correction=correction)
     with registry.locked():  # another process may have registered it meanwhile
         card = _registered_free(name, bank, windows)
         if card is not None:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
-        val = {registry.CORRECTED: f"{val_hit_at_5:.9g} [unknown]"}
-        version = registry.register(model_id, facts, val)
+        version = registry.register(model_id, facts)
         reference = f"models:/{registry.NAME}/{version}"
-        return _logged(Card(reference, facts, model_id, None, version, val_hit_at_5))
+        return _logged(Card(reference, facts, model_id, version=version))
 
 
 def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:

@@ -201,6 +201,20 @@ def test_all_are_compared_with_the_baseline_and_who_was_not_tested_has_no_p(
     assert shown == {"noise": False} | {one.name: True for one in free}
 
 
+def test_a_val_figure_that_was_not_logged_is_measured(
+    bank: Bank, windows: Windows, queries: Queries, facts: Facts
+) -> None:
+    right, noise = Matrix(rotation(16)), Matrix(rotation(16, seed=7))
+    found = [
+        Candidate("right", right, facts),
+        Candidate("noise", noise, facts),
+        Candidate("logged", noise, facts, val_hit_at_5=0.125),
+    ]
+    outcomes = {one.name: one for one in replay(found, bank, windows, queries).outcomes}
+    assert outcomes["right"].val_hit_at_5 == 1.0 and outcomes["noise"].val_hit_at_5 < 0.5
+    assert outcomes["logged"].val_hit_at_5 == 0.125
+
+
 def test_the_served_order_decides(
     bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
 ) -> None:

@@ -99,7 +99,7 @@ def test_a_version_without_a_val_figure_comes_last() -> None:
     assert [one.name for one in challengers(found)] == ["weak", "old"]
     decision = decide(found, "ema", RULES)
     (turn,) = (one for one in decision.checks if (one.candidate, one.gate) == ("old", "in turn"))
-    assert turn.passed and turn.detail == "has no logged val figure, so it comes last"
+    assert turn.passed and turn.detail == "has no val figure, so it comes last"
 
 
 @pytest.mark.parametrize(
