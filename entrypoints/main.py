@@ -46,16 +46,18 @@ def body(options: MainOptions) -> None:
     """Ingest, export, train, eval, lane-diagnostics, shadow-eval with promotion, as nested runs."""
     plan = PLANS[options.size]
     runs.log_config(asdict(options) | {"plan": asdict(plan)})
-    data = {"bank": plan.bank, "ctx": plan.ctx}
+    data, registry = {"bank": plan.bank, "ctx": plan.ctx}, {"registry": options.registry}
     runs.name_run(options.size)
     launched = {}
     launched["ingest"] = runs.launch("ingest", {"bank": plan.bank, **plan.ingest})
     launched["export"] = runs.launch("export", data)
-    launched["train"] = runs.launch("train", {**data, **plan.train})
+    launched["train"] = runs.launch("train", {**data, **plan.train, **registry})
     trained = f"runs:/{launched['train']}/{ARTIFACT}"
     launched["eval"] = runs.launch("eval", {"model": trained})
     launched["lane-diagnostics"] = runs.launch("lane-diagnostics", {"eval_run": launched["eval"]})
-    launched["shadow-eval"] = runs.launch("shadow-eval", {"bank": plan.bank, "promote": "enabled"})
+    launched["shadow-eval"] = runs.launch(
+        "shadow-eval", {"bank": plan.bank, "promote": "enabled", **registry}
+    )
     summary = runs.read_text(launched["shadow-eval"], "shadow.txt")
     runs.log_artifact(summary, "shadow.txt")
     shadow = runs.read_json(launched["shadow-eval"], "report.json")

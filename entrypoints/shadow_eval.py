@@ -24,7 +24,7 @@ from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.system.thresholds import read_gate_rules
-from lvm.tracking import registry, runs
+from lvm.tracking import runs
 from lvm.tracking.candidates import (
     Wanted,
     gather,
@@ -34,7 +34,7 @@ from lvm.tracking.candidates import (
     tag_measured,
 )
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.registry import BASELINE
+from lvm.tracking.registry import BASELINE, Registry
 from lvm.tracking.runs import publish_report
 
 
@@ -48,9 +48,10 @@ def body(options: ShadowOptions) -> None:
         ctx=options.ctx,
         by_lane=options.rerank == LANE,
         register=is_enabled,
+        registry=Registry(options.registry),
     )
     field = gather(wanted, lambda path: read_bank(path or DEFAULT_BANK), log)
-    bank, windows = field.bank, field.windows
+    bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
     runs.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
@@ -69,7 +70,7 @@ def body(options: ShadowOptions) -> None:
     run_id = runs.active_run_id()
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
-        log_artifacts(result, decision, is_enabled, failure)
+        log_artifacts(result, decision, registry.history(), is_enabled, failure)
         text = shadow_text(result, decision, is_enabled, failure)
         runs.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
@@ -83,14 +84,16 @@ def body(options: ShadowOptions) -> None:
             told["reranked"] = {one.name: one.report() for one in reranked}
         publish_report(result.report() | told, options.report)
         verdicts = decision.verdicts_of(is_enabled, failure)
-        tag_measured(result, field.versions, run_id, verdicts)
+        tag_measured(registry, result, field.versions, run_id, verdicts)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
         runs.set_tags({"decision": "promotion failed"})
         publish_decision(decision, decision.not_carried_out(moved, reason))
 
     settled = tell_failure if is_enabled else None
-    decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
+    decision = promote_winner(
+        registry, result, field.versions, rules, run_id, publish_decision, settled
+    )
     runs.log_artifact({"moves": registry.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"

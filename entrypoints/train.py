@@ -22,6 +22,7 @@ from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
 from lvm.training.checkpoint import state_sha256, training_sha256
@@ -96,10 +97,13 @@ def body(options: TrainOptions) -> None:
         chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {chosen}")
     with joined(chosen_device(options.device)) as world:
-        inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+        bank, registry = read_bank(options.bank), Registry(options.registry)
+        if options.register:
+            registry.check_bank(bank)
+        inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
-        initial = read_initial(options.init, inputs)
+        initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         config = resolve(replace(config_of(options), decay=decay), inputs.windows.ctx)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
@@ -132,7 +136,8 @@ def body(options: TrainOptions) -> None:
         )
     result = replace(result, warnings=warnings.update(result.warnings))
     phase = options.phase or "none"
-    finish_training(inputs, result, rivals, phase, options.register, options.report)
+    own = registry if options.register else None
+    finish_training(inputs, result, rivals, phase, own, options.report)
     if has_gate(result.model):
         runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ from entrypoints.options.fields import (
     BANK_HELP,
     DEFAULT_BANK,
     DEFAULT_CTX,
+    REGISTRY,
+    REGISTRY_HELP,
     REPORT_HELP,
     check_report,
     option,
@@ -25,6 +27,7 @@ class MainOptions:
         "full: the whole corpus, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
         choices=("quick", "full", "tiny"),
     )
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:

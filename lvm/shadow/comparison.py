@@ -313,24 +313,24 @@ def _compare_pair(
     if not np.array_equal(target_row_Q, tables[reference]["target_row"].to_numpy()):
         raise ValueError(f"shadow: {name} was replayed on other queries than {reference}")
     document_Q = bank.document_N[target_row_Q]
-    hits = {
-        order: [hit_at(tables[one][order].to_numpy(), 5) for one in (name, reference)]
+    rank_Q, plain_Q, other_Q, other_plain_Q = (
+        tables[one][order].to_numpy()
+        for one in (name, reference)
         for order in ("rank_served", "rank")
-    }
-    changes = {
-        order: paired_difference(*both_Q, document_Q, seed) for order, both_Q in hits.items()
-    }
-    hit_Q, other_hit_Q = hits["rank_served"]
-    reciprocals = [
-        reciprocal_rank_at(tables[one]["rank_served"].to_numpy(), 10) for one in (name, reference)
-    ]
+    )
+    hit_Q, other_hit_Q = hit_at(rank_Q, 5), hit_at(other_Q, 5)
+    reciprocal_Q, other_reciprocal_Q = (
+        reciprocal_rank_at(rank_Q, 10),
+        reciprocal_rank_at(other_Q, 10),
+    )
+    plain = paired_difference(hit_at(plain_Q, 5), hit_at(other_plain_Q, 5), document_Q, seed)
     detectable = smallest_detectable(hit_Q - other_hit_Q, document_Q)
     return Comparison(
         candidate=name,
         reference=reference,
-        hit_at_5=changes["rank_served"],
-        mrr_at_10=paired_difference(*reciprocals, document_Q, seed),
-        plain_hit_at_5=changes["rank"],
+        hit_at_5=paired_difference(hit_Q, other_hit_Q, document_Q, seed),
+        mrr_at_10=paired_difference(reciprocal_Q, other_reciprocal_Q, document_Q, seed),
+        plain_hit_at_5=plain,
         detectable=detectable if (hit_Q != other_hit_Q).any() else float("nan"),
         lanes=tuple(_lane_changes(name, reference, tables, bank, seed)) if by_lane else (),
     )

@@ -20,10 +20,11 @@ from lvm.report.notes import training_note
 from lvm.report.tables import HITS
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import metric_tags
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
+from lvm.tracking.version_page import metric_tags
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.loop import TrainResult
 from lvm.training.warnings import validation_warnings
@@ -113,10 +114,10 @@ def finish_training(
     result: TrainResult,
     rivals: Mapping[str, Mapping[str, Any]],
     phase: str,
-    register: bool,
+    registry: Registry | None,
     report_path: str | None,
 ) -> None:
-    """Evaluate the best model on val, log it with its figures, register it."""
+    """Evaluate the best model on val, log it with its figures, register it unless None."""
     name = result.config.model
     bank, windows = inputs.bank, inputs.windows
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
@@ -136,11 +137,11 @@ def finish_training(
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
     runs.log_artifact(curve, "training.png")
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
-    version = registry.register(model_id, facts, reached) if register else None
+    version = None if registry is None else registry.register(model_id, facts, reached)
     print(evaluation_table(report))
     for warning in result.warnings:
         print(f"warning: {warning}")
-    where = "not registered" if version is None else f"version {version} of {registry.NAME}"
+    where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
     runs.describe_run(training_note(report, version))

@@ -15,10 +15,13 @@ from entrypoints import rollback, shadow_eval
 from lvm.bank.store import Bank, write_bank
 from lvm.models.baselines import CopyLast, Ridge
 from lvm.models.facts import TRAINED, Facts, facts_of
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
+from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import rotation
+
+registry = Registry()
 
 pytestmark = pytest.mark.slow
 CTX, DIM = 20, 16
