@@ -216,26 +216,28 @@ def test_a_val_figure_that_was_not_logged_is_measured(
 
 
 def test_the_served_order_decides(
-    bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
+    bank: Bank, windows: Windows, queries: Queries, facts: Facts
 ) -> None:
     """Plain the model is better; a correction of the free predictor makes its served order so."""
-    half = Matrix(0.5 * (rotation(16) + rotation(16, seed=7)))
+    right, wrong = rotation(16), rotation(16, seed=7)
     lifted_N2 = np.tile(np.float32([1.0, 0.0]), (bank.num_rows, 1))
     lifted_N2[queries.target_row_Q, 1] = 3.0
-    helped = dataclasses.replace(free[0], row_correction=lifted_N2)
-    model = Candidate("model", half, facts, val_hit_at_5=0.9)
-    result = replay([helped, model], bank, windows, queries, "copy-last")
-    assert [one.name for one in result.outcomes] == ["copy-last", "model"]
+    known = dataclasses.replace(facts, kind=FREE)
+    rival = Candidate("free", Matrix(0.3 * right + 0.7 * wrong), known)
+    helped = dataclasses.replace(rival, row_correction=lifted_N2)
+    model = Candidate("model", Matrix(0.35 * right + 0.65 * wrong), facts, val_hit_at_5=0.9)
+    result = replay([helped, model], bank, windows, queries, "free")
+    assert [one.name for one in result.outcomes] == ["free", "model"]
     first, second = result.outcomes
     assert second.figures["hit_at_5"] > first.figures["hit_at_5"]
     assert first.served == first.corrected and second.served == second.figures
     (pair,) = result.comparisons
     assert pair.plain_hit_at_5.low > 0 > pair.hit_at_5.high
     decision = judged(result)
-    assert decision.promote == () and decision.winner == "copy-last"
-    plain = replay([free[0], model], bank, windows, queries, "copy-last")
+    assert decision.promote == () and decision.winner == "free"
+    plain = replay([rival, model], bank, windows, queries, "free")
     assert judged(plain).promote == ("model",), "without the correction the model wins"
-    served = result.per_query[result.per_query["candidate"] == "copy-last"]
+    served = result.per_query[result.per_query["candidate"] == "free"]
     assert served["rank_served"].tolist() == served["rank_corrected"].tolist()
 
 
