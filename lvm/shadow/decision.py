@@ -230,7 +230,8 @@ def _promotion_reason(result: ShadowResult, incumbent: str | None, name: str) ->
     if incumbent is None:
         low, high = (100 * value for value in outcome.served_ci95["hit_at_5"])
         hit = 100 * outcome.served["hit_at_5"]
-        return f"the best free predictor: Hit@5 {hit:.1f} % [{low:.1f}, {high:.1f}]"
+        what = "the best free predictor" if outcome.kind == FREE else "better than the free ones"
+        return f"{what}: Hit@5 {hit:.1f} % [{low:.1f}, {high:.1f}]"
     comparison = result.comparison(name, incumbent)
     assert comparison is not None
     return _difference(comparison)
