@@ -20,12 +20,15 @@ from lvm.report.tables import (
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision
 
+DRY_RUN = "Dry run: no alias is changed; promote=enabled changes it."
 SHOWN = 10  # candidates and reasons at most: MLflow limits the length of a description
 
 
-def training_note(report: Mapping[str, Any], version: str | None) -> str:
-    """Return the val figures of a training beside those of the best free predictor."""
-    registered = "not registered" if version is None else f"version {version} of lvm"
+def training_note(report: Mapping[str, Any], registered: str) -> str:
+    """Return the val figures of a training beside those of the best free predictor.
+
+    `registered` says as which version of which registry.
+    """
     last = len(report["history"])
     blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
     blocks.append(_figures(report))
@@ -39,20 +42,24 @@ def evaluation_note(report: Mapping[str, Any]) -> str:
     blocks = [_headline(report), _figures(report)]
     best = report["best_baseline"]
     if best is not None:
-        difference = points(read_difference(best["hit_at_5_difference"]))
-        blocks.append(f"Against {best['name']}: Hit@5 {difference} points on the same queries.")
+        served = points(read_difference(best["corrected_hit_at_5_difference"]))
+        plain = points(read_difference(best["hit_at_5_difference"]))
+        blocks.append(
+            f"Against {best['name']}: Hit@5 {served} points as served, plain {plain} points, on "
+            "the same queries."
+        )
     return "\n\n".join(blocks)
 
 
 def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
     """Return the decision, the top candidates, the reasons."""
-    mode = "" if is_enabled else " (dry run: no alias was changed)"
+    mode = "" if is_enabled else f"{DRY_RUN} "
     scored = [one for one in result.outcomes if one.is_scored]
     lines = [_outcome_line(one, decision) for one in scored[:SHOWN]]
-    headers = ["candidate", "ctx", "Hit@5 %", "corrected Hit@5 %", ""]
+    headers = ["candidate", "ctx", "Hit@5 % as served", "plain Hit@5 %", ""]
     caption = [_asked(result.num_queries, result.num_documents, result.num_rows)]
     blocks = [
-        f"**Baseline: {decision.winner or 'none'}**{mode}",
+        f"{mode}**Baseline: {decision.winner or 'none'}**",
         captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
         bullets(decision.reasons[:SHOWN], MARKDOWN),
     ]
@@ -99,17 +106,24 @@ def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> st
 
 def _best_free(report: Mapping[str, Any]) -> str | None:
     free = report["baselines"]
-    return max(free, key=lambda name: free[name]["hit_at_5"], default=None)
+    return max(free, key=lambda name: _served(free[name])["hit_at_5"], default=None)
+
+
+def _served(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the figures of the served order: corrected, where a run has these."""
+    corrected: Mapping[str, Any] = entry.get("corrected") or entry
+    return corrected
 
 
 def _headline(report: Mapping[str, Any]) -> str:
     """Return the line that MLflow shows of a folded description."""
-    hit = interval_cell(report["hit_at_5"], report["ci95"]["hit_at_5"])
-    line = f"**Hit@5 {hit} %** on {report['split']}"
+    served = _served(report)
+    hit = interval_cell(served["hit_at_5"], served["ci95"]["hit_at_5"])
+    line = f"**Hit@5 {hit} %** as served on {report['split']}"
     best = _best_free(report)
     if best is None:
         return f"{line}."
-    rival = percent(report["baselines"][best]["hit_at_5"])
+    rival = percent(_served(report["baselines"][best])["hit_at_5"])
     return f"{line}; {best}, the best free predictor: {rival} %."
 
 
@@ -140,6 +154,6 @@ def _asked(queries: int, documents: int, rows: int) -> str:
 
 def _outcome_line(one: Outcome, decision: Decision) -> list[str]:
     marks = ["baseline"] * (one.name == decision.winner) + [one.kind] + [LEAKY] * bool(one.leak)
-    corrected = "" if not one.corrected else percent(one.corrected["hit_at_5"])
-    hit = interval_cell(one.figures["hit_at_5"], one.ci95["hit_at_5"])
-    return [one.name, f"{one.ctx:,}", hit, corrected, ", ".join(marks)]
+    hit = interval_cell(one.served["hit_at_5"], one.served_ci95["hit_at_5"])
+    plain = percent(one.figures["hit_at_5"])
+    return [one.name, f"{one.ctx:,}", hit, plain, ", ".join(marks)]

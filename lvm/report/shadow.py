@@ -26,6 +26,7 @@ from lvm.report.canvas import (
     log_axis,
 )
 from lvm.report.lanes import lane_figure
+from lvm.report.notes import DRY_RUN
 from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,
@@ -46,8 +47,6 @@ from lvm.report.tables import (
 )
 from lvm.shadow.comparison import Comparison, Outcome, Reranked, ShadowResult
 from lvm.shadow.decision import Decision
-
-DRY_RUN = "Dry run: no alias is changed; promote=enabled changes it."
 
 
 def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:

@@ -144,7 +144,7 @@ def finish_training(
     where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
-    runs.describe_run(training_note(report, version))
+    runs.describe_run(training_note(report, where))
     publish_report(report, report_path)
 
 
