@@ -120,6 +120,8 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     correction = ema.row_correction
     here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
     (own,) = evaluate_together({"ema": ema.model}, tiny_bank, windows, queries)
+    ranked = own.per_query.assign(rank_corrected=without.ranks["rank_corrected"])
+    own = dataclasses.replace(own, row_correction=correction, per_query=ranked)
     _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
     assert here.beta > 0
     for order in ("rank_reranked", "rank_corrected_reranked"):
