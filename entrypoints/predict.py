@@ -19,6 +19,7 @@ from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.reading import read_text_file
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
+from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.report.evaluation import passages_table
@@ -55,7 +56,7 @@ def body(options: PredictOptions) -> None:
             "bank_sha256": bank.sha256,
             "context_rows": num_read,
             "search": str(retriever.index.facts),
-            "score": retriever.score_name(options.rerank),
+            "score": score_name(retriever, options.rerank, predictor.facts),
             "passages": retriever.describe(row_K, score_K),
         }
         for row_K, score_K in zip(row_BK, score_BK, strict=True)
@@ -108,6 +109,13 @@ def open_retriever(
         )
     index = ensure_index(bank, predictor.model, facts, correction)
     return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
+
+
+def score_name(retriever: Retriever, rerank: str, facts: Facts) -> str:
+    """Return what the scores are, with the definition of an older row correction."""
+    name = retriever.score_name(rerank)
+    is_older = retriever.index.pair_N2 is not None and not omits_own_document(facts.fit_version)
+    return f"{name} ({OWN_COUNTED})" if is_older else name
 
 
 def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:

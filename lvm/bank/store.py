@@ -200,8 +200,7 @@ def write_bank(
     ValueError where `path` exists without `overwrite`, or where the contents are no bank.
     """
     path = Path(path)
-    if isinstance(vectors, pd.Series | list):
-        vectors = _stacked(vectors)
+    vectors = _plain_array(vectors)
     if rows is None and not isinstance(vectors, np.ndarray):
         raise ValueError(f"rows of bank {path}: give a table beside vectors in blocks")
     if rows is None:
@@ -232,7 +231,7 @@ def write_bank(
         text = json.dumps(with_checksum(contents), indent=1) + "\n"
         with write_errors_name(path / files.CONTENTS):
             (folder / files.CONTENTS).write_text(text, "utf-8")
-        bank = _open_folder(folder, verify=False)
+        bank = _open_written(folder, path)
     return replace(bank, path=path)
 
 
@@ -243,7 +242,18 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
 
 
-def _stacked(vectors: pd.Series | list[Any]) -> np.ndarray:
+def _open_written(folder: Path, path: Path) -> Bank:
+    """Open the new bank, still in a scratch folder, and refuse it by its path to be."""
+    try:
+        return _open_folder(folder, verify=False)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{folder}/", f"bank {path}: ")) from None
+
+
+def _plain_array(vectors: Any) -> Any:
+    """Return what is a column of vectors, or an array of another library, as an array."""
+    if not isinstance(vectors, pd.Series | list):
+        return np.asarray(vectors) if hasattr(vectors, "__array__") else vectors
     try:
         return np.stack([np.asarray(vector, dtype=np.float32) for vector in vectors])
     except (ValueError, TypeError) as error:

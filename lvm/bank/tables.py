@@ -7,6 +7,7 @@ Every reader of user files starts here, so that they all accept the same files:
     read_lines(path)        its lines, one at a time
     read_json_lines(path)   (line number, object) of each line of JSONL
     read_table(path)        a DataFrame of a .csv, .tsv, .jsonl or .parquet file
+    column_names(path)      the names of its columns
     name_text(value)        a name as text: 1001, 1001.0 and "1001" are all "1001"
 
 Text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark, with any line ends, and comes
@@ -140,6 +141,19 @@ def read_table(
     if kind == ".jsonl":
         return _read_jsonl(path, columns, max_rows, max_values)
     return _read_delimited(path, columns, max_rows, kind == ".tsv")
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of the columns of a table; of JSONL, those of its first line."""
+    if kind_of(path) == ".parquet":
+        try:
+            return list(pq.read_schema(path).names)
+        except UNREADABLE as error:
+            raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+    if kind_of(path) == ".jsonl":
+        return list(next((entry for _, entry in read_json_lines(path)), {}))
+    records = _tab_records(path) if kind_of(path) == ".tsv" else _csv_records(path)
+    return [name.strip() for name in next(records, (0, []))[1]]
 
 
 def _open_text(path: Path, newline: str | None = None) -> TextIO:

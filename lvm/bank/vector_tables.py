@@ -7,9 +7,10 @@ Shapes: N rows, D vector dim, b rows of one batch.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,13 @@ import pyarrow.parquet as pq
 from lvm.bank.row_table import KINDS, with_sequence
 from lvm.bank.tables import UNREADABLE, frame_of, is_list, is_text, kind_of, read_json_lines
 from lvm.system.atomic import scratch_folder
+from lvm.system.errors import printable
 
 VECTOR_COLUMNS = ("vector", "embedding", "vectors", "embeddings")
 ORDER_COLUMNS = ("order", "position", "index", "chunk_index", "chunk_id", "chunk", "row")
 NO_ORDER = "none"
+NO_NUMBERS = "does not hold a number or a time in every row"
+MAX_NAMED = 8
 BATCH_ROWS = 8192
 BUFFER_BYTES = 2**20  # read of a column chunk at a time
 
@@ -92,9 +96,11 @@ def vector_table(path: Path) -> VectorTable | None:
             raise ValueError(f"{path}: not a readable parquet file ({error})") from error
         return arrow_table(str(path), schema, lambda names: _parquet_batches(path, names))
     if kind_of(path) == ".jsonl" and path.is_file():
-        first = next((entry for _, entry in read_json_lines(path)), {})
+        first = next((entry for _, entry in _entries(path)), {})
         if any(isinstance(first.get(name), list) for name in VECTOR_COLUMNS):
-            return VectorTable(str(path), tuple(first), lambda names: _json_batches(path, names))
+            # Any line may have a column that the first lacks.
+            names = dict.fromkeys([*first, *KINDS, *ORDER_COLUMNS])
+            return VectorTable(str(path), tuple(names), lambda names: _json_batches(path, names))
     return None
 
 
@@ -117,6 +123,35 @@ def arrow_table(
             "np.asarray(vector, np.float32).tolist() gives"
         )
     return VectorTable(place, tuple(schema.names), batches)
+
+
+def unread_note(names: Sequence[str]) -> str:
+    """Say which columns of a table are not read."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"columns that are not read: {', '.join(map(printable, names[:MAX_NAMED]))}{more}"
+
+
+def langchain_row(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return a row with LangChain's `page_content` and `metadata` under the names of a bank.
+
+    The metadata's `source` is the sequence, its `page` the document, where it does not name those.
+    """
+    if "page_content" not in row or "text" in row:
+        return row
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f'{place}: "metadata" must be an object')
+    page = metadata.get("page")
+    found = {} if page is None else {"document": f"page {page}"}
+    if metadata.get("source") is not None:
+        found["sequence"] = metadata["source"]
+    own = {name: value for name, value in row.items() if name not in ("page_content", "metadata")}
+    return own | found | metadata | {"text": row["page_content"]}
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, entry in read_json_lines(path):
+        yield number, langchain_row(entry, f"{path} line {number}")
 
 
 def check_table(table: VectorTable, stem: str, order: str | None = None) -> CheckedTable:
@@ -148,8 +183,12 @@ def check_table(table: VectorTable, stem: str, order: str | None = None) -> Chec
     if not start:
         raise ValueError(f"{table.place}: holds no row")
     columns = frame_of(pa.concat_tables(kept, promote_options="permissive"))
+    columns = columns.dropna(axis="columns", how="all")
     rows = columns[[one for one in columns.columns if one in KINDS]]
     rows, notes = with_sequence(rows, start, stem)
+    unread = [one for one in table.names if one not in (name, *wanted)]
+    if unread:
+        notes += (unread_note(unread),)
     order_N = None
     try:
         order_N, chosen = _order(columns, rows, order)
@@ -158,6 +197,9 @@ def check_table(table: VectorTable, stem: str, order: str | None = None) -> Chec
     else:
         if chosen:
             notes += (f"rows are in the order of the column {chosen}",)
+        elif order is None and (found := [one for one in ORDER_COLUMNS if one in columns]):
+            if order_N is None and not any(_sortable(columns[one]) for one in found):
+                notes += (f"rows keep the order of the file: {found[0]} {NO_NUMBERS}",)
     problems.refuse()
     assert dim is not None
     if order_N is not None:
@@ -243,11 +285,11 @@ def _order(
     found = [order] if order else [name for name in ORDER_COLUMNS if name in columns]
     if order == NO_ORDER or not found:
         return None, ""
-    numeric = [name for name in found if _sortable(columns[name])]
+    numeric = [name for name in found if name in columns and _sortable(columns[name])]
     if not numeric:
         if order is None:
             return None, ""
-        raise ValueError(f"{order} does not hold a number or a time in every row; it cannot order")
+        raise ValueError(f"{order} {NO_NUMBERS}; it cannot order")
     name = str(numeric[0])
     value_N = _sort_values(columns[name])
     sequence_N = pd.factorize(rows["sequence"])[0]
@@ -291,7 +333,7 @@ def _parquet_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
 
 def _json_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
     batch: dict[str, list[object]] = {name: [] for name in names}
-    for number, entry in read_json_lines(path):
+    for number, entry in _entries(path):
         for name in names:
             batch[name].append(entry.get(name))
         if len(batch[names[0]]) == BATCH_ROWS:

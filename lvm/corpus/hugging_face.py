@@ -1,7 +1,10 @@
 """Hugging Face datasets as a source: hf:<name or folder>[:split], streamed (extra `datasets`)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +28,12 @@ LIBRARY_ERRORS = (
 )
 
 
+@cache
+def hub_builder(datasets: ModuleType, name: str) -> Any:
+    """Return what reads a dataset on the hub, of one commit for the whole command."""
+    return datasets.load_dataset_builder(name)
+
+
 class HuggingFaceSource:
     """One split of a dataset on the hub, of a folder of files, or of a folder of save_to_disk.
 
@@ -43,6 +52,13 @@ class HuggingFaceSource:
     def stem(self) -> str:
         """Return the name of a sequence that the rows do not name."""
         return Path(self.name).name
+
+    def revision(self) -> str:
+        """Return the commit of a dataset on the hub; "" of a folder."""
+        if self.folder is not None:
+            return ""
+        with self._refusing() as datasets:
+            return str(hub_builder(datasets, self.name).hash or "")
 
     def vectors(self) -> VectorTable | None:
         """Return the dataset as a table of vectors; None where it has no column of them."""
@@ -63,27 +79,14 @@ class HuggingFaceSource:
         yield from dataset.iter(BATCH_ROWS)
 
     def _open(self) -> Any:
-        try:
-            import datasets
-            from datasets.exceptions import DatasetsError
-            from huggingface_hub.errors import HTTPError
-        except ImportError as error:
-            raise ValueError(
-                f"source {self.source}: needs the library datasets; install it with "
-                "`pip install -e .[datasets]`"
-            ) from error
-        try:
+        with self._refusing() as datasets:
             if saved := self._saved_files():
                 # Streamed: the pages that load_from_disk maps would count as memory.
                 found = datasets.load_dataset("arrow", data_files=saved, streaming=True)
-            else:
+            elif self.folder is not None:
                 found = datasets.load_dataset(self.name, streaming=True)
-        except (DatasetsError, HTTPError, *LIBRARY_ERRORS) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "
-                "folder, then :<split> where it has several"
-            ) from error
+            else:
+                found = hub_builder(datasets, self.name).as_streaming_dataset()
         if not isinstance(found, dict):
             return found
         split = self.split or (DEFAULT_SPLIT if DEFAULT_SPLIT in found else "")
@@ -95,6 +98,27 @@ class HuggingFaceSource:
                 f"{PREFIX}{self.name}:<split>"
             )
         return found[split]
+
+    @contextmanager
+    def _refusing(self) -> Iterator[Any]:
+        """Yield the library; its errors while a dataset is opened become a ValueError."""
+        try:
+            import datasets
+            from datasets.exceptions import DatasetsError
+            from huggingface_hub.errors import HTTPError
+        except ImportError as error:
+            raise ValueError(
+                f"source {self.source}: needs the library datasets; install it with "
+                "`pip install -e .[datasets]`"
+            ) from error
+        try:
+            yield datasets
+        except (DatasetsError, HTTPError, *LIBRARY_ERRORS) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "
+                "folder, then :<split> where it has several"
+            ) from error
 
     def _saved_files(self) -> dict[str, list[str]]:
         """Return the Arrow files of each split that save_to_disk wrote; none of another source."""

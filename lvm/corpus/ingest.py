@@ -40,7 +40,7 @@ from lvm.system.errors import one_line_errors
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
-READER = "2"  # raised where the same text would give other rows
+READER = "3"  # raised where the same text would give other rows
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,8 @@ def _created_by(
         parts.append(f"reader={READER}")
     if isinstance(opened, Bank):
         return "; ".join([*parts, f"sha256={opened.sha256}"])
+    if source.startswith(PREFIX) and (revision := HuggingFaceSource(source).revision()):
+        parts.append(f"revision={revision}")
     files = _source_files(source)
     if files:
         hashes = " ".join(map(file_sha256, files))

@@ -6,6 +6,7 @@ the suffix of its file.
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from docutils import nodes
 from docutils.parsers.rst import Parser, roles, states
 from lxml import etree
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from mdit_py_plugins.colon_fence import colon_fence_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
@@ -59,6 +61,9 @@ RST_SETTINGS = {
     "warning_stream": False,
 }
 MAX_NESTING = 100  # of Markdown's quotes and lists
+MAX_BRACKETS = 10  # nested in a paragraph of Markdown; those further inside are text
+MAX_OPEN_BRACKETS = 100  # of a paragraph: the parser's time grows by their square
+MAX_RST_PARAGRAPH = 10_000  # characters, longer ones are read as plain text for the same reason
 INLINE_HTML = frozenset(
     "a abbr acronym b bdi bdo big br cite code data del dfn em font i ins kbd label mark q rb rp "
     "rt ruby s samp small span strike strong sub sup time tt u var wbr".split()
@@ -74,6 +79,7 @@ NO_TEXT = (
 )
 TYPE_FIELDS = frozenset("cvartype meta rtype type vartype".split())
 _HEADING = re.compile("h[1-6]")
+_BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _DIRECTIVE = re.compile(r"\.\.[ \t]+([\w:.+-]+?)::(.*)")
 _OPTION = re.compile(r":[\w-]+:")
 # A reference whose target is on another page, which docutils leaves as it is written.
@@ -127,12 +133,40 @@ def _read_markdown(text: str, sections: _Sections) -> None:
     parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING})
     parser.enable(["table", "strikethrough"]).use(front_matter_plugin).use(footnote_plugin)
     parser.use(dollarmath_plugin, allow_space=False, allow_digits=False).use(colon_fence_plugin)
+    parser.core.ruler.disable("footnote_tail")  # it drops footnotes that nothing refers to
+    parser.core.ruler.before("inline", "open_brackets", _escape_open_brackets)
     _read_tokens(parser, text, sections)
+
+
+def _escape_open_brackets(state: StateCore) -> None:
+    """Escape the brackets that begin no link, in paragraphs with very many of them."""
+    for token in state.tokens:
+        if token.type != "inline" or token.content.count("[") <= MAX_OPEN_BRACKETS:
+            continue
+        open_places: list[int] = []
+        end_of: dict[int, int] = {}
+        for found in _BRACKET.finditer(token.content):
+            if found[0] == "[":
+                open_places.append(found.start())
+            elif found[0] == "]" and open_places:
+                end_of[open_places.pop()] = found.start()
+        ends: list[int] = []  # of the pairs around a place
+        for place in sorted(end_of):
+            ends = [end for end in ends if end > place]
+            if len(ends) < MAX_BRACKETS:
+                ends.append(end_of[place])
+            else:
+                open_places.append(place)
+        if len(open_places) > MAX_OPEN_BRACKETS:
+            escaped = set(open_places)
+            text = enumerate(token.content)
+            token.content = "".join(f"\\{one}" if n in escaped else one for n, one in text)
 
 
 def _read_tokens(parser: MarkdownIt, text: str, sections: _Sections) -> None:
     in_heading = False
-    for token in parser.parse(text):
+    env: dict[str, Any] = {}
+    for token in parser.parse(text, env):
         if token.type in ("heading_open", "heading_close"):
             in_heading = token.type == "heading_open"
         elif token.type == "inline":
@@ -141,6 +175,10 @@ def _read_tokens(parser: MarkdownIt, text: str, sections: _Sections) -> None:
                 sections.begin(line)
             else:
                 sections.add(line)
+            for child in token.children or []:
+                if child.type == "footnote_ref":  # an inline one has its text there
+                    note = env["footnotes"]["list"][child.meta["id"]]
+                    sections.add("".join(_inline_text(note.get("tokens", []))))
         elif token.type == "html_block":
             _read_html(token.content, sections)
         elif token.type == "colon_fence" or (
@@ -174,7 +212,12 @@ def _inline_text(tokens: Iterable[Token]) -> Iterator[str]:
 def _inliner() -> states.Inliner:
     """Return docutils' reader of inline markup, by which a role of Sphinx's is its title."""
     inliner = states.Inliner()
-    known = inliner.interpreted
+    known, parse = inliner.interpreted, inliner.parse
+
+    def bounded(text: str, *where: Any) -> tuple[list[nodes.Node], list[nodes.Node]]:
+        if len(text) > MAX_RST_PARAGRAPH:
+            return [nodes.Text(nodes.unescape(text))], []
+        return parse(text, *where)
 
     def interpreted(
         rawsource: str, text: str, role: str, lineno: int
@@ -186,13 +229,23 @@ def _inliner() -> states.Inliner:
             title = title.rpartition(".")[2].lstrip("~")
         return [nodes.inline(rawsource, title)], []
 
+    inliner.parse = bounded
     inliner.interpreted = interpreted  # a subclass lacks what docutils looks up in its class
     return inliner
 
 
+def _short_lines(line: str) -> list[str]:
+    """Break a line that is longer than a paragraph of markup may be."""
+    if len(line) <= MAX_RST_PARAGRAPH:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(line, MAX_RST_PARAGRAPH, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def _read_rst(text: str, sections: _Sections) -> None:
+    lines = (short for line in text.split("\n") for short in _short_lines(line))
     tree = docutils.core.publish_doctree(
-        text, parser=Parser(inliner=_inliner()), settings_overrides=RST_SETTINGS
+        "\n".join(lines), parser=Parser(inliner=_inliner()), settings_overrides=RST_SETTINGS
     )
     _read_nodes(tree, sections)
 

@@ -14,8 +14,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
-from lvm.bank.tables import TABLES, kind_of, name_text, nfc, read_json_lines, read_table, read_text
-from lvm.bank.vector_tables import VECTOR_COLUMNS
+from lvm.bank.tables import (
+    TABLES,
+    column_names,
+    kind_of,
+    name_text,
+    nfc,
+    read_json_lines,
+    read_table,
+    read_text,
+)
+from lvm.bank.vector_tables import VECTOR_COLUMNS, langchain_row, unread_note
 from lvm.corpus.markup import READERS, Section, read_sections
 from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
@@ -25,9 +34,15 @@ from lvm.system.untrusted import file_inside
 
 PYTHON_DOCS = "python-docs"
 FOLDER_LANES = "folder"
+WAYS = {  # to bring files that are not read as they are, by what is said of a source
+    ".parquet": "hf:{source} for its tables",
+    ".npy": "a folder with it as vectors.npy and with rows.parquet, or an .npz with vectors",
+    ".json": "JSONL, an object a line",
+}
 PROSE = (".md", ".rst", ".txt", ".html")
 SUFFIXES = (*PROSE, ".jsonl")  # read from a folder; a single file may be any table, too
 NAMES = ("sequence", "document", "lane")
+TEXT_COLUMNS = ("text", "page_content", "metadata", *NAMES)
 SPARE = 0.05  # of max_rows: with less room left, no more files are read
 _CHARSET = re.compile(rb"charset=[\"']?([\w-]+)", re.IGNORECASE)
 
@@ -153,7 +168,8 @@ def corpus_files(source: Path) -> list[Path]:
     if not found:
         others = _others(source)
         held = f" (it has {others})" if others else ""
-        way = f"hf:{source} for its tables" if ".parquet" in others else "a folder with one"
+        way = next((way for kind, way in WAYS.items() if kind in others), "a folder with one")
+        way = way.format(source=source)
         raise ValueError(f"source {source}: holds no {', '.join(SUFFIXES)} file{held}; give {way}")
     for path in found:
         if CONTROL.search(str(path)):
@@ -178,7 +194,11 @@ def corpus_parts(source: str, options: SourceOptions) -> tuple[list[Part], tuple
             f"{', '.join(SUFFIXES)} files, a table, an .npz, a bank folder, or hf:<dataset>"
         )
     parts = [_file_part(path, found, options) for found in corpus_files(path)]
-    others = "" if path.is_file() else _others(path)
+    if path.is_file():
+        names = column_names(path) if kind_of(path) in TABLES else []
+        unread = [one for one in names if one not in TEXT_COLUMNS]
+        return parts, ((unread_note(unread),) if unread else ())
+    others = _others(path)
     return parts, ((f"left out, as ingest does not read them: {others}",) if others else ())
 
 
@@ -273,11 +293,11 @@ def row_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, entry in read_json_lines(path):
             yield f"{path} line {number}", entry
         return
-    table = read_table(path, ("text", "page_content", "metadata", *NAMES))
+    table = read_table(path, (*TEXT_COLUMNS, *VECTOR_COLUMNS))
     if not {"text", "page_content"} & set(table.columns):
         raise ValueError(
-            f"{path}: no column text, vector or embedding; a table of texts needs text, one of "
-            "vectors needs vector"
+            f"{path}: no column text, vector or embedding among {', '.join(column_names(path))}; a "
+            "table of texts needs text, one of vectors needs vector"
         )
     columns = [table[name].astype(object).where(table[name].notna(), None) for name in table]
     for number, values in enumerate(zip(*columns, strict=True)):
@@ -289,8 +309,7 @@ def text_rows(
 ) -> Iterator[Document]:
     """Yield the documents of rows {"text": ..., "sequence"?, "document"?, "lane"?}, texts as is.
 
-    LangChain's rows have `page_content` and `metadata`: its `source` is the sequence, its `page`
-    the document, where the metadata does not name those.
+    Rows of LangChain are read by `langchain_row`.
     """
     rows = (_text_row(place, entry, sequence, lane) for place, entry in entries)
     for (name, document, row_lane), group in groupby(rows, key=lambda row: row[:3]):
@@ -305,22 +324,17 @@ def text_rows(
 def _text_row(
     place: str, row: dict[str, Any], sequence: str, lane: str
 ) -> tuple[str, str | None, str, str]:
-    vector = next((name for name in VECTOR_COLUMNS if isinstance(row.get(name), list)), None)
+    vector = next((name for name in VECTOR_COLUMNS if row.get(name) is not None), None)
+    if vector is not None and isinstance(row[vector], str):
+        raise ValueError(
+            f"{place}: {vector} is text, not a list of numbers; store lists, as parquet or JSONL"
+        )
     if vector is not None:
         raise ValueError(
             f'{place}: has a vector ("{vector}"); give a file of vectors as the source by itself, '
             "or leave the vectors out"
         )
-    if "page_content" in row and "text" not in row:
-        metadata = row.get("metadata") or {}
-        if not isinstance(metadata, dict):
-            raise ValueError(f'{place}: "metadata" must be an object')
-        page = metadata.get("page")
-        found = {
-            "sequence": metadata.get("source"),
-            "document": None if page is None else f"page {page}",
-        }
-        row = found | metadata | {"text": row["page_content"]}
+    row = langchain_row(row, place)
     if not isinstance(row.get("text"), str):
         raise ValueError(f'{place}: must be an object with a string "text"')
     names: dict[str, str | None] = {}

@@ -2,7 +2,8 @@
 
 sentencex ends sentences by the rules of a language; the language follows from the script of a
 paragraph unless it is given. Scripts without spaces are measured in characters: a Han character
-counts as a word (as in Unicode's UAX 29), three letters of kana, Thai, Lao, Khmer or Burmese do.
+counts as a word (as in Unicode's UAX 29), three letters of kana, Thai, Lao, Khmer, Burmese or
+Tibetan do.
 """
 
 import re
@@ -20,6 +21,7 @@ MIN_DENSE_WORDS = 2  # in scripts whose words carry the small words of others as
 MAX_WORDS = 60
 MIN_LETTERS = 0.7  # share of letters among the characters that are not spaces
 LETTERS_A_WORD = 3  # in scripts without spaces, Han apart
+BLOCK = 2000  # characters from which a paragraph is cut: sentencex' time grows by their square
 SHORT, SIGNS, CODE = "fewer than 3 words", "mostly digits or signs", "reads as code"
 LANGUAGES = {  # by script; a script that is not here is read by the rules of English
     "Han": "zh",
@@ -45,9 +47,8 @@ LANGUAGES = {  # by script; a script that is not here is read by the rules of En
 }
 _SCRIPTS = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in LANGUAGES))
 _KANA = r"\p{Script=Hiragana}\p{Script=Katakana}ー"
-_SPACELESS = (
-    r"\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}"  # without marks, too
-)
+_UNMARKED = r"\p{Script=Thai}\p{Script=Lao}"  # scripts without a mark that ends a sentence
+_SPACELESS = rf"{_UNMARKED}\p{{Script=Khmer}}\p{{Script=Myanmar}}\p{{Script=Tibetan}}"
 _HAN = regex.compile(r"\p{Script=Han}")
 _UNSPACED_LETTER = regex.compile(rf"(?V1)[[{_KANA}{_SPACELESS}]--\p{{M}}]")
 _UNSPACED = regex.compile(rf"[\p{{Script=Han}}{_KANA}{_SPACELESS}\p{{M}}]")
@@ -59,8 +60,11 @@ _WRAPPED = regex.compile(  # a line end inside of Chinese or Japanese, which is 
     rf"(?<=[\p{{Script=Han}}{_KANA}、-〟！-･])\s*\n\s*(?=[\p{{Script=Han}}{_KANA}、-〟！-･])"
 )
 # A space that ends a phrase: between letters of these scripts, not after a mark of repetition.
-_PHRASE = regex.compile(rf"(?<=[{_SPACELESS}]{{3}})(?<![ๆฯໆ]) (?=[{_SPACELESS}]{{3}})")
-_END = regex.compile(r"(?V1)(?<=[\p{Sentence_Terminal}--[\x00-\x7f]]) ")  # sentencex lacks some
+_PHRASE = regex.compile(rf"(?<=[{_UNMARKED}]{{3}})(?<![ๆฯໆ]) (?=[{_UNMARKED}]{{3}})")
+_END = regex.compile(r"(?V1)(?<=[\p{Sentence_Terminal}།༎--[\x00-\x7f]]) ")  # sentencex lacks some
+_SURE_END = regex.compile(  # of a sentence, not of an abbreviation
+    r"(?<=\w{4}[.!?]) (?=[\p{Lu}\p{Lo}])|(?<=[。！？।]) ?(?=\w)"
+)
 _CLAUSE = regex.compile(r"[，、；：,;:。！？!?」』）)\s]+")
 _INNER_DOT = re.compile(r"(?<=\w)\.(?=\w)(?!\w\.)")  # numpy.ndarray ends no sentence; not e.g.
 _DOT = "\ue000"
@@ -173,7 +177,8 @@ def _segments(text: str, language: str) -> Iterator[str]:
         spaced = paragraph if paragraph.isascii() else _WRAPPED.sub("", paragraph)
         line = _INNER_DOT.sub(_DOT, " ".join(spaced.split()))
         known = script_language(line) if language == AUTO else language
-        for segment in sentencex.segment(known, line):
+        segments = (one for block in _blocks(line) for one in sentencex.segment(known, block))
+        for segment in segments:
             sentence = segment.replace(_DOT, ".").strip()
             if sentence.isascii():
                 if sentence:
@@ -183,16 +188,30 @@ def _segments(text: str, language: str) -> Iterator[str]:
                 yield from _phrases(ended.strip())
 
 
+def _blocks(line: str) -> Iterator[str]:
+    """Cut a long paragraph where a sentence surely ends; at a space where none does."""
+    start = 0
+    while len(line) - start > BLOCK:
+        least, most = start + BLOCK, start + 2 * BLOCK
+        found = _SURE_END.search(line, least, most)
+        end = found.end() if found else line.rfind(" ", least, most) + 1 or most
+        yield line[start:end]
+        start = end
+    yield line[start:]
+
+
 def _phrases(sentence: str) -> Iterator[str]:
     """Cut Thai and its like at spaces, which end phrases there; join what is too short to stand."""
-    phrase = ""
+    phrases: list[str] = []
+    begun = ""
     for part in _PHRASE.split(sentence):
-        phrase = f"{phrase} {part}".strip()
-        if num_words(phrase) >= MIN_WORDS:
-            yield phrase
-            phrase = ""
-    if phrase:
-        yield phrase
+        begun = f"{begun} {part}".strip()
+        if num_words(begun) >= MIN_WORDS:
+            phrases.append(begun)
+            begun = ""
+    if begun and phrases:
+        phrases[-1] += f" {begun}"
+    yield from phrases or [begun]
 
 
 def _pieces(sentence: str) -> list[str]:

@@ -9,14 +9,17 @@ if TYPE_CHECKING:  # whoever only reads facts needs neither numpy nor torch
     from lvm.windows.planning import Windows
 
 FREE, TRAINED = "free", "trained"
+# Models of an earlier FIT_VERSION were logged with a hubness correction that counts own documents.
+OMITTED_SINCE = 2
+OWN_COUNTED = "its hubness correction counts predictions of a row's own document"
 
 
 @dataclass(frozen=True)
 class Facts:
     """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
 
-    `fit_version` is the FIT_VERSION that a free predictor was fitted by, `recipe` what a trained
-    one was trained by.
+    `fit_version` is the FIT_VERSION that a free predictor, and each hubness correction, was fitted
+    by, `recipe` what a trained one was trained by.
     """
 
     model: str
@@ -40,6 +43,11 @@ class Facts:
                 raise ValueError(f"{one.name}: {value!r} is no {getattr(kind, '__name__', kind)}")
         if self.dim < 1 or self.ctx < 1:
             raise ValueError(f"dim, ctx: {self.dim}, {self.ctx} must be 1 or more")
+
+
+def omits_own_document(fit_version: int) -> bool:
+    """Tell whether the hubness correction of this FIT_VERSION leaves own documents out."""
+    return fit_version >= OMITTED_SINCE
 
 
 def facts_of(

@@ -59,8 +59,19 @@ def build_model(config: Mapping[str, object]) -> nn.Module:
         raise ValueError(f"model: unknown '{name}'; known: {', '.join(MODELS)}")
     try:
         return MODELS[name](**sizes)
+    except MemoryError as error:
+        raise _too_large(name, sizes) from error
     except (TypeError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
+        if "allocate memory" in str(error):  # torch has no kind of its own for it on a CPU
+            raise _too_large(name, sizes) from error
         raise ValueError(f"model: {name} cannot be built from {sizes}: {error}") from error
+
+
+def _too_large(name: str, sizes: Mapping[str, object]) -> ValueError:
+    return ValueError(
+        f"model: {name} of hidden {sizes.get('hidden')} and layers {sizes.get('layers')} is larger "
+        "than this machine's memory; choose a smaller hidden, or fewer layers"
+    )
 
 
 def size_names(name: str) -> set[str]:

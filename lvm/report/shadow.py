@@ -76,6 +76,12 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
     ]
     body = predictors_table(rows, style) if rows else "No candidate could be scored."
     blocks = [captioned(caption, body, result.leaky)]
+    counting = [_versioned(one) for one in result.outcomes if one.counts_own and one.corrected]
+    if counting:
+        blocks.append(
+            f"Corrected as logged, by the older definition: {', '.join(counting)} (the hubness of "
+            "a row counts\npredictions of its own document). All others leave these out."
+        )
     unscored = [f"{_versioned(o)}: {o.why_unscored}" for o in result.outcomes if not o.is_scored]
     if unscored:
         gap = "\n\n" if style == MARKDOWN else "\n"

@@ -27,8 +27,6 @@ MAX_ROWS_READ = 256_000
 MAX_TUNING_QUERIES = 2000
 NEIGHBOURS = 10
 NEIGHBOUR_BLOCK = 128
-# Models of an earlier FIT_VERSION were logged with a correction that counts own documents.
-OMITTED_SINCE = 2
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class Hubness:
 
     beta: float
     row_correction: NDArray[np.float32]
-
-
-def omits_own_document(fit_version: int) -> bool:
-    """Tell whether models of this FIT_VERSION were logged with own documents left out."""
-    return fit_version >= OMITTED_SINCE
 
 
 def fit_hubness(

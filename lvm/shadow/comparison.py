@@ -39,6 +39,8 @@ class Outcome:
     Attributes:
         refusal: why it was not measured.
         failure: why its measurement broke off.
+        counts_own: whether its corrected order counts predictions of a row's own document, as
+            models were logged before; see `lvm.models.facts.omits_own_document`.
         leak: how it may have seen the answers; it is scored, but marked.
         origin: whether the answers were measured now or read from the store.
         measured_at: when (UTC, ISO 8601).
@@ -58,6 +60,7 @@ class Outcome:
     refusal: str | None = None
     failure: str | None = None
     leak: str | None = None
+    counts_own: bool = False
     num_non_finite: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
     origin: str = ""

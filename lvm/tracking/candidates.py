@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models import weights
-from lvm.models.facts import FREE, TRAINED, facts_of
+from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
 from lvm.report.tables import HITS
@@ -242,7 +242,8 @@ def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
         model = logged_models.load(card.reference).model
     except ValueError:
         return logged
-    correction = fit_hubness(model, bank, windows, windows.seed).row_correction
+    omits_own = omits_own_document(card.facts.fit_version)
+    correction = fit_hubness(model, bank, windows, windows.seed, omits_own).row_correction
     return dataclasses.replace(logged, model=model, row_correction=correction, files=None)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from lvm.models.facts import OWN_COUNTED, omits_own_document
+
 METRICS = {"hit_at_1": "Hit@1", "hit_at_5": "Hit@5", "hit_at_10": "Hit@10", "mrr_at_10": "MRR@10"}
 CORRECTED = "corrected_hit_at_5"
 # Prefixes of a version's tags, each of one kind of measurement.
@@ -52,6 +54,8 @@ def description(tags: Mapping[str, str]) -> str:
         columns = ["left"] + ["right"] * (len(headers) - 1)
         body = tabulate(lines, headers, "pipe", colalign=columns, disable_numparse=True)
         blocks.append(f"% of the queries [95 % interval by document]\n\n{body}")
+        if not omits_own_document(int(tags.get("fit_version", 0))):
+            blocks.append(f"Corrected as logged, by the older definition: {OWN_COUNTED}.")
     blocks += [_origin(tags, prefix) for prefix in (SHADOW, LOG, DECIDED) if f"{prefix}run" in tags]
     return "\n\n".join(blocks)
 

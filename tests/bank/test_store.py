@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lvm.bank.row_table import TMD_LANES
 from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, write_bank
@@ -421,3 +422,14 @@ def test_contents_that_differ_from_their_own_hash_are_refused(
     del contents["contents_sha256"]
     (path / "bank.json").write_text(json.dumps(contents))
     assert open_bank(path).sha256 == tiny_bank.sha256, "banks of before have no such hash"
+
+
+def test_a_refused_bank_is_named_by_its_own_path(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bank .*mine: vectors.npy: 1 zero rows") as refusal:
+        write_bank(tmp_path / "mine", np.array([[1.0, 2.0], [0.0, 0.0]]))
+    assert "scratch" not in str(refusal.value) and not (tmp_path / "mine").exists()
+
+
+def test_a_tensor_is_written_like_an_array(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path / "mine", torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    assert bank.vectors.tolist() == [[1.0, 2.0], [2.0, 1.0]]

@@ -147,3 +147,38 @@ def test_a_table_without_vectors_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     for name in ("a.parquet", "a.jsonl", "missing.parquet", "a.csv"):
         assert vector_table(tmp_path / name) is None
+
+
+def test_a_line_of_jsonl_may_have_what_the_first_lacks(tmp_path: Path) -> None:
+    lines = [
+        {"vector": [1.0, 2.0], "id": 7},
+        {"vector": [2.0, 1.0], "text": "b"},
+        {"vector": [1.0, 1.0], "page_content": "c", "metadata": {"author": "d"}},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    checked, _ = read(path)
+    assert checked.rows["text"].fillna("").tolist() == ["", "b", "c"]
+    assert "columns that are not read: id" in checked.notes
+
+
+def test_rows_of_langchain_keep_their_texts_beside_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    metadata = {"source": "report.pdf", "page": 2}
+    line = {"page_content": "One.", "metadata": metadata, "embedding": [1.0, 2.0]}
+    path.write_text(json.dumps(line))
+    checked, _ = read(path)
+    assert checked.rows.to_dict("records") == [
+        {"sequence": "report.pdf", "document": "page 2", "text": "One."}
+    ]
+
+
+@pytest.mark.parametrize("values", [[2.0, None, 0.0], ["b", "c", "a"]])
+def test_an_order_that_cannot_sort_is_told(values: list, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"vector": VECTORS[:3].tolist(), "order": values}), path)
+    checked, _ = read(path)
+    assert checked.order_N is None
+    assert any("order of the file: order does not hold" in note for note in checked.notes)
+    with pytest.raises(ValueError, match="order does not hold a number"):
+        read(path, "order")

@@ -81,3 +81,27 @@ def test_what_is_no_dataset_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = written("parquet", {"label": [1, 2]}, tmp_path / "set")
     with pytest.raises(ValueError, match='row 0: must be an object with a string "text"'):
         ingest(f"hf:{folder}", None, tmp_path / "bank")
+
+
+def test_a_dataset_on_the_hub_is_told_by_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank of another commit is not taken for this one; one command reads one commit."""
+    builder = datasets.load_dataset_builder(str(written("parquet", COLUMNS, tmp_path / "set")))
+    asked: list[str] = []
+
+    def hub(name: str) -> datasets.DatasetBuilder:
+        asked.append(name)
+        builder.hash = "c" * 40 if name == "me/set" else "d" * 40
+        return builder
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", hub)
+    report = ingest("hf:me/set", None, tmp_path / "bank")
+    assert report.rows == 7 and report.created_by.endswith(f"; revision={'c' * 40}")
+    assert open_bank(tmp_path / "bank").created_by == report.created_by
+    assert asked == ["me/set"] and ingest("hf:me/set", None, tmp_path / "bank").reused
+    hugging_face.hub_builder.cache_clear()
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda _: hub("another"))
+    with pytest.raises(ValueError, match="holds something else .*revision=dddd"):
+        ingest("hf:me/set", None, tmp_path / "bank")
+    hugging_face.hub_builder.cache_clear()

@@ -36,6 +36,21 @@ def test_inline_markup_leaves_its_text() -> None:
     assert read_sections(".md", text)[0].paragraphs == ["A b c d h i^2 j k l* & m n o", "Note."]
 
 
+def test_every_footnote_is_read_where_it_stands() -> None:
+    notes = "[^x]: First.\n\n    Second.\n\n[^y]: Unused."
+    text = f"# a\nOne[^x] two^[An inline note.].\n\n{notes}\n\n# b\nc"
+    found = read_sections(".md", text)
+    assert found[0].paragraphs == ["One two.", "An inline note.", "First.", "Second.", "Unused."]
+    assert found[1].paragraphs == ["c"]
+
+
+@pytest.mark.parametrize("open_bracket", ["[", "[a", "![", "^[", "[^a"])
+def test_very_many_open_brackets_stay_text(open_bracket: str) -> None:
+    text = f"{open_bracket * 3000} \\[ [one](/two) three."
+    found = read_sections(".md", f"{text}\n\n{SENTENCE}\n")
+    assert found[0].paragraphs == [f"{open_bracket * 3000} [ one three.", SENTENCE]
+
+
 def test_what_is_no_prose_is_left_out() -> None:
     text = (
         "---\ntitle: no\n---\n\n```python\nno\n```\n\n$$\nno\n$$\n\n    no\n\n"
@@ -130,6 +145,12 @@ def test_a_page_of_sphinx_keeps_its_prose() -> None:
 def test_a_long_line_of_rst_is_read() -> None:
     line = "word " * 5000
     assert read_sections(".rst", line)[0].paragraphs == [line.strip()]
+
+
+@pytest.mark.parametrize("word", [":a" * 30_000, "`a " * 20_000, "*a " * 20_000])
+def test_an_endless_paragraph_of_rst_is_read_as_text(word: str) -> None:
+    found = read_sections(".rst", f"{word}\n\n{SENTENCE}\n")[0].paragraphs
+    assert "".join(found).replace(" ", "") == f"{word}{SENTENCE}".replace(" ", "")
 
 
 HTML = """<!DOCTYPE html><html><head><title>no</title><style>no {}</style></head><body>

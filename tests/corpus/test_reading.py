@@ -179,3 +179,35 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / unicodedata.normalize(form, "é.txt")).write_text("One sentence is enough.")
     with pytest.raises(ValueError, match="two files are called .*; rename one"):
         read_corpus(str(tmp_path))
+
+
+def test_a_column_that_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,title\nA row of the table.,b\n")
+    assert read_corpus(str(path)).notes == ("columns that are not read: title",)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_vectors_that_are_text_are_refused(name: str, tmp_path: Path) -> None:
+    """As pandas writes a column of lists to CSV."""
+    path = tmp_path / name
+    table = pd.DataFrame({"text": ["A row of the table."], "embedding": ["[0.1, 0.2]"]})
+    if name == "a.csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    with pytest.raises(ValueError, match="embedding is text, not a list of numbers"):
+        read_corpus(str(path))
+
+
+def test_a_table_without_texts_is_refused_with_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Text;Lane\nA row of the table.;law\n")
+    with pytest.raises(ValueError, match="no column text, .* among Text, Lane; "):
+        read_corpus(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(("name", "way"), [("a.npy", "as vectors.npy"), ("a.json", "give JSONL")])
+def test_what_is_not_read_is_refused_with_a_way(name: str, way: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=way):
+        read_corpus(str(tmp_path / name))

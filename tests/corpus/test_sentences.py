@@ -15,6 +15,11 @@ PAGES = {
     "Hebrew": ["הספר החדש מונח על השולחן.", "מתי יוצאת הרכבת לחיפה?"],
     "Devanagari": ["नदी के किनारे एक पुराना मंदिर है।", "क्या आपने वह किताब पढ़ी?"],
     "Tamil": ["மழை பெய்ததால் ஆறு நிரம்பியது.", "அவர்கள் நாளை வருவார்கள்."],
+    "Burmese": ["ကလေးများသည် ပန်းခြံတွင် ကစားနေကြသည်။", "ကျွန်ုပ်တို့ စျေးသို့ သွားကြမည်။"],
+    "Tibetan": ["དེ་རིང་གནམ་གཤིས་ཧ་ཅང་བཟང་པོ་འདུག།", "ང་ཚོ་ཁྲོམ་ལ་འགྲོ་གི་ཡིན།"],
+    "Urdu": ["بچے باغ میں کھیل رہے ہیں۔", "ہم بازار جا رہے ہیں؟"],
+    "Korean": ["오늘은 날씨가 아주 좋습니다.", "우리는 시장에 갑니다."],
+    "Amharic": ["ልጆቹ በመናፈሻ ውስጥ ይጫወታሉ።", "እኛ ወደ ገበያ እንሄዳለን።"],
     "Thai": ["แม่น้ำสายนี้ไหลผ่านเมืองหลวง", "ชาวบ้านปลูกข้าวทุกปี"],
     "Han": ["这条河穿过了整个城市。", "你读过那本新书吗？", "火车八点到站！"],
     "Kana": ["この川は町の中を流れています。", "新しい本を読みましたか？"],
@@ -82,3 +87,22 @@ def test_long_sentences_without_spaces_are_cut_at_clauses() -> None:
 )
 def test_the_language_follows_from_the_script(text: str, language: str) -> None:
     assert script_language(text) == language
+
+
+def test_an_odd_quotation_mark_joins_no_sentences_far_behind_it() -> None:
+    """One in a text of one line would pair with the next, through hundreds of sentences."""
+    text = 'The mark " stands alone in this one. ' + "Each of them has six words. " * 2000
+    assert split_sentences(text)[-1900:] == ["Each of them has six words."] * 1900
+    assert "".join(split_sentences(text)).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("part", ["`", "![", "句子很長沒有句號", "word ", "This ends. "])
+def test_a_long_paragraph_loses_nothing(part: str) -> None:
+    text = f"It begins with these words {part * 3000} and with these it ends."
+    found = split_sentences(text, dropped=(dropped := Counter()))
+    assert dropped or "".join(found).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_short_end_of_a_line_of_thai_stays_with_it() -> None:
+    text = "แม่น้ำสายนี้ไหลผ่านเมืองหลวง ชาวบ้านปลูกข้าวทุกปี ทุกวัน"
+    assert split_sentences(text) == ["แม่น้ำสายนี้ไหลผ่านเมืองหลวง", "ชาวบ้านปลูกข้าวทุกปี ทุกวัน"]

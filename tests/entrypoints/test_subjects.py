@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from entrypoints.options.evaluation import PredictOptions
-from entrypoints.predict import read_contexts
+from entrypoints.predict import read_contexts, score_name
 from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
@@ -43,6 +43,18 @@ def test_rows_that_no_list_held_are_not_shown_as_passages(tiny_bank):
     shown = passages_table(report | {"passages": [found]}, 2)
     assert "sequence-0" in shown and found["lane"] in shown
     assert shown.splitlines()[-1] == "1 of 2 found: the lists that were read hold no more"
+
+
+def test_the_definition_of_an_older_row_correction_is_told(tiny_bank):
+    pair_N2 = np.ones((tiny_bank.num_rows, 2), np.float32)
+    corrected, plain = (
+        Retriever(build_index(tiny_bank, lambda: None, pair), 20, None) for pair in (pair_N2, None)
+    )
+    now = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 20))
+    before = dataclasses.replace(now, fit_version=1)
+    assert "own document" in score_name(corrected, "none", before)
+    assert score_name(corrected, "none", now) == "cosine with row correction"
+    assert score_name(plain, "none", before) == "cosine"
 
 
 def test_long_cells_are_cut_with_a_mark():

@@ -68,6 +68,9 @@ JSONL = [
 ATTACKS = {
     "backticks": "`" * 100_000,
     "open brackets": "[" * 100_000,
+    "nested brackets": "[" * 50_000 + "]" * 50_000,
+    "open images": "![" * 50_000,
+    "inline notes": "^[" * 50_000,
     "open tags": "<a" * 50_000,
     "roles": ":a" * 50_000,
     "stars": "*a " * 33_000,

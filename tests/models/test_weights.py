@@ -175,3 +175,8 @@ def test_a_model_of_the_memory_of_before_predicts_as_it_did(tmp_path) -> None:
     assert again.config["memory"] == "addressed"
     new = load_model(save_model(build_model(sizes), tmp_path / "new"))
     assert new.config["memory"] == "slots"
+
+
+def test_a_model_larger_than_memory_is_refused_by_its_sizes() -> None:
+    with pytest.raises(ValueError, match="of hidden 1000000000000 and layers None is larger than"):
+        build_model({"model": "memory_gru", "dim": 16, "hidden": 10**12})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
 from lvm.models.baselines import CopyLast, MovingAverage
+from lvm.models.facts import omits_own_document
 from lvm.models.weights import FIT_VERSION
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness
@@ -19,7 +20,6 @@ from lvm.retrieval.hubness import (
     fit_hubness,
     mean_neighbour_score,
     neighbour_penalty,
-    omits_own_document,
     train_positions,
 )
 from lvm.windows.export import plan_windows

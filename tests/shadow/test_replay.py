@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvm.bank.store import Bank
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
-from lvm.report.shadow import comparison_table
+from lvm.report.shadow import comparison_table, shadow_table
 from lvm.shadow.comparison import Outcome, ShadowResult, compare
 from lvm.shadow.decision import Decision, decide
 from lvm.shadow.replay import Candidate, replay, replay_candidate
@@ -146,6 +146,25 @@ def test_a_twin_of_the_baseline_is_a_tie_and_leaves_it(
     assert pair is not None and pair.hit_at_5.mean == pair.hit_at_5.low == pair.hit_at_5.high == 0
     decision = judged(result)
     assert decision.promote == () and decision.winner == "old"
+
+
+def test_a_candidate_logged_with_the_older_correction_is_told(
+    bank: Bank, windows: Windows, queries: Queries, facts: Facts
+) -> None:
+    """It counted predictions of a row's own document."""
+    pair_N2 = np.stack([np.ones(bank.num_rows), np.zeros(bank.num_rows)], 1).astype(np.float32)
+    before = dataclasses.replace(facts, fit_version=1)
+    old = Candidate("old", CopyLast(16), before, row_correction=pair_N2)
+    new = Candidate("new", CopyLast(16), facts, row_correction=pair_N2)
+    plain = Candidate("plain", CopyLast(16), before)
+    result = replay([old, new, plain], bank, windows, queries)
+    assert {one.name: one.counts_own for one in result.outcomes} == {
+        "old": True,
+        "new": False,
+        "plain": True,
+    }
+    note = next(line for line in shadow_table(result).splitlines() if "older" in line)
+    assert "old" in note and "new" not in note and "plain" not in note
 
 
 def test_another_bank_or_width_is_refused_with_the_reason(

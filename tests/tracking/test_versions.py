@@ -244,6 +244,17 @@ def test_a_page_rounds_once() -> None:
         assert page.count("{} [{}, {}]".format(*percents)) == len(METRICS)
 
 
+@pytest.mark.parametrize(("fit_version", "is_told"), [(0, True), (1, True), (2, False)])
+def test_a_page_tells_the_older_hubness_correction(fit_version: int, is_told: bool) -> None:
+    found = metric_tags(
+        HITS, dict.fromkeys(HITS, [0.2, 0.3]), HITS, dict.fromkeys(HITS, [0.2, 0.3])
+    )
+    tags = FACTS | {"fit_version": str(fit_version)}
+    page = description(tags | {f"shadow_{key}": text for key, text in found.items()})
+    assert ("older definition" in page) == is_told
+    assert "older definition" not in description(tags)
+
+
 def test_a_tag_of_four_digits_is_still_shown() -> None:
     """Versions that were registered before have these."""
     tags = {f"val_{key}": "0.1750 [0.1549, 0.2090]" for key in METRICS}
