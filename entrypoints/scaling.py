@@ -54,13 +54,13 @@ def body(options: ScalingOptions) -> None:
     rules = read_scaling_rules()
     bank, windows = inputs.bank, inputs.windows
     queries = divide_queries(bank, windows, rules.choice_share, options.max_queries)
-    settings = resolve(config_of(options), windows.ctx)
+    settings = resolve(config_of(options), windows.ctx, windows.num_train_rows)
     plan = plan_of(options, settings.lr)
     check_data(bank, windows, queries, plan, rules)
     models = fit_free_predictors(bank, windows, seed=windows.seed)
     decay = float(models["ema"].config["decay"])  # type: ignore[index]
     config = TrainConfig(**(as_dict(config_of(options)) | {"decay": decay}))
-    runs.log_config(vars(options) | as_dict(resolve(config, windows.ctx)) | vars(plan))
+    runs.log_config(vars(options) | as_dict(replace(settings, decay=decay)) | vars(plan))
     runs.set_tags({"model": config.model, "recipe": config.recipe})
     runs.name_run(f"{config.model} ctx {windows.ctx}")
     trainer = Trainer(bank, windows, queries, config, CELLS, print_round)

@@ -105,7 +105,8 @@ def body(options: TrainOptions) -> None:
         free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
         initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
-        config = resolve(replace(config_of(options), decay=decay), inputs.windows.ctx)
+        chosen = replace(config_of(options), decay=decay)
+        config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
         label = f" phase {options.phase}" if options.phase else ""

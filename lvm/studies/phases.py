@@ -321,7 +321,8 @@ class Planner:
             windows = ensure_windows(self.bank, ctx, split="document", seed=self.seed)
             self._windows[ctx] = windows
         windows = self._windows[ctx]
-        config = resolve(training_config(phase, recipe, parameters), windows.ctx)
+        chosen = training_config(phase, recipe, parameters)
+        config = resolve(chosen, windows.ctx, windows.num_train_rows)
         is_dense = config.recipe == "dense"
         batches = Batches(self.bank, windows, config.batch_size, config.seed, is_dense)
         typed = {**parameters, "phase": phase.name, "recipe": recipe}
@@ -347,7 +348,8 @@ def training_config(phase: Phase, recipe: str, parameters: Mapping[str, Any]) ->
 def grown_job(job: Job, init: str, initial: nn.Module) -> Job:
     """Return the job that starts from the weights of `initial`, which `train` reads at `init`."""
     parameters = {**job.parameters, "init": init}
-    config = resolve(training_config(job.phase, job.recipe, parameters), job.windows.ctx)
+    chosen = training_config(job.phase, job.recipe, parameters)
+    config = resolve(chosen, job.windows.ctx, job.windows.num_train_rows)
     return replace(job, parameters=parameters, sha256=training_sha256(config, job.windows, initial))
 
 

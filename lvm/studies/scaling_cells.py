@@ -123,7 +123,10 @@ class Trainer:
         on_round: Callable[[Cell, dict[str, float]], None] = lambda cell, record: None,
     ) -> None:
         self.bank, self.windows, self.queries = bank, windows, queries
-        self.config, self.folder, self.on_round = config, folder, on_round
+        # All cells have the batches of the whole bank, however few rows they train on.
+        batch_size = resolve(config, windows.ctx, windows.num_train_rows).batch_size
+        self.config = replace(config, batch_size=batch_size)
+        self.folder, self.on_round = folder, on_round
 
     def steps_per_epoch(self) -> float:
         """Return the mean optimiser steps of a pass over all train rows."""

@@ -1,5 +1,6 @@
 """Named training recipes, from which every unset option of a training run is filled."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +18,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")
 EXPERTS_CONTROLS = ("none", "dense", "permuted")
+MANY_ROWS = 80_000  # train rows from which on batches are large and epochs few
+LEAST_EPOCHS, LEAST_STEPS = 6, 500  # of a training under recipe=dense
 HARD_DEPTH = 200  # train rows nearest to a prediction, among which its hard negatives are found
 
 
@@ -171,9 +174,15 @@ class Settings(TrainConfig):
     trunk: str
 
 
-def resolve(config: TrainConfig, ctx: int) -> Settings:
-    """Return `config` with every None replaced by its recipe's value at context length `ctx`."""
-    recipe = _dense(ctx) if config.recipe == "dense" else _seed(ctx, config.batch_size)
+def resolve(config: TrainConfig, ctx: int, num_train_rows: int = MANY_ROWS) -> Settings:
+    """Return `config` with every None replaced by its recipe's value.
+
+    The values follow the context length `ctx` and, under recipe=dense, the number of train rows.
+    """
+    if config.recipe == "dense":
+        recipe = _dense(ctx, config.batch_size, num_train_rows)
+    else:
+        recipe = _seed(ctx, config.batch_size)
     chosen = {name: value for name, value in as_dict(config).items() if value is not None}
     device, precision = chosen_device(config.device), config.precision
     if precision == "auto":
@@ -198,11 +207,14 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
-def _dense(ctx: int) -> dict[str, Any]:
-    """About 2,000 supervised positions a step."""
+def _dense(ctx: int, batch_size: int | None, num_train_rows: int) -> dict[str, Any]:
+    """About 2,000 supervised positions a step, 1,000 on a small bank; 500 steps or more."""
+    positions = 2000 if num_train_rows >= MANY_ROWS else 1000
+    batch = batch_size or max(1, positions // ctx)
+    steps_per_epoch = num_train_rows / (batch * ctx)
     return {
-        "epochs": 6,
-        "batch_size": max(1, 2000 // ctx),
+        "epochs": max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)),
+        "batch_size": batch,
         "accumulation": 1,
         "lr": 2e-3,
         "weight_decay": 0.05,

@@ -84,7 +84,9 @@ def train(
             `initial` is of another size, the loss is not finite for 20 steps in a row or a whole
             epoch, it spikes for the 11th time, or val Hit@5 is never a number.
     """
-    loop = _Loop(bank, windows, resolve(config, windows.ctx), world, initial)
+    loop = _Loop(
+        bank, windows, resolve(config, windows.ctx, windows.num_train_rows), world, initial
+    )
     loop.restore(state_path, checkpoint_steps)
     while not loop.finished():
         if world.is_main:

@@ -188,6 +188,10 @@ class Windows:
         """Return the rows of the train split, ascending."""
         return np.flatnonzero(self.split_N == TRAIN)
 
+    @property
+    def num_train_rows(self) -> int:
+        return int(np.count_nonzero(self.split_N == TRAIN))
+
     def train_windows(self) -> tuple[IntArray, NDArray[np.int32]]:
         """Return the start and the number of input rows of each train window, (W,) each."""
         chosen = self.window_split_W == TRAIN

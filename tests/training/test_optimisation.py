@@ -55,6 +55,18 @@ def test_every_parameter_has_its_decay(model, recipe) -> None:
     assert flat == {0.0}
 
 
+@pytest.mark.parametrize("num_train_rows", [5_000, 54_000, 79_999, 80_000, 600_000])
+@pytest.mark.parametrize("ctx", [100, 1000, 2000])
+def test_the_defaults_plan_enough_steps_for_any_number_of_train_rows(num_train_rows, ctx) -> None:
+    config = resolve(TrainConfig(), ctx, num_train_rows)
+    steps = config.epochs * num_train_rows / (config.batch_size * ctx)
+    assert config.epochs >= 6
+    assert steps >= 500
+    assert config.epochs == 6 or steps < 500 + num_train_rows / (config.batch_size * ctx)
+    typed = resolve(TrainConfig(batch_size=8, epochs=2), ctx, num_train_rows)
+    assert (typed.batch_size, typed.epochs) == (8, 2)
+
+
 @pytest.fixture
 def gradients(tiny_bank: Bank, request) -> Gradients:
     config = settings(
