@@ -94,8 +94,8 @@ def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
     settings, options = decided(options), with_phase(options)
     if settings:
-        chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
-        print(f"phase {options.phase} decides: {chosen}")
+        told = ", ".join(f"{k} {v}" for k, v in settings.items())
+        print(f"phase {options.phase} decides: {told}")
     with joined(chosen_device(options.device)) as world:
         bank, registry = read_bank(options.bank), Registry(options.registry)
         if options.register:
@@ -120,8 +120,8 @@ def body(options: TrainOptions) -> None:
         prepare_state(state, options.resume, inputs)
         rivals = validation.measure_free(free)
         hits = {name: rival["corrected"]["hit_at_5"] for name, rival in rivals.items()}
-        told = [f"{name} {100 * hit:.2f} %" for name, hit in hits.items()]
-        print(f"val Hit@5 of the free predictors, corrected: {', '.join(told)}", flush=True)
+        shares = ", ".join(f"{name} {100 * hit:.2f} %" for name, hit in hits.items())
+        print(f"val Hit@5 of the free predictors, corrected: {shares}", flush=True)
         warnings = WarningLog(validation.warnings())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
