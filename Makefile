@@ -1,6 +1,6 @@
 # One venv, .venv, holds everything; its bin comes first, so that `mlflow run` finds its python.
 PYTHON ?= python3
-# The view of the run list that every run saves: lvm/tracking/run_list.py.
+# The view of the run list that every run saves: lvm/tracking/store.py.
 RUNS_PAGE = http://127.0.0.1:5000/\#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=lvm
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Bytecode is written at first use: pip would compile every file of every package, for 35 s of CPU.

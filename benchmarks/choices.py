@@ -1,7 +1,8 @@
-"""Do samples of val queries choose as all of them do? `python -m benchmarks.choices --bank <bank>`.
+"""Compare choices made on samples of val with those made on all val queries.
 
-Prints what the first 500, 1,000, 2,000, ... val queries choose: the decay of the moving average,
-the penalty of the ridge, the beta of the hubness correction of both.
+`python -m benchmarks.choices --bank <bank>` prints the choices on the first 500, 1,000, 2,000, ...
+val queries: the decay of the moving average, the penalty of the ridge, and the hubness beta of
+both.
 """
 
 import click
@@ -24,7 +25,7 @@ SIZES = (500, 1000, 2000, 4000)
 @click.option("--ctx", default=1000, show_default=True, help="Rows of context.")
 @click.option("--queries", "num_queries", default=4000, show_default=True, help="Val queries.")
 def main(path: str, ctx: int, num_queries: int) -> None:
-    """Print the choices with the Hit@5 that they have on all queries."""
+    """Print each choice and its Hit@5 on all queries."""
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
     queries = windows.queries["val"].head(num_queries)
@@ -61,7 +62,7 @@ def main(path: str, ctx: int, num_queries: int) -> None:
 
 
 def chosen(ranks: list[Ranks], num_queries: int) -> int:
-    """Return the place of the best ranks of the first queries; the first of equals."""
+    """Return the index of the model with the best ranks on the first queries."""
     scores = [selection_score(np.asarray(one.rank_Q[:num_queries])) for one in ranks]
     return max(range(len(ranks)), key=lambda place: (scores[place], -place))
 

@@ -22,7 +22,7 @@ from lvm.models.facts import FREE, TRAINED
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
 from lvm.shadow.decision import decide
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 
 RULES = read_gate_rules()
 BASELINE, HIT = "baseline", 0.2

@@ -1,4 +1,4 @@
-"""Drawn banks whose next row is known to whoever remembers: what a memory is tested on.
+"""Drawn banks on which only a memory can predict the next row: test data for models with memory.
 
 `python -m benchmarks.drawn_banks regimes-8 data/regimes` writes one, for the entry points.
 
@@ -18,19 +18,19 @@ from lvm.bank.store import Bank, write_bank
 from lvm.system.seeding import generator
 
 REGIME_DIM = 32
-DIM = 128  # of all other banks
+DIM = 128  # for all other banks
 QUESTION_DIM = 16
-NOISE = 0.3  # length of the noise on a repeated vector: its cosine with the first is 0.96
+NOISE = 0.3  # length of the noise on a repeated vector: its cosine with the original is 0.96
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn bank before it is written.
+    """A drawn bank in memory.
 
-    `answer_ND` is the best prediction of each row by someone who knows how the bank was drawn and
-    remembers everything, zero where nothing helps. `reach_N` counts how many rows back the last
-    row lies that this takes, 0 where nothing helps. Documents are runs of a sequence's rows.
+    `answer_ND` is the best prediction of each row by an oracle that knows the drawing process and
+    remembers all rows; zero if nothing helps. `reach_N` is how many rows back the oracle must look,
+    0 if nothing helps. Documents are runs of a sequence's rows.
     """
 
     vector_ND: Array
@@ -53,8 +53,8 @@ class Drawn:
 def regimes(num_maps: int, noise: float = 0.9, *, sequences: int = 64, rows: int = 1000) -> Drawn:
     """x_{t+1} = unit(R x_t + n), R one of `num_maps` random rotations for a whole sequence.
 
-    The noise n has a length of about `noise`. The rotation is not announced: it has to be found
-    from the rows.
+    The noise n has a length of about `noise`. The rotation is not announced; a model has to infer
+    it from the rows.
     """
     random = generator(0, f"regimes {num_maps} {noise}")
     map_MDD = np.stack([_rotation(random, REGIME_DIM) for _ in range(num_maps)])
@@ -71,10 +71,10 @@ def regimes(num_maps: int, noise: float = 0.9, *, sequences: int = 64, rows: int
 
 
 def echo(distance: int, *, sequences: int = 48, rows: int = 4000) -> Drawn:
-    """A tag row is followed by a payload; `distance` rows later tag and payload come again.
+    """A payload follows a tag row; `distance` rows later tag and payload appear again.
 
-    All other rows are independent. There are sixteen tags, reused in turn, so that a memory has
-    to hold at most twelve payloads, and to forget one when its tag is used again.
+    All other rows are independent. Sixteen tags are reused in turn, so a memory has to hold at most
+    twelve payloads and to forget one when its tag is reused.
     """
     random = generator(0, f"echo {distance}")
     spacing = max(10, distance // 12 + 3)
@@ -103,11 +103,11 @@ def echo(distance: int, *, sequences: int = 48, rows: int = 4000) -> Drawn:
 
 
 def announced_key(*, sequences: int = 1200) -> Drawn:
-    """The first ten rows announce one of eight keys, which decides a shift until the end.
+    """The first ten rows announce one of eight keys, which defines a shift for the whole sequence.
 
-    After a gap of 5 to 600 independent rows come twelve questions, each a row with the mark of
-    questions and a random part of `QUESTION_DIM` features; the next row is that part moved by the
-    shift of the key. Sequences go whole to one split.
+    After a gap of 5 to 600 independent rows come twelve questions. A question is a row with the
+    question mark and a random part of `QUESTION_DIM` features; the next row is that part moved by
+    the shift of the key. Sequences go whole to one split.
     """
     random = generator(0, "announced key")
     key_KD, shift_KE = _tags(random, 8), _unit(random.standard_normal((8, QUESTION_DIM)))
@@ -124,7 +124,7 @@ def announced_key(*, sequences: int = 1200) -> Drawn:
             vector_LD[row, 1], vector_LD[row, -QUESTION_DIM:] = 0.6, 0.8 * question_E
             answer_LD[row + 1, -QUESTION_DIM:] = _unit(question_E + 1.5 * shift_KE[key])
             vector_LD[row + 1] = _noisy(answer_LD[row + 1], NOISE, random)
-        # Later answers can be told from the first one; only that needs the announcement.
+        # Later answers follow from the first one; only the first needs the announcement.
         reach_L[first + 1] = first + 1
         document_L = 9 * sequence + np.arange(rows) * 9 // rows
         parts.append((vector_LD, answer_LD, reach_L, np.full(rows, sequence), document_L))
@@ -132,10 +132,10 @@ def announced_key(*, sequences: int = 1200) -> Drawn:
 
 
 def returning_topic(*, sequences: int = 32, rows: int = 4000) -> Drawn:
-    """Topics of 30 rows; 500 to 1,000 rows after a topic its cue calls it back.
+    """Topics of 30 rows; 500 to 1,000 rows after a topic its cue row brings it back.
 
-    A topic begins with one of eight cue rows, then its rows scatter around a centre drawn anew for
-    each first visit; the return begins with the same cue. Asked is the first row after the cue.
+    A topic begins with one of eight cue rows; its rows scatter around a centre that is drawn for
+    each first visit. The return begins with the same cue. Queries are the first rows after a cue.
     """
     random = generator(0, "returning topic")
     vector_SLD, cue_KD = _filler(random, sequences, rows), _tags(random, 8)

@@ -1,7 +1,7 @@
-"""Time of one answer over HTTP beside one in process: `python -m benchmarks.http --bank data/bank`.
+"""Latency of an answer over HTTP and in process: `python -m benchmarks.http --bank data/bank`.
 
 Registers a predictor with random weights in a scratch store, serves it by `mlflow models serve`,
-then asks the same contexts each way in turn. Scratch takes the index too.
+and sends the same contexts both ways in turn. The index is written to the scratch folder, too.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STARTING = 120  # seconds
 
 @contextmanager
 def http_server(uri: str, log: Path) -> Iterator[str]:
-    """Serve the model `uri` on a free port, yield its address once it is healthy; end it after."""
+    """Serve the model `uri` on a free port while the block runs; yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +51,7 @@ def http_server(uri: str, log: Path) -> Iterator[str]:
 
 
 def wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Ask /health until it answers; raises RuntimeError where the server ends or never does."""
+    """Poll /health until it answers; raises RuntimeError if the server ends or never does."""
     for _ in range(STARTING * 5):
         try:
             urllib.request.urlopen(f"{address}/health").close()
@@ -66,7 +66,7 @@ def wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path
 
 
 def ask(address: str, body: bytes) -> tuple[int, bytes]:
-    """Return status and body of the answer to a JSON request."""
+    """Return the status and body of the answer to a JSON request."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{address}/invocations", body, headers)
     try:
@@ -82,7 +82,7 @@ def json_body(context_BTD: np.ndarray, **params: Any) -> bytes:
 
 
 def packed_body(context_BTD: np.ndarray, **params: Any) -> bytes:
-    """Return a request with the contexts as base64 text beside a placeholder of their shape."""
+    """Return a request with the contexts as base64 text and a placeholder of their shape."""
     batch, _, dim = context_BTD.shape
     packed = base64.b64encode(context_BTD.astype("<f4").tobytes()).decode()
     inputs = np.zeros((batch, 1, dim), int).tolist()
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def measure(address: str, bank: Bank, options: argparse.Namespace) -> None:
-    """Print a line for each way: times of whole round trips, the client's encoding included."""
+    """Print the round-trip times of each way, including the client's encoding."""
     served = mlflow.pyfunc.load_model(BASELINE_URI)
     k = {"k": options.k}
 
@@ -127,7 +127,7 @@ def measure(address: str, bank: Bank, options: argparse.Namespace) -> None:
     ways |= {"HTTP, lists": over_http(json_body), "HTTP, packed": over_http(packed_body)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     sizes = {}
-    for number in range(options.requests + 1):  # the first is left out: it opens the index
+    for number in range(options.requests + 1):  # without the first, which opens the index
         row_T = (np.arange(options.ctx) + 7 * number) % bank.num_rows
         for name, way in ways.items():
             begin = time.perf_counter()

@@ -1,8 +1,9 @@
 """The hubness correction by both definitions: `python -m benchmarks.hubness --bank <bank>`.
 
 The older definition counts the train-time predictions of a row's own document, the present one
-leaves them out. For every free predictor: the figures plain and corrected (beta chosen on val), the
-paired differences, and how much nearer train rows are to their predictions than other rows are.
+omits them. For every free predictor it prints the figures, plain and corrected (beta chosen on
+val), the paired differences, and how much nearer train rows are to their predictions than other
+rows.
 """
 
 import click

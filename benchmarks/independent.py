@@ -1,7 +1,7 @@
-"""Figures of copy-last and the moving average computed again without lvm, beside those of `eval`.
+"""Recompute figures of copy-last and the moving average without lvm, beside those of `eval`.
 
 `python -m benchmarks.independent --bank <bank folder> --measured <measured.parquet of an eval>`.
-Own duplicate groups, own averages, own ranks, in numpy; the queries are those of the eval.
+Duplicate groups, averages and ranks are recomputed in numpy; the queries are those of the eval.
 Shapes: N bank rows, D vector dim, K groups, Q queries.
 """
 
@@ -22,8 +22,8 @@ BLOCK = 200
 def groups(stored_ND: np.ndarray, unit_ND: np.ndarray) -> np.ndarray:
     """Return the group (N,) of each row: exact twins, or cosine >= 0.999, chained.
 
-    Rows so close differ by at most sqrt(2 - 2 x 0.999) along any direction, so that only
-    neighbours in the order along a random one are compared.
+    Rows this close differ by at most sqrt(2 - 2 x 0.999) along any direction, so only neighbours in
+    the order along a random direction are compared.
     """
     draw = np.random.default_rng(1)
     along_N = unit_ND @ draw.normal(size=unit_ND.shape[1]).astype(np.float32)
@@ -42,7 +42,7 @@ def groups(stored_ND: np.ndarray, unit_ND: np.ndarray) -> np.ndarray:
         close = np.einsum("nd,nd->n", unit_ND[one], unit_ND[other]) >= TWIN_COSINE
         left.append(one[close])
         right.append(other[close])
-        if step == 400:  # beyond, neighbours in a bank of 121,518 rows gave no further pair
+        if step == 400:  # more neighbours gave no further pair in a bank of 121,518 rows
             break
     pairs = (np.concatenate(left), np.concatenate(right))
     graph = coo_matrix((np.ones(len(pairs[0])), pairs), shape=(len(unit_ND),) * 2)

@@ -1,12 +1,12 @@
-"""The closed loop once: a lane loses train documents, ingestion finds them again, a replay decides.
+"""Run the closed loop once: a lane loses documents, ingestion recovers them, a replay decides.
 
     python -m benchmarks.loop --bank <bank with lanes> --lane Science --folder data/loop
 
 Two banks are written: `base`, in which the lane keeps only the share --keep of its documents before
 the last fifth, drawn by seed, and `pool`, which holds the others. A model is trained on the base,
-diagnosed, and asked on val; `ingest source=anchored` takes pages of the pool near the answers that
-it missed there; a second model is trained on the extended bank; `shadow-eval` compares the two on
-the same test queries over the extended bank. A step that is done already is not repeated.
+diagnosed, and evaluated on val; `ingest source=anchored` takes pages of the pool near the answers
+that it missed; a second model is trained on the extended bank; `shadow-eval` compares the two on
+the same test queries over the extended bank. Finished steps are not repeated.
 """
 
 import json
@@ -30,10 +30,10 @@ SEED = 0
 
 
 def hold_back(bank: Bank, lane: str, keep: float, folder: Path) -> None:
-    """Write `pool`, `base` below `folder`, each unless it is there already.
+    """Write `pool` and `base` below `folder` unless they exist.
 
-    Raises ValueError for a lane that the bank lacks, for a share that holds back no document, for
-    another bank in the place of one of the two.
+    Raises ValueError for a lane that the bank lacks, for a share that holds back no document, and
+    for another bank at either path.
     """
     held_N = held_rows(bank, lane, keep)
     for name, row in (("pool", np.flatnonzero(held_N)), ("base", np.flatnonzero(~held_N))):
@@ -46,7 +46,7 @@ def hold_back(bank: Bank, lane: str, keep: float, folder: Path) -> None:
 
 
 def held_rows(bank: Bank, lane: str, keep: float) -> NDArray[np.bool_]:
-    """Mark the rows of the documents that the lane loses; of the early ones `keep` stay."""
+    """Return a mask of the rows of the documents that the lane loses; the share `keep` stays."""
     if lane not in bank.lanes:
         raise ValueError(f"lane: {lane!r} is not one of {', '.join(bank.lanes) or 'no lanes'}")
     if not 0 <= keep < 1:
@@ -68,7 +68,7 @@ def held_rows(bank: Bank, lane: str, keep: float) -> NDArray[np.bool_]:
 
 
 def step(folder: Path, name: str, entry: str, **options: Any) -> dict[str, Any]:
-    """Run an entry point, its report in `folder`; read the report where the step is done."""
+    """Run an entry point with its report in `folder`; a finished step only reads its report."""
     report = folder / f"{name}.json"
     if not report.is_file():
         words = [part for key, value in options.items() for part in (f"--{key}", str(value))]
@@ -91,7 +91,7 @@ def missed_on_val(folder: Path, version: str) -> Path:
 def run_of(report: Path, model: str, bank_sha256: str) -> str:
     """Return the id of the eval that wrote this report of `model` on val of the bank.
 
-    Raises ValueError where it reports something else, or where no such run of the store wrote it.
+    Raises ValueError if the report is of something else, or if no such run of the store wrote it.
     """
     contents = json.loads(report.read_text())
     asked = {"split": "val", "bank_sha256": bank_sha256}
@@ -107,14 +107,14 @@ def run_of(report: Path, model: str, bank_sha256: str) -> str:
         try:
             if runs.read_json(run.info.run_id, "report.json") == contents:
                 return str(run.info.run_id)
-        except ValueError:  # this run ended before its report
+        except ValueError:  # this run ended before it wrote its report
             continue
     where = mlflow.get_tracking_uri()
     raise ValueError(f"{report}: no eval of {model} in {where} wrote it; delete it, run again")
 
 
 def run_loop(bank: str, lane: str, keep: float, ctx: int, where: Path) -> None:
-    """Do what is not done yet; raises ValueError on bad input."""
+    """Run the steps that are not finished; raises ValueError for bad input."""
     base, larger = where / "base", where / "larger"
     where.mkdir(parents=True, exist_ok=True)
     hold_back(open_bank(bank), lane, keep, where)
@@ -141,7 +141,7 @@ def main(bank: str, lane: str, keep: float, ctx: int, folder: str) -> None:
         run_loop(bank, lane, keep, ctx, Path(folder))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    except subprocess.CalledProcessError as error:  # the step has said why
+    except subprocess.CalledProcessError as error:  # the step printed the reason
         sys.exit(error.returncode)
 
 

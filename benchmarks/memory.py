@@ -1,8 +1,8 @@
-"""The memory battery: does a model remember, on drawn banks whose answer is known?
+"""The memory battery: does a model remember, on drawn banks with known answers?
 
 `python -m benchmarks.memory` trains each model on each bank of `benchmarks.drawn_banks` and prints
-Hit@5 as a share of the oracle's, by the rows of context that it is given: the curve has to rise
-where the answer comes into reach. Results are kept in a file, so that a run goes on where it ended.
+Hit@5 as a share of the oracle's, by the rows of context given: the curve has to rise where the
+answer comes into reach. Results are stored in a file, so an interrupted run resumes.
 """
 
 import json
@@ -45,7 +45,7 @@ Asked = tuple[Drawn, Bank, Windows]
 
 
 def asked_queries(drawn: Drawn, windows: Windows, split: str, most: int) -> Queries:
-    """Return the queries of `split` whose answer is known to the oracle; all where none is."""
+    """Return the queries of `split` with an answer known to the oracle; all if there are none."""
     queries = windows.queries[split]
     known_Q = drawn.reach_N[queries.target_row_Q] > 0
     return queries.take(np.flatnonzero(known_Q if known_Q.any() else ~known_Q)[:most])
@@ -57,7 +57,7 @@ def ranks(prediction_QD: Any, queries: Queries, bank: Bank, windows: Windows) ->
 
 
 def trained(sizes: dict[str, Any], asked: Asked, steps: int) -> nn.Module:
-    """Train by the defaults of the recipe, for `steps` optimizer steps."""
+    """Train with the recipe's defaults for `steps` optimizer steps."""
     drawn, bank, windows = asked
     queries = asked_queries(drawn, windows, "val", 500)
 
@@ -72,7 +72,7 @@ def trained(sizes: dict[str, Any], asked: Asked, steps: int) -> nn.Module:
 def shares(model: nn.Module, asked: Asked, most: int) -> dict[str, Any]:
     """Return Hit@5 on test as a share of the oracle's, by the rows of context given.
 
-    A query is read with at least that many rows, where its sequence has them.
+    A query is read with at least that many rows if its sequence has them.
     """
     drawn, bank, windows = asked
     queries = asked_queries(drawn, windows, "test", most)
@@ -109,7 +109,7 @@ def measure(bank_name: str, model_name: str, steps: int, most: int) -> dict[str,
 
 
 def draw(results: dict[str, dict[str, Any]]) -> Figure:
-    """Draw the shares by the rows of context, a panel a bank."""
+    """Plot the shares by the rows of context, one panel per bank."""
     banks = list(dict.fromkeys(key.split("/")[0] for key in results))
     columns = min(4, len(banks))
     rows = -(-len(banks) // columns)
@@ -156,7 +156,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 @click.option("--queries", default=1500, show_default=True, help="Test queries at most.")
 @click.option("--keep", default="build/memory.json", show_default=True, help="File of results.")
 def main(banks: str, models: str, steps: int, queries: int, keep: str) -> None:
-    """Train each model on each bank; print shares of the oracle's Hit@5, draw them by context."""
+    """Train each model on each bank; print and plot the shares of the oracle's Hit@5 by context."""
     torch.manual_seed(0)
     path = Path(keep)
     path.parent.mkdir(parents=True, exist_ok=True)

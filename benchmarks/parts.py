@@ -1,9 +1,9 @@
-"""What each part of a model is worth on a bank: several seeds, paired over the same queries.
+"""What each part of a model contributes on a bank: several seeds, paired over the same queries.
 
 `python -m benchmarks.parts --bank <bank> --ctx 1000 --seeds 0,1,2` trains the model and
-`model=skip` by the defaults, then asks the same test queries of the whole model, of the model
-without a part, of the model that is given the last 20 rows alone, of the skip trained by itself, of
-the moving average; plain and corrected.
+`model=skip` with the defaults, then evaluates on the same test queries: the whole model, the model
+without each part, the model with the last 20 rows alone, the skip trained by itself, and the moving
+average; plain and corrected.
 """
 
 import time
@@ -56,7 +56,7 @@ class Asked:
 
 
 def trained(bank: Bank, windows: Windows, decay: float, seed: int, **sizes: Any) -> nn.Module:
-    """Train by the defaults, the epoch chosen on a sample of val queries."""
+    """Train with the defaults; the epoch is chosen on a sample of val queries."""
     val = Asked(bank, windows, "val", VAL_QUERIES)
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -102,7 +102,7 @@ def compared(name: str, hits: list[list[Hits]], full: list[list[Hits]], asked: A
 @click.option("--split", default="test", show_default=True, type=click.Choice(["val", "test"]))
 @click.option("--model", default=TrainConfig.model, show_default=True, help="The whole model.")
 def main(path: str, ctx: int, seeds: str, queries: int, split: str, model: str) -> None:
-    """Print what each part of a model is worth on a bank, paired over the same queries."""
+    """Print what each part of a model contributes on a bank, paired over the same queries."""
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
     asked = Asked(bank, windows, split, queries)

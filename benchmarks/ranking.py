@@ -1,9 +1,9 @@
 """Rate of exact ranking beside plain matrix products of the same shapes.
 
 Run `python -m benchmarks.ranking`; `--rows 60000 --queries 1000` takes seconds. A random float16
-bank is written to a scratch folder, then each way runs in a process of its own, so that its peak of
-resident memory is its own. The product is of all queries with one float32 block in memory after the
-other: its rate is the machine's. faiss holds the whole bank as float32, and gets fewer queries.
+bank is written to a scratch folder; each method then runs in a process of its own, so that its peak
+memory is its own. The product multiplies all queries with one float32 block after another in
+memory: its rate is the machine's. faiss holds the whole bank as float32 and gets fewer queries.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def make_bank(options: argparse.Namespace) -> None:
 
 
 def apart(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run one way in a process of its own."""
+    """Run one method in a process of its own."""
     values = {key: value for key, value in vars(options).items() if key != "only"}
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     command = [sys.executable, "-m", "benchmarks.ranking", *arguments, f"--only={name}"]
@@ -88,7 +88,7 @@ def apart(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def plain_matmul(options: argparse.Namespace) -> dict[str, float]:
-    """Multiply all queries with every block of rows, nothing else."""
+    """Multiply all queries with every block of rows."""
     torch.set_num_threads(options.threads)
     prediction_QD = torch.from_numpy(random_queries(options))
     block_KD = torch.randn(BANK_BLOCK, options.dim)
@@ -113,7 +113,7 @@ def ranking(options: argparse.Namespace) -> dict[str, float]:
 
 
 def faiss_flat(options: argparse.Namespace) -> dict[str, float]:
-    """Search with `faiss.IndexFlatIP`, which holds the bank as float32; ten rows a query."""
+    """Search with `faiss.IndexFlatIP`, which holds the bank as float32; ten rows per query."""
     bank = opened(options)
     faiss.omp_set_num_threads(options.threads)
     index = faiss.IndexFlatIP(options.dim)

@@ -1,7 +1,8 @@
-"""Time of one answer of a served model: `python -m benchmarks.serving --bank data/bank`.
+"""Latency of a served model: `python -m benchmarks.serving --bank data/bank`.
 
-Registers an untrained memory_gru of the default size beside a moving average in a scratch store,
-loads each as a user does, then times a warm stream with its index. Scratch takes the index too.
+Registers an untrained memory_gru of the default size and a moving average in a scratch store, loads
+each as a user does, then times a warm stream with its index. The index is written to the scratch
+folder, too.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main() -> None:
 
 @contextmanager
 def scratch_store() -> Iterator[None]:
-    """Work in a new folder with a store of its own; both are gone afterwards."""
+    """Work in a new folder with its own store; both are deleted afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
@@ -61,7 +62,7 @@ def scratch_store() -> Iterator[None]:
 
 
 def measure(name: str, bank: Bank, windows: Windows, options: argparse.Namespace) -> None:
-    """Print the figures of one model, a line for each number of threads."""
+    """Print the figures of one model, one line per number of threads."""
     served = register_and_load(name, bank, windows)
     begin = time.perf_counter()
     index = served.index()
@@ -78,7 +79,7 @@ def measure(name: str, bank: Bank, windows: Windows, options: argparse.Namespace
 
 
 def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[no-untyped-def]
-    """Return what stands behind models:/lvm@baseline once the model is registered."""
+    """Register the model; return the predictor loaded from models:/lvm@baseline."""
     torch.manual_seed(0)
     model = build_model({"model": name, "dim": bank.dim}).eval()
     facts = facts_of(name, "none", bank, windows)

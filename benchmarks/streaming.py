@@ -1,8 +1,8 @@
-"""Time of one appended vector at the default size: `python -m benchmarks.streaming`.
+"""Latency of one appended vector at the default size: `python -m benchmarks.streaming`.
 
-The stream is warmed with `--ctx` rows, then takes `--rows` more; with the bound of ctx rows the
-context is read again every fifth of ctx, which the column max shows. The column cpu is the 95th
-percentile of the thread's own processor time, without what other processes took of its core.
+The stream is warmed with `--ctx` rows and then takes `--rows` more. With the bound of ctx rows the
+context is read again every ctx / 5 rows, which the column max shows. The column cpu is the 95th
+percentile of the thread's processor time, without waiting for other processes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Speed of training: forward and backward of the models beside an unrolled GRU and plain matmul.
+"""Speed of training: forward and backward of the models, an unrolled GRU and plain products.
 
-Run `python -m benchmarks.training`; it prints a table and checks nothing. Rounds go over all rows
-of the table in turn, so that what else the machine does falls on each of them.
+Run `python -m benchmarks.training`; it prints a table and checks nothing. Each round times all rows
+of the table in turn, so that other load on the machine affects them alike.
 """
 
 import resource
@@ -28,7 +28,7 @@ UNROLL, MATMUL = f"nn.GRU, {LAYERS} layers, unrolled", "matmul"
 
 @dataclass
 class Timed:
-    """A call in one precision, with its floating-point operations, windows, seconds a round."""
+    """A call in one precision, with its floating-point operations, windows, seconds per round."""
 
     name: str
     precision: str
@@ -38,7 +38,7 @@ class Timed:
     seconds: list[float] = field(default_factory=list)
 
     def count(self) -> None:
-        """Count the operations of one call, which warms it up."""
+        """Count the operations of one call; the call also warms up."""
         with FlopCounterMode(display=False) as counter:
             self.call()
         self.flops = counter.get_total_flops()
@@ -58,7 +58,7 @@ class Timed:
 
 
 class UnrolledGRU(nn.Module):
-    """What the replaced system trained: all layers step by step over the whole context."""
+    """The old system's model: all layers step by step over the whole context."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def product(precision: str, device: str) -> Callable[[], None]:
 
 
 def table(rows: list[Timed]) -> str:
-    """Show each row beside the matrix products, the unrolled GRU, each in both precisions."""
+    """Format each row beside the matrix products and the unrolled GRU, in both precisions."""
     found = {(row.name, row.precision): row for row in rows}
     lines = []
     for row in rows:
@@ -125,7 +125,7 @@ def table(rows: list[Timed]) -> str:
 @click.option("--repeats", default=3, show_default=True, help="Rounds; the best counts.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 def main(ctx: int, batch: int, dim: int, repeats: int, device: str) -> None:
-    """Print GFLOP/s and windows a second of forward + backward, in fp32 and bf16."""
+    """Print GFLOP/s and windows per second of forward + backward, in fp32 and bf16."""
     torch.manual_seed(0)
     context_BTD = normalize(torch.randn(batch, ctx, dim, device=device), dim=-1)
     models: dict[str, nn.Module] = {UNROLL: UnrolledGRU(dim)}

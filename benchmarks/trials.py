@@ -1,4 +1,4 @@
-"""Trials of training: several configurations side by side on val, paired with the moving average.
+"""Compare training configs on val, paired with the moving average.
 
 `python -m benchmarks.trials --bank <bank> --ctx 1000 model=memory_gru lr=2e-3,hard_negatives=32`:
 each word is one trial, settings of `TrainConfig` with commas between them.
@@ -41,7 +41,7 @@ class Asked:
     num_queries: int
 
     def ranks(self, model: nn.Module, corrected: bool = False) -> list[Any]:
-        """Return the plain ranks, with `corrected` the hubness-corrected ones after them."""
+        """Return the plain ranks; with `corrected` also the hubness-corrected ranks."""
         queries = self.windows.queries["val"].head(self.num_queries)
         corrections: list[Any] = [None]
         if corrected:
@@ -59,7 +59,7 @@ class Asked:
 
 
 def settings(trial: str) -> dict[str, Any]:
-    """Read `name=value,name=value`; values are typed as YAML types them."""
+    """Parse `name=value,name=value`; values are typed as in YAML."""
     known = {field.name for field in fields(TrainConfig)}
     pairs = dict(pair.split("=", 1) for pair in trial.split(",") if pair)
     unknown = sorted(set(pairs) - known)
@@ -87,7 +87,7 @@ def row(name: str, asked: Asked, ranks: list[Any], rivals: list[Any], *more: obj
 @click.option("--queries", default=10_000, show_default=True, help="Val queries at most.")
 @click.argument("trials", nargs=-1, required=True)
 def main(path: str, ctx: int, queries: int, trials: tuple[str, ...]) -> None:
-    """Train each of TRIALS; print its val figures as soon as they are known, a table at the end."""
+    """Train each of TRIALS; print its val figures when it ends, and a table at the end."""
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
     asked = Asked(bank, windows, queries)

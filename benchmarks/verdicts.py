@@ -1,18 +1,17 @@
 """Verdicts on banks whose limit is known: truth against verdict, over seeds.
 
 `python -m benchmarks.verdicts --seeds 3 --keep <folder>`. Each bank is a chain
-x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation, in which dims and lag decide what pays:
+x_{t+1} = unit(R x_{t-lag} + noise), R a random rotation; dims and lag decide what helps:
 
 * data: 64 dims, lag 0, which the skip of any width can express; few documents.
 * capacity: 64 dims, lag 4, which only the hidden layer sees; many documents, narrow models, so that
   the rank of the map they can express is at most their width.
 * saturated: 16 dims, lag 0, learnt from the smallest fraction, with so little noise that the score
-  is at its ceiling: further from it, cells of 300 steps scatter by half a point.
+  is at its ceiling: below it, cells of 300 steps scatter by half a point.
 * unoptimised: the data bank at a hundredth of the learning rate.
 
-Beside each verdict stand the gains of really training on twice the data and with twice the
-parameters.
-With `--keep` the cells stay: a second run trains what is new and judges all of them.
+The gains of actually training on twice the data and with twice the parameters are printed beside
+each verdict. With `--keep` the cells are stored, and a second run trains only new ones.
 Shapes: N bank rows, D vector dim, H features.
 """
 
@@ -37,19 +36,19 @@ from lvm.studies.scaling_cells import Trainer, divide_queries
 from lvm.studies.scaling_grid import Plan, check_data, run_grid
 from lvm.studies.scaling_verdict import CAPACITY, DATA, INCONCLUSIVE, NOT_OPTIMISED, SATURATED, K
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 
 OUTCOMES = ("right", "open", "WRONG")
 CTX, DOCUMENT_ROWS, SEQUENCES = 20, 10, 10
 MODEL = "res_mlp"
-SEEDS = (0, 1)  # the fewest that scaling takes
+SEEDS = (0, 1)  # the minimum for scaling
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A bank with the grid that is asked about it."""
+    """A bank and the grid that is trained on it."""
 
     verdict: str
     dim: int
@@ -151,7 +150,7 @@ def _width_of_twice_the_parameters(trainer: Trainer, width: int) -> int:
 
 @contextmanager
 def _folder(keep: Path | None, name: str) -> Iterator[Path]:
-    """Yield the folder of one bank, one that goes afterwards where none is to be kept."""
+    """Yield the folder of one bank, a temporary one if cells are not stored."""
     if keep is not None:
         yield keep / name
         return
@@ -167,7 +166,7 @@ def _unit(vector_SD: np.ndarray) -> np.ndarray:
 @click.option("--seeds", default=3, show_default=True, help="Banks of each truth.")
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first of them.")
 @click.option("--truths", default=",".join(TRUTHS), show_default=True, help="Which of them.")
-@click.option("--steps", type=int, help="Optimiser steps, other than each truth's own.")
+@click.option("--steps", type=int, help="Optimizer steps, other than each truth's own.")
 @click.option("--really/--no-really", default=True, help="Train what the gains foretell, too.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder of banks and cells to keep.")
 def main(

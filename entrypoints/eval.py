@@ -15,11 +15,11 @@ from lvm.models.skip import Skip
 from lvm.report.evaluation import (
     ablations_table,
     controls_table,
+    evaluation_note,
     evaluation_table,
     reranking_table,
     serving_lines,
 )
-from lvm.report.notes import evaluation_note
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE
 from lvm.tracking import runs

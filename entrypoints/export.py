@@ -9,8 +9,7 @@ from dataclasses import asdict
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import ExportOptions
-from lvm.report.data import export_report, windows_text
-from lvm.report.notes import counts_note
+from lvm.report.data import counts_note, export_report, windows_text
 from lvm.tracking import runs
 from lvm.tracking.datasets import log_inputs, read_bank
 from lvm.tracking.runs import publish_report

@@ -14,8 +14,7 @@ from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.corpus.reading import SourceOptions
-from lvm.report.data import chain_metrics, chains_text, counts_table, drops_table
-from lvm.report.notes import counts_note
+from lvm.report.data import chain_metrics, chains_text, counts_note, counts_table, drops_table
 from lvm.report.tables import MARKDOWN
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_ENCODER

@@ -24,11 +24,11 @@ from lvm.report.lanes import (
     assignment_table,
     ceilings_table,
     hits_table,
+    lanes_note,
     lanes_table,
     supply_line,
 )
-from lvm.report.notes import lanes_note
-from lvm.system.thresholds import LaneRules, read_lane_rules
+from lvm.system.settings import LaneRules, read_lane_rules
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
     Answers,

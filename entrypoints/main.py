@@ -10,7 +10,7 @@ from typing import Any
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import MainOptions
-from lvm.report.notes import pipeline_note
+from lvm.report.data import pipeline_note
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.registry import ARTIFACT

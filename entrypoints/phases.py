@@ -24,7 +24,7 @@ from lvm.tracking.study_runs import (
     train_all,
 )
 from lvm.training.config import RECIPES
-from lvm.training.warnings import planned_warnings
+from lvm.training.guard import planned_warnings
 
 
 def check(options: PhasesOptions) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import PredictOptions
-from lvm.bank.archive import map_array
+from lvm.bank.files import map_array
 from lvm.bank.store import Bank
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.reading import read_text_file
@@ -26,7 +26,7 @@ from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE
-from lvm.serving.passages import Retriever, Wanted
+from lvm.serving.predictor import Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank

@@ -16,7 +16,7 @@ from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
 from lvm.studies.scaling_cells import Trainer, divide_queries
 from lvm.studies.scaling_grid import Plan, check_data, lead_over_free, run_grid
 from lvm.studies.scaling_verdict import K
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from lvm.tracking import runs
 from lvm.tracking.datasets import make_inputs, read_bank
 from lvm.tracking.study_runs import finish_scaling, log_cell, print_round
@@ -78,7 +78,7 @@ def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:
     try:
         return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is no list of numbers with commas between") from None
+        raise ValueError(f"{name}: {text!r} is not a comma-separated list of numbers") from None
 
 
 main = EntryPoint("scaling", ScalingOptions, body, check)

@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import ShadowOptions
-from lvm.report.notes import shadow_note
 from lvm.report.shadow import (
     reranked_table,
+    shadow_note,
     shadow_text,
 )
 from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.decision import Decision
-from lvm.shadow.processes import Replayer
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
-from lvm.system.thresholds import read_gate_rules
+from lvm.shadow.workers import Replayer
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import runs
 from lvm.tracking.candidates import (
     Wanted,
@@ -42,14 +42,7 @@ def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
-    wanted = Wanted(
-        candidates=options.candidates,
-        bank=options.bank,
-        ctx=options.ctx,
-        by_lane=options.rerank == LANE,
-        register=is_enabled,
-        registry=Registry(options.registry),
-    )
+    wanted = wanted_by(options)
     field = gather(wanted, lambda path: read_bank(path or DEFAULT_BANK), log)
     bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
@@ -98,6 +91,18 @@ def body(options: ShadowOptions) -> None:
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         runs.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
+
+
+def wanted_by(options: ShadowOptions) -> Wanted:
+    """Return which candidates take part: in a dry run none is registered."""
+    return Wanted(
+        candidates=options.candidates,
+        bank=options.bank,
+        ctx=options.ctx,
+        by_lane=options.rerank == LANE,
+        register=options.promote == "enabled",
+        registry=Registry(options.registry),
+    )
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

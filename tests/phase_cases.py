@@ -40,7 +40,7 @@ def training(steps: int, **changes: Any) -> dict[str, Any]:
         "plan": {"examples_per_epoch": 4000, "steps": steps, "steps_per_epoch": steps // 3},
         "optimiser_steps": steps,
         "best_epoch": 2,
-        "warnings": [f"only {steps} optimiser steps are planned"],
+        "warnings": [f"only {steps} optimizer steps are planned"],
         "history": [{"epoch": e, "train/loss": loss} for e, loss in enumerate(losses, start=1)],
     } | changes
 

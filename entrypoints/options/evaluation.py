@@ -126,7 +126,7 @@ class PredictOptions:
     )
     context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=1000)
-    rerank: str = option("none", "Order the best 200 anew by the lane to come.", choices=RERANKS)
+    rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that the context holds.")
     bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
     ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)

@@ -114,7 +114,7 @@ def _without_categories(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_kinds(rows: pd.DataFrame, where: str) -> None:
-    """Raise ValueError where a column stands there twice, or holds other things than it may."""
+    """Raise ValueError where a column appears twice, or holds other things than it may."""
     for column, kinds in KINDS.items():
         if (rows.columns == column).sum() > 1:
             raise ValueError(f"{where}: has two columns {column!r}; give one")

@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lvm.bank import files
-from lvm.bank.archive import map_array
+from lvm.bank.files import map_array
 from lvm.bank.row_table import (
     KINDS,
     TMD_LANES,
@@ -31,7 +31,7 @@ from lvm.bank.row_table import (
 from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import generator
-from lvm.system.untrusted import file_inside
+from lvm.system.settings import file_inside
 
 __all__ = [
     "TMD_LANES",
@@ -239,7 +239,9 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ValueError(f"bank {path}: exists already; choose another path or delete it")
     if path.exists() and not (path / files.CONTENTS).is_file():
-        raise ValueError(f"bank {path}: is no bank folder, so it is not replaced; choose another")
+        raise ValueError(
+            f"bank {path}: is not a bank folder, so it is not replaced; choose another"
+        )
 
 
 def _open_written(folder: Path, path: Path) -> Bank:

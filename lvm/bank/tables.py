@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvm.system.untrusted import parse_json
+from lvm.system.settings import parse_json
 
 SYNONYMS = {
     ".markdown": ".md",
@@ -131,7 +131,7 @@ def read_table(
     separated by comma, semicolon, tab or bar, whichever cuts its first line in most names. JSONL
     and parquet keep their types; a null is None or NaN, lists are lists or arrays. `max_values`
     bounds the numbers in all lists together. Raises ValueError for any other file, a name that
-    stands there twice, a damaged or too large table.
+    appears twice, a damaged or too large table.
     """
     kind = kind_of(path)
     if kind not in TABLES or not path.is_file():

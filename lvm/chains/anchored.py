@@ -17,7 +17,7 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, bank_pool, known_lanes, row_heads, row_lane_names
 from lvm.system.seeding import generator
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 NUMBERS = ("target_row", "rank")
 COLUMNS = (*NUMBERS, "split")
@@ -156,8 +156,8 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
     outside = ~table["target_row"].between(0, base.num_rows - 1)
     if outside.any():
         raise ValueError(
-            f"queries {path}: target_row {table['target_row'][outside].iloc[0]} is no row of base "
-            f"{base.path} ({base.num_rows} rows); give the bank that these queries were asked of"
+            f"queries {path}: target_row {table['target_row'][outside].iloc[0]} is not a row of "
+            f"base {base.path} ({base.num_rows} rows); give the bank of these queries"
         )
     if "sequence" in table:
         names = np.array(base.sequences, dtype=object)[base.sequence_N[table["target_row"]]]
@@ -166,7 +166,7 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
             row = int(table["target_row"].to_numpy()[foreign][0])
             raise ValueError(
                 f"queries {path}: row {row} is of sequence {table['sequence'][foreign].iloc[0]!r}, "
-                f"in base {base.path} of {names[foreign][0]!r}; give the bank they were asked of"
+                f"in base {base.path} of {names[foreign][0]!r}; give the bank of these queries"
             )
     return table
 

@@ -17,7 +17,7 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import FloatArray
 from lvm.chains.walks import Chain, Pool, flat_rows
 from lvm.system.seeding import generator
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 BLOCK_QUERIES = 512
 SAMPLE_COLUMNS = 256

@@ -18,7 +18,7 @@ from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 BLOCK_ROWS = 16384
 BLOCK_CHAINS = 1024
@@ -110,7 +110,7 @@ def check_lanes(chains: Sequence[Chain], base: Bank) -> None:
     if unknown:
         shown = ", ".join(unknown[:4]) + (f" with {len(unknown) - 4} more" if unknown[4:] else "")
         raise ValueError(
-            f"lanes: {shown} of the source is no lane of base {base.path} "
+            f"lanes: {shown} of the source is not a lane of base {base.path} "
             f"({', '.join(base.lanes)}); map subtrees to them, lanes=<root>=<lane>,..., or take a "
             "base with these lanes"
         )

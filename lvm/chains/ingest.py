@@ -39,7 +39,7 @@ from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.corpus.ingest import BATCH_ROWS, existing_bank, holds_vectors, row_names
 from lvm.system.atomic import atomic_replace
 from lvm.system.errors import one_line_errors
-from lvm.system.thresholds import ChainRules, read_chain_rules
+from lvm.system.settings import ChainRules, read_chain_rules
 
 KINDS = ("ontology", "anchored", "graph")
 PERCENTILES = (5, 25, 50, 75, 95)  # of coherences, in the report
@@ -113,7 +113,7 @@ def check_plan(plan: ChainPlan) -> None:
     if kind == "anchored" and (plan.queries is None or plan.base is None):
         raise ValueError(
             f"source {plan.source}: needs queries, the per_query.parquet of an eval run with "
-            "split=val, beside base, the bank that these queries were asked of"
+            "split=val, beside base, the bank of these queries"
         )
     for option, read_by in (("queries", "anchored"), ("anchor", "anchored"), ("root", "ontology")):
         if getattr(plan, option) is not None and kind != read_by:

@@ -108,7 +108,7 @@ def _read_obo(path: Path) -> networkx.DiGraph:
     is_a = [(a, b) for a, b, relation in terms.edges(keys=True) if relation == "is_a"]
     graph.add_edges_from((b, a) for a, b in is_a if a in graph and b in graph)
     if not graph.number_of_edges():
-        raise ValueError(f"{path}: no [Term] with an is_a in it; this is no ontology to walk")
+        raise ValueError(f"{path}: no [Term] with an is_a in it; this is not an ontology to walk")
     if unnamed:
         graph.graph["notes"] = (f"{unnamed:,} terms without a name: omitted",)
     return graph
@@ -169,7 +169,7 @@ def read_concepts(path: Path) -> dict[str, tuple[str, str]]:
     names = _names(beside[0], nodes, "node")
     if names.duplicated().any():
         name = names[names.duplicated()].iloc[0]
-        raise ValueError(f"{beside[0]}: node {name!r} stands there twice; give it one line")
+        raise ValueError(f"{beside[0]}: node {name!r} appears twice; give it one line")
     texts = _names(beside[0], nodes, "text")
     lanes = _names(beside[0], nodes, "lane") if "lane" in nodes else [""] * len(nodes)
     return dict(zip(names, zip(texts, lanes, strict=True), strict=True))

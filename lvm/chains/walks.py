@@ -23,7 +23,7 @@ from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.seeding import generator
-from lvm.system.thresholds import ChainRules
+from lvm.system.settings import ChainRules
 
 if TYPE_CHECKING:  # the functions that walk import it: it takes long to load
     import networkx
@@ -343,7 +343,7 @@ def known_lanes(wanted: tuple[str, ...], there: list[str], where: str) -> None:
     if unknown:
         known = ", ".join(there) or "none at all"
         raise ValueError(
-            f"lanes: {', '.join(unknown)} is no lane of {where}; its lanes are {known}"
+            f"lanes: {', '.join(unknown)} is not a lane of {where}; its lanes are {known}"
         )
 
 
@@ -393,7 +393,7 @@ def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> In
     if wrong_E.any():
         edge = int(wrong_E.argmax())
         raise ValueError(
-            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is no row of pool "
+            f"{path}: {column} '{edges[column].iloc[edge]}' in edge {edge} is not a row of pool "
             f"{pool.path}; give row numbers from 0 to {pool.num_rows - 1}"
         )
     return number_E.astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lvm.bank.vector_tables import BATCH_ROWS, VectorTable, arrow_table
-from lvm.system.untrusted import parse_json, read_small_text
+from lvm.system.settings import parse_json, read_small_text
 
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"

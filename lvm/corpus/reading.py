@@ -30,7 +30,7 @@ from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
 from lvm.system.errors import CONTROL, one_line_errors, printable
 from lvm.system.seeding import generator
-from lvm.system.untrusted import file_inside
+from lvm.system.settings import file_inside
 
 PYTHON_DOCS = "python-docs"
 FOLDER_LANES = "folder"

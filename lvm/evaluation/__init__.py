@@ -1,1 +1,1 @@
-"""Predictors measured on frozen queries beside the free ones."""
+"""Evaluation of predictors on frozen queries, beside the free predictors."""

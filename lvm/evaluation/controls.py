@@ -1,7 +1,7 @@
-"""Controls of an evaluation: the gain from length and order of the context, from model parts.
+"""Control experiments of an evaluation: context length, order of rows, model parts.
 
-Only shortened contexts on the same queries show whether context pays. Two models trained at two
-lengths do not, nor do the other controls. Shapes: Q queries, N bank rows, D vector dim.
+Only shortened contexts on the same queries show whether a long context helps; neither two models
+trained at two lengths nor the other controls do. Shapes: Q queries, N bank rows, D vector dim.
 """
 
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ from lvm.windows.planning import SPLITS, Queries, Windows, make_queries, runs
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
 MAX_QUERIES = 2000
 MAX_REVERSED = 1000
-MAX_SHUFFLED_ROWS = 200_000  # shuffled contexts share no pass: 200 queries at ctx 1000
-RIDGE_ROWS = 256  # on either side of a target; older rows weigh less than 1e-11 in the ridge
+MAX_SHUFFLED_ROWS = 200_000  # queries of shuffled contexts share no pass: 200 queries at ctx 1000
+RIDGE_ROWS = 256  # on each side of a target; older rows weigh less than 1e-11 in the ridge
 RankArray = NDArray[np.float64]
 LAST_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Queries with the plan they are ranked under."""
+    """Queries and the plan under which they are ranked."""
 
     bank: Bank
     windows: Windows
@@ -52,7 +52,7 @@ class Questions:
     def ranks(self, *predictions: FloatArray) -> list[RankArray]:
         """Return the plain filtered ranks (Q,) of predictions (Q, D), in one pass of the bank.
 
-        The rows of these queries' contexts are removed, whatever the predictor has read.
+        The rows of the queries' full contexts are removed, even if the predictor read fewer.
         """
         answers = [(prediction_QD, (None,)) for prediction_QD in predictions]
         groups = self.windows.representative_N
@@ -65,7 +65,7 @@ class Questions:
         return {**figures(rank_Q), "ci95": interval}
 
     def differences(self, rank_Q: RankArray, other_Q: RankArray) -> dict[str, Any]:
-        """Return the paired differences rank - other of Hit@5, MRR@10."""
+        """Return the paired differences rank - other in Hit@5 and MRR@10."""
         pairs = {
             "hit_at_5_difference": (hit_at(rank_Q, 5), hit_at(other_Q, 5)),
             "mrr_at_10_difference": (reciprocal_rank_at(rank_Q), reciprocal_rank_at(other_Q)),
@@ -95,9 +95,9 @@ def run_controls(
     """Return the report of all controls on the first MAX_QUERIES of `queries`, as JSON values.
 
     `rank_Q` holds the plain filtered ranks of the predictor with its full context. Keys: queries,
-    documents, ctx, `context` (one entry a length, the full one last), `shuffled`, `reversed_ridge`
-    (None without `ridge`, or where no target has rows on both sides). The last two are asked of
-    fewer queries; their entries say how many.
+    documents, ctx, `context` (one entry per length, the full one last), `shuffled`,
+    `reversed_ridge` (None without `ridge`, or if no target has rows on both sides). The last two
+    use fewer queries, whose number is in their entries.
     """
     asked = Questions(bank, windows, queries).head(MAX_QUERIES)
     full_Q = rank_Q[: len(asked.queries)]
@@ -112,11 +112,11 @@ def run_controls(
 
 
 def truncated(model: nn.Module, asked: Questions, full_Q: RankArray) -> list[dict[str, Any]]:
-    """Ask with only the last 1, 5, 20, ... rows, for each length below the full context.
+    """Evaluate with only the last 1, 5, 20, ... rows, for each length below the full context.
 
-    `predict_queries` reads of a context of L rows the last 0.8 L or more, exactly L up to 5.
-    Targets, candidates and removed rows are those of the full context. Differences are short -
-    full, `p_holm` is that of Hit@5 over all lengths.
+    For a context of L rows, `predict_queries` reads the last 0.8 L rows or more, exactly L for L up
+    to 5. Targets, candidates and removed rows are those of the full context. Differences are short
+    - full; `p_holm` adjusts the p-value of Hit@5 over all lengths.
     """
     ctx = asked.queries.ctx
     lengths = [length for length in CONTEXTS if length < ctx]
@@ -133,7 +133,7 @@ def truncated(model: nn.Module, asked: Questions, full_Q: RankArray) -> list[dic
 
 
 def longest_beaten(controls: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the entry of the longest shortened context that the full one is shown to beat."""
+    """Return the entry of the longest shortened context that the full one significantly beats."""
     beaten = None
     for entry in controls["context"][:-1]:
         high = entry["hit_at_5_difference"]["high"]
@@ -143,9 +143,9 @@ def longest_beaten(controls: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def shuffled(model: nn.Module, asked: Questions, full_Q: RankArray) -> dict[str, Any]:
-    """Ask with all rows but the last permuted; differences are shuffled - ordered.
+    """Evaluate with all rows but the last permuted; differences are shuffled - ordered.
 
-    The first queries are asked whose contexts have MAX_SHUFFLED_ROWS rows together.
+    Only the first queries are used, up to MAX_SHUFFLED_ROWS context rows in all.
     """
     num_rows = np.cumsum(asked.queries.target_row_Q - asked.queries.first_row_Q)
     num_queries = max(1, int(np.searchsorted(num_rows, MAX_SHUFFLED_ROWS, side="right")))
@@ -164,9 +164,9 @@ def shuffled(model: nn.Module, asked: Questions, full_Q: RankArray) -> dict[str,
 def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
     """Compare a ridge with one fitted on the reversed bank; differences are forward - backward.
 
-    Both predict the same rows, from equally many rows (at most RIDGE_ROWS) before or after them.
-    The rows after a target end with its split. A text that is as predictable in either direction
-    has no difference.
+    Both predict the same rows from equally many rows (at most RIDGE_ROWS) before or after them. The
+    rows after a target end with its split. For a text that is equally predictable in both
+    directions the difference is zero.
     """
     bank, queries = asked.bank, asked.queries
     end_N = _split_end_N(bank, asked.windows)
@@ -201,7 +201,7 @@ def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
 
 
 def mirrored(bank: Bank, windows: Windows) -> tuple[Bank, Windows]:
-    """Return the bank read from its last row to its first, with the plan for fits on it.
+    """Return the reversed bank with a plan for fits on it.
 
     Row i becomes row N - 1 - i. The plan has the split, the duplicate groups and the val queries,
     whose contexts end with their split.
@@ -232,7 +232,7 @@ def mirrored(bank: Bank, windows: Windows) -> tuple[Bank, Windows]:
 
 
 def _split_end_N(bank: Bank, windows: Windows) -> NDArray[np.int64]:
-    """Return the row after the last of each row's run of one sequence in one split."""
+    """Return for each row the end of its run of rows of one sequence and one split."""
     start_R, rows_R = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + windows.split_N)
     return np.repeat(start_R + rows_R, rows_R)
 
@@ -242,10 +242,11 @@ def run_ablations(
 ) -> dict[str, Any]:
     """Return the report of all ablations on the first MAX_QUERIES of `queries`, as JSON values.
 
-    `rank_Q` holds the plain filtered ranks of the whole predictor. Keys: queries, documents,
-    `full` (its figures), `without`: one entry a part with the figures of the predictor without it;
-    the part `older_rows` is all but the last LAST_ROWS rows of the context. Weights stay as they
-    were trained. Differences are without - full; `p_holm` is that of Hit@5 over all parts.
+    `rank_Q` holds the plain filtered ranks of the whole predictor. Keys: queries, documents, `full`
+    (its figures), `without`: one entry per part with the figures of the predictor without it; the
+    part `older_rows` is all but the last LAST_ROWS rows of the context. The other weights are not
+    trained again. Differences are without - full; `p_holm` adjusts the p-value of Hit@5 over all
+    parts.
     """
     asked = Questions(bank, windows, queries).head(MAX_QUERIES)
     full_Q = rank_Q[: len(asked.queries)]

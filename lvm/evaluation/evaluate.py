@@ -1,4 +1,4 @@
-"""Evaluation of predictors on one set of frozen queries: figures, re-ranking, examples.
+"""Evaluate predictors on one set of frozen queries: figures, re-ranking, examples.
 
 Shapes: Q queries, N bank rows, D vector dim, T time, E examples, L lanes.
 """
@@ -46,7 +46,7 @@ from lvm.retrieval.rerank import (
     fit_reranker,
     lane_scores,
     old_rule_scores,
-    ranks_anew,
+    reranked_ranks,
     shortlist,
     true_lane_ranks,
 )
@@ -60,7 +60,7 @@ ORACLE_QUERIES = 1_000
 SEARCH_QUERIES = 5
 EACH, K = 20, 5
 CONTEXT_ROWS, FOUND = 2, 3
-SEARCHED = 24  # rows, so that FOUND passages are left when twins count once
+SEARCHED = 24  # rows searched, so that FOUND passages remain without twins
 RankArray = NDArray[np.float64]
 KINDS = ("plain", "corrected")
 
@@ -69,8 +69,8 @@ KINDS = ("plain", "corrected")
 class Evaluation:
     """One predictor on one set of queries.
 
-    `predictions` (Q, D) float32 unit; `per_query` has a line a query in the same order, with the
-    columns of `ranks_table`; `row_correction` (N, 2) float32; `report` the figures.
+    `predictions` (Q, D) float32 unit; `per_query` has one line per query in the same order, with
+    the columns of `ranks_table`; `row_correction` (N, 2) float32; `report` has the figures.
     """
 
     name: str
@@ -92,10 +92,11 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Evaluation]]:
     """Evaluate a predictor on the first queries of a split, with the free ones if `baselines`.
 
-    Returns the report (JSON scalars, lists, dicts; None where not finite) and the evaluations,
+    Returns the report (JSON scalars, lists, dicts; None for non-finite values) and the evaluations,
     the predictor's own first. Figures are fractions from 0 to 1, except ranks and milliseconds.
     `max_queries` None means MAX_QUERIES. With `counts_own` the predictor's hubness correction is
-    fitted by the older definition, see `fit_hubness`. Raises ValueError for another split.
+    fitted by the older definition, see `fit_hubness`. Raises ValueError for a split without
+    queries.
     """
     if split not in SPLITS[1:]:
         raise ValueError(f"split: {split!r} has no queries; choose one of {', '.join(SPLITS[1:])}")
@@ -182,13 +183,13 @@ def _timed(one: Evaluation, model: nn.Module, bank: Bank, queries: Queries) -> E
 
 
 def long_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """Return the per-query tables of all predictors below each other, named by `predictor`."""
+    """Return the per-query tables of all predictors in one table with a column `predictor`."""
     tables = [one.per_query.assign(predictor=one.name) for one in evaluations]
     return pd.concat(tables, ignore_index=True)
 
 
 def _details(own: Evaluation, bank: Bank, windows: Windows, queries: Queries) -> dict[str, Any]:
-    """Return pools, lanes, the ceiling and the time of exhaustive searches."""
+    """Return pools, lanes, the oracle ceiling and the latency of exhaustive searches."""
     rank_raw_Q = own.per_query["rank_raw"].to_numpy()
     num_candidates = len(np.unique(windows.representative_N))
     last_QD, truth_QD = bank.unit(queries.target_row_Q - 1), bank.unit(queries.target_row_Q)
@@ -203,7 +204,7 @@ def _details(own: Evaluation, bank: Bank, windows: Windows, queries: Queries) ->
 
 
 def _pools(rank_Q: NDArray[np.float64], num_candidates: int) -> dict[str, dict[str, float]]:
-    """Return the expected Hit@k in random pools, from raw ranks: a pool removes nothing."""
+    """Return the expected Hit@k in random pools, from raw ranks, because a pool removes nothing."""
     pools = [pool for pool in POOLS if pool < num_candidates] + [num_candidates]
     return {
         str(pool): {f"hit_at_{k}": pool_hit_at(rank_Q, pool, num_candidates, k) for k in (1, 5, 10)}
@@ -223,7 +224,7 @@ def _oracle(
 
 
 def lane_report(per_query: pd.DataFrame, bank: Bank, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the figures of each lane that has queries; nothing for a bank without lanes.
+    """Return the figures of each lane that has queries; empty for a bank without lanes.
 
     The lanes are those of `bank`, not the column of the table.
     """
@@ -275,9 +276,9 @@ def _best_baseline(
 
 
 def query_table(queries: Queries, bank: Bank) -> pd.DataFrame:
-    """Return a line a query with the columns query, target_row, sequence, document, lane.
+    """Return one line per query: query, target_row, sequence, document, lane.
 
-    `lane` is UNASSIGNED_LANE where the row or the whole bank has none.
+    `lane` is UNASSIGNED_LANE for a row or a bank without lanes.
     """
     target_row_Q = queries.target_row_Q
     lane_Q = np.full(len(queries), UNASSIGNED_LANE, dtype=object)
@@ -310,9 +311,10 @@ def example_table(
 ) -> pd.DataFrame:
     """Return up to EACH hits (rank within K), then up to EACH misses, in the queries' order.
 
-    `queries` are those of `measured`. Columns: outcome, rank (plain, filtered), context (its
+    `queries` are the queries of `measured`. Columns: outcome, rank (plain, filtered), context (its
     last CONTEXT_ROWS passages), truth, found_1 ... found_3 (the best passages outside the context,
-    twins once), lane, sequence, document. A row without text is named by its place.
+    without twins), lane, sequence, document. A row without text is named by sequence, document and
+    row.
     """
     per_query = measured.per_query
     is_hit_Q = per_query["rank"].to_numpy() <= K
@@ -346,7 +348,7 @@ def example_table(
 
 
 class _Names:
-    """The text of a row, or where it lies."""
+    """The text of a row, or its place if it has none."""
 
     def __init__(self, bank: Bank) -> None:
         self.bank, self.texts = bank, bank.texts()
@@ -368,14 +370,14 @@ def _first_of_groups(row_S: IntArray, windows: Windows) -> list[int]:
 def evaluate_reranking(
     model: nn.Module, bank: Bank, windows: Windows, queries: Queries, own: Evaluation
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Order the answers of `own` to `queries` anew; return the report with the new ranks.
+    """Re-rank the answers of `own` to `queries`; return the report and the new ranks.
 
     For plain and for corrected scores the report has tau, beta, the figures with `ci95`, and the
-    paired Hit@5 differences to the ranks as they were: of the lane's share, of the replaced
-    system's rule (`old_rule`), of the true lane (`true_lane`, the ceiling). `shortlist` says how
-    many candidates are ordered anew, `on_list` for how many queries the truth is one of them;
-    `classifier` how well the lane is foretold. The table has rank_reranked,
-    rank_corrected_reranked. Raises ValueError for a bank without lanes.
+    paired Hit@5 differences to the original ranks: of the lane term, of the old system's rule
+    (`old_rule`), of the true lane (`true_lane`, the ceiling). `shortlist` is the number of
+    re-ranked candidates, `on_list` the number of queries with the truth among them, `classifier`
+    the accuracy of the predicted lanes. The table has rank_reranked, rank_corrected_reranked.
+    Raises ValueError for a bank without lanes.
     """
     reranker = fit_reranker(model, bank, windows, own.row_correction, windows.seed)
     log_p_QL = reranker.classifier.log_probability(context_features(queries, bank))
@@ -398,7 +400,7 @@ def evaluate_reranking(
 
 @dataclass(frozen=True)
 class _Case:
-    """One kind of scores: the lists that they made, the ranks as they were."""
+    """One kind of scores: its shortlists and its original ranks."""
 
     listed: Shortlist
     rank_Q: RankArray
@@ -408,13 +410,13 @@ class _Case:
     seed: int
 
     def by_lane(self, weights: Weights) -> RankArray:
-        """Return the ranks (Q,) in the order of the lane's share."""
+        """Return the ranks (Q,) after re-ranking by the lane term."""
         weight = weights.tau * weights.beta
         score_QC = lane_scores(self.listed, self.log_p_QL, lane_codes(self.bank), weight)
-        return ranks_anew(self.listed, score_QC, self.rank_Q)
+        return reranked_ranks(self.listed, score_QC, self.rank_Q)
 
     def report(self, weights: Weights) -> dict[str, Any]:
-        """Return the figures of the lane's share, of the old rule, of the true lane."""
+        """Return the figures of the lane term, of the old rule and of the true lane."""
         code_N, code_Q = lane_codes(self.bank), target_codes(self.queries, self.bank)
         old_QC = old_rule_scores(self.listed, self.log_p_QL, code_N)
         true_Q = true_lane_ranks(self.listed, self.rank_Q, code_Q, code_N)
@@ -422,7 +424,7 @@ class _Case:
             **vars(weights),
             "on_list": float(self.listed.is_truth_QC.any(axis=1).mean()),
             **self._figures(self.by_lane(weights)),
-            "old_rule": self._figures(ranks_anew(self.listed, old_QC, self.rank_Q)),
+            "old_rule": self._figures(reranked_ranks(self.listed, old_QC, self.rank_Q)),
             "true_lane": self._figures(true_Q),
         }
 
@@ -440,7 +442,7 @@ class _Case:
 def _classifier(
     log_p_QL: FloatArray, queries: Queries, bank: Bank, windows: Windows
 ) -> dict[str, Any]:
-    """Return how well the lane is foretold, beside how often it is that of most train rows."""
+    """Return the accuracy of the predicted lanes, beside that of the commonest train lane."""
     code_Q = target_codes(queries, bank)
     commonest = np.bincount(lane_codes(bank, windows.train_rows())).argmax()
     share = float((code_Q == commonest).mean())

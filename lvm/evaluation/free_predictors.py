@@ -1,4 +1,4 @@
-"""Free predictors: fitted on train rows, their settings chosen by val Hit@5.
+"""Fit the free predictors on train rows; val Hit@5 chooses their settings.
 
 A new one is a class in `lvm.models.baselines`, a name in `lvm.models.table` and a fit function in
 FITS. Shapes: D vector dim, F = 4 D ridge features, T time, M stored rows.
@@ -41,15 +41,17 @@ CONTEXT_WEIGHTS = (0.5, 2.0, 100.0)
 MAX_CONTEXT_QUERIES = 500
 MAX_RIDGE_ROWS = 200_000
 SEGMENT = 2048
-MAX_STORED_ROWS = 100_000  # 154 MB at 768 dims, registered with the model
+MAX_STORED_ROWS = 100_000  # 154 MB at 768 dims, logged with the model
 STORED_SEGMENT = 512
-HISTORY = 256  # rows before a segment: 0.9^256 of the slowest average is below float32's resolution
+HISTORY = (
+    256  # rows read before a segment: 0.9^256, the slowest decay, is below float32's resolution
+)
 
 
 def fit_free_predictors(
     bank: Bank, windows: Windows, names: Sequence[str] = FREE, seed: int = 0
 ) -> dict[str, nn.Module]:
-    """Return the free predictors called `names`; raises ValueError for an unknown name."""
+    """Return the free predictors named in `names`; raises ValueError for an unknown name."""
     unknown = [name for name in names if name not in FITS]
     if unknown:
         raise ValueError(f"predictor: {unknown[0]!r} is unknown; choose from {', '.join(FREE)}")
@@ -67,10 +69,10 @@ def tuned_decay(bank: Bank, windows: Windows) -> float:
 
 
 def tuned_context_ridge(bank: Bank, windows: Windows) -> ContextRidge:
-    """Return the regression inside each context with the best val Hit@5 of its choices.
+    """Return the regression inside each context whose settings have the best val Hit@5.
 
-    The decay is that of the moving average. Keys are rows or averages of that decay. A pass reads
-    MAX_CONTEXT_QUERIES val queries at most and serves all weights.
+    The decay is that of the moving average. Keys are rows or averages of that decay. One pass reads
+    at most MAX_CONTEXT_QUERIES val queries and serves all weights.
     """
     decay = tuned_decay(bank, windows)
 
@@ -95,7 +97,7 @@ def tuned_context_ridge(bank: Bank, windows: Windows) -> ContextRidge:
 
 
 class _Reads(nn.Module):
-    """Returns what a `ContextRidge` adds to its average, before the weight."""
+    """Returns the unweighted term that a `ContextRidge` adds to its average."""
 
     def __init__(self, ridge: ContextRidge) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class _Reads(nn.Module):
 
 
 def decay_models(bank: Bank) -> list[MovingAverage]:
-    """Return the moving averages that `tuned_decay` chooses from."""
+    """Return the moving averages among which `tuned_decay` chooses."""
     return [MovingAverage(bank.dim, decay) for decay in DECAYS]
 
 
@@ -128,10 +130,10 @@ def fit_ridge(bank: Bank, windows: Windows, seed: int = 0) -> Ridge:
 
 
 def ridge_models(bank: Bank, windows: Windows, seed: int = 0) -> list[Ridge]:
-    """Return the ridge regressions that `fit_ridge` chooses from, one a penalty.
+    """Return the ridge regressions among which `fit_ridge` chooses, one per penalty.
 
-    The normal equations are summed over segments, so that memory does not grow with the bank, up to
-    MAX_RIDGE_ROWS positions of segments drawn by seed.
+    The normal equations are summed over segments drawn by seed, up to MAX_RIDGE_ROWS positions, so
+    that memory does not grow with the bank.
     """
     moments = _Moments(bank.dim)
     for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
@@ -142,9 +144,9 @@ def ridge_models(bank: Bank, windows: Windows, seed: int = 0) -> list[Ridge]:
 def fit_nearest_successor(bank: Bank, windows: Windows, seed: int = 0) -> NearestSuccessor:
     """Return the predictor that stores train rows, at most MAX_STORED_ROWS.
 
-    Where there are more, segments of STORED_SEGMENT consecutive rows of one sequence are drawn, so
-    that the successor of every row but their last is stored. Nothing is chosen on val. The fit is
-    not cached: copying the rows takes no longer than reading a copy.
+    From a larger bank, segments of STORED_SEGMENT consecutive rows of one sequence are drawn, so
+    that all stored rows but the last of a segment have their successor. Nothing is chosen on val.
+    The fit is not cached, because copying the rows takes no longer than reading a cached copy.
     """
     segments = _train_segments(bank, windows, STORED_SEGMENT)
     order = generator(seed, "stored segments").permutation(len(segments))
@@ -165,7 +167,7 @@ def fit_nearest_successor(bank: Bank, windows: Windows, seed: int = 0) -> Neares
 def ridge_pairs(
     bank: Bank, windows: Windows, seed: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Yield features (T, F) with their successors (T, D), both of train rows of one sequence."""
+    """Yield features (T, F) and their successors (T, D), both of train rows of one sequence."""
     segments = _train_segments(bank, windows, SEGMENT, skipped=1)
     num_rows = 0
     for place in generator(seed, "ridge segments").permutation(len(segments)):
@@ -183,7 +185,7 @@ def ridge_pairs(
 def _train_segments(
     bank: Bank, windows: Windows, length: int, skipped: int = 0
 ) -> list[tuple[int, int, int]]:
-    """Cut runs of train rows, without their `skipped` first ones: (start of run, first, end)."""
+    """Cut runs of train rows, without the first `skipped` of each: (start of run, first, end)."""
     run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + windows.split_N)
     in_train = windows.split_N[run_start] == TRAIN
     return [
@@ -196,7 +198,7 @@ def _train_segments(
 
 
 class _Moments:
-    """Sums of products of features with each other, of features with targets."""
+    """Sums of products of features with features and of features with targets."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -228,10 +230,10 @@ class _Moments:
 
 
 def _best_on_val(models: Sequence[nn.Module], bank: Bank, windows: Windows) -> int:
-    """Return the place of the model with the best val Hit@5, then MRR@10, then the first.
+    """Return the index of the model with the best val Hit@5, then MRR@10, then the first.
 
-    The frozen order of the val queries is random: its first MAX_TUNING_QUERIES are a sample, on
-    which the choice is the one that all queries give (benchmarks/choices.py).
+    The frozen order of the val queries is random: the first MAX_TUNING_QUERIES are a random sample,
+    and the choice on it agrees with the choice on all queries (benchmarks/choices.py).
     """
     queries = windows.queries["val"].head(MAX_TUNING_QUERIES)
     answers = [(predict_queries(model, bank, queries), (None,)) for model in models]

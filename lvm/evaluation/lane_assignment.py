@@ -1,8 +1,8 @@
-"""Lanes for the rows of a bank: its own labels, written prototypes or clusters; their agreement.
+"""Assign lanes to the rows of a bank: its labels, written prototypes or clusters.
 
-A document is assigned as a whole, by its mean vector: that agrees with known subjects far better
-than row by row (docs/LOG.md, 2026-11-25). Shapes: N bank rows, M documents, D vector dim, L lanes,
-A labels of the bank.
+A document is assigned as a whole, by its mean vector, which agrees with known subjects far better
+than single rows do (docs/LOG.md, 2026-11-25). Shapes: N bank rows, M documents, D vector dim, L
+lanes, A labels of the bank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,15 @@ from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed
-from lvm.system.thresholds import LaneRules
-from lvm.system.untrusted import read_yaml
+from lvm.system.settings import LaneRules, read_yaml
 from lvm.windows.planning import Windows
 
 BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")
 DOMAINS_FILE = Path(__file__).with_name("domains.yaml")
 UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")
 CHECKED_ROWS = 8
-SAME_ENCODER = 0.9  # the bank's own encoder gives its rows again to 0.99 and more, others below 0.5
-CLUSTERS = 16  # where the bank has no lanes to count
+SAME_ENCODER = 0.9  # cosine: the bank's own encoder reaches 0.99 or more, others less than 0.5
+CLUSTERS = 16  # for a bank without lanes
 STARTS = 10
 TERMS = 2
 WORD = r"(?u)\b[^\W\d_]{3,}\b"
@@ -39,7 +38,7 @@ WORD = r"(?u)\b[^\W\d_]{3,}\b"
 
 @dataclass(frozen=True)
 class Assignment:
-    """A bank with the lanes of one method; `facts` are JSON-able words on how they came about."""
+    """A bank with the lanes of one method; `facts` describe the method, as JSON values."""
 
     method: str
     bank: Bank
@@ -54,10 +53,10 @@ def assign_lanes(
     encoder: str | None = None,
     seed: int = 0,
 ) -> Assignment:
-    """Return the bank with the lanes of `method`; `encoder` None is the one the bank names.
+    """Return the bank with the lanes of `method`; `encoder` None means the encoder the bank names.
 
-    Raises ValueError for an unknown method, a bank without lanes of its own where they are asked
-    for, an encoder that is not at hand or not the bank's.
+    Raises ValueError for an unknown method, for labels of a bank that has none, and for an encoder
+    that is missing or did not make the bank.
     """
     if method == BANK:
         if bank.lane_N is None:
@@ -76,7 +75,7 @@ def assign_lanes(
 
 @one_line_errors
 def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -> Bank:
-    """Return the bank with these lanes, one name a document, None where it has no lane.
+    """Return the bank with these lanes: one name per document, None for no lane.
 
     Raises ValueError for a name that is not among `lanes`.
     """
@@ -91,10 +90,10 @@ def with_lanes(bank: Bank, lane_M: Sequence[str | None], lanes: Sequence[str]) -
 
 
 def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
-    """Load the encoder of the bank, nothing downloaded; `name` None is the one the bank records.
+    """Load the encoder of the bank without downloads; `name` None means the one the bank records.
 
-    Raises ValueError where it is not known or not at hand, has another dim, or does not give the
-    vectors of the bank's own texts again (see `checked_texts`).
+    Raises ValueError if it is unknown or missing, has another dim, or does not reproduce the
+    vectors of the bank's texts (see `checked_texts`).
     """
     name = name or bank.encoder
     if name in UNNAMED_ENCODERS:
@@ -121,7 +120,7 @@ def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
 
 
 def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
-    """Return up to eight rows with their texts, spread over the rows that have one."""
+    """Return up to eight rows with their texts, spread evenly over the rows with text."""
     text_N = bank.texts()
     told = [] if text_N is None else [row for row, text in enumerate(text_N) if text.strip()]
     if text_N is None or not told:
@@ -133,14 +132,14 @@ def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
 
 @one_line_errors
 def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
-    """Read the sentences that describe each domain; raises ValueError on a wrong file."""
+    """Read the sentences that describe each domain; raises ValueError for a wrong file."""
     contents = read_yaml(Path(path), "domains")
     if not isinstance(contents, dict) or not contents:
         raise ValueError(f"domains {path}: must name domains, each with a list of sentences")
     for name, sentences in contents.items():
         if name not in TMD_LANES:
             known = ", ".join(TMD_LANES)
-            raise ValueError(f"domains {path}: {name!r} is no lane; the lanes are {known}")
+            raise ValueError(f"domains {path}: {name!r} is not a lane; the lanes are {known}")
         texts = sentences if isinstance(sentences, list) else []
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"domains {path}: {name} must have a list of one or more sentences")
@@ -150,10 +149,11 @@ def read_domains(path: str | Path = DOMAINS_FILE) -> dict[str, list[str]]:
 def prototype_lanes(
     bank: Bank, encoder: Encoder, domains: Mapping[str, Sequence[str]], rules: LaneRules
 ) -> Assignment:
-    """Give each document the domain whose prototype is nearest to its mean vector.
+    """Assign each document to the domain whose prototype is nearest to its mean vector.
 
-    Both are centred on the mean prototype first, which takes out what all texts of an encoder have
-    in common. A document too near to two prototypes, or to none, has no lane (see LaneRules).
+    The mean of all prototypes is first subtracted from both, which removes the direction common to
+    all texts of an encoder. A document too near to two prototypes, or to none, has no lane (see
+    LaneRules).
     """
     prototype_LD = _unit(
         np.stack([encoder.encode(list(sentences)).mean(axis=0) for sentences in domains.values()])
@@ -179,7 +179,7 @@ def prototype_lanes(
 def cluster_lanes(bank: Bank, windows: Windows, num_lanes: int, seed: int = 0) -> Assignment:
     """Cluster the documents by k-means, fitted on the mean vectors of their train rows.
 
-    A lane is called cluster-<number> with the terms that set it apart where the bank has texts.
+    A lane is named cluster-<number>, followed by its characteristic terms if the bank has texts.
     Raises ValueError for fewer documents with train rows than lanes.
     """
     is_train_N = np.zeros(bank.num_rows, bool)
@@ -204,9 +204,9 @@ def cluster_lanes(bank: Bank, windows: Windows, num_lanes: int, seed: int = 0) -
 
 
 def document_means(bank: Bank, use_N: NDArray[np.bool_] | None = None) -> FloatArray:
-    """Return the unit mean vector of each document's rows, of those in `use_N` alone, (M, D).
+    """Return the unit mean vector of each document's rows, or of its rows in `use_N`, (M, D).
 
-    A document without such a row has a zero vector.
+    A document without such rows has a zero vector.
     """
     sum_MD = np.zeros((len(bank.documents), bank.dim), np.float32)
     for start, unit_BD in bank.unit_blocks():
@@ -229,7 +229,7 @@ def _assignment(method: str, bank: Bank, facts: dict[str, Any]) -> Assignment:
 def _terms(
     bank: Bank, code_M: NDArray[np.integer], in_train_M: NDArray[np.bool_], num_lanes: int
 ) -> list[list[str]]:
-    """Return the words by whose TF-IDF the train documents of each cluster exceed all others."""
+    """Return the words whose TF-IDF in a cluster's train documents most exceeds that elsewhere."""
     text_N = bank.texts()
     terms: list[list[str]] = [[] for _ in range(num_lanes)]
     if text_N is None:
@@ -242,7 +242,7 @@ def _terms(
     weights = TfidfVectorizer(stop_words="english", token_pattern=WORD, sublinear_tf=True)
     try:
         weight_MW = weights.fit_transform([text_M[place] for place in chosen])
-    except ValueError:  # no word at all
+    except ValueError:  # no words
         return terms
     words = weights.get_feature_names_out()
     overall_W = np.asarray(weight_MW.mean(axis=0)).ravel()
@@ -260,15 +260,15 @@ def _unit(vector_MD: NDArray[np.floating]) -> FloatArray:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far assigned lanes are the bank's own labels, over the rows that have both.
+    """Agreement of assigned lanes with the bank's own labels, over the rows that have both.
 
     Attributes:
-        adjusted_rand: 1 for equal partitions, 0 in the mean for random ones (Hubert & Arabie,
+        adjusted_rand: 1 for equal partitions, 0 on average for random ones (Hubert & Arabie,
             Journal of Classification 1985); `nmi` is mutual information over the mean entropy.
         best_match: lane of each label in the one-to-one matching with the most rows; its share of
             the rows is `best_match_accuracy`, of all labelled rows `best_match_of_labelled`.
-        same_name_accuracy: share whose lane is called as their label, among rows whose label is
-            one of the lanes' names; None where no name is shared.
+        same_name_accuracy: share of rows whose lane has the name of their label, among rows whose
+            label is a lane's name; None if no name is shared.
         count_AL: rows by (label, lane), the unassigned ones in the last column.
     """
 
@@ -285,14 +285,14 @@ class Agreement:
     count_AL: NDArray[np.int64]
 
     def report(self) -> dict[str, Any]:
-        """Return the agreement as JSON-able values."""
+        """Return the agreement as JSON values."""
         values = asdict(self) | {"counts": self.count_AL.tolist()}
         del values["count_AL"]
         return values
 
 
 def lane_agreement(labelled: Bank, assigned: Bank) -> Agreement | None:
-    """Compare the lanes of two views of one bank; None where no row has both label and lane."""
+    """Compare the lanes of two views of one bank; None if no row has both label and lane."""
     label_N, lane_N = labelled.lane_N, assigned.lane_N
     if label_N is None or lane_N is None:
         return None

@@ -1,4 +1,4 @@
-"""What search allows in each lane: the truth as a query, the serving index, a larger k.
+"""Ceilings of search in each lane: the truth as a query, the serving index, a larger k.
 
 Shapes: Q queries, N bank rows, D vector dim.
 """
@@ -16,7 +16,7 @@ from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.retrieval.search import FloatArray, IntArray, top_rows
-from lvm.system.thresholds import LaneRules
+from lvm.system.settings import LaneRules
 from lvm.windows.planning import Queries
 
 KS = (5, 10, 50, 100, 200, 1000)
@@ -27,19 +27,19 @@ MODEL_LIMITED, INDEX_LIMITED, UNKNOWN = "model", "index", "unknown"
 
 @dataclass(frozen=True)
 class LaneCeiling:
-    """What limits one lane; all figures are fractions of its queries.
+    """Limits of one lane; all figures are fractions of its queries.
 
     Attributes:
-        oracle_hit_at_5: of exact search with the truth itself, filtered.
-        oracle_exact_hit_at_10: the same with the row correction, nothing filtered: what the index
-            would have if it missed nothing; `oracle_index_hit_at_10` is what it has.
+        oracle_hit_at_5: exact search with the truth itself, filtered.
+        oracle_exact_hit_at_10: the same with the row correction and no filter, which the index
+            would reach without misses; `oracle_index_hit_at_10` is the index's own figure.
         agreement: mean share of the ten best passages of a prediction that the index finds.
         hits: Hit@k of the model by exact search, plain, filtered: the figures of record.
-        hits_corrected: Hit@k by exact search as it is served (corrected, nothing filtered);
-            `hits_served` of the same search through the index.
+        hits_corrected: Hit@k by exact search as it is served (corrected, no filter); `hits_served`
+            is the same search through the index.
         served_difference: `hits_served` minus `hits_corrected` at 10, paired by query.
         larger_k_helps: whether Hit at the rules' larger k is far enough above Hit@5.
-        limited_by: "model", "index", "unknown" (too few queries).
+        limited_by: "model", "index", or "unknown" (too few queries).
     """
 
     lane: str
@@ -58,7 +58,7 @@ class LaneCeiling:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The ceilings of each lane, those over all queries, what serves."""
+    """The ceilings of each lane and of all queries, and the facts of the index."""
 
     index: str
     all_lanes: LaneCeiling
@@ -66,7 +66,7 @@ class Ceilings:
     rules: LaneRules
 
     def sentence(self) -> str:
-        """Say in two sentences what limits, whether a larger k helps."""
+        """Say in two sentences what limits the figures and whether a larger k helps."""
         limited = [lane.lane for lane in self.lanes if lane.limited_by == INDEX_LIMITED]
         judged = [lane for lane in self.lanes if lane.limited_by != UNKNOWN]
         helped = [lane.lane for lane in judged if lane.larger_k_helps]
@@ -85,7 +85,7 @@ class Ceilings:
         return f"Search: {first}. {second}"
 
     def report(self) -> dict[str, Any]:
-        """Return the ceilings as JSON-able values."""
+        """Return the ceilings as JSON values."""
         return {
             "index": self.index,
             "all_lanes": asdict(self.all_lanes),
@@ -102,11 +102,11 @@ def search_table(
     representative_N: IntArray,
     row_correction: FloatArray,
 ) -> pd.DataFrame:
-    """Search with truths and predictions, exactly and through the index; one line a query.
+    """Search with truths and predictions, exactly and through the index; one line per query.
 
-    Columns: oracle_rank (plain, filtered), oracle_rank_corrected (nothing filtered),
-    oracle_rank_served, rank_served (infinite where the index did not find the truth),
-    agreement (share of the ten best passages found).
+    Columns: oracle_rank (plain, filtered), oracle_rank_corrected (no filter), oracle_rank_served,
+    rank_served (infinite if the index did not find the truth), agreement (share of the ten best
+    passages found).
     """
     truth_QD = bank.unit(queries.target_row_Q)
     plain, corrected = exact_ranks(
@@ -117,7 +117,7 @@ def search_table(
     found_Qk, _ = index.search(prediction_QD, depth)
     oracle_Qk, _ = index.search(truth_QD, depth)
     deep_Qk, _ = index.search(prediction_QD, min(SERVED_DEPTH, index.facts.num_passages))
-    # A search for more passages looks further, so its first ones are not what serving finds.
+    # A search for more passages looks further, so its first ten differ from those served.
     deep_Q = np.maximum(_place(deep_Qk, truth_row_Q), depth + 1)
     shallow_Q = _place(found_Qk, truth_row_Q)
     exact_Qk, _ = top_rows(
@@ -145,7 +145,7 @@ def lane_ceilings(
     """Return the ceilings of each lane that has queries, in the order of `lane_names`.
 
     `per_query` holds `target_row`, `rank`, `rank_corrected_raw` of the same queries as `searched`,
-    the table of `search_table`; `index` says what was searched.
+    the table of `search_table`; `index` has the facts of the index.
     """
     target_row_Q = per_query["target_row"].to_numpy()
     document_Q = bank.document_N[target_row_Q]
@@ -200,10 +200,10 @@ def limit(
     difference: Difference,
     rules: LaneRules,
 ) -> str:
-    """Tell what limits a lane of enough queries: the index where it loses what it must not.
+    """Return what limits a lane of enough queries: the index if it misses too much, else the model.
 
-    It does where it finds the truth itself too rarely, or where serving loses a shown part of the
-    hits that exact search has.
+    The index misses too much if it finds the truth itself too rarely, or if serving loses a
+    significant part of the hits of exact search.
     """
     misses_truth = oracle_index < rules.index_recall * oracle_exact
     loses_hits = -difference.mean > rules.index_loss * exact and difference.high < 0
@@ -213,7 +213,7 @@ def limit(
 def failing_queries(
     per_query: pd.DataFrame, bank: Bank, weak: tuple[str, ...], k: int = 5
 ) -> pd.DataFrame:
-    """Return the queries of the lanes `weak`, of all lanes where none is, whose rank exceeds k.
+    """Return the queries with a rank above k in the lanes `weak`, or in all lanes if none is weak.
 
     Columns: sequence, target_row, rank, lane, document; in the order of `per_query`.
     """
@@ -241,6 +241,6 @@ def _hits(rank_Q: pd.Series) -> float:
 
 
 def _place(row_Qk: IntArray, truth_row_Q: IntArray) -> NDArray[np.float64]:
-    """Return the place of the truth among the rows found, infinite where it is not."""
+    """Return the position of the truth among the rows found, infinite if it is missing."""
     is_truth_Qk = row_Qk == truth_row_Q[:, None]
     return np.where(is_truth_Qk.any(axis=1), 1.0 + is_truth_Qk.argmax(axis=1), np.inf)

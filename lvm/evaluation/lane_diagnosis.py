@@ -1,4 +1,4 @@
-"""Diagnosis of lanes: which are weak, whether new chains are the remedy."""
+"""Diagnosis of lanes: which are weak, and whether new chains would help."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lvm.bank.store import Bank
 from lvm.evaluation.metrics import Difference, document_interval, figures, hit_at, paired_difference
 from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
-from lvm.system.thresholds import LaneRules
+from lvm.system.settings import LaneRules
 from lvm.windows.planning import Windows
 
 RESAMPLES = 2000  # per lane; the ends of an interval move by a few hundredths of its width
@@ -22,7 +22,7 @@ class LaneFigures:
     """One lane of one predictor: fractions with 95 % intervals over documents.
 
     `lift` is the paired Hit@5 difference to `best_baseline`, the free predictor that is best in
-    this very lane; None where no baseline was given. Lanes without a query do not appear.
+    this lane; None without baselines. Lanes without queries do not appear.
     """
 
     lane: str
@@ -63,8 +63,8 @@ def lane_figures(
 ) -> list[LaneFigures]:
     """Return the lanes that have queries, in the order of `lane_names`.
 
-    `per_query` holds `target_row` with the filtered `rank`; so does each of `baselines`, for the
-    same queries in the same order.
+    `per_query` holds `target_row` and the filtered `rank`; each of `baselines` holds the same, for
+    the same queries in the same order.
     """
     target_row_Q = per_query["target_row"].to_numpy()
     rank_Q = per_query["rank"].to_numpy()
@@ -99,7 +99,7 @@ def _lift(
     document_Q: NDArray[np.integer],
     seed: int,
 ) -> tuple[str | None, Difference | None]:
-    """Compare with the baseline of the highest Hit@5 here, its first name on a tie."""
+    """Compare with the baseline of the highest Hit@5 in the lane, the first one on a tie."""
     if not baseline_ranks:
         return None, None
     hits = {name: hit_at(ranks, 5) for name, ranks in baseline_ranks.items()}
@@ -108,7 +108,7 @@ def _lift(
 
 
 def lane_supply(bank: Bank, windows: Windows) -> dict[str, LaneSupply]:
-    """Count the train rows of every lane of the bank with their chains and documents."""
+    """Count the train rows, chains and documents of every lane of the bank."""
     train_row = windows.train_rows()
     rows = pd.DataFrame(
         {
@@ -130,9 +130,9 @@ def lane_supply(bank: Bank, windows: Windows) -> dict[str, LaneSupply]:
 def confusion_counts(
     per_query: pd.DataFrame, bank: Bank, representative_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Count the queries of each (lane of the truth, lane of `top_row`), (L + 1, L + 1).
+    """Count the queries by (lane of the truth, lane of `top_row`), (L + 1, L + 1).
 
-    A top row that is a twin of the truth is the truth, whatever lane its own row is filed under.
+    A top row that is a twin of the truth counts as the truth, whatever the lane of its own row.
     """
     target_row_Q = per_query["target_row"].to_numpy()
     top_row_Q = per_query["top_row"].to_numpy()
@@ -147,7 +147,7 @@ def confusion_counts(
 def confusion_pairs(
     count_LL: NDArray[np.int64], lanes: tuple[str, ...], num_pairs: int
 ) -> list[ConfusionPair]:
-    """Return the off-diagonal pairs that exceed their margins most, largest excess first."""
+    """Return the off-diagonal pairs that exceed their expected counts, largest excess first."""
     truth_L, found_L = count_LL.sum(axis=1), count_LL.sum(axis=0)
     expected_LL = np.outer(truth_L, found_L) / max(1, count_LL.sum())
     excess_LL = count_LL - expected_LL
@@ -174,14 +174,14 @@ PROCEED, INGEST, UNKNOWN = "proceed", "ingest", "unknown"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The lanes of one predictor with the decision that follows.
+    """The lanes of one predictor and the decision.
 
     Attributes:
         model: name of the predictor.
-        leaky: whether it may know the answers.
-        hit_at_5: over all queries, the unassigned ones included.
+        leaky: whether it may have been trained on the answers.
+        hit_at_5: over all queries, including unassigned ones.
         weak: lanes that are weak by the interval rule; `weak_old_rule` by the old one.
-        small_supply: lanes with fewer chains than the rules ask for.
+        small_supply: lanes with fewer chains than the rules require.
         unjudged: lanes with too few queries or documents for the interval rule.
         decision: "proceed", "ingest" or "unknown"; `sentence` gives it with its reasons.
         confusion_LL: queries by (lane of the truth, lane of the first retrieved row).
@@ -205,7 +205,7 @@ class Diagnosis:
     rules: LaneRules
 
     def report(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON-able values."""
+        """Return the diagnosis as JSON values."""
         report = {name: value for name, value in vars(self).items() if name != "confusion_LL"}
         report["lanes"] = {
             lane.lane: {**asdict(lane), "supply": asdict(self.supply[lane.lane])}
@@ -231,12 +231,12 @@ def diagnose(
 ) -> Diagnosis:
     """Judge the lanes of `model` on the queries of `measured`.
 
-    `measured` maps `model`, beside any free predictors, to their per-query tables (`target_row`,
-    `rank`, `top_row`), all for the same queries in the same order; `leaky` marks what may know the
-    answers.
+    `measured` maps `model` and any free predictors to their per-query tables (`target_row`, `rank`,
+    `top_row`), all for the same queries in the same order; `leaky` tells whether the model may have
+    been trained on the answers.
 
     Raises:
-        ValueError: the bank has no lanes, the tables hold different queries.
+        ValueError: the bank has no lanes, or the tables hold different queries.
     """
     per_query = measured[model]
     others = {name: table for name, table in measured.items() if name != model}
@@ -273,22 +273,22 @@ def diagnose(
 def best_free_lanes(
     diagnosis: Diagnosis, measured: Mapping[str, pd.DataFrame], bank: Bank, seed: int = 0
 ) -> list[LaneFigures]:
-    """Return each lane as the free predictor that is best there finds it; none without any."""
+    """Return for each lane the figures of its best free predictor; empty without baselines."""
     names = {lane.lane: lane.best_baseline for lane in diagnosis.lanes if lane.best_baseline}
     found = {name: lane_figures(measured[name], {}, bank, seed) for name in {*names.values()}}
     return [lane for name, lanes in found.items() for lane in lanes if names[lane.lane] == name]
 
 
 def is_judged(lane: LaneFigures, rules: LaneRules) -> bool:
-    """Tell whether the lane has the queries for the interval rule."""
+    """Tell whether the lane has enough queries for the interval rule."""
     return lane.num_queries >= rules.min_queries and lane.num_documents >= rules.min_documents
 
 
 def is_weak(lane: LaneFigures, overall: float, rules: LaneRules) -> bool:
-    """Tell whether the lane is far below `overall` without a shown lift over its best baseline.
+    """Tell whether the lane is far below `overall` without a clear lift over its best baseline.
 
-    The lift takes the difficulty of the lane out: a hard lane in which the model still gains is not
-    weak.
+    The lift accounts for the difficulty of the lane: a hard lane in which the model still gains is
+    not weak.
     """
     is_low = lane.ci95["hit_at_5"][1] < rules.weak_share * overall
     has_lift = lane.lift is not None and lane.lift.low > 0

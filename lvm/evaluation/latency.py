@@ -19,7 +19,7 @@ from lvm.windows.planning import Queries
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0
 MEASURED_ROWS = 200
-SEARCHED = 500  # predictions whose index search is compared with exact search
+SEARCHED = 500  # predictions for which the index is compared with exact search
 
 
 def measure_latency(
@@ -27,8 +27,8 @@ def measure_latency(
 ) -> dict[str, float]:
     """Return p50, p95 in milliseconds of the model on one whole context at a time.
 
-    The vectors are read before the clock starts; one query warms up. A slow model answers fewer
-    queries, until MAX_SECONDS have passed.
+    The vectors are read before the clock starts, and one query warms up. A slow model answers fewer
+    queries: the measurement ends after MAX_SECONDS.
     """
     chosen = queries.head(num_queries)
     times: list[float] = []
@@ -54,7 +54,7 @@ def measure_serving(
     prediction_QD: FloatArray,
     representative_N: IntArray,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return the index's facts with its agreement on the first SEARCHED predictions, and its times.
+    """Return the index's facts with its agreement on the first SEARCHED predictions, and latencies.
 
     Agreement is the mean share of the ten best passages of exact search that the index finds.
     """
@@ -79,9 +79,9 @@ def measure_warm_latency(
 ) -> dict[str, float]:
     """Return warm_p50, warm_p95, warm_max in milliseconds over `num_rows` answers of a stream.
 
-    An answer is one append to a stream that has read ctx rows and a search for ten passages. The
-    stream is bounded by ctx, so that warm_max includes reading 0.8 ctx rows again. The rows are the
-    first of the bank, whatever their sequences.
+    An answer is one append to a stream that has read ctx rows, and a search for ten passages. The
+    stream is bounded by ctx, so warm_max includes reading 0.8 ctx rows again. The rows are the
+    first rows of the bank, regardless of sequences.
     """
     stream = open_stream(model, ctx)
     row_T = np.arange(ctx + num_rows + 1) % bank.num_rows
@@ -100,7 +100,7 @@ def measure_warm_latency(
 def measure_search(index: ServingIndex, prediction_QD: FloatArray) -> dict[str, float]:
     """Return index_p50, index_p95, index_batch in milliseconds of a search for ten passages.
 
-    The quantiles are of one query at a time, index_batch is per query of all at once.
+    The quantiles are for one query at a time; index_batch is the time per query of all at once.
     """
     k = min(DEPTH, index.facts.num_passages)
     index.search(prediction_QD[:1], k)

@@ -1,8 +1,8 @@
-"""Retrieval figures from exact ranks, with intervals and tests by document.
+"""Retrieval metrics from exact ranks, with intervals and tests by document.
 
-Figures are fractions from 0 to 1, ranks aside. Ranks are float64, from 1; a tie costs half a rank.
-Queries of one document share their context, so the document is the unit that is resampled or
-flipped. Shapes: Q queries, M documents, S resamples, D vector dim.
+Figures are fractions from 0 to 1, except ranks. Ranks are float64, from 1; a tie costs half a rank.
+Queries of one document share their context, so documents are the units of resampling and of sign
+flips. Shapes: Q queries, M documents, S resamples, D vector dim.
 """
 
 import math
@@ -19,37 +19,37 @@ from scipy.stats import hypergeom
 from lvm.system.seeding import generator
 
 FIGURES = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10", "median_rank")
-POOLS = (58, 115, 230, 1149)  # candidates of the old phases 3.5, 3, 2, 1
+POOLS = (58, 115, 230, 1149)  # pool sizes of the old phases 3.5, 3, 2, 1
 FloatArray = NDArray[np.float64]
 RESAMPLES = 10_000
-LEVEL = 0.05  # two-sided: intervals hold 95 %
-BLOCK_VALUES = 2**20  # weights (resamples x documents) held at a time: 8 MB
-KEPT_VALUES = 2**23  # as many are kept for the next call: 64 MB
-PROBES = 16  # medians tried in one pass over the resamples, for each bound
+LEVEL = 0.05  # two-sided: 95 % intervals
+BLOCK_VALUES = 2**20  # weights (resamples x documents) in memory at a time: 8 MB
+KEPT_VALUES = 2**23  # weights cached for the next call: 64 MB
+PROBES = 16  # medians tried per pass over the resamples, for each bound
 
 
 def hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
-    """Return 1.0 where the truth is among the first k, else 0.0, (Q,)."""
+    """Return 1.0 if the truth is among the first k, else 0.0, (Q,)."""
     return (_checked(rank_Q) <= k).astype(np.float64)
 
 
 def soft_hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
     """Return 1 / (1 + (rank / k)^2), (Q,): near 1 at the top, a half at rank k, near 0 far below.
 
-    A smooth Hit@k: a rank that moves from 9 to 6 counts, so that models which differ little are
-    told apart by fewer queries.
+    A smooth Hit@k: an improvement from rank 9 to 6 counts, so fewer queries distinguish models of
+    similar quality.
     """
     return 1 / (1 + (_checked(rank_Q) / k) ** 2)
 
 
 def reciprocal_rank_at(rank_Q: ArrayLike, k: int = 10) -> FloatArray:
-    """Return 1 / rank where the truth is among the first k, else 0.0, (Q,)."""
+    """Return 1 / rank if the truth is among the first k, else 0.0, (Q,)."""
     checked_Q = _checked(rank_Q)
     return np.where(checked_Q <= k, 1 / checked_Q, 0.0)
 
 
 def per_query(rank_Q: ArrayLike) -> FloatArray:
-    """Return the per-query values of the FIGURES that are means, (Q, 4)."""
+    """Return the per-query values of those FIGURES that are means, (Q, 4)."""
     columns = [hit_at(rank_Q, k) for k in (1, 5, 10)]
     return np.stack([*columns, reciprocal_rank_at(rank_Q, 10)], axis=1)
 
@@ -57,7 +57,7 @@ def per_query(rank_Q: ArrayLike) -> FloatArray:
 def figures(rank_Q: ArrayLike) -> dict[str, float]:
     """Return the FIGURES: Hit@1/5/10, MRR@10 as fractions, the median rank.
 
-    Raises ValueError on no rank at all, on ranks that are NaN or below 1.
+    Raises ValueError for an empty array and for ranks that are NaN or below 1.
     """
     checked_Q = _checked(rank_Q)
     values = [*per_query(checked_Q).mean(axis=0), np.median(checked_Q)]
@@ -65,7 +65,7 @@ def figures(rank_Q: ArrayLike) -> dict[str, float]:
 
 
 def pool_hit_at(rank_Q: ArrayLike, pool: int, num_candidates: int, k: int) -> float:
-    """Return the expected Hit@k among the truth with pool - 1 others drawn from all candidates.
+    """Return the expected Hit@k among the truth and pool - 1 others drawn from all candidates.
 
     The number of drawn candidates that are better than the truth is hypergeometric. A half rank (an
     odd number of ties) is the mean of its two neighbours. Raises ValueError for an impossible pool.
@@ -94,10 +94,10 @@ def contrastive_accuracy(rank_raw_Q: ArrayLike, num_candidates: int) -> float:
 def copy_ratio(prediction_QD: NDArray[Any], last_QD: NDArray[Any], truth_QD: NDArray[Any]) -> float:
     """Return mean cos(prediction, last context row) / mean cos(truth, last context row).
 
-    All unit vectors. Above 1 a predictor repeats its context more than the text does; copy-last has
-    1 / mean cos(truth, last). After PAR (arXiv 2412.08821, section 2.4.1), on the last row, as a
-    ratio of means, so that a truth at a right angle to its context does no harm. NaN where the
-    truths do not lean to their contexts at all (mean cosine of 0 or less).
+    All are unit vectors. Above 1 a predictor repeats its context more than the text does; copy-last
+    has 1 / mean cos(truth, last). After PAR (arXiv 2412.08821, section 2.4.1), on the last row, as
+    a ratio of means, so that a truth orthogonal to its context does not divide by zero. NaN if the
+    mean cosine of truths and contexts is 0 or less.
     """
     copied = np.einsum("qd,qd->q", prediction_QD, last_QD, dtype=np.float64).mean()
     natural = np.einsum("qd,qd->q", truth_QD, last_QD, dtype=np.float64).mean()
@@ -108,7 +108,7 @@ def _checked(rank_Q: ArrayLike) -> FloatArray:
     ranks = np.asarray(rank_Q, dtype=np.float64)
     if ranks.ndim != 1 or not len(ranks):
         raise ValueError(f"ranks: shape {ranks.shape}; expected one rank for each of 1 ... queries")
-    bad = ~(ranks >= 1)  # NaN compares false
+    bad = ~(ranks >= 1)  # NaN fails this comparison
     if bad.any():
         raise ValueError(f"ranks: {bad.sum()} of {len(ranks)} are NaN or below 1")
     return ranks
@@ -126,9 +126,9 @@ class Estimate(Protocol):
 
 
 def points(found: Estimate, width: int = 0) -> str:
-    """Write fractions in points: `+1.2 [+0.4, +2.0]`, each bound at least `width` wide.
+    """Format fractions in points: `+1.2 [+0.4, +2.0]`, each bound at least `width` wide.
 
-    Where nothing is known of other documents, the interval is `[unknown]`.
+    An interval of NaN, as for queries of one document, is `[unknown]`.
     """
     mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
     if math.isnan(low):
@@ -138,7 +138,7 @@ def points(found: Estimate, width: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of means a - b with its 95 % interval, p by sign flips of documents."""
+    """A paired difference of means a - b with its 95 % interval and the p-value of sign flips."""
 
     mean: float
     low: float
@@ -153,8 +153,8 @@ def document_interval(
     """Return the 95 % interval [low, high] of each of metrics.FIGURES.
 
     Percentile bootstrap over documents; every call with one seed and one number of documents draws
-    the same resamples, so that predictors are compared on the same ones. NaN where all queries are
-    from one document: nothing is known then of other documents.
+    the same resamples, so predictors are compared on the same ones. NaN if all queries are from one
+    document, which allows no inference about others.
     """
     value_Q4 = per_query(rank_Q)
     documents = _Documents.of(document_Q, len(value_Q4))
@@ -191,7 +191,7 @@ def paired_difference(
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
-    """Return p-values adjusted for their number (Holm, Scand. J. Statist. 1979), in their order."""
+    """Return p-values adjusted for their number (Holm, Scand. J. Statist. 1979), in order."""
     p = np.asarray(p_values, np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p values: each must lie between 0 and 1")
@@ -203,14 +203,14 @@ def holm(p_values: ArrayLike) -> FloatArray:
 
 
 def smallest_p(num_documents: int) -> float:
-    """Return the smallest p-value that the sign-flip test of so many documents can give."""
+    """Return the smallest p-value that the sign-flip test can give for this number of documents."""
     return max(2.0 ** (1 - num_documents), 1 / RESAMPLES)
 
 
 def smallest_detectable(
     difference_Q: ArrayLike, document_Q: ArrayLike, power: float = 0.8
 ) -> float:
-    """Return the true mean difference that a test at LEVEL on such queries finds with `power`.
+    """Return the true mean difference that a test at LEVEL on such queries detects with `power`.
 
     Normal approximation with the standard error over documents: (z(1 - LEVEL/2) + z(power)) * SE.
     It falls with the square root of the number of documents. NaN with fewer than two.
@@ -250,14 +250,14 @@ class _Documents:
 
 @dataclass(frozen=True)
 class _Bootstrap:
-    """Resamples of documents, drawn block by block, so that they are never held all at once."""
+    """Resamples of documents, drawn in blocks, so that they are never all in memory."""
 
     num_documents: int
     resamples: int
     seed: int
 
     def weights(self) -> Iterator[FloatArray]:
-        """Yield how often each resample draws each document, (B, M) resamples at a time."""
+        """Yield how often each resample draws each document, (B, M), B resamples at a time."""
         if self.resamples * self.num_documents <= KEPT_VALUES:
             yield _kept_weights(self)
         else:
@@ -266,8 +266,8 @@ class _Bootstrap:
     def means(self, sum_MF: FloatArray, size_M: FloatArray) -> FloatArray:
         """Return the resampled means of columns with these sums over documents, (S, F).
 
-        Each resample is added up by itself, along the documents: a matrix product would round in
-        another order for another size of block.
+        Each resample is summed separately along the documents: the rounding of a matrix product
+        would depend on the block size.
         """
         blocks = []
         for weight_BM in self.weights():
@@ -284,7 +284,7 @@ def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
     for begin in range(0, bootstrap.resamples, height):
         lines = min(height, bootstrap.resamples - begin)
         drawn_BM = random.integers(num, size=(lines, num))
-        drawn_BM += np.arange(lines)[:, None] * num  # a place of its own for each resample
+        drawn_BM += np.arange(lines)[:, None] * num  # one index range per resample
         count = np.bincount(drawn_BM.ravel(), minlength=lines * num)
         yield count.reshape(lines, num).astype(np.float64)
 
@@ -292,8 +292,8 @@ def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
 def _sign_flip_p(sum_M: FloatArray, seed: int) -> float:
     """Return the two-sided p-value of sums by document under random signs.
 
-    All 2^M patterns of signs where RESAMPLES are enough for them, else RESAMPLES - 1 random ones
-    with the observed one (Phipson & Smyth, arXiv 1603.05766).
+    All 2^M patterns of signs if RESAMPLES cover them, else RESAMPLES - 1 random ones and the
+    observed one (Phipson & Smyth, arXiv 1603.05766).
     """
     is_exact = 2 ** len(sum_M) <= RESAMPLES
     rounding = 1e-12 * np.abs(sum_M).sum()
@@ -312,9 +312,9 @@ def _exact_flips(num_documents: int) -> Iterator[NDArray[np.bool_]]:
 
 
 def _random_flips(num_documents: int, seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Yield which documents change their sign, (B, M) patterns at a time.
+    """Yield which documents change their sign, (B, M), B patterns at a time.
 
-    Random bytes come in words of four: a pattern of whole words is the same in any block.
+    Random bytes come in words of four, so a pattern of whole words is the same for any block size.
     """
     random = generator(seed, "sign flips")
     height = max(1, BLOCK_VALUES // num_documents)
@@ -342,8 +342,8 @@ def _median_interval(
 ) -> list[float]:
     """Return the percentile interval of the median without computing a median.
 
-    The resampled median is at most r where half of the drawn queries rank at r or better; the share
-    of such resamples grows with r, so that the bounds are found by narrowing, several r a pass.
+    The resampled median is at most r if half of the drawn queries rank at r or better. The share of
+    such resamples grows with r, so the bounds are found by bisection, with several r per pass.
     """
     value_R = np.unique(rank_Q)
     shares = (LEVEL / 2, 1 - LEVEL / 2)
@@ -366,6 +366,8 @@ def _shares_reached(
     within_MP = documents.sums((rank_Q[:, None] <= value_P).astype(np.float64))
     num_reached_P = np.zeros(len(value_P))
     for weight_BM in bootstrap.weights():
-        half_B1 = (weight_BM @ documents.size_M)[:, None] / 2  # whole numbers: any order is exact
+        half_B1 = (weight_BM @ documents.size_M)[
+            :, None
+        ] / 2  # whole numbers: sums are exact in any order
         num_reached_P += (weight_BM @ within_MP >= half_B1).sum(axis=0)
     return num_reached_P / bootstrap.resamples

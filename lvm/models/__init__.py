@@ -1,1 +1,1 @@
-"""Predictors as torch modules, listed by name in `table`."""
+"""Predictors as torch modules; `table` lists them by name."""

@@ -1,9 +1,9 @@
 """Free predictors: parameter-free or closed-form maps from a context to the next vector.
 
 Shapes: B batch, T time, D vector dim. Every forward maps a context (B, T, D) of unit float32
-vectors to predictions (B, T, D), unit float32; position t reads positions up to t only. A class
-that looks at the last few rows alone says at how many in `context_rows`. What `begin` and `step` do
-is said in `lvm.prediction.predict`.
+vectors to predictions (B, T, D), unit float32; position t uses positions up to t only. A class that
+uses only the last few rows has their number as `context_rows`. `lvm.prediction.predict` describes
+`begin` and `step`.
 """
 
 import copy
@@ -16,10 +16,10 @@ from torch.nn.functional import normalize, pad
 from lvm.models.layers import RunningAverage, moving_average
 
 RIDGE_DECAYS = (0.5, 0.9)
-TWIN = 0.999  # cosine from which two rows are duplicates, as in lvm.bank.store
+TWIN = 0.999  # rows with this cosine or more are duplicates, as in lvm.bank.store
 QUERY_BLOCK = 1024
 RIDGE_BLOCK = 64
-KEY_BLOCK = 1024  # in float32 it stays in the cache: five times as fast as 4,096 for one query
+KEY_BLOCK = 1024  # a float32 block fits the CPU cache: for one query five times as fast as 4,096
 
 
 class CopyLast(nn.Module):
@@ -83,7 +83,7 @@ class ContextMean(nn.Module):
 class Ridge(nn.Module):
     """Predicts by a linear map of `ridge_features`, fitted in closed form.
 
-    Buffers: weight (D, 4 D) and bias (D), as scikit-learn's Ridge stores them.
+    Buffers: weight (D, 4 D) and bias (D), stored as in scikit-learn's Ridge.
     """
 
     def __init__(self, dim: int, alpha: float = 1.0) -> None:
@@ -114,7 +114,7 @@ class Ridge(nn.Module):
 
 @dataclass
 class RidgeCache:
-    """What `Ridge` keeps of a stream."""
+    """State of a `Ridge` stream."""
 
     previous_D: Tensor
     averages: list[RunningAverage]
@@ -124,9 +124,9 @@ class ContextRidge(nn.Module):
     """Predicts unit(unit(ema_t) + weight * M_t k_t), M_t a ridge regression of this context alone.
 
     M_t minimises sum_i |M k_i - x_{i+1}|^2 + penalty |M|^2 over the pairs i + 1 <= t, with keys k_i
-    = unit average of decay `key_decay` (0: x_i itself). It is updated pair by pair (recursive least
-    squares, the matrix inversion lemma): O(D^2) a row in a stream, blocks of `RIDGE_BLOCK` rows by
-    one Cholesky factor each in a pass. It knows nothing of the train rows.
+    = unit average of decay `key_decay` (0: x_i itself). A stream updates it pair by pair (recursive
+    least squares, the matrix inversion lemma) at O(D^2) a row; a pass solves blocks of
+    `RIDGE_BLOCK` rows by one Cholesky factor each. It uses no train rows.
     """
 
     def __init__(
@@ -173,9 +173,11 @@ class ContextRidge(nn.Module):
     def _regress(
         self, key_BTD: Tensor, context_BTD: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return M_t k_t of each step; (K^T K + penalty)^-1 and M^T after the last one."""
+        """Return M_t k_t of each step, and (K^T K + penalty)^-1 and M^T after the last step."""
         batch, _, dim = key_BTD.shape
-        before_BTD = pad(key_BTD, (0, 0, 1, 0))[:, :-1]  # a key of zeros teaches nothing
+        before_BTD = pad(key_BTD, (0, 0, 1, 0))[
+            :, :-1
+        ]  # a zero key leaves the regression unchanged
         inverse_BDD = torch.eye(dim).to(key_BTD).expand(batch, dim, dim) / self.penalty
         map_BDD = torch.zeros_like(inverse_BDD)
         reads = []
@@ -189,7 +191,7 @@ class ContextRidge(nn.Module):
             both = torch.cat([value - key @ map_BDD, spread_BSD], dim=-1)
             solved = torch.linalg.solve_triangular(factor_BSS, both, upper=False)
             missed_BSD, gain_BSD = solved.split(dim, dim=-1)
-            # Row j of the factor knows the pairs up to j: a step takes the rows up to itself.
+            # Row j of the factor uses the pairs up to j, so a step uses the rows up to itself.
             reads.append(query @ map_BDD + (query @ gain_BSD.mT).tril() @ missed_BSD)
             map_BDD = map_BDD + gain_BSD.mT @ missed_BSD
             inverse_BDD = inverse_BDD - gain_BSD.mT @ gain_BSD
@@ -210,18 +212,18 @@ class ContextRidgeCache:
 class NearestSuccessor(nn.Module):
     """Predicts the row that follows the stored row nearest to the last vector by cosine.
 
-    Buffers: row_MD (M, D) float16, train rows in reading order; is_end_M (M) bool, true where the
-    next stored row is not the successor. Ties go to the earlier row. It answers with train rows,
-    which are never the answer of a frozen query: while they are candidates, as for raw ranks, one
-    of them ranks first, so that raw Hit@1 is 0. Where the row it answers with lies in the query's
-    context, the filter removes it, and the answer can rank first. What it shows is that the answer
-    lies near.
+    Buffers: row_MD (M, D) float16, train rows in reading order; is_end_M (M) bool, true if the next
+    stored row is not the successor. Ties go to the earlier row. Its predictions are train rows,
+    which are never the target of a frozen query. In raw ranks one of these train rows ranks first,
+    so raw Hit@1 is 0. In filtered ranks a predicted row that lies in the query's context is
+    removed, and the target can rank first. A good rank shows that the target is near the predicted
+    row.
 
-    A stored row finds itself, so on train rows the prediction is the answer itself. Whatever is
-    fitted on train-time predictions has to ask `on_train_rows()`, which skips every stored row
-    with a cosine of TWIN or more: the row itself and its twins, for a twin may be followed by a
-    twin of the answer, while no frozen query has an answer among the twins of train rows. At query
-    time such rows stay: a sentence that was read before is honest knowledge.
+    On train rows a stored row finds itself, and the prediction is the target. Fits on train-time
+    predictions must therefore use `on_train_rows()`, which skips stored rows with a cosine of TWIN
+    or more: the row itself and its twins, since a twin may be followed by a twin of the target. No
+    frozen query has a target among the twins of train rows, so these rows are used at query time: a
+    sentence that occurred before is legitimate evidence.
     """
 
     context_rows = 1
@@ -239,7 +241,7 @@ class NearestSuccessor(nn.Module):
         self.is_end_M[-1] = True
 
     def on_train_rows(self) -> "NearestSuccessor":
-        """Return this predictor, its buffers shared, blind to what it stored of the rows read."""
+        """Return this predictor with shared buffers, skipping stored twins of the rows it reads."""
         blind = copy.copy(self)
         blind.skips_twins = True
         return blind

@@ -1,4 +1,4 @@
-"""Predictor with fast weights: each sequence trains an associative memory while it is read.
+"""Predictor with fast weights: it trains an associative memory on each sequence as it reads it.
 
 Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, A heads, R key features
 and V value features of a head, K key features of the recall.
@@ -17,7 +17,10 @@ BLOCK = 64
 HEAD_DIM = 32
 KEYS = 128  # key features of a head of the recall
 RECALL_HEADS = 2
-STRENGTHS = (-1.0, -4.0)  # logits: a quick head writes a quarter of what it missed, a slow one 2 %
+STRENGTHS = (
+    -1.0,
+    -4.0,
+)  # logits: the fast head corrects a quarter of its error per write, the slow one 2 %
 
 
 def delta_rule(
@@ -28,14 +31,14 @@ def delta_rule(
     log_keep_BTA: Tensor,
     state_BAVR: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what each step reads (B, T, A, V) and the memory after the last one (B, A, V, R).
+    """Return the reads of each step (B, T, A, V) and the memory after the last one (B, A, V, R).
 
-    M_t = a_t M_{t-1} + b_t (v_t - a_t M_{t-1} k_t) k_t^T, read_t = M_t q_t, with b `strength` in
-    0 ... 1 and a = exp(`log_keep`) in 0 ... 1: one step of gradient descent on |M k_t - v_t|^2 / 2
+    M_t = a_t M_{t-1} + b_t (v_t - a_t M_{t-1} k_t) k_t^T, read_t = M_t q_t, with b `strength` in 0
+    ... 1 and a = exp(`log_keep`) in 0 ... 1: one step of gradient descent on |M k_t - v_t|^2 / 2
     (Yang, Kautz, Hatamizadeh, arXiv 2412.06464, section 3). Keys must have length 1 or less. The
-    memory starts as `state_BAVR`, else as zero. Blocks of 64 steps are solved in parallel as one
-    triangular system each (Yang et al., arXiv 2406.06484, section 3.2). The memory is float32
-    under autocast, too, which takes the products in its own dtype.
+    memory starts as `state_BAVR`, by default as zero. Blocks of 64 steps are solved in parallel,
+    each as one triangular system (Yang et al., arXiv 2406.06484, section 3.2). The memory is
+    float32 even under autocast, which applies to the products only.
     """
     num_steps = query_BTAR.shape[1]
     query, key, value, strength, log_keep = (
@@ -56,7 +59,7 @@ def delta_rule(
     if state_BAVR is None:
         state_BAVR = query.new_zeros(batch, heads, value.shape[-1], query.shape[-1])
     reads = []
-    # Unbound at once: the gradient of a slice fills a tensor as large as all blocks.
+    # Unbind once: the gradient of each slice would fill a tensor as large as all blocks.
     parts = (query, key, score_BACSS, new_BACSV, old_BACSR, grown_BACS[..., -1, None, None])
     for query_, key_, score, new, old, kept in zip(*(p.unbind(2) for p in parts), strict=True):
         change_BASV = new - old @ state_BAVR.mT
@@ -74,7 +77,7 @@ def delta_step(
     log_keep_A: Tensor,
     state_AVR: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return what one more step reads (A, V) and the memory after it."""
+    """Return the read (A, V) of one more step and the memory after it."""
     kept_AVR = state_AVR * log_keep_A.exp()[:, None, None]
     missed_AV = value_AV - (kept_AVR @ key_AR[:, :, None])[..., 0]
     state_AVR = torch.baddbmm(
@@ -84,7 +87,7 @@ def delta_step(
 
 
 def _blocks(part_BTAX: Tensor) -> Tensor:
-    """Cut (B, T, A, ...) into (B, A, C, S, ...), float32; steps added at the end change nothing."""
+    """Cut (B, T, A, ...) into float32 blocks (B, A, C, S, ...); padding steps have no effect."""
     part_BTAX = part_BTAX.float()
     added = [0, 0] * (part_BTAX.ndim - 2) + [0, -part_BTAX.shape[1] % BLOCK]
     return pad(part_BTAX, added).unflatten(1, (-1, BLOCK)).movedim(3, 1)
@@ -110,7 +113,7 @@ class DeltaMemoryConfig:
 
 @dataclass
 class FastWeights:
-    """State of one associative memory in a stream: its matrix and what the next write needs."""
+    """State of one associative memory in a stream: its matrix, the inputs of the next write."""
 
     matrix_AVR: Tensor
     before: tuple[Tensor, ...]
@@ -119,9 +122,9 @@ class FastWeights:
 class DeltaMemory(Residual):
     """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t) + g_t recall_t).
 
-    h_t comes from layers whose memory is written by the gated delta rule. recall_t answers in the
-    space of the vectors: which row followed rows like these in this context? Both memories are of a
-    fixed size, however long the context.
+    h_t comes from layers with a memory that the gated delta rule writes. recall_t is a vector: the
+    memory's estimate of which row follows rows like the recent ones, learnt in this context. Both
+    memories have a fixed size, however long the context.
     """
 
     ablations: tuple[str, ...] = ("linear", "encoder", "memory", "recall")
@@ -177,11 +180,11 @@ class DeltaMemory(Residual):
 
 
 class Recall(nn.Module):
-    """Remembers which row followed what: keys are maps of [x_i; ema_i], values the rows i + 1.
+    """Remembers which row followed which: keys are maps of [x_i; ema_i], values are rows i + 1.
 
-    Of its two heads one starts quick, to follow a context that changes, one slow, to hold what was
-    said long ago. Both start as in-context regression of each row on the row before it; their reads
-    start with a weight of zero.
+    One of its two heads starts fast, to follow a changing context, the other slow, to hold older
+    rows. Both start as in-context regression of each row on the row before it; their reads start
+    with weight zero.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -196,7 +199,7 @@ class Recall(nn.Module):
     def forward(
         self, context_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor
     ) -> tuple[Tensor, FastWeights]:
-        """Return what is recalled at each step (B, T, D), weighed, and the last memory."""
+        """Return the weighted recall at each step (B, T, D) and the memory after the last step."""
         key_BTAK = self._keys(recent_BTE)
         strength_BTA, keep_BTA, weight_BTA = self._rates(state_BTH)
         value_BTAD = context_BTD[:, :, None].expand(-1, -1, RECALL_HEADS, -1)
@@ -209,7 +212,7 @@ class Recall(nn.Module):
     def step(
         self, vector_D: Tensor, recent_E: Tensor, state_H: Tensor, weights: FastWeights
     ) -> Tensor:
-        """Return what is recalled at one more step (D,), weighed."""
+        """Return the weighted recall at one more step (D,)."""
         key_AK = self._keys(recent_E)
         strength_A, keep_A, weight_A = self._rates(state_H)
         key_before_AK, strength_before_A = weights.before
@@ -224,7 +227,7 @@ class Recall(nn.Module):
         return unit(self.key(recent_BTE).float().unflatten(-1, (RECALL_HEADS, -1)))
 
     def _rates(self, state_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how strongly step t + 1 will be written, what is kept, the weight of the read."""
+        """Return the strength of the write at step t + 1, the log decay, the weight of the read."""
         strength, keep, weight = self.rates(state_BTH).float().chunk(3, dim=-1)
         return strength.sigmoid(), logsigmoid(keep), weight
 
@@ -232,8 +235,9 @@ class Recall(nn.Module):
 class DeltaLayer(nn.Module):
     """Residual gated delta rule over heads, then a residual SwiGLU block.
 
-    Keys see the state before and the present one, so that a head can remember what came after what
-    (the short convolution of Yang et al., arXiv 2412.06464, section 3.4, has this purpose).
+    Keys are maps of the previous and the current state, so that a head can remember which state
+    followed which (the purpose of the short convolution of Yang et al., arXiv 2412.06464, section
+    3.4).
     """
 
     def __init__(self, hidden: int, dropout: float) -> None:
@@ -255,9 +259,9 @@ class DeltaLayer(nn.Module):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Start half of the heads as registers, half as memories of what came after what.
+        """Start half of the heads as registers, half as memories of which state followed which.
 
-        The key of a register is nearly constant: it holds a gated average of what it is told.
+        The key of a register is nearly constant, so it holds a gated average of its inputs.
         """
         hidden, registers = self.query.in_features, self.heads // 2
         rows = registers * (hidden // self.heads)
@@ -274,7 +278,7 @@ class DeltaLayer(nn.Module):
         keep[:] = 8
 
     def forward(self, state_BTH: Tensor, reads: bool = True) -> tuple[Tensor, FastWeights]:
-        """Return the next states (B, T, H) and the last memory; without `reads` all read zeros."""
+        """Return the next states (B, T, H) and the last memory; without `reads` reads are zero."""
         seen_BTH = self.mix_norm(state_BTH)
         read_BTAV, matrix_BAVR = delta_rule(*self._parts(seen_BTH, _before(seen_BTH)))
         if not reads:
@@ -283,7 +287,7 @@ class DeltaLayer(nn.Module):
         return self._feed(state_BTH, seen_BTH, read_BTAV), weights
 
     def step(self, state_H: Tensor, weights: FastWeights) -> Tensor:
-        """Return the next state (H,) of one more step."""
+        """Return the next state (H,) after one more step."""
         seen_H = self.mix_norm(state_H)
         parts = self._parts(seen_H, weights.before[0])
         read_AV, weights.matrix_AVR = delta_step(*parts, weights.matrix_AVR)
@@ -308,5 +312,5 @@ class DeltaLayer(nn.Module):
 
 
 def _before(rows_BTX: Tensor) -> Tensor:
-    """Return the rows (B, T, ...) one step later, zeros first."""
+    """Return the rows (B, T, ...) shifted one step later, zeros first."""
     return torch.cat([torch.zeros_like(rows_BTX[:, :1]), rows_BTX[:, :-1]], dim=1)

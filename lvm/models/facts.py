@@ -1,10 +1,10 @@
-"""What a predictor is, what it was made from: the facts that travel with it."""
+"""Facts of a predictor: kind, sizes, and the bank and windows it was made from."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # whoever only reads facts needs neither numpy nor torch
+if TYPE_CHECKING:  # reading facts must load neither numpy nor torch
     from lvm.bank.store import Bank
     from lvm.windows.planning import Windows
 
@@ -16,10 +16,10 @@ OWN_COUNTED = "its hubness correction counts predictions of a row's own document
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of one predictor; `bank` is the path it was at, `seed` that of the split.
+    """Facts of one predictor; `bank` is the path of its bank, `seed` the seed of the split.
 
-    `fit_version` is the FIT_VERSION that a free predictor, and each hubness correction, was fitted
-    by, `recipe` what a trained one was trained by.
+    `fit_version` is the FIT_VERSION of a free predictor's fit and of each hubness correction,
+    `recipe` the recipe of a trained predictor.
     """
 
     model: str
@@ -75,9 +75,9 @@ def facts_of(
 
 
 def facts_from_tags(tags: Mapping[str, str]) -> Facts:
-    """Read facts back from the strings of `tags`; one with a default may be missing.
+    """Parse facts from the strings of `tags`; fields with a default may be missing.
 
-    Raises KeyError or ValueError where they fail.
+    Raises KeyError or ValueError for missing or wrong values.
     """
     kinds: dict[Any, Any] = {int: int, bool: _bool, str: str}
     needed = [f for f in fields(Facts) if f.default is MISSING or f.name in tags]

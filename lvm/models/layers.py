@@ -1,4 +1,4 @@
-"""Parts that several models share: norms, dropout that is cheap on a CPU, exact linear scans.
+"""Layers shared by several models: norms, a dropout that is cheap on a CPU, exact linear scans.
 
 Shapes: B batch, T time, K blocks, S steps of a block, H features, D vector dim.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, rms_norm
 
-TINY = 1e-24  # what keeps the zero row zero; no sum of squares that counts is near it
+TINY = 1e-24  # keeps a zero row zero; far below the squared length of any real row
 LEVELS = 2**16
 
 
@@ -23,10 +23,10 @@ def unit(rows: Tensor) -> Tensor:
 def scaled_rows(rows: Tensor, added: float) -> Tensor:
     """Return x / sqrt(|x|^2 + added) of rows (..., H).
 
-    The gradient is written out: torch's own, of normalize as of rms_norm, takes a CPU three to
-    eight times as long.
+    The gradient is written by hand: those of torch's normalize and rms_norm take three to eight
+    times as long on a CPU.
     """
-    if rows.dtype == torch.float16:  # the factor of a short row is beyond its range
+    if rows.dtype == torch.float16:  # the factor of a short row overflows float16
         return scaled_rows(rows.float(), added).half()
     if not (torch.is_grad_enabled() and rows.requires_grad):
         return rows * _factor(rows, added)
@@ -59,8 +59,8 @@ class _ScaledRows(torch.autograd.Function):
 class RMSNorm(nn.RMSNorm):
     """`nn.RMSNorm` (Zhang, Sennrich, arXiv 1910.07467) whose weight follows the input's dtype.
 
-    Under bf16 autocast torch's own keeps a float32 weight, which rules out its fused kernel on a
-    GPU; on a CPU it has none.
+    Under bf16 autocast `nn.RMSNorm` keeps a float32 weight, which rules out its fused kernel on a
+    GPU; on a CPU there is no fused kernel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,9 +73,10 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` that draws 16 random bits an element; p is rounded to a multiple of 2^-16.
+    """`nn.Dropout` that draws 16 random bits per element; p is rounded to a multiple of 2^-16.
 
-    torch draws one Bernoulli number an element: six times as long (AMD EPYC, one core).
+    `nn.Dropout` draws one Bernoulli number per element, which takes six times as long (AMD EPYC,
+    one core).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,12 +92,12 @@ class Dropout(nn.Dropout):
 
 
 def gated_scan(gate_and_value_BTX: Tensor) -> Tensor:
-    """Return the states (B, T, H) of h_t = h_{t-1} + sigmoid(g_t) (v_t - h_{t-1}) from zero.
+    """Return the states (B, T, H) of h_t = h_{t-1} + sigmoid(g_t) (v_t - h_{t-1}), h_0 = 0.
 
     The input (B, T, 2 H) has g before v. Time is cut into about sqrt(T) blocks that advance
-    together: once to learn how each block turns its first state into its last, then, with these
-    states carried over the blocks, once more to write. Recurrences are float32 whatever the input.
-    Raises ValueError where T = 0.
+    together, twice: first to find how each block maps its initial state to its last, then, with
+    these maps composed across blocks, to write the states. Recurrences are float32 for any input
+    dtype. Raises ValueError if T = 0.
     """
     states: Tensor = _GatedScan.apply(gate_and_value_BTX)
     return states
@@ -160,7 +161,7 @@ def _gate_and_value(gate_and_value_BTX: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _carried(kept_BKH: Tensor, added_BKH: Tensor) -> Tensor:
-    """Return what each block starts with, where a block turns s into kept s + added."""
+    """Return the initial state of each block; a block maps a state s to kept s + added."""
     start_BKH = torch.zeros_like(added_BKH)
     for block in range(1, start_BKH.shape[1]):
         before = block - 1
@@ -170,7 +171,7 @@ def _carried(kept_BKH: Tensor, added_BKH: Tensor) -> Tensor:
 
 
 def _num_blocks(num_steps: int) -> int:
-    """Return K, the largest divisor of T from half its square root up, else the root itself."""
+    """Return K: the largest divisor of T from half its square root up to it, else the root."""
     if not num_steps:
         raise ValueError("steps: a recurrence over none; at least 1 is needed")
     root = math.isqrt(num_steps)
@@ -178,21 +179,22 @@ def _num_blocks(num_steps: int) -> int:
 
 
 def _whole(value_BTH: Tensor) -> Tensor:
-    """Return (B, K S, H), zeros after step T so that its K blocks are whole; K stays the same."""
+    """Return (B, K S, H), padded with zeros so that all K blocks are full."""
     num_missing = -value_BTH.shape[1] % _num_blocks(value_BTH.shape[1])
     return pad(value_BTH, (0, 0, 0, num_missing)) if num_missing else value_BTH
 
 
 def _steps(value_BTH: Tensor) -> tuple[Tensor, ...]:
-    """Return the S steps (B, K, H) of whole blocks."""
+    """Return the S steps (B, K, H) of full blocks."""
     return value_BTH.unflatten(1, (_num_blocks(value_BTH.shape[1]), -1)).unbind(2)
 
 
 def moving_average(vector_BTD: Tensor, decay: float) -> Tensor:
-    """Return the causal exponential average (B, T, D), weights decay^k, corrected at the start.
+    """Return the causal exponential average (B, T, D) with weights decay^k, corrected at the start.
 
     average_t = sum_k decay^k x_{t-k} / sum_k decay^k over k = 0..t, for any T, in blocks as in
-    `gated_scan`. No gradient passes; vectors that require one raise RuntimeError, T = 0 ValueError.
+    `gated_scan`. It has no gradient: vectors that require one raise RuntimeError. T = 0 raises
+    ValueError.
     """
     whole_BTD = _whole(vector_BTD)
     sum_BTD = torch.empty_like(whole_BTD, memory_format=torch.contiguous_format)

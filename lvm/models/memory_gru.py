@@ -1,4 +1,4 @@
-"""Recurrent predictor whose long context is a chunked cache with an external memory.
+"""Recurrent predictor that reads a long context in chunks, with an external memory.
 
 Shapes: B batch, C chunks, S steps of a chunk, T time, D vector dim, H hidden, M memory slots.
 """
@@ -15,7 +15,7 @@ from lvm.models.layers import RMSNorm, unit
 from lvm.models.recurrent import make_encoder
 from lvm.models.skip import Residual
 
-ROOM = 1024  # rows of a chunk for which a stream takes memory at first
+ROOM = 1024  # a stream first allocates at most this many rows of a chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,10 @@ class MemoryGRUConfig:
 
 @dataclass
 class EncoderCache:
-    """What the encoder keeps of a stream: states, memory, what the present chunk will write.
+    """State of the encoder in a stream: layer states, memory, the current chunk to be written.
 
-    `slots` are what reads need of the memory. `chunk_SH` has room for a chunk, of a very long one
-    for as much as has come so far; its first `num_filled` rows are there.
+    `slots` are the addresses and values that reads use. `chunk_SH` has room for a chunk, or for a
+    part of a very long one; its first `num_filled` rows are valid.
     """
 
     lower: Any
@@ -65,10 +65,11 @@ class MemoryGRU(Residual):
 
     avg_t is an average of the recent vectors whose weights adapt to their content.
 
-    The context is cut into chunks of `chunk` steps that run through the encoder in parallel. When
-    a chunk ends, its summary is written into a memory of `slots` vectors; positions of the next
-    chunk read the memory as it stood then. Position t never depends on a later one.
-    avg_t starts as the moving average of `decay`, W_skip and W_out as zero: step 0 is that.
+    The context is cut into chunks of `chunk` steps that run through the encoder in parallel. At the
+    end of a chunk its summary is written into a memory of `slots` vectors; positions of the next
+    chunk read the memory in that state. Position t never depends on a later one. avg_t starts as
+    the moving average of `decay`, W_skip and W_out start as zero: step 0 predicts the moving
+    average.
     """
 
     ablations: tuple[str, ...] = ("linear", "encoder", "memory")
@@ -101,7 +102,7 @@ class MemoryGRU(Residual):
         return self.norm(upper_BTH)[:, :num_steps]
 
     def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, EncoderCache]:
-        """Return the last hidden state (H,), what the encoder keeps; chunks run in parallel."""
+        """Return the last hidden state (H,) and the encoder's cache; chunks run in parallel."""
         num_steps = len(recent_TE)
         chunk = min(self.sizes.chunk, num_steps)
         lower_TH, lower = self.lower.begin(self.project_in(recent_TE), chunk)  # type: ignore[operator]
@@ -114,7 +115,7 @@ class MemoryGRU(Residual):
         room = min(self.sizes.chunk, num_filled + ROOM)
         chunk_SH = lower_TH.new_zeros(room, lower_TH.shape[1])
         chunk_SH[:num_filled] = lower_TH[-num_filled:]
-        memory_MH = memory_1CMH[0, -1].clone()  # a view would keep every chunk's
+        memory_MH = memory_1CMH[0, -1].clone()  # a view would hold the memories of all chunks
         slots = self.memory.slots(memory_MH)
         cache = EncoderCache(lower, upper, memory_MH, slots, chunk_SH, num_filled)
         return self.norm(upper_TH[-1]), cache
@@ -138,12 +139,13 @@ class MemoryGRU(Residual):
 
 
 class SlotMemory(nn.Module):
-    """External memory of M slots a sequence, read by content, written at the end of each chunk.
+    """External memory of M slots per sequence, read by content, written at the end of each chunk.
 
-    A slot attends to the steps of the chunk and to its own content; what it gives to its content it
-    keeps, the rest it erases and replaces by what it found (the gated erase and add of Graves et
-    al., Neural Turing Machines, arXiv 1410.5401, section 3.2, with one softmax as its gate). A read
-    is an attention over the slots. Maps of the steps act on the M mixtures, which are fewer.
+    A slot attends to the steps of the chunk and to its own content. The weight on its own content
+    is kept; the rest is erased and replaced by the attended steps (the gated erase and add of
+    Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3.2, with one softmax as its
+    gate). A read is an attention over the slots. The value map acts on the M mixtures instead of
+    the S steps, because M is smaller.
     """
 
     def __init__(self, hidden: int, slots: int) -> None:
@@ -156,20 +158,20 @@ class SlotMemory(nn.Module):
         self.read_address = nn.Linear(hidden, hidden)
         self.read_value = nn.Linear(hidden, hidden)
         self.slot_query = nn.Linear(hidden, hidden)
-        # A bias of the steps' keys would add the same to every step's score.
+        # A bias of the step keys would add the same value to every step's score.
         self.step_key = nn.Linear(hidden, hidden, bias=False)
         self.step_value = nn.Linear(hidden, hidden, bias=False)
         self.keep = nn.Linear(hidden, 1)
-        # Against 200 steps of equal score a slot keeps half of its content at first.
+        # At first, with 200 steps of equal score, a slot keeps half of its content.
         nn.init.constant_(self.keep.bias, math.log(200.0))
 
     def forward(self, state_BTH: Tensor, chunk: int) -> Tensor:
-        """Return what each position reads, (B, T, H); T must be a multiple of `chunk`."""
+        """Return the read of each position, (B, T, H); T must be a multiple of `chunk`."""
         state_BCSH = state_BTH.unflatten(1, (-1, chunk))
         return self.read(self.slots(self.states(state_BCSH)), state_BCSH).flatten(1, 2)
 
     def states(self, state_BCSH: Tensor) -> Tensor:
-        """Return the memory (B, C, M, H) that each chunk finds."""
+        """Return the memory (B, C, M, H) at the start of each chunk."""
         memory_BMH = self.initial_MH.to(state_BCSH.dtype).expand(len(state_BCSH), -1, -1)
         memories = [memory_BMH]
         for chunk_BSH in state_BCSH[:, :-1].unbind(1):
@@ -178,7 +180,7 @@ class SlotMemory(nn.Module):
         return torch.stack(memories, dim=1)
 
     def slots(self, memory_BCMH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a read compares with and what it takes, (B, C, M, H) each."""
+        """Return the addresses and the values of the slots, (B, C, M, H) each."""
         address_BCMH = self.read_address(memory_BCMH) + self.name_MH.to(memory_BCMH.dtype)
         return address_BCMH * self.scale, self.read_value(memory_BCMH)
 
@@ -189,7 +191,7 @@ class SlotMemory(nn.Module):
         return (key_BCSH @ address_BCMH.transpose(-1, -2)).softmax(dim=-1) @ value_BCMH
 
     def write(self, memory_BMH: Tensor, chunk_BSH: Tensor) -> Tensor:
-        """Return the memory after a chunk's states (B, S, H) have been written into it."""
+        """Return the memory after writing a chunk's states (B, S, H)."""
         chunk_BSH = self.norm(chunk_BSH)
         query_BMH = self.slot_query(memory_BMH) + self.name_MH.to(memory_BMH.dtype)
         score_BMS = (query_BMH @ self.step_key.weight.to(query_BMH.dtype)) @ chunk_BSH.mT
@@ -199,11 +201,11 @@ class SlotMemory(nn.Module):
 
 
 class AddressedMemory(SlotMemory):
-    """The memory of models logged before `SlotMemory` had its gate; no new model has it.
+    """The memory of models logged before `SlotMemory` had its gate; new models do not use it.
 
-    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds under that
-    address (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). What each slot
-    takes from a chunk is an attention over its steps (Bulatov et al., arXiv 2207.06881).
+    Addressing is a softmax over slots of beta cos(key, slot); the write erases and adds with these
+    weights (Graves et al., Neural Turing Machines, arXiv 1410.5401, section 3). The content for
+    each slot is an attention over the chunk's steps (Bulatov et al., arXiv 2207.06881).
     """
 
     def __init__(self, hidden: int, slots: int) -> None:

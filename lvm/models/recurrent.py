@@ -1,10 +1,10 @@
 """Recurrent encoders that run the chunks of a sequence in parallel.
 
-The gradient of a GRU layer is written out. Shapes: B batch, C chunks, N chunks of all sequences,
-S steps of a chunk, T time, H hidden, L layers; a number before H counts blocks of H.
+The gradient of a GRU layer is written by hand. Shapes: B batch, C chunks, N chunks of all
+sequences, S steps of a chunk, T time, H hidden, L layers; a number before H counts blocks of H.
 
-T is a multiple of the chunk in `forward`, any in `begin`, which also returns the state of a stream;
-`step` takes that state one step on.
+`forward` needs T to be a multiple of the chunk. `begin` accepts any T and also returns the state of
+a stream; `step` advances that state by one step.
 """
 
 from typing import Any
@@ -22,13 +22,13 @@ CELLS = ("gru", "mingru")
 def gru_states(
     input_SNH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Tensor:
-    """Return the states (S, N, H) of a GRU layer from zero, with weights laid out as in `nn.GRU`.
+    """Return the states (S, N, H) of a GRU layer from state 0; weights as in `nn.GRU`.
 
     r, z = sigmoid(W x + U h + b); n = tanh(W_n x + b_n + r (U_n h + c_n)); h' = (1 - z) n + z h
-    (Cho et al., arXiv 1406.1078, with the reset gate after the product as in cuDNN). The input's
-    products are one matrix product for all steps, so are the gradients of the weights; `nn.GRU`
-    adds up the latter step by step on a CPU, in small operations that occupy one core. All are in
-    the input's dtype, under autocast too. Raises ValueError where there is no step.
+    (Cho et al., arXiv 1406.1078, with the reset gate after the product as in cuDNN). The products
+    with the input, and the gradients of the weights, are one matrix product each for all steps; on
+    a CPU `nn.GRU` accumulates these gradients step by step in small operations on one core. All
+    products use the input's dtype, even under autocast. Raises ValueError for zero steps.
     """
     if not len(input_SNH):
         raise ValueError("steps: a recurrence over none; at least 1 is needed")
@@ -45,7 +45,7 @@ def gru_step(
     bias_ih: Tensor,
     bias_hh: Tensor,
 ) -> Tensor:
-    """Return the next state (H,) of a layer."""
+    """Return the next state (H,) of a GRU layer."""
     hidden = len(state_H)
     of_input, of_state = (
         torch.addmv(bias, weight, vector_H).split([2 * hidden, hidden])
@@ -66,7 +66,7 @@ class _GRU(torch.autograd.Function):
     ) -> Tensor:
         bias_ih, bias_hh = biases
         hidden = input_SNH.shape[-1]
-        inner = slice(0, 2 * hidden)  # the gates whose biases simply add up
+        inner = slice(0, 2 * hidden)  # gates whose two biases are added
         bias = torch.cat([bias_ih[inner] + bias_hh[inner], bias_ih[2 * hidden :]])
         gates_SN3H = torch.addmm(bias, input_SNH.flatten(0, 1), weight_ih.t())
         gates_SN3H = gates_SN3H.unflatten(0, input_SNH.shape[:2])
@@ -105,7 +105,7 @@ class _GRU(torch.autograd.Function):
 
 
 def _slopes(gates_SN3H: Tensor, back_SNH: Tensor, state_SNH: Tensor) -> Tensor:
-    """Return what a change of n, r, z before their functions, of U_n h, changes: (S, N, 4, H)."""
+    """Return the derivatives by n, r, z and U_n h before their functions, (S, N, 4, H)."""
     reset_SNH, keep_SNH, new_SNH = gates_SN3H.chunk(3, dim=-1)
     slope_SN4H = back_SNH.new_empty(*back_SNH.shape[:2], 4, back_SNH.shape[2])
     of_new, of_reset, of_keep, of_back = slope_SN4H.unbind(2)
@@ -132,7 +132,7 @@ def _chain(slope_SN4H: Tensor, grad_SNH: Tensor, keep_SNH: Tensor, weight_hh: Te
 
 
 def make_encoder(cell: str, hidden: int, layers: int, dropout: float) -> nn.Module:
-    """Return the encoder (B, T, H), chunk -> (B, T, H) built of `cell`, one of `CELLS`."""
+    """Return an encoder (B, T, H), chunk -> (B, T, H) with `cell`, one of `CELLS`."""
     if cell == "gru":
         return ChunkedGRU(hidden, layers, dropout)
     if cell == "mingru":
@@ -159,7 +159,7 @@ class ChunkedGRU(nn.Module):
         return (input_NSH + state_NSH).view_as(input_BTH)
 
     def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the outputs (T, H), the state (H,) of each layer after the last step."""
+        """Return the outputs (T, H) and the state (H,) of each layer after the last step."""
         num_steps = len(input_TH)
         input_NSH = pad(input_TH, (0, 0, 0, -num_steps % chunk)).unflatten(0, (-1, chunk))
         states = self._states(input_NSH)
@@ -169,7 +169,7 @@ class ChunkedGRU(nn.Module):
     def step(
         self, input_H: Tensor, state: list[Tensor], is_first: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the output (H,) with the next state; `is_first` where a chunk begins."""
+        """Return the output (H,) and the next state; `is_first` marks the start of a chunk."""
         output_H, states = self.norm(input_H), []
         for weights, state_H in zip(self.gru.all_weights, state, strict=True):
             before_H = torch.zeros_like(state_H) if is_first else state_H
@@ -180,8 +180,8 @@ class ChunkedGRU(nn.Module):
     def _last_by_kernel(self, input_NSH: Tensor) -> Tensor:
         """Return the states (N, S, H) of the last layer by cuDNN's kernel for whole sequences.
 
-        It takes one layer at a time: a mask that cuDNN draws between layers is not drawn again
-        where activations are recomputed.
+        One call per layer: cuDNN's own dropout between layers would draw another mask when
+        activations are recomputed.
         """
         state_NSH = self.norm(input_NSH)
         zero_1NH = state_NSH.new_zeros(1, len(state_NSH), state_NSH.shape[2])
@@ -206,7 +206,7 @@ class ChunkedGRU(nn.Module):
 
 
 class MinGRUStack(nn.Module):
-    """Gated linear recurrences with a feed-forward block each, exact across chunks.
+    """Gated linear recurrences, each with a feed-forward block; exact across chunks.
 
     h_t = (1 - z_t) h_{t-1} + z_t W_h x_t with z_t = sigmoid(W_z x_t) (Feng et al., arXiv
     2410.01201, section 3.1). The feed-forward width makes a layer about as large as a GRU layer.
@@ -222,7 +222,7 @@ class MinGRUStack(nn.Module):
         return input_BTH
 
     def begin(self, input_TH: Tensor, chunk: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the outputs (T, H), the state (H,) of each layer after the last step."""
+        """Return the outputs (T, H) and the state (H,) of each layer after the last step."""
         states = []
         for layer in self.layers:
             input_TH, state_H = layer.begin(input_TH)  # type: ignore[operator]
@@ -232,7 +232,7 @@ class MinGRUStack(nn.Module):
     def step(
         self, input_H: Tensor, state: list[Tensor], is_first: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the output (H,) with the next state; this recurrence crosses chunks."""
+        """Return the output (H,) and the next state; this recurrence crosses chunks."""
         states = []
         for layer, state_H in zip(self.layers, state, strict=True):
             input_H, state_H = layer.step(input_H, state_H)  # type: ignore[operator]
@@ -258,7 +258,7 @@ class MinGRULayer(nn.Module):
 
     def begin(self, input_TH: Tensor) -> tuple[Tensor, Tensor]:
         state_TH = self._states(input_TH[None])[0]
-        return self._mix(input_TH, state_TH), state_TH[-1].clone()  # a view would keep them all
+        return self._mix(input_TH, state_TH), state_TH[-1].clone()  # a view would hold all states
 
     def step(self, input_H: Tensor, state_H: Tensor) -> tuple[Tensor, Tensor]:
         gate_H, value_H = self.gate_and_value(self.mix_norm(input_H)).chunk(2)
@@ -276,5 +276,5 @@ class MinGRULayer(nn.Module):
 
 
 def _last(state_SNH: Tensor, num_steps: int, chunk: int) -> Tensor:
-    """Return the state (H,) after the last of all steps, without the others' memory."""
+    """Return a copy of the state (H,) after the last step, without a view of all states."""
     return state_SNH[(num_steps - 1) % chunk, -1].clone()

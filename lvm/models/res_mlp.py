@@ -1,4 +1,4 @@
-"""Residual MLP over the last vectors: the rival without a long context.
+"""Residual MLP over the last few vectors: the rival without a long context.
 
 Shapes: B batch, T time, D vector dim, L last vectors, H hidden.
 """
@@ -15,7 +15,7 @@ from lvm.models.skip import Residual
 
 @dataclass(frozen=True, kw_only=True)
 class ResMLPConfig:
-    """Sizes of a `ResMLP`; `last` is the number of vectors that it reads."""
+    """Sizes of a `ResMLP`; `last` is the number of vectors that it uses."""
 
     dim: int
     hidden: int = 512
@@ -61,7 +61,7 @@ class ResMLP(Residual):
         return self._state(last_BTX)
 
     def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last hidden state (H,), the last vectors (L, D), zeros before the first."""
+        """Return the last hidden state (H,) and the last vectors (L, D), padded with zeros."""
         vector_LD = recent_TE[-self.last :, : self.dim]
         last_LD = pad(vector_LD, (0, 0, self.last - len(vector_LD), 0))
         return self._state(last_LD.flatten()), last_LD

@@ -1,9 +1,9 @@
-"""The short-range skip: a content-weighted average of the last rows behind a linear map.
+"""Short-range skip: a content-weighted average of the last rows, followed by a linear map.
 
-`Skip` is that alone; `Residual` is the base of the predictors whose encoder adds to it.
+`Skip` is the skip alone; `Residual` is the base of predictors that add an encoder to it.
 
 Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, A address features, K
-taps, C blocks, S steps of a block, W rows that a block looks at.
+taps, C blocks, S steps of a block, W rows in the window of a block.
 """
 
 import copy
@@ -18,15 +18,15 @@ from torch.nn.functional import pad
 from lvm.models.layers import Dropout, RunningAverage, moving_average, unit
 
 BLOCK = 32
-VANISHED = 2**-60  # a weight that changes no float64 beside 1
+VANISHED = 2**-60  # a weight too small to change 1 in float64
 
 
 @dataclass
 class Taps:
-    """What `AdaptiveAverage` keeps of a stream: its newest rows first, zeros where there is none.
+    """State of `AdaptiveAverage` in a stream: its newest rows first, padded with zeros.
 
-    The rows (K, D), their keys (K, A), the moving average at each of them (K, D), the log weights
-    of the rows with that of all before them (K + 1,).
+    The rows (K, D), their keys (K, A), the moving average at each of them (K, D), and the log
+    weights (K + 1,) of the rows and of all older rows together.
     """
 
     vector_KD: Tensor
@@ -40,7 +40,7 @@ class AdaptiveAverage(nn.Module):
     """Weighs the last `taps` vectors, and the average of all before them, by content.
 
     weight_k is softmax_k(log prior_k + q(x_t, ema_t) . k(x_{t-k}) / sqrt(A)), where prior_k =
-    decay^k are the weights of the moving average; the last tap stands for everything older, with
+    decay^k are the weights of the moving average; the last tap stands for all older rows and has
     the rest of the prior. The query map starts at zero: an untrained average is the moving average.
     """
 
@@ -53,12 +53,13 @@ class AdaptiveAverage(nn.Module):
         nn.init.zeros_(self.query.bias)
 
     def forward(self, context_BTD: Tensor, average_BTD: Tensor, query_BTE: Tensor) -> Tensor:
-        """Return the adapted average (B, T, D); `average_BTD` is the moving average itself.
+        """Return the adapted average (B, T, D); `average_BTD` is the moving average.
 
-        `query_BTE` is [x_t, ema_t], perhaps with dropout. Steps run in blocks, each a product with
-        the rows of the block and the `taps` rows before it: matrix products cost less than taps.
-        Rows must be finite, as banks are when opened, contexts when checked: a row that is not
-        reaches earlier steps of its block, whose weight of it is zero.
+        `query_BTE` is [x_t, ema_t], with dropout in training. Steps run in blocks: one matrix
+        product of a block with its own rows and the `taps` rows before it is faster than a product
+        per tap. Rows must be finite, which is checked when banks are opened and contexts are read;
+        a non-finite row would spread to earlier steps of its block, although its weight there is
+        zero.
         """
         num_steps = context_BTD.shape[1]
         older_BTD = pad(average_BTD, (0, 0, self.taps, 0))[:, :num_steps]
@@ -81,7 +82,7 @@ class AdaptiveAverage(nn.Module):
         return recent_BTD + older_weight_BCS1.flatten(1, 2)[:, :num_steps] * older_BTD
 
     def begin(self, context_TD: Tensor, average_TD: Tensor) -> Taps:
-        """Return the cache after the rows of a context, `average_TD` their moving averages."""
+        """Return the cache after a context; `average_TD` are the moving averages of its rows."""
         missing = max(0, self.taps - len(context_TD))
         vector_KD, average_KD = (
             pad(rows_TD[-self.taps :].flip(0), (0, 0, 0, missing))
@@ -91,7 +92,7 @@ class AdaptiveAverage(nn.Module):
         return Taps(vector_KD, self.key(vector_KD), average_KD, prior, len(context_TD))
 
     def step(self, vector_D: Tensor, average_D: Tensor, query_E: Tensor, cache: Taps) -> Tensor:
-        """Return the adapted average (D,) at one more row."""
+        """Return the adapted average (D,) after one more row."""
         older_D = cache.average_KD[-1]
         key_2A = self.key(torch.stack([vector_D, older_D]))
         cache.vector_KD = _push(vector_D, cache.vector_KD)
@@ -99,7 +100,7 @@ class AdaptiveAverage(nn.Module):
         cache.key_KA = _push(key_2A[0], cache.key_KA)
         query_A = self.query(query_E) / math.sqrt(self.key.out_features)
         score = torch.cat([cache.key_KA, key_2A[1:]]) @ query_A
-        # In logs: before `taps` rows the power of a tiny decay overflows.
+        # In logs, because the power of a tiny decay overflows before `taps` rows.
         if (cache.num_rows - self.taps) * math.log(self.decay) > math.log(VANISHED):
             cache.prior = self._step_prior(cache.num_rows).to(score)
         weight = (score + cache.prior).softmax(dim=-1)
@@ -107,15 +108,15 @@ class AdaptiveAverage(nn.Module):
         return weight[:-1] @ cache.vector_KD + weight[-1] * older_D
 
     def _step_prior(self, step: int) -> Tensor:
-        """Return the log weights of the moving average at one step: each tap, then all before."""
+        """Return the log weights of the moving average at one step: taps, then all older rows."""
         recent = [k * math.log(self.decay) if k <= step else -math.inf for k in range(self.taps)]
         rest = (self.decay**self.taps - self.decay ** (step + 1)) / (1 - self.decay)
         return torch.tensor([*recent, math.log(rest) if rest > 0 else -math.inf])
 
     def log_prior(self, num_steps: int) -> tuple[Tensor, Tensor]:
-        """Return the log weights of the moving average: (C, S, W) of recent rows, (C, S, 1) before.
+        """Return the log weights of the average: recent rows (C, S, W), older ones (C, S, 1).
 
-        -inf where a row is later than the step, before the context or older than the taps.
+        -inf for rows that are later than the step, before the context, or older than the taps.
         """
         num_blocks = -(-num_steps // BLOCK)
         step_CS = torch.arange(num_blocks * BLOCK, dtype=torch.float64).view(-1, BLOCK)
@@ -127,14 +128,14 @@ class AdaptiveAverage(nn.Module):
         return recent_CSW, rest_CS.clamp(min=0).log()[:, :, None]
 
     def _windows(self, vector_BTD: Tensor, num_steps: int) -> Tensor:
-        """Return the rows that each block looks at, (B, C, W, D)."""
+        """Return the window of rows of each block, (B, C, W, D)."""
         padded = pad(vector_BTD, (0, 0, self.taps, -num_steps % BLOCK))
         return padded.unfold(1, BLOCK + self.taps, BLOCK).transpose(-1, -2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkipConfig:
-    """Sizes of a `Skip`; `decay` is that of its moving average, between 0 and 1."""
+    """Sizes of a `Skip`; `decay` belongs to its moving average, between 0 and 1."""
 
     dim: int
     decay: float = 0.5
@@ -160,8 +161,8 @@ class Skip(nn.Module):
     """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)]) from the last rows alone.
 
     avg_t is an average of the recent vectors whose weights adapt to their content. It starts as the
-    moving average of `decay`, W_skip as zero: step 0 is that baseline. `ablations` names the parts
-    that `without` can leave out.
+    moving average of `decay` and W_skip starts as zero: step 0 is that baseline. `ablations` names
+    the parts that `without` can omit.
     """
 
     ablations: tuple[str, ...] = ("linear",)
@@ -191,12 +192,12 @@ class Skip(nn.Module):
     def forward(self, context_BTD: Tensor) -> Tensor:
         """Return unit predictions (B, T, D) for unit contexts (B, T, D); t predicts row t + 1.
 
-        Contexts must be finite: 0 x NaN is NaN, so that a later row of weight zero would count.
+        Contexts must be finite: a later NaN row of weight zero would still give NaN.
         """
         return self._predict(*self._read(context_BTD))
 
     def begin(self, context_TD: Tensor) -> tuple[Tensor, SkipCache]:
-        """Return the prediction (D,) after a context with the cache of a stream; one pass."""
+        """Return the prediction (D,) after a context and the cache of a stream, in one pass."""
         average_TD = moving_average(context_TD[None], self.decay)[0]
         recent_TE = _recent(context_TD, average_TD)
         adapted_TD = self.average(context_TD[None], average_TD[None], recent_TE[None])[0]
@@ -214,7 +215,7 @@ class Skip(nn.Module):
         return self._predict(adapted_D, recent_E, state_H)
 
     def encode(self, context_BTD: Tensor, recent_BTE: Tensor) -> Tensor:
-        """Return what the encoder knows at every position, (B, T, H); H = 0 here."""
+        """Return the encoder's state at every position, (B, T, H); H = 0 here."""
         return recent_BTE[..., :0]
 
     def begin_encoder(self, context_TD: Tensor, recent_TE: Tensor) -> tuple[Tensor, Any]:
@@ -226,9 +227,9 @@ class Skip(nn.Module):
         return recent_E[:0]
 
     def _read(self, context_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what a prediction is made of: avg_t, [x_t; ema_t], h_t, each (B, T, ...)."""
+        """Return the inputs of a prediction: avg_t, [x_t; ema_t], h_t, each (B, T, ...)."""
         fixed_BTD = moving_average(context_BTD, self.decay)
-        # Cast once: autocast would cast again for each map that reads them.
+        # Cast once here; autocast would cast again for each map.
         context_BTD, fixed_BTD, recent_BTE = (
             rows.to(_dtype(context_BTD))
             for rows in (context_BTD, fixed_BTD, _recent(context_BTD, fixed_BTD))
@@ -251,8 +252,8 @@ class Skip(nn.Module):
 class Residual(Skip):
     """Predicts unit(unit(avg_t) + W_skip [x_t; unit(ema_t)] + W_out unit(h_t)).
 
-    A subclass says what h_t is: `encode`, and for streams `begin_encoder` and `step_encoder`.
-    W_out starts as zero.
+    A subclass defines h_t by `encode`, and for streams by `begin_encoder` and `step_encoder`. W_out
+    starts as zero.
     """
 
     ablations: tuple[str, ...] = ("linear", "encoder")
@@ -272,7 +273,7 @@ class Residual(Skip):
         return parts | {"memory": memory} if memory else parts
 
     def memory_modules(self) -> list[nn.Module]:
-        """Return the modules that write and read the memory; none where there is no memory."""
+        """Return the modules that write and read the memory; empty without a memory."""
         return []
 
     def _sum(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
@@ -303,7 +304,7 @@ def _recent(context_BTD: Tensor, average_BTD: Tensor) -> Tensor:
 
 
 def _dtype(vector_BTD: Tensor) -> torch.dtype:
-    """Return the dtype in which matrix products take such vectors here."""
+    """Return the dtype of matrix products with such vectors, which autocast may change."""
     device = vector_BTD.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -315,5 +316,5 @@ def _blocks(vector_BTD: Tensor, num_steps: int) -> Tensor:
 
 
 def _push(newest_D: Tensor, rows_KD: Tensor) -> Tensor:
-    """Return the rows with a newest one in front, without the oldest."""
+    """Return the rows with a new first row, without the last."""
     return torch.cat([newest_D[None], rows_KD[:-1]])

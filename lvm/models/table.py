@@ -1,4 +1,4 @@
-"""The table of predictors by name."""
+"""All predictors by name, their size classes, and `build_model`."""
 
 from collections.abc import Mapping
 from dataclasses import fields

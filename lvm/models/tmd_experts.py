@@ -1,4 +1,4 @@
-"""Recurrent predictor with expert heads, two of which a gate chooses at each position.
+"""Recurrent predictor with expert heads; a gate chooses two of them at each position.
 
 Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, F = H + E features of the
 head, X experts, R rank of an expert.
@@ -19,7 +19,7 @@ ACTIVE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TMDExpertsConfig(MemoryGRUConfig):
-    """Sizes of a `TMDExperts`: those of its trunk, a `MemoryGRU`, with those of its head."""
+    """Sizes of a `TMDExperts`: those of its trunk, a `MemoryGRU`, and those of its head."""
 
     experts: int = 16
     expert_rank: int = 64
@@ -35,8 +35,8 @@ class TMDExperts(MemoryGRU):
     """Predicts normalise(trunk_t + sum over two experts e of g_e(t) Up_e gelu(Down_e f_t)).
 
     The trunk is a `MemoryGRU` before its normalisation; f_t = [h_t; x_t; ema_t], each of unit
-    length. Up starts at zero: with the weights of a trained trunk, step 0 equals that predictor.
-    One expert alone has no gate.
+    length. Up starts at zero: with the weights of a trained trunk, step 0 equals that predictor. A
+    single expert has no gate.
     """
 
     def __init__(self, *, experts: int = 16, expert_rank: int = 64, **trunk: object) -> None:
@@ -48,14 +48,14 @@ class TMDExperts(MemoryGRU):
         self.has_frozen_trunk = False
 
     def freeze_trunk(self) -> None:
-        """Keep every weight but those of the head; the trunk drops nothing in training, either."""
+        """Freeze all weights but the head's, and switch the trunk's dropout off."""
         self.has_frozen_trunk = True
         for child in self._trunk():
             child.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TMDExperts":
-        """Set the mode of training, in which a frozen trunk stays as it is evaluated."""
+        """Set training mode; a frozen trunk stays in evaluation mode."""
         super().train(mode)
         if self.has_frozen_trunk:
             for child in self._trunk():
@@ -63,7 +63,7 @@ class TMDExperts(MemoryGRU):
         return self
 
     def routed(self, context_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the predictions (B, T, D), the gate's logits (B, T, X), None for one expert."""
+        """Return the predictions (B, T, D) and the gate's logits (B, T, X), None for one expert."""
         return self._route(*self._read(context_BTD))
 
     def _predict(self, adapted_BTD: Tensor, recent_BTE: Tensor, state_BTH: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ class TMDExperts(MemoryGRU):
 
 
 class ExpertHead(nn.Module):
-    """X maps of rank R with a gate; all are computed, those not chosen count nothing.
+    """X maps of rank R with a gate; all are computed, and those not chosen get weight zero.
 
-    At R = 64 two products over all experts cost a CPU less than gathering the chosen ones. The
+    At R = 64 two products over all experts are faster on a CPU than gathering the chosen ones. The
     gate is float32 throughout (Fedus et al., arXiv 2101.03961, section 2.4).
     """
 
@@ -94,19 +94,19 @@ class ExpertHead(nn.Module):
         self.dropout = Dropout(dropout)
         self.down = nn.Linear(features, experts * rank, bias=False)
         self.up = nn.Linear(experts * rank, dim, bias=False)
-        # Three parts of length 1 give each input of gelu a variance of about 1.
+        # The input has three parts of length 1: each input of gelu gets a variance of about 1.
         nn.init.normal_(self.down.weight, std=3**-0.5)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, recent_BTE: Tensor, state_BTH: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what the experts add (B, T, D), the logits of the gate (B, T, X)."""
+        """Return the experts' increment (B, T, D) and the logits of the gate (B, T, X)."""
         state_BTH = unit(state_BTH)
         feature_BTF = torch.cat([state_BTH, recent_BTE.to(state_BTH.dtype)], dim=-1)
         hidden_BTXR = gelu(self.down(self.dropout(feature_BTF))).unflatten(-1, (-1, self.rank))
         logit_BTX = self._logits(feature_BTF)
         if logit_BTX is not None:
             hidden_BTXR = hidden_BTXR * top_gates(logit_BTX)[..., None].to(hidden_BTXR.dtype)
-        # At most of unit length like the trunk's inputs, so that one learning rate suits all.
+        # At most unit length like the trunk's inputs, so that one learning rate suits all.
         return self.up(hidden_BTXR.flatten(-2) / self.rank**0.5), logit_BTX
 
     def _logits(self, feature_BTF: Tensor) -> Tensor | None:
@@ -117,15 +117,14 @@ class ExpertHead(nn.Module):
 
 
 def has_gate(model: nn.Module) -> TypeGuard[TMDExperts]:
-    """Tell whether the predictor chooses among experts, so that it has `routed` logits."""
+    """Tell whether the predictor has a gate, and so `routed` logits."""
     return isinstance(model, TMDExperts) and model.head.gate is not None
 
 
 def top_gates(logit_BTX: Tensor) -> Tensor:
     """Return the weights (B, T, X) of the experts: a softmax over the two largest logits, else 0.
 
-    No position is dropped, whatever the load (Jiang et al., Mixtral, arXiv 2401.04088, section
-    2.1).
+    No position is dropped at any load (Jiang et al., Mixtral, arXiv 2401.04088, section 2.1).
     """
     top_BTA, expert_BTA = logit_BTX.topk(ACTIVE, dim=-1)
     return torch.zeros_like(logit_BTX).scatter(-1, expert_BTA, top_BTA.softmax(dim=-1))

@@ -18,7 +18,7 @@ ROTARY_BASE = 10_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of a `Transformer`; `chunk` is its block, a step sees its own and the one before."""
+    """Sizes of a `Transformer`; a step sees its own block of `chunk` steps and the one before."""
 
     dim: int
     hidden: int = 512
@@ -37,9 +37,9 @@ class TransformerConfig:
 
 @dataclass
 class TransformerCache:
-    """What a transformer keeps of a stream: per layer, keys beside values (W, 2 H).
+    """State of a stream: for each layer, keys and values side by side (W, 2 H).
 
-    The rows are those of the block before, then the first `num_filled` of the present one.
+    The rows are those of the previous block, then the first `num_filled` rows of the current one.
     """
 
     key_value: list[Tensor]
@@ -47,7 +47,7 @@ class TransformerCache:
 
 
 class Transformer(Residual):
-    """Residual predictor whose state attends to at most 2 `chunk` - 1 steps back a layer.
+    """Residual predictor whose layers attend to at most 2 `chunk` - 1 steps back.
 
     Pre-norm attention with rotary positions (Su et al., arXiv 2104.09864) and SwiGLU blocks.
     """
@@ -73,7 +73,7 @@ class Transformer(Residual):
     def begin_encoder(
         self, context_TD: Tensor, recent_TE: Tensor
     ) -> tuple[Tensor, TransformerCache]:
-        """Return the last hidden state (H,), the keys with values that later steps read."""
+        """Return the last hidden state (H,) and the keys and values that later steps attend to."""
         num_steps = len(recent_TE)
         chunk = min(self.chunk, num_steps)
         num_filled = num_steps - chunk * (-(-num_steps // chunk) - 1)
@@ -97,7 +97,7 @@ class Transformer(Residual):
 
 
 class TransformerLayer(nn.Module):
-    """Residual block-local attention, then a residual SwiGLU block; about the size of a GRU."""
+    """Residual block-local attention, then a residual SwiGLU block; as large as a GRU layer."""
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class TransformerLayer(nn.Module):
         return self._feed(state_BTH, self.attend(state_BTH, chunk))
 
     def step(self, state_H: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the state (H,) of one more step, the keys with values to which it has added."""
+        """Return the state (H,) of one more step, and the keys and values extended by it."""
         query_H, own = self.project(state_H).split([len(state_H), 2 * len(state_H)])
         key_value = torch.cat([key_value, own[None]])
         position_W = torch.arange(len(key_value), device=state_H.device)
@@ -128,7 +128,7 @@ class TransformerLayer(nn.Module):
         return self._feed(state_H, read_A1R.flatten()), key_value
 
     def project(self, state_BTH: Tensor) -> Tensor:
-        """Return query, key, value beside each other, (B, T, 3 H)."""
+        """Return query, key and value side by side, (B, T, 3 H)."""
         return self.query_key_value(self.mix_norm(state_BTH))
 
     def _feed(self, state_BTH: Tensor, read_BTH: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class TransformerLayer(nn.Module):
         return mixed_BTH + self.dropout(self.narrow(silu(gate_BTH) * value_BTH))
 
     def attend(self, state_BTH: Tensor, chunk: int) -> Tensor:
-        """Return what each step reads from its own block up to itself, and from the one before."""
+        """Return each step's attention over its own block up to itself and the block before."""
         shared_BTH3 = self.project(state_BTH).chunk(3, dim=-1)
         query, key, value = (self._blocks(part_BTH, chunk) for part_BTH in shared_BTH3)
         position_W = torch.arange(2 * chunk, device=state_BTH.device)
@@ -159,7 +159,7 @@ def _with_block_before(part_BCASR: Tensor) -> Tensor:
 
 
 def _mask(num_blocks: int, chunk: int, device: torch.device) -> Tensor:
-    """Tell which of the two blocks' keys each step may read, (C, 1, S, W) for all heads."""
+    """Return which keys of the two blocks each step may attend to, (C, 1, S, W) for all heads."""
     step_S1 = torch.arange(chunk, 2 * chunk, device=device)[:, None]
     key_W = torch.arange(2 * chunk, device=device)
     causal_SW = key_W <= step_S1
@@ -168,7 +168,7 @@ def _mask(num_blocks: int, chunk: int, device: torch.device) -> Tensor:
 
 
 def _rotated(part_BCASR: Tensor, position_S: Tensor) -> Tensor:
-    """Turn pairs of features by an angle that grows with the position."""
+    """Rotate pairs of features by an angle that grows with the position."""
     half = part_BCASR.shape[-1] // 2
     order = torch.arange(half, device=part_BCASR.device, dtype=torch.float32)
     angle_SR = position_S[:, None] * ROTARY_BASE ** (-order / half)

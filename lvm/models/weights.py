@@ -1,4 +1,4 @@
-"""Predictors, training states and cached fits on disk, as safetensors without pickle."""
+"""Save and load predictors, training states and cached fits as safetensors, without pickle."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from lvm.system.atomic import (
     write_errors_name,
 )
 from lvm.system.errors import one_line_errors
-from lvm.system.untrusted import file_inside, parse_json, read_small_text
+from lvm.system.settings import file_inside, parse_json, read_small_text
 from lvm.windows.planning import Windows
 
 WEIGHTS = "model.safetensors"
@@ -33,9 +33,9 @@ CONFIG = "config.json"
 BESIDE = "beside_sha256"
 META, SHA256 = "meta", "sha256"
 MAX_SIZE = 10**7
-FILLED = ("dim", "hidden", "slots", "experts")  # sizes that some tensor has
+FILLED = ("dim", "hidden", "slots", "experts")  # sizes that appear in the shape of some tensor
 Write = Callable[[Path], object]
-FIT_VERSION = 2  # raised whenever a fit gives other numbers from the same rows
+FIT_VERSION = 2  # increase when a fit gives other numbers from the same rows
 FITS_FOLDER = "fits"
 
 
@@ -44,9 +44,9 @@ def save_model(
 ) -> Path:
     """Write `model.safetensors` and `config.json` into `folder`, replacing it as a whole.
 
-    `beside` writes further files by name. `config.json` holds the predictor's configuration plus
-    `weights_sha256`, the hashes of the files beside, its own. Raises ValueError for sizes that
-    `load_model` would refuse; nothing is written then.
+    `beside` writes further files by name. `config.json` holds the predictor's config,
+    `weights_sha256`, the hashes of the further files, and its own checksum. Raises ValueError for
+    sizes that `load_model` would refuse; nothing is written then.
     """
     folder = Path(folder)
     with atomic_replace(folder) as made:
@@ -69,7 +69,7 @@ def save_model(
 
 @one_line_errors
 def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
-    """Read the predictor that `save_model` wrote, in evaluation mode.
+    """Load a predictor saved by `save_model`, in evaluation mode.
 
     Raises:
         ValueError: a file is missing, one does not match its hash, or a tensor is absent, unknown
@@ -90,7 +90,9 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
             raise ValueError(f"{path}: does not match the sha256 in {CONFIG}; copy the model again")
     shapes = _shapes(weights)
     _check_sizes(config, list(shapes.values()), weights.stat().st_size, folder)
-    if "memory.write_key.weight" in shapes:  # logged before the configuration named the memory
+    if (
+        "memory.write_key.weight" in shapes
+    ):  # logged by versions whose config did not name the memory
         config["memory"] = "addressed"
     model = build_model(config)
     try:
@@ -102,10 +104,10 @@ def load_model(folder: str | Path, device: str = "cpu") -> nn.Module:
 
 @one_line_errors
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return the configuration of a saved predictor.
+    """Return the config of a saved predictor.
 
     Raises:
-        ValueError: `config.json` is missing, no JSON object, or differs from the hash in it.
+        ValueError: `config.json` is missing, is not a JSON object, or differs from the hash in it.
     """
     path = Path(folder) / CONFIG
     try:
@@ -113,14 +115,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a model's configuration: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds no JSON object of sizes")
+        raise ValueError(f"{path}: is not a JSON object of sizes")
     if is_damaged(config):
         raise ValueError(f"{path}: differs from the sha256 in it; copy the model again")
     return config
 
 
 def model_text(folder: str | Path) -> str:
-    """Return what identifies a saved predictor, whatever lies beside it, as text."""
+    """Return a text that identifies a saved predictor: its config with the hash of its weights."""
     config = read_config(folder)
     own = {name: value for name, value in config.items() if name not in (BESIDE, CHECKSUM)}
     return json.dumps(own, indent=1) + "\n"
@@ -132,13 +134,13 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
             keys = opened.keys()
             return {key: opened.get_slice(key).get_shape() for key in keys}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights}: is no safetensors file: {error}") from error
+        raise ValueError(f"{weights}: is not a safetensors file: {error}") from error
 
 
 def _check_sizes(
     config: Mapping[str, Any], shapes: list[list[int]], num_bytes: int, folder: Path
 ) -> None:
-    """Raise ValueError for sizes that the weights cannot fill, before memory is taken for them."""
+    """Raise ValueError for sizes that the weights cannot fill, before memory is allocated."""
     sizes = {key: value for key, value in config.items() if isinstance(value, int | float)}
     if not all(abs(size) <= MAX_SIZE for size in sizes.values()):
         raise ValueError(f"{folder / CONFIG}: holds a size that no model has")
@@ -154,14 +156,14 @@ def _check_sizes(
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a training state as one safetensors file; a reader sees the old or the new one.
+    """Write a training state as one safetensors file; a reader sees the old file or the new one.
 
-    It holds a hash of its contents. Raises OSError, which names the file, where it cannot be
-    written; nothing is left beside it then.
+    The file holds a hash of its contents. Raises OSError naming the file if it cannot be written;
+    nothing is left beside it then.
     """
     flat = {key: value.detach().cpu().clone() for key, value in tensors.items()}
     text = json.dumps(meta)
-    # One entry: safetensors writes several in an order that differs from run to run.
+    # One entry, because safetensors writes several in an order that varies.
     sealed_meta = {**meta, SHA256: contents_sha256(flat, text)}
     metadata = {META: json.dumps(sealed_meta)}
     with write_errors_name(path), atomic_replace(path) as made:
@@ -172,12 +174,12 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
 @one_line_errors
 def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote: the tensors by name, the meta data.
+    """Read a training state: the tensors by name, the metadata.
 
-    One without a hash, as was written before, is read where `is_hash_needed` is False.
+    States of older versions have no hash; they are read if `is_hash_needed` is False.
 
     Raises:
-        ValueError: the file is no complete training state, or differs from the hash in it.
+        ValueError: the file is not a complete training state, or differs from the hash in it.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -196,7 +198,7 @@ def load_state(path: Path, is_hash_needed: bool = True) -> tuple[dict[str, Tenso
 
 
 def contents_sha256(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Return a hash of a text with the names, types, shapes, values of tensors."""
+    """Return a hash of a text and of the names, dtypes, shapes and values of tensors."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -206,13 +208,13 @@ def contents_sha256(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's per-parameter tensors, named `<parameter number>.<name>`."""
+    """Return the optimizer's per-parameter tensors, named `<parameter number>.<name>`."""
     states = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back the tensors that `optimizer_tensors` returned."""
+    """Restore the tensors that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -239,9 +241,9 @@ def cached_fit(
 ) -> Fit:
     """Return `fit()`, cached as <windows>/fits/<name>-<key>.safetensors.
 
-    The key hashes FIT_VERSION, torch's version, the bank, the plan and `inputs`: JSON values with
-    all else that the fit depends on (seeds, the digest of a model). Windows that were never written
-    cache nothing.
+    The key hashes FIT_VERSION, torch's version, the bank, the windows and `inputs`, JSON values
+    that name everything else the fit depends on (seeds, the digest of a model). Windows without a
+    folder cache nothing.
     """
     if windows.folder is None:
         return fit()
@@ -267,6 +269,6 @@ def cached_fit(
 
 
 def model_digest(model: nn.Module) -> str:
-    """Return a hash of the predictor's class, configuration, every parameter, every buffer."""
+    """Return a hash of the predictor's class, config, parameters and buffers."""
     values = {"class": type(model).__qualname__, "config": getattr(model, "config", None)}
     return contents_sha256(model.state_dict(), json.dumps(values, sort_keys=True))

@@ -1,1 +1,1 @@
-"""The one way from a predictor to predicted vectors, at once or vector by vector."""
+"""Predictions for contexts, in batches or as a stream; used by training, evaluation and serving."""

@@ -1,7 +1,8 @@
-"""The one way from a predictor to predicted vectors, for training, evaluation or serving.
+"""Predict the next vector of contexts, in batches or as a stream.
 
-A predictor that streams has `begin(context_TD)`, which reads a context in one pass and returns the
-prediction (D,) with a cache; and `step(vector_D, cache)`, which advances the cache by one row.
+Training, evaluation and serving all use these functions. A predictor that streams has
+`begin(context_TD)`, which reads a context in one pass and returns the prediction (D,) with a cache,
+and `step(vector_D, cache)`, which advances the cache by one row.
 
 Shapes: B batch, T time, D vector dim, Q queries, R readings, X experts.
 """
@@ -26,7 +27,7 @@ POSITIONS_PER_PASS = 16_000
 
 
 def check_contexts(contexts_BTD: NDArray[np.float32], dim: int) -> None:
-    """Raise ValueError unless it is a batch (B, T, `dim`) of vectors that have a direction."""
+    """Raise ValueError unless contexts are a batch (B, T, `dim`) of finite, nonzero vectors."""
     shape = contexts_BTD.shape
     if contexts_BTD.ndim != 3 or shape[2] != dim:
         raise ValueError(f"contexts: shape {shape} is not (batch, time, {dim})")
@@ -39,9 +40,10 @@ def check_contexts(contexts_BTD: NDArray[np.float32], dim: int) -> None:
 
 
 def unit_contexts(contexts_BTD: NDArray[np.floating], dim: int) -> NDArray[np.float32]:
-    """Return contexts (B, T, `dim`) with vectors of unit length; raises as `check_contexts` does.
+    """Return contexts (B, T, `dim`) scaled to unit vectors; raises as `check_contexts` does.
 
-    They are scaled by powers of two first, which is exact: no square of a float32 overflows then.
+    Vectors are first scaled by powers of two, which is exact and keeps float32 squares from
+    overflowing.
     """
     if contexts_BTD.dtype == object:
         raise ValueError("contexts: are of several lengths; send contexts of one length together")
@@ -54,7 +56,7 @@ def unit_contexts(contexts_BTD: NDArray[np.floating], dim: int) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class Readings:
-    """Passes over bank rows that answer queries: reading r covers num_rows from first_row.
+    """Forward passes that answer queries: reading r covers num_rows bank rows from first_row on.
 
     Query q is answered by position `position_Q[q]` of reading `reading_Q[q]`.
     """
@@ -66,12 +68,12 @@ class Readings:
 
 
 def plan_readings(queries: Queries, context_rows: int | None = None) -> Readings:
-    """Share passes among neighbouring queries, so that a pass answers up to ctx / 5 of them.
+    """Plan passes that answer up to ctx / 5 neighbouring queries each.
 
-    A reading starts on a grid of ctx / 5 rows from the sequence's start. A query is therefore read
-    with all of its context while that is shorter than ctx, and with its last 0.8 ctx rows or more
-    otherwise; never with a row outside of its context. With `context_rows` below ctx, for a
-    predictor that looks at no more of them, each query is read with exactly these.
+    A reading starts on a grid of ctx / 5 rows, counted from the start of the sequence. A query
+    whose context is shorter than ctx is read with its whole context, any other with at least its
+    last 0.8 ctx rows; rows outside the context are never read. If the predictor uses at most
+    `context_rows` < ctx rows, each query is read with exactly these.
     """
     stride = max(1, queries.ctx // 5)
     if context_rows is not None and context_rows < queries.ctx:
@@ -96,9 +98,9 @@ def predict_queries(
 def predict_routed(
     model: TMDExperts, bank: Bank, queries: Queries, progress: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what `predict_queries` does, with the weight of each expert (Q, X); one pass.
+    """Return the result of `predict_queries` and the weight of each expert (Q, X), in one pass.
 
-    The model has a gate.
+    The model must have a gate.
     """
     readings, num_more = plan_readings(queries), model.head.experts
     both_QV = _answers(WithGates(model), bank, readings, progress, num_more=num_more)
@@ -106,7 +108,7 @@ def predict_routed(
 
 
 class WithGates(nn.Module):
-    """Returns predictions beside the weights of the experts, (B, T, D + X)."""
+    """Returns predictions with the weights of the experts appended, (B, T, D + X)."""
 
     def __init__(self, model: TMDExperts) -> None:
         super().__init__()
@@ -122,10 +124,10 @@ class WithGates(nn.Module):
 def predict_shuffled(
     model: nn.Module, bank: Bank, queries: Queries, seed: int
 ) -> NDArray[np.float32]:
-    """Return predictions (Q, D) from contexts whose rows are permuted, the last one kept.
+    """Return predictions (Q, D) from contexts with permuted rows; the last row stays last.
 
-    The rows of a query are those that `predict_queries` reads for it; the permutation is drawn by
-    `seed` with the target row, whatever other queries there are. No pass is shared.
+    A query is read with the same rows as in `predict_queries`. `seed` and the target row determine
+    the permutation, independent of the other queries. Queries share no passes.
     """
     shared = plan_readings(queries, context_rows(model))
     alone_R = np.arange(len(queries))
@@ -139,12 +141,12 @@ def predict_shuffled(
 
 
 def context_rows(model: nn.Module) -> int | None:
-    """Return how many of the last rows the predictor looks at; None where it looks at all."""
+    """Return how many of the last rows the predictor uses; None if it uses all."""
     return getattr(model, "context_rows", None)
 
 
 def on_train_rows(model: nn.Module) -> nn.Module:
-    """Return the predictor to ask about train rows: one that stores such rows must not see them."""
+    """Return the predictor to use on train rows; one that stores train rows skips them."""
     blind = getattr(model, "on_train_rows", None)
     return model if blind is None else blind()
 
@@ -157,9 +159,9 @@ def _answers(
     shuffles: Mapping[int, np.random.Generator] | None = None,
     num_more: int = 0,
 ) -> NDArray[np.float32]:
-    """Run the readings, the shorter ones first, some POSITIONS_PER_PASS positions at a time.
+    """Run the readings, shorter ones first, about POSITIONS_PER_PASS positions per pass.
 
-    `num_more` are the columns that the model returns beside those of a vector.
+    `num_more` is the number of columns that the model returns beyond the vector.
     """
     prediction_QD = np.empty((len(readings.reading_Q), bank.dim + num_more), dtype=np.float32)
     order_R = np.argsort(readings.num_rows_R, kind="stable")
@@ -190,7 +192,7 @@ def _contexts(
     chosen_R: NDArray[np.int64],
     shuffles: Mapping[int, np.random.Generator],
 ) -> NDArray[np.float32]:
-    """Read the rows (R, T, D); shorter ones are padded at the end, where nothing causal looks."""
+    """Return the rows (R, T, D), padded at the end, where causal models do not look."""
     longest = int(readings.num_rows_R[chosen_R].max())
     context_RTD = np.zeros((len(chosen_R), longest, bank.dim), dtype=np.float32)
     for place, reading in enumerate(chosen_R):
@@ -212,7 +214,7 @@ def _forward(model: nn.Module, context_BTD: NDArray[np.float32]) -> NDArray[np.f
 
 
 class Streamable(Protocol):
-    """A predictor with a cache."""
+    """A predictor with `begin` and `step`."""
 
     config: dict[str, Any]
 
@@ -222,11 +224,11 @@ class Streamable(Protocol):
 
 
 class Stream:
-    """Predicts the next vector after each appended one, as `forward` does over the same rows.
+    """Predicts the next vector after each appended one; equals `forward` over the same rows.
 
-    Without `ctx` a stream reads all its rows, however many. With `ctx` it is bounded like a query
-    of the evaluation: a row beyond ctx drops the oldest fifth, and the rest is read again in one
-    pass, so that a prediction rests on the last 0.8 ctx to ctx rows. Not safe for several threads.
+    Without `ctx` a stream uses all its rows. With `ctx` it is bounded like a query of the
+    evaluation: a row beyond ctx drops the oldest fifth, and the remaining rows are read again in
+    one pass, so a prediction uses the last 0.8 ctx to ctx rows. Not thread-safe.
     """
 
     def __init__(self, model: nn.Module, ctx: int | None = None) -> None:
@@ -242,9 +244,10 @@ class Stream:
         self.num_rows = 0
 
     def warm(self, context_TD: ArrayLike) -> NDArray[np.float32]:
-        """Start anew with a context (T, D); return the prediction (D,) of its successor.
+        """Restart with a context (T, D); return the prediction (D,) of its successor.
 
-        Vectors need not be unit. Raises ValueError on another D, no rows, zero or non-finite ones.
+        Vectors need not have unit length. Raises ValueError for another D, no rows, zero or
+        non-finite vectors.
         """
         unit_TD = self._unit(np.asarray(context_TD, dtype=np.float32))
         if self._ctx is not None:
@@ -252,12 +255,14 @@ class Stream:
             steps = -(-max(0, len(unit_TD) - self._ctx) // stride)
             unit_TD = unit_TD[steps * stride :]
         prediction_D = self._begin(unit_TD)
-        if self._ctx is not None:  # only now: a pass that fails leaves the stream as it was
+        if (
+            self._ctx is not None
+        ):  # after the pass, so that a failed pass leaves the stream unchanged
             self._row_TD[: len(unit_TD)] = unit_TD
         return prediction_D
 
     def append(self, vector_D: ArrayLike) -> NDArray[np.float32]:
-        """Return the prediction (D,) of the vector that follows `vector_D`; ValueError as `warm`.
+        """Return the prediction (D,) of the vector that follows `vector_D`; raises as `warm` does.
 
         The first vector of a stream is a context of one row.
         """
@@ -286,18 +291,18 @@ class Stream:
 def open_stream(model: nn.Module, ctx: int | None = None) -> Stream:
     """Return an empty stream of any predictor, in evaluation mode.
 
-    `ctx` bounds the rows that it reads, as the evaluation does; see `Stream`. A stream has its own
-    copy of the weights; many streams share one when opened on `laid_out_for_steps(model)`.
+    `ctx` bounds the rows that it uses, see `Stream`. A stream has its own copy of the weights;
+    streams opened on the same `laid_out_for_steps(model)` share one copy.
     """
     return Stream(model, ctx)
 
 
 def laid_out_for_steps(model: nn.Module) -> nn.Module:
-    """Return a copy whose matrices lie column by column; the model itself where they do.
+    """Return a copy with column-major matrices; the model itself if its matrices are so already.
 
-    The values are the same. A product of such a matrix with one vector is bound by memory, and
-    reads 1536 x 512 at 23 GB/s by columns, at 15 by rows, 512 x 1536 at 21, at 18 (torch on one
-    AMD EPYC core).
+    The values are the same. A matrix-vector product is bound by memory: a 1536 x 512 matrix is read
+    at 23 GB/s by columns and 15 by rows, a 512 x 1536 matrix at 21 and 18 (torch, one AMD EPYC
+    core).
     """
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     if all(weight.t().is_contiguous() for weight in matrices):
@@ -310,5 +315,5 @@ def laid_out_for_steps(model: nn.Module) -> nn.Module:
 
 
 def _stride(ctx: int) -> int:
-    """Rows by which a context moves on; `plan_readings` of `predict` uses the same grid."""
+    """Return the grid step of contexts, as in `plan_readings`."""
     return max(1, ctx // 5)

@@ -1,13 +1,13 @@
-"""Reports of `ingest` and `export`: rows, drops, chains, windows, the audit."""
+"""Reports of `ingest`, `export` and `main`: rows, drops, chains, windows, the audit, the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvm.bank.store import Bank
 from lvm.chains.ingest import ChainReport
 from lvm.corpus.ingest import IngestReport
-from lvm.report.tables import MARKDOWN, TEXT, table
+from lvm.report.tables import MARKDOWN, NOTE_LINES, TEXT, bullets, page_table, queries_line, table
 from lvm.windows.planning import SPLITS, Windows
 
 SHOWN = 12
@@ -127,3 +127,25 @@ def windows_text(report: Mapping[str, Any]) -> str:
     mark = "LEAKY (split=random)" if report["leaky"] else "no leak"
     size = f"{report['bytes']:,} bytes, {report['share_of_bank']:.2%} of the bank"
     return "\n".join([*lines, f"audit: {mark}; {size}"])
+
+
+def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:
+    """Return what a run made, one line a name, numbers with separated thousands."""
+    lines = [
+        [name, f"{value:,}" if isinstance(value, int) else str(value)]
+        for name, value in counts.items()
+    ]
+    blocks = [page_table(lines, ["", ""], "lr")]
+    return "\n\n".join([*blocks, bullets(remarks, MARKDOWN)] if remarks else blocks)
+
+
+def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:
+    """Return how a pipeline ended: its data, the queries of the replay, the decision, reasons."""
+    decision = shadow["decision"]
+    asked = queries_line(shadow["num_queries"], shadow["num_documents"], shadow["num_rows"])
+    blocks = [
+        f"**Baseline: {decision['winner'] or 'none'}**",
+        f"{bank}, ctx {ctx:,}: {asked}",
+        bullets(decision["reasons"][:NOTE_LINES], MARKDOWN),
+    ]
+    return "\n\n".join(blocks)

@@ -32,14 +32,19 @@ from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,
     LEAKY_NOTE,
+    MARKDOWN,
     TEXT,
     PredictorRow,
+    bullets,
     captioned,
     difference_cell,
     hit_cells,
+    interval_cell,
     p_cell,
+    page_table,
     percent,
     predictors_table,
+    queries_line,
     read_difference,
     served_hit_at_5,
     table,
@@ -385,3 +390,71 @@ def shorten(text: str, width: int) -> str:
     """Put a text on one line of `width` characters at most, the last of them an ellipsis."""
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def training_note(report: Mapping[str, Any], registered: str) -> str:
+    """Return the val figures of a training beside those of the best free predictor.
+
+    `registered` says as which version of which registry.
+    """
+    last = len(report["history"])
+    blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
+    blocks.append(_figures(report))
+    if report["warnings"]:
+        blocks.append(bullets((f"warning: {warning}" for warning in report["warnings"]), MARKDOWN))
+    return "\n\n".join(blocks)
+
+
+def evaluation_note(report: Mapping[str, Any]) -> str:
+    """Return the figures of one predictor beside those of the best free one."""
+    blocks = [_headline(report), _figures(report)]
+    best = report["best_baseline"]
+    if best is not None:
+        served = points(read_difference(best["corrected_hit_at_5_difference"]))
+        plain = points(read_difference(best["hit_at_5_difference"]))
+        blocks.append(
+            f"Against {best['name']}: Hit@5 {served} points as served, plain {plain} points, on "
+            "the same queries."
+        )
+    return "\n\n".join(blocks)
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """Return the line that MLflow shows of a folded description."""
+    served = _served(report)
+    hit = interval_cell(served["hit_at_5"], served["ci95"]["hit_at_5"])
+    line = f"**Hit@5 {hit} %** as served on {report['split']}"
+    best = _best_free(report)
+    if best is None:
+        return f"{line}."
+    rival = percent(_served(report["baselines"][best])["hit_at_5"])
+    return f"{line}; {best}, the best free predictor: {rival} %."
+
+
+def _figures(report: Mapping[str, Any]) -> str:
+    """Return plain and corrected Hit@k of the predictor, then of the best free one."""
+    rows = {report["model"]: report}
+    best = _best_free(report)
+    if best is not None:
+        rows[f"{best} (best free)"] = report["baselines"][best]
+    lines = []
+    for name, entry in rows.items():
+        lines.append([name, "plain", *hit_cells(entry, entry["ci95"])])
+        corrected = entry.get("corrected")
+        if corrected:
+            lines.append([name, "corrected", *hit_cells(corrected, corrected["ci95"])])
+    headers = ["predictor", "score", *HIT_HEADERS]
+    asked = queries_line(report["queries"], report["documents"], report["bank_rows"])
+    caption = [f"{report['split']}, ctx {report['ctx']:,}: {asked}"]
+    return captioned(caption, page_table(lines, headers, "llrrr"), bool(report["leaky"]))
+
+
+def _best_free(report: Mapping[str, Any]) -> str | None:
+    free = report["baselines"]
+    return max(free, key=lambda name: _served(free[name])["hit_at_5"], default=None)
+
+
+def _served(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the figures of the served order: corrected, where a run has these."""
+    corrected: Mapping[str, Any] = entry.get("corrected") or entry
+    return corrected

@@ -30,6 +30,7 @@ from lvm.report.tables import (
     difference_cell,
     hit_cells,
     interval_cell,
+    page_table,
     percent,
     table,
 )
@@ -310,3 +311,19 @@ def _curve(axes: Axes, lane: LaneCeiling, color: str, style: str, width: float) 
 
 def _last(lane: LaneCeiling) -> float:
     return 100 * list(lane.hits.values())[-1]
+
+
+def lanes_note(diagnosis: Diagnosis) -> str:
+    """Return the decision and Hit@5 of each lane, from the lowest up."""
+    lanes = sorted(diagnosis.lanes, key=lambda lane: lane.figures["hit_at_5"])
+    lines = [
+        [
+            lane.lane,
+            f"{lane.num_queries:,}",
+            interval_cell(lane.figures["hit_at_5"], lane.ci95["hit_at_5"]),
+            "WEAK" if lane.lane in diagnosis.weak else "",
+        ]
+        for lane in lanes
+    ]
+    body = page_table(lines, ["lane", "queries", "Hit@5 %", ""], "lrrl")
+    return captioned([f"**{diagnosis.sentence}**"], body, diagnosis.leaky)

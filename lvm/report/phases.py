@@ -41,7 +41,7 @@ from lvm.report.tables import (
 from lvm.retrieval.rerank import NONE
 from lvm.studies.phase_comparison import OLD_GATES, Measured, OldCheck, Pair, PhaseComparison, Row
 from lvm.studies.phases import Job, OldDifference, Phase, published_report
-from lvm.training.warnings import planned_warnings
+from lvm.training.guard import planned_warnings
 
 NOTHING = "-"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -284,7 +284,7 @@ def merged_warnings(warnings: Mapping[str, Sequence[str]]) -> list[str]:
     """Return one line for each kind of warning, with the names of the trainings that raised it.
 
     Warnings of a kind differ in their numbers alone, which are merged into a range: `1, 2: only 24
-    to 252 optimiser steps are planned`.
+    to 252 optimizer steps are planned`.
     """
     kinds: dict[str, list[tuple[str, str]]] = {}
     for name, sentences in warnings.items():

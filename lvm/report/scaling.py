@@ -103,7 +103,7 @@ def _parts(scaling: Scaling, plan: Plan, free: Free, num_queries: int, style: st
 def _optimised_lines(scaling: Scaling, style: str) -> str:
     found = scaling.optimised
     lines = [
-        f"{found.num_steps} optimiser steps; {found.passes:.1f} passes over the data; best round "
+        f"{found.num_steps} optimizer steps; {found.passes:.1f} passes over the data; best round "
         f"{found.best_round} of {found.rounds}; train loss {100 * found.loss_change:+.1f} % in "
         "the last quarter",
         f"second half of the steps: soft Hit@5 {points(found.steps)} points",

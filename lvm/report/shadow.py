@@ -26,11 +26,11 @@ from lvm.report.canvas import (
     log_axis,
 )
 from lvm.report.lanes import lane_figure
-from lvm.report.notes import DRY_RUN
 from lvm.report.tables import (
     HIT_HEADERS,
     LEAKY,
     MARKDOWN,
+    NOTE_LINES,
     TEXT,
     PredictorRow,
     bullet,
@@ -40,13 +40,18 @@ from lvm.report.tables import (
     hit_cells,
     interval_cell,
     p_cell,
+    page_table,
+    percent,
     predictors_table,
+    queries_line,
     table,
     utc,
     wrapped,
 )
 from lvm.shadow.comparison import Comparison, Outcome, Reranked, ShadowResult
 from lvm.shadow.decision import Decision
+
+DRY_RUN = "Dry run: no alias is changed; promote=enabled changes it."
 
 
 def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:
@@ -435,3 +440,25 @@ def shadow_text(
     if failure is not None:
         blocks.append(failure)
     return "\n\n".join(blocks)
+
+
+def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
+    """Return the decision, the top candidates, the reasons."""
+    mode = "" if is_enabled else f"{DRY_RUN} "
+    scored = [one for one in result.outcomes if one.is_scored]
+    lines = [_outcome_line(one, decision) for one in scored[:NOTE_LINES]]
+    headers = ["candidate", "ctx", "Hit@5 % as served", "plain Hit@5 %", ""]
+    caption = [queries_line(result.num_queries, result.num_documents, result.num_rows)]
+    blocks = [
+        f"{mode}**Baseline: {decision.winner or 'none'}**",
+        captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
+        bullets(decision.reasons[:NOTE_LINES], MARKDOWN),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _outcome_line(one: Outcome, decision: Decision) -> list[str]:
+    marks = ["baseline"] * (one.name == decision.winner) + [one.kind] + [LEAKY] * bool(one.leak)
+    hit = interval_cell(one.served["hit_at_5"], one.served_ci95["hit_at_5"])
+    plain = percent(one.figures["hit_at_5"])
+    return [one.name, f"{one.ctx:,}", hit, plain, ", ".join(marks)]

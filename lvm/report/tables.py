@@ -19,6 +19,7 @@ LEAKY_NOTE = (
     "split=document and train again."
 )
 WIDTH = 100  # columns of a paragraph in the terminal
+NOTE_LINES = 10  # candidates and reasons at most: MLflow limits the length of a description
 SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
 CI95 = Mapping[str, Sequence[float | None]]
 
@@ -178,3 +179,11 @@ def wrapped(text: str, style: str, hanging: str = "") -> str:
     if style == MARKDOWN:
         return text
     return textwrap.fill(text, WIDTH, subsequent_indent=hanging, break_on_hyphens=False)
+
+
+def queries_line(queries: int, documents: int, rows: int) -> str:
+    """Return how many queries were asked over how many bank rows."""
+    return (
+        f"{queries:,} queries from {documents:,} documents over {rows:,} bank rows "
+        "[95 % interval by document]"
+    )

@@ -1,1 +1,1 @@
-"""Search of a whole bank: exact, corrected for hubs, by a serving index."""
+"""Search of a whole bank: exact ranks, hubness correction, second stage, serving index."""

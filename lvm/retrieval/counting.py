@@ -1,8 +1,8 @@
-"""Counts of the candidates that are better than the truth of a query, or tied with it.
+"""Count the candidates that score better than a query's truth, or tie with it.
 
-Matrix products sort the candidates of a query into better, worse and in doubt; those in doubt are
+Matrix products sort the candidates of a query into better, worse and undecided; undecided ones are
 scored again in float64. The products are float32, or bf16 where this processor multiplies bf16
-faster. Their error has a proven bound (see `Count`), so that the counts are the same with either
+faster. Their error has a proven bound (see `Count`), so the counts are the same with either
 product, any block size and any number of threads.
 
 Shapes: Q queries, N bank rows, K candidates (one bank row per duplicate group), D vector dim, E the
@@ -31,12 +31,12 @@ AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")
 # matrix product.
 QUERY_BLOCK = 256
 BANK_BLOCK = 2048
-SAMPLE = 2048  # candidates by which the queries for bf16 are chosen
-# One pair in float64 costs as much as about a hundred in bf16: queries with a larger share of
-# candidates in doubt are counted in float32.
+SAMPLE = 2048  # candidates used to choose the queries for bf16
+# One pair in float64 takes as long as about a hundred in bf16: queries with a larger share of
+# undecided candidates are counted in float32.
 MAX_DOUBT = 0.005
 PAIRS = 4096  # scored in float64 at a time: 50 MB at 768 dims
-DENSE = 8  # a tile with more than one in 8 pairs in doubt is multiplied whole in float64
+DENSE = 8  # a tile with more than one undecided pair in 8 is multiplied whole in float64
 BF16_UNIT = 2.0**-8  # largest relative error of a number rounded to bf16
 SLACK = 2.0**-20  # room for the float32 roundings outside the sum of products
 OFFSETS = 3  # bf16 columns that hold the truth's cosine
@@ -47,7 +47,7 @@ def count_candidates(
 ) -> list[list[list["Count"]]]:
     """Return the counts of each job under each of its row corrections, in one pass of the bank.
 
-    They come in parts that have the job's queries between them: those counted by bf16, those by
+    The counts of a job come in parts that together cover its queries: one counted by bf16, one by
     float32. All jobs have the same queries.
     """
     if product == AUTO:
@@ -78,10 +78,10 @@ def count_candidates(
 
 @lru_cache(maxsize=1)
 def fastest_product() -> str:
-    """Return the product, FP32 or BF16, that this processor multiplies faster, by a short trial.
+    """Return the faster product on this processor, FP32 or BF16, after a short trial.
 
-    A processor can know bf16 and still multiply float32 faster (avx512_bf16 without amx does on
-    some), so that the instruction set alone does not tell.
+    The instruction set alone does not decide: some processors have avx512_bf16 without amx and
+    multiply float32 faster.
     """
     if not has_native_bf16():
         return FP32
@@ -100,9 +100,9 @@ def fastest_product() -> str:
 
 @dataclass(frozen=True)
 class Competition:
-    """Queries with the candidates they meet: the first row of each duplicate group.
+    """Queries with their candidates: the first row of each duplicate group.
 
-    A group that lies wholly inside a query's context does not compete for it.
+    A group that lies wholly inside a query's context is not a candidate for it.
     """
 
     first_row_Q: IntArray
@@ -126,7 +126,7 @@ class Competition:
         return cls(first_row_Q, target_row_Q, own_column_Q, row_K, last_row_N[row_K], covered_QK)
 
     def take(self, places: IntArray) -> "Competition":
-        """Return the queries at these places, with the same candidates."""
+        """Return the queries at these positions, with the same candidates."""
         return replace(
             self,
             first_row_Q=self.first_row_Q[places],
@@ -136,9 +136,9 @@ class Competition:
         )
 
     def hidden(self, lines: slice, columns: slice) -> Tensor | None:
-        """Mark (q, b) the groups that lie wholly inside a query's context; None where none does.
+        """Return a mask (q, b) of the groups wholly inside a query's context; None if none are.
 
-        The queries are in the order of their targets.
+        The queries must be ordered by target.
         """
         if self.covered_QK is not None:
             covered = self.covered_QK[lines, columns]
@@ -153,7 +153,7 @@ class Competition:
 
 @dataclass(frozen=True)
 class _Block:
-    """One block of candidates: unit vectors (b, D), and for bf16 products (b, E) rounded ones.
+    """One block of candidates: unit vectors (b, D), and rounded ones (b, E) for bf16 products.
 
     `residual` is the largest length of the difference between the two.
     """
@@ -178,10 +178,10 @@ class _Block:
 class Job:
     """Queries of one predictor that are counted by one kind of product, ordered by target.
 
-    `place_Q` are their places among all queries in that order, `cosine_Q` the cosines of the
-    predictions with their truths. For bf16 products `rounded_QE` holds the rounded predictions,
-    beside them -cosine as a sum of OFFSETS bf16 numbers, and `residual_Q` the lengths of the
-    differences to the predictions; both are None for float32.
+    `place_Q` are their positions among all queries in that order, `cosine_Q` the cosines of the
+    predictions with their truths. For bf16 products `rounded_QE` holds the rounded predictions
+    followed by -cosine as a sum of OFFSETS bf16 numbers, and `residual_Q` the lengths of the
+    rounding differences; both are None for float32.
     """
 
     place_Q: IntArray
@@ -209,7 +209,7 @@ class Job:
         return cls(np.arange(len(unit_QD)), competition, unit_QD, cosine_Q, corrections)
 
     def rounded(self) -> "Job":
-        """Return the same queries for bf16 products."""
+        """Return the same queries, prepared for bf16 products."""
         rounded_QD = self.unit_QD.bfloat16()
         offsets, rest_Q = [], torch.from_numpy(-self.cosine_Q)
         for _ in range(OFFSETS):
@@ -220,7 +220,7 @@ class Job:
         return replace(self, rounded_QE=rounded_QE, residual_Q=residual_Q)
 
     def take(self, places: IntArray) -> "Job":
-        """Return the queries at these places."""
+        """Return the queries at these positions."""
         return replace(
             self,
             place_Q=self.place_Q[places],
@@ -249,10 +249,10 @@ class Job:
 
 
 def _split(job: Job, bank: Bank) -> list[Job]:
-    """Give bf16 products to the queries that leave few candidates in doubt, float32 to the others.
+    """Assign queries with few undecided candidates to bf16, the others to float32.
 
-    The share in doubt is measured on SAMPLE candidates. Row corrections with a scale other than 1
-    are counted in float32 throughout.
+    The share of undecided candidates is measured on SAMPLE candidates. Row corrections with a scale
+    other than 1 are always counted in float32.
     """
     if any(pair_N2 is not None and (pair_N2[:, 0] != 1).any() for pair_N2 in job.corrections):
         return [job]
@@ -336,7 +336,7 @@ class Count:
         self.best_column_Q = np.full(num, -1)
 
     def zone(self, lines: slice, block: _Block) -> NDArray[np.float64]:
-        """Return within which distance to the truth's score a candidate is in doubt, (q,)."""
+        """Return the distance to the truth's score within which a candidate is undecided, (q,)."""
         return self.zone_Q[lines] + self.zone_by_residual_Q[lines] * block.residual
 
     def scores(self, product_qb: Tensor, columns: slice, out: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ class Count:
         return torch.addcmul(bias_b, product_qb, scale_b, out=out)
 
     def add(self, lines: slice, block: _Block, score_qb: Tensor, hidden_qb: Tensor | None) -> None:
-        """Count one tile. Only queries with a candidate near the truth or better cost anything."""
+        """Count one tile; only queries with a candidate near the truth or better take time."""
         centre_q1, zone_q1 = _column(self.centre_Q[lines]), _column(self.zone(lines, block))
         low_q1, high_q1 = centre_q1 - zone_q1, centre_q1 + zone_q1
         peak_q1 = score_qb.amax(dim=1, keepdim=True)
@@ -381,7 +381,7 @@ class Count:
         block: _Block,
         hidden_qb: Tensor | None,
     ) -> None:
-        """Count candidates in doubt by their float64 scores; the truth is none of them."""
+        """Count undecided candidates by their float64 scores; the truth is not among them."""
         first = block.columns.start
         is_other_P = self.job.competition.own_column_Q[line_q[place_P]] != first + column_P
         place_P, column_P = place_P[is_other_P], column_P[is_other_P]
@@ -444,7 +444,7 @@ class Count:
         return score_P - self.truth_Q[line_P]
 
     def merge(self, other: "Count") -> None:
-        """Add the counts of another worker; of equally good best candidates keep the first."""
+        """Add the counts of another worker; of equally good best candidates the first is kept."""
         self.num_all_Q2 += other.num_all_Q2
         self.num_hidden_Q2 += other.num_hidden_Q2
         is_equal_Q = other.best_lead_Q == self.best_lead_Q

@@ -1,4 +1,4 @@
-"""Exact ranks in a whole bank, of one predictor or of several in one pass.
+"""Exact ranks in a whole bank, for one predictor or for several in one pass.
 
 `lvm.retrieval.counting` counts the candidates. Shapes: Q queries, N bank rows, D vector dim. Scores
 are cosines; a row correction (N, 2) makes them scale * cosine + bias.
@@ -21,9 +21,9 @@ from lvm.windows.planning import Queries
 class Ranks:
     """Exact ranks of the truths, all (Q,).
 
-    `rank_Q` float64 is filtered: groups that lie wholly in the query's context do not compete. In
-    `rank_raw_Q` all groups do. `top_row_Q` int64 is the best row of the filtered ranking: the
-    target where no candidate is better, else the first row of the best group.
+    `rank_Q` float64 is filtered: groups wholly in the query's context do not compete. In
+    `rank_raw_Q` all groups compete. `top_row_Q` int64 is the best row of the filtered ranking: the
+    target if no candidate is better, else the first row of the best group.
     """
 
     rank_Q: NDArray[np.float64]
@@ -32,7 +32,7 @@ class Ranks:
 
 
 def selection_score(rank_Q: NDArray[np.float64]) -> tuple[float, float]:
-    """Return (Hit@5, MRR@10); a choice on val takes the largest, so MRR@10 decides equal Hit@5."""
+    """Return (Hit@5, MRR@10); the largest wins a choice on val, so MRR@10 breaks ties of Hit@5."""
     reciprocal_Q = np.where(rank_Q <= 10, 1 / rank_Q, 0.0)
     return float((rank_Q <= 5).mean()), float(reciprocal_Q.mean())
 
@@ -48,11 +48,11 @@ def exact_ranks(
 ) -> list[Ranks]:
     """Rank each query's target among all duplicate groups of the bank, under each row correction.
 
-    rank = 1 + number of better groups + ties / 2. The score of a group is that of its first row;
-    scores within SCORE_TIE are ties. A zero prediction ties with everything. A row correction of
-    None means plain cosines. `product` changes the speed, never a rank.
+    rank = 1 + number of better groups + ties / 2. The score of a group is the score of its first
+    row; scores within SCORE_TIE are ties. A zero prediction ties with everything. A row correction
+    of None means plain cosines. `product` changes the speed, never a rank.
 
-    Raises ValueError on predictions that are not finite or have another shape, and on corrections
+    Raises ValueError for predictions that are not finite or have another shape, and for corrections
     of another shape.
     """
     answers = [(prediction_QD, row_corrections)]
@@ -69,7 +69,7 @@ def rank_together(
 ) -> list[list[Ranks]]:
     """Return `exact_ranks` for several predictors on the same queries, in one pass of the bank.
 
-    `answers` has the predictions (Q, D) of each predictor with its row corrections.
+    `answers` holds the predictions (Q, D) and the row corrections of each predictor.
     """
     order_Q = np.argsort(queries.target_row_Q, kind="stable")
     competition = Competition.of(bank, queries.take(order_Q), representative_N)
@@ -83,7 +83,7 @@ def rank_together(
 
 
 def _ranks(parts: Sequence[Count], order_Q: IntArray) -> Ranks:
-    """Return the ranks of the parts of all queries, in the callers' order of queries."""
+    """Return the ranks of all queries in the caller's order."""
     rank_2Q, top_row_Q = np.empty((2, len(order_Q))), np.empty(len(order_Q), np.int64)
     for one in parts:
         place_Q, competition = order_Q[one.job.place_Q], one.job.competition

@@ -1,4 +1,4 @@
-"""Hubness correction of one predictor, fitted on its train-time predictions.
+"""Hubness correction of a predictor, fitted on its train-time predictions.
 
 Shapes: Q queries, N bank rows, B rows of one block, D vector dim, P train-time predictions.
 """
@@ -31,7 +31,7 @@ NEIGHBOUR_BLOCK = 128
 
 @dataclass(frozen=True)
 class Hubness:
-    """The correction with the best val Hit@5: its `beta` with the row correction (N, 2)."""
+    """The correction with the best val Hit@5: its `beta` and the row correction (N, 2)."""
 
     beta: float
     row_correction: NDArray[np.float32]
@@ -42,13 +42,13 @@ def fit_hubness(
 ) -> Hubness:
     """Fit the correction on train rows; choose beta among BETAS on val queries alone.
 
-    Equal Hit@5 is decided by MRR@10, then by the smaller beta: without a gain on val it stays 0.
-    The bias of a row does not count predictions whose target is in the row's own document, unless
-    `omits_own` is False. Train rows would otherwise be penalised for having been targets, which
-    sets them apart from val and test rows whether they are hubs or not.
+    MRR@10 breaks ties of Hit@5, then the smaller beta wins: without a gain on val it stays 0. The
+    bias of a row omits predictions whose target is in the row's own document, unless `omits_own` is
+    False. Otherwise train rows would be penalised for having been targets, which separates them
+    from val and test rows whether they are hubs or not.
 
-    A predictor that stores train rows is asked through `on_train_rows`. It would otherwise find the
-    stored row itself and predict its exact successor, as it never does for a query.
+    A predictor that stores train rows predicts through `on_train_rows`. Otherwise it would find the
+    stored row itself and predict its exact successor, which never happens for a query.
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
     name = "hubness" if omits_own else "hubness-own"
@@ -69,7 +69,7 @@ def _fit(model: nn.Module, bank: Bank, windows: Windows, seed: int, omits_own: b
 def penalties(
     model: nn.Module, bank: Bank, windows: Windows, seed: int = 0, omits_own: bool = True
 ) -> list[FloatArray]:
-    """Return the row corrections (N, 2) that `fit_hubness` chooses from, one a beta."""
+    """Return the row corrections (N, 2) among which `fit_hubness` chooses, one per beta."""
     positions = train_positions(bank, windows, seed)
     train_prediction_PD = predict_queries(on_train_rows(model), bank, positions)
     document_P = bank.document_N[positions.target_row_Q] if omits_own else None
@@ -81,9 +81,9 @@ def penalties(
 def train_positions(bank: Bank, windows: Windows, seed: int) -> Queries:
     """Draw up to MAX_POSITIONS targets of train windows, each in the second half of its window.
 
-    There the context is about as long as a query's. Windows of at most MAX_ROWS_READ rows are read,
-    so that a slow model costs about as much here as in its evaluation. Pinned rows are never asked;
-    they are omitted unless there are no others, since the many short chains would take all places.
+    There the context is about as long as a query's. At most MAX_ROWS_READ rows are read, so that a
+    slow model takes about as long here as in its evaluation. Pinned rows are omitted unless there
+    are no others, since their many short chains would take all positions.
     """
     random = generator(seed, "hubness positions")
     start_W, rows_W = windows.train_windows()
@@ -113,10 +113,10 @@ def mean_neighbour_score(
 ) -> FloatArray:
     """Return each bank row's mean cosine to its nearest train-time predictions, (N,) float32.
 
-    `document_P` is the document (of `bank.document_N`) of each prediction's target: rows of that
-    document do not count it. A row with fewer than `neighbours` predictions of other documents has
-    the mean of those it has; a row with none has the mean of all other rows. Raises ValueError for
-    fewer predictions than `neighbours`.
+    `document_P` is the document (of `bank.document_N`) of each prediction's target; rows of that
+    document omit the prediction. A row with fewer than `neighbours` predictions of other documents
+    gets the mean of those it has; a row with none gets the mean of all other rows. Raises
+    ValueError for fewer predictions than `neighbours`.
     """
     unit_PD = unit_predictions(train_prediction_PD, bank, None)
     if len(unit_PD) < neighbours:

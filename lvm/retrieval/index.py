@@ -47,14 +47,16 @@ from lvm.system.seeding import generator
 from lvm.windows.export import ensure_windows, plan_windows
 
 FORMAT = 3
-QUERY_BLOCK = 512  # faiss multiplies matrices from a block size on; single queries cost far more
-CANDIDATES = 65_536  # scored anew at a time: 200 MB at 768 dims
+QUERY_BLOCK = (
+    512  # from this block size on faiss multiplies matrices; single queries take far longer
+)
+CANDIDATES = 65_536  # scored again at a time: 200 MB at 768 dims
 INDEX, ROWS, CONTENTS = "index.faiss", "rows.npy", "index.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 FOLDER = Path("data/index")
-FLAT_PASSAGES = 20_000  # an exhaustive search of these takes milliseconds, and cannot miss
+FLAT_PASSAGES = 20_000  # up to this size an exhaustive search takes milliseconds and misses nothing
 # At 60,000 passages a graph agreed as well as lists, 0.21 against 0.27 ms a query, but took 14 s to
-# build against 4; it cannot be memory-mapped either, so that larger banks get lists.
+# build against 4. A graph cannot be memory-mapped, either, so larger banks get lists.
 HNSW_PASSAGES = 100_000
 MAX_HNSW_EFFORT = 1024
 AGREEMENT = 0.98
@@ -70,11 +72,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What an index is: `agreement` is the mean overlap of its ten best with exact search.
+    """Facts of an index; `agreement` is the mean overlap of its ten best with exact search.
 
-    It was measured on `tuning_queries` predictions of one model on val (none where search is
-    exhaustive). `effort` is how many of `num_lists` lists a query reads (ivf), or how many
-    passages it keeps in sight on its way through the graph (hnsw, efSearch).
+    Agreement was measured on `tuning_queries` predictions of one model on val (none if search is
+    exhaustive). `effort` is the number of the `num_lists` lists that a query reads (ivf), or the
+    number of passages it keeps as candidates in the graph (hnsw, efSearch).
     """
 
     kind: str
@@ -98,7 +100,7 @@ class IndexFacts:
 
 
 class ServingIndex:
-    """Finds the best passages of a prediction; their scores are exact, only the choice is not."""
+    """Finds the best passages of a prediction; scores are exact, the choice is approximate."""
 
     def __init__(
         self,
@@ -116,14 +118,14 @@ class ServingIndex:
     ) -> tuple[IntArray, FloatArray]:
         """Return the k best passages of each prediction as bank rows with scores, (Q, k).
 
-        Best first, equal scores in row order; row -1 with score -inf where the search met
-        fewer. `effort` None means the tuned one. Raises ValueError for an impossible k, or
-        predictions of another shape.
+        Best first, equal scores in row order; row -1 with score -inf if the search met fewer.
+        `effort` None means the tuned effort. Raises ValueError for an impossible k, or predictions
+        of another shape.
         """
         if not 1 <= k <= len(self._row_K):
             raise ValueError(f"k: {k} is outside 1 ... {len(self._row_K)}, the number of passages")
         unit_QD = unit_predictions(prediction_QD, self.bank, None).numpy()
-        # faiss and torch have thread pools of their own; one query is searched by one thread.
+        # faiss and torch have separate thread pools; a single query uses one thread.
         faiss.omp_set_num_threads(torch.get_num_threads() if len(unit_QD) > 1 else 1)
         parameters = None
         if self.facts.kind == IVF:
@@ -144,7 +146,7 @@ class ServingIndex:
         return row_Qk, score_Qk
 
     def _best(self, unit_QD: FloatArray, place_QC: IntArray, k: int) -> tuple[IntArray, FloatArray]:
-        """Score the candidates anew from the bank, since the index rounds; return the k best."""
+        """Score the candidates again from the bank, since the index rounds; return the k best."""
         row_QC = np.sort(np.where(place_QC < 0, -1, self._row_K[place_QC]), axis=1)
         score_QC = np.empty(row_QC.shape, np.float32)
         width = max(1, CANDIDATES // len(row_QC))  # less than all only for a single query
@@ -163,11 +165,11 @@ class ServingIndex:
 
 
 def write_index(built: ServingIndex, path: Path) -> None:
-    """Write an index to the folder `path`, whole or not at all; what stands there is replaced."""
+    """Write an index to the folder `path` atomically, replacing an older one."""
     with atomic_replace(path) as folder:
         folder.mkdir()
         with write_errors_name(path / INDEX), (folder / INDEX).open("wb") as file:
-            # faiss itself does not notice that the last block of a file found no space.
+            # faiss does not notice a full disk at the last block of a file.
             faiss.write_index(built._index, faiss.PyCallbackIOWriter(file.write))
         with write_errors_name(path / ROWS):
             write_array(folder / ROWS, built._row_K)
@@ -178,9 +180,9 @@ def write_index(built: ServingIndex, path: Path) -> None:
 
 
 def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None) -> ServingIndex:
-    """Open an index folder, its lists memory-mapped; the files' hashes are checked first.
+    """Open an index folder with memory-mapped lists, after checking the files' hashes.
 
-    Raises ValueError where a file is missing or damaged, or where it is the index of another bank.
+    Raises ValueError if a file is missing or damaged, or if the index belongs to another bank.
     """
     try:
         contents = json.loads((path / CONTENTS).read_text())
@@ -190,9 +192,9 @@ def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None)
         recorded = contents["files"]
         damaged = [name for name in (INDEX, ROWS) if file_sha256(path / name) != recorded[name]]
     except UNREADABLE as error:
-        raise ValueError(f"index {path}: missing or unreadable ({error}); build it anew") from None
+        raise ValueError(f"index {path}: missing or unreadable ({error}); build it again") from None
     if damaged:
-        raise ValueError(f"index {path}: {', '.join(damaged)} is damaged; build it anew")
+        raise ValueError(f"index {path}: {', '.join(damaged)} is damaged; build it again")
     if facts.bank_sha256 != bank.sha256:
         raise ValueError(
             f"index {path}: belongs to a bank with sha256 {facts.bank_sha256[:12]}, not to "
@@ -200,7 +202,7 @@ def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None)
         )
     index = faiss.read_index(str(path / INDEX), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     if facts.kind == IVF:
-        # Mapped lists start threads to read ahead at every search, which takes longer than it.
+        # Mapped lists start read-ahead threads at every search, which take longer than the search.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
     return ServingIndex(
         facts, index, np.load(path / ROWS, allow_pickle=False), bank, row_correction
@@ -215,12 +217,12 @@ def ensure_index(
     folder: str | Path = FOLDER,
     sizes: tuple[int, int] = (FLAT_PASSAGES, HNSW_PASSAGES),
 ) -> ServingIndex:
-    """Open the index of a model over a bank, built in `folder` where it is missing or damaged.
+    """Open the index of a model over a bank; build it in `folder` if it is missing or damaged.
 
-    Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`),
-    to choose how much of the index a search must read. One process at a time builds. Where nothing
-    can be written, the built one is kept in memory, with a line in the log. Raises ValueError where
-    the bank's files do not match their hashes.
+    Building a large one reads the val queries of the bank's windows (ctx, split, seed of `facts`)
+    to choose how much of the index a search must read. One process at a time builds. If the folder
+    cannot be written, the index is held in memory, and a line is logged. Raises ValueError if the
+    bank's files do not match their hashes.
     """
     parts = [FORMAT, faiss.__version__, *sizes, bank.sha256, model_digest(model)]
     parts += [facts.ctx, facts.split, facts.seed]
@@ -247,7 +249,7 @@ def ensure_index(
 
 @contextmanager
 def _one_builder(path: Path) -> Iterator[None]:
-    """Let one process at a time build; on a disk that takes no lock, each for itself."""
+    """Let one process at a time build; without a lock on that disk, each builds for itself."""
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +260,7 @@ def _one_builder(path: Path) -> Iterator[None]:
 
 
 def _val_predictions(bank: Bank, model: nn.Module, facts: Facts) -> FloatArray:
-    """Return predictions (Q, D) to tune on; where no windows can be written, they are planned."""
+    """Return predictions (Q, D) to tune on; unwritable windows are planned in memory."""
     try:
         windows = ensure_windows(bank, facts.ctx, split=facts.split, seed=facts.seed)
     except OSError:
@@ -274,8 +276,8 @@ def build_index(
 ) -> ServingIndex:
     """Build the index of a bank: exhaustive, then a graph up to `sizes`, inverted lists beyond.
 
-    A search makes the least effort, by powers of sqrt 2, whose ten best passages agree with exact
-    search by AGREEMENT on `tuning_predictions` (Q, D), which are asked for only then.
+    A search uses the least effort, by powers of sqrt 2, whose ten best passages reach the AGREEMENT
+    with exact search on `tuning_predictions` (Q, D), which are computed only if needed.
     """
     representative_N = duplicate_groups(bank)
     row_K = np.flatnonzero(representative_N == np.arange(bank.num_rows))
@@ -290,14 +292,14 @@ def build_index(
 
 
 def agreement(found_Qk: IntArray, exact_Qk: IntArray) -> FloatArray:
-    """Return the share (Q,) of the exact rows (Q, k) that were found too, between 0 and 1."""
+    """Return the share (Q,) of the exact rows (Q, k) that the index found, between 0 and 1."""
     return (exact_Qk[:, :, None] == found_Qk[:, None]).any(axis=2).mean(axis=1)
 
 
 def _tuned(
     whole: ServingIndex, bank: Bank, representative_N: IntArray, prediction_QD: FloatArray
 ) -> IndexFacts:
-    """Return the facts with the least effort that agrees well enough."""
+    """Return the facts with the least effort that reaches the agreement."""
     depth = min(DEPTH, whole.facts.num_passages)
     exact_Qk, _ = top_rows(
         prediction_QD, bank, depth, whole.pair_N2, representative_N=representative_N
@@ -318,7 +320,7 @@ def _flat(bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> tuple[Any,
 
 
 def _graph(bank: Bank, row_K: IntArray, pair_N2: FloatArray | None) -> tuple[Any, int]:
-    """Malkov, Yashunin, arXiv 1603.09320; one thread, since the order of insertion matters."""
+    """Build a graph (Malkov, Yashunin, arXiv 1603.09320) in one thread: insertion order matters."""
     faiss.omp_set_num_threads(1)
     description = f"HNSW{HNSW_LINKS},SQfp16"
     index = faiss.index_factory(_augmented_dim(bank), description, faiss.METRIC_INNER_PRODUCT)
@@ -357,7 +359,7 @@ def _augmented(bank: Bank, rows: IntArray, pair_N2: FloatArray | None) -> FloatA
 
 
 def _augmented_dim(bank: Bank) -> int:
-    """Return E: the codes are read with vector instructions where it is a multiple of 16."""
+    """Return E, a multiple of 16, for which faiss reads the codes with vector instructions."""
     return -(-(bank.dim + 1) // 16) * 16
 
 

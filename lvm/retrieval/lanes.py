@@ -1,4 +1,4 @@
-"""Lanes of bank rows, and which lane comes next: a calibrated classifier of the context.
+"""Lanes of bank rows, and a calibrated classifier of the lane that comes next.
 
 A lane code is an index into `bank.lanes`. Rows without a lane have the last code L: they are shown
 as a lane of their own, never as lane 0. Shapes: N bank rows, Q queries, L lanes, B batch, T time, D
@@ -25,9 +25,9 @@ from lvm.retrieval.search import FloatArray, IntArray
 from lvm.windows.planning import ContextQueries, Queries, Windows
 
 UNASSIGNED_LANE = "unassigned"
-RECENT_ROWS = 64  # their mean is a feature beside the mean of the whole context
+RECENT_ROWS = 64  # the mean of these is a feature, besides the mean of the whole context
 INVERSE_PENALTY = 10.0  # scikit-learn's C
-UNSEEN_SHARE = 0.01  # probability shared by all codes, so that a lane unseen in training has some
+UNSEEN_SHARE = 0.01  # total probability spread over all codes, so that unseen lanes have some
 TEMPERATURES = (0.05, 20.0)
 
 
@@ -45,7 +45,7 @@ def lane_codes(bank: Bank, row_Q: NDArray[np.integer] | slice = slice(None)) -> 
 
 
 def lanes_sha256(bank: Bank) -> str:
-    """Return a hash of the lanes' names with the lane of every row."""
+    """Return a hash of the lanes' names and of the lane of every row."""
     digest = hashlib.sha256(json.dumps(bank.lanes).encode())
     digest.update(lane_codes(bank).astype("<i8").data)
     return digest.hexdigest()
@@ -53,10 +53,10 @@ def lanes_sha256(bank: Bank) -> str:
 
 @dataclass(frozen=True)
 class LaneClassifier:
-    """p(lane | context): a softmax over maps of the context's means, at a fitted temperature.
+    """p(lane | context): a softmax over linear maps of the context's means, with a temperature.
 
-    `weight` (C, F), `bias` (C,) float32; `code_C` are the lane codes they stand for; there are
-    `num_codes` codes, the last is that of rows without a lane.
+    `weight` (C, F) and `bias` (C,) are float32; `code_C` are the lane codes of their rows. There
+    are `num_codes` codes; the last one belongs to rows without a lane.
     """
 
     weight: FloatArray
@@ -66,7 +66,7 @@ class LaneClassifier:
     temperature: float
 
     def log_probability(self, feature_QF: FloatArray) -> FloatArray:
-        """Return log p(lane | context) of every lane code, (Q, L + 1) float32, none -inf."""
+        """Return log p(lane | context) of every lane code, (Q, L + 1) float32; none is -inf."""
         logit_QC = (feature_QF @ self.weight.T + self.bias) / self.temperature
         seen_QL = np.zeros((len(feature_QF), self.num_codes))
         seen_QL[:, self.code_C] = softmax(logit_QC.astype(np.float64), axis=1)
@@ -79,14 +79,14 @@ def fit_lane_classifier(
 ) -> LaneClassifier:
     """Fit the classifier on train positions (scikit-learn's logistic regression), then on val.
 
-    The temperature minimises the likelihood's loss on val queries (Guo et al., arXiv 1706.04599).
-    Rows without a lane are a class of their own where there are any. `ctx` None means that of the
-    windows. Raises ValueError as `check_lanes` does.
+    The temperature minimises the negative log likelihood on val queries (Guo et al., arXiv
+    1706.04599). Rows without a lane, if there are any, are a class of their own. `ctx` None means
+    the ctx of the windows. Raises ValueError as `check_lanes` does.
     """
     ctx = ctx or windows.ctx
 
     def fit() -> Fit:
-        from sklearn.linear_model import LogisticRegression  # takes a second to load
+        from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         check_lanes(bank, windows, seed)
         positions = train_positions(bank, windows, seed).with_ctx(ctx)
@@ -94,7 +94,7 @@ def fit_lane_classifier(
         found = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
         found.fit(feature_PF, code_P)
         weight, bias = found.coef_, found.intercept_
-        if len(found.classes_) == 2:  # scikit-learn keeps one map for two classes
+        if len(found.classes_) == 2:  # scikit-learn stores one map for two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2
         queries = windows.queries["val"].head(MAX_TUNING_QUERIES).with_ctx(ctx)
         logit_QC = context_features(queries, bank) @ weight.T + bias
@@ -111,9 +111,9 @@ def fit_lane_classifier(
 
 
 def check_lanes(bank: Bank, windows: Windows, seed: int = 0) -> None:
-    """Raise ValueError unless the train positions that are read have targets of two lanes or more.
+    """Raise ValueError unless the sampled train positions have targets of two lanes or more.
 
-    Nothing of a model is needed for it.
+    This needs no model.
     """
     code_P = target_codes(train_positions(bank, windows, seed), bank)
     if len(np.unique(code_P[code_P < len(bank.lanes)])) < 2:
@@ -124,7 +124,7 @@ def check_lanes(bank: Bank, windows: Windows, seed: int = 0) -> None:
 
 
 def classifier_of(found: Fit, num_codes: int) -> LaneClassifier:
-    """Return the classifier that a fit holds."""
+    """Return the classifier stored in a fit."""
     return LaneClassifier(
         weight=found.tensors["weight"].numpy(),
         bias=found.tensors["bias"].numpy(),
@@ -135,7 +135,7 @@ def classifier_of(found: Fit, num_codes: int) -> LaneClassifier:
 
 
 def context_features(queries: Queries, bank: Bank) -> FloatArray:
-    """Return what `means_of` gives for the queries' contexts, (Q, F) float32."""
+    """Return the features (`means_of`) of the queries' contexts, (Q, F) float32."""
     if isinstance(queries, ContextQueries):
         each = [means_of(bank.unit(rows)[None]) for rows in queries.context_row_Q]
         return np.concatenate([np.zeros((0, 2 * bank.dim), np.float32), *each])
@@ -146,9 +146,9 @@ def context_features(queries: Queries, bank: Bank) -> FloatArray:
 
 
 def means_of(context_BTD: FloatArray) -> FloatArray:
-    """Return the mean of the last RECENT_ROWS rows beside that of all, each of unit length, (B, F).
+    """Return the unit mean of the last RECENT_ROWS rows and the unit mean of all rows, (B, F).
 
-    A shorter context gives the mean of what it has.
+    For a shorter context the first mean covers all its rows.
     """
     means = [context_BTD[:, -RECENT_ROWS:].mean(axis=1), context_BTD.mean(axis=1)]
     return np.concatenate([_unit(mean_BD) for mean_BD in means], axis=1)
@@ -157,7 +157,7 @@ def means_of(context_BTD: FloatArray) -> FloatArray:
 def _range_means(first_Q: IntArray, end_Q: IntArray, bank: Bank) -> FloatArray:
     """Return the unit means (Q, D) of the bank rows [first, end).
 
-    A sum moves along the bank: each row is added once, taken away once, however far ranges overlap.
+    A running sum adds and subtracts each row once, however far the ranges overlap.
     """
     mean_QD = np.empty((len(end_Q), bank.dim), np.float32)
     total_D, first, end = np.zeros(bank.dim), 0, 0
@@ -185,8 +185,8 @@ def target_codes(queries: Queries, bank: Bank) -> IntArray:
 def calibration(log_p_QL: FloatArray, code_Q: IntArray, bins: int = 15) -> dict[str, Any]:
     """Return accuracy, mean negative log likelihood (nats), expected calibration error.
 
-    The error is the mean gap of confidence to accuracy over `bins` equal ranges of confidence, each
-    weighted by its queries (Guo et al., arXiv 1706.04599, eq. 5).
+    The error is the mean gap between confidence and accuracy over `bins` equal ranges of
+    confidence, each weighted by its number of queries (Guo et al., arXiv 1706.04599, eq. 5).
     """
     best_Q = log_p_QL.argmax(axis=1)
     confidence_Q, is_right_Q = np.exp(log_p_QL.max(axis=1)), best_Q == code_Q
@@ -200,13 +200,13 @@ def calibration(log_p_QL: FloatArray, code_Q: IntArray, bins: int = 15) -> dict[
 
 
 def _places(code_C: IntArray, code_Q: IntArray) -> IntArray:
-    """Return the place of each code among those seen, -1 where it is none of them."""
+    """Return the position of each code among the seen codes, -1 for unseen ones."""
     place_Q = np.searchsorted(code_C, code_Q).clip(max=len(code_C) - 1)
     return np.where(code_C[place_Q] == code_Q, place_Q, -1)
 
 
 def _temperature(logit_QC: FloatArray, place_Q: IntArray) -> float:
-    """Return the temperature of the least loss over queries whose lane was seen; 1 without any."""
+    """Return the temperature of the least loss over queries with a seen lane; 1 without any."""
     seen_Q = place_Q >= 0
     if not seen_Q.any():
         return 1.0

@@ -1,4 +1,4 @@
-"""Second stage: the best candidates of a query are ordered again by the lane to come.
+"""Second stage: re-rank the best candidates of a query by the predicted lane.
 
 score = cosine / tau + beta log p(lane | context). Shapes: Q queries, C listed candidates, N bank
 rows, L lanes, D vector dim.
@@ -48,15 +48,15 @@ RERANKS = (NONE, LANE)
 SIZE = 200
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 SCORE_TEMPERATURES = (0.005, 0.5)
-OLD_SHARES = (0.7, 0.3)  # of the cosine, of the alignment
+OLD_SHARES = (0.7, 0.3)  # weights of the cosine and of the alignment
 
 
 @dataclass(frozen=True)
 class Shortlist:
     """The C best candidates of each query, best first; all arrays (Q, C).
 
-    `row_QC` are the first rows of duplicate groups, -1 with score -inf where there are no more;
-    `is_truth_QC` marks the group of the query's target.
+    `row_QC` are the first rows of duplicate groups, padded with -1 and score -inf; `is_truth_QC`
+    marks the group of the query's target.
     """
 
     row_QC: IntArray
@@ -72,10 +72,10 @@ def shortlist(
     row_correction: FloatArray | None = None,
     size: int = SIZE,
 ) -> Shortlist:
-    """Return the candidates that `exact_ranks` puts first; the same groups compete.
+    """Return the candidates that `exact_ranks` puts first, among the same groups.
 
-    Which of several equal scores comes last on a list is undefined. Raises ValueError as
-    `exact_ranks` does.
+    The order of equal scores at the end of a list is undefined. Raises ValueError as `exact_ranks`
+    does.
     """
     order_Q = np.argsort(queries.target_row_Q, kind="stable")
     unit_QD = unit_predictions(prediction_QD, bank, len(queries))[torch.from_numpy(order_Q)]
@@ -89,10 +89,10 @@ def shortlist(
     return Shortlist(row_QC[back_Q], score_QC[back_Q], is_truth_QC)
 
 
-def ranks_anew(
+def reranked_ranks(
     listed: Shortlist, score_QC: FloatArray, rank_Q: Ranks, tie: float = SCORE_TIE
 ) -> Ranks:
-    """Return the ranks (Q,) after the lists are ordered by `score_QC`, float64.
+    """Return the ranks (Q,) after re-ranking the lists by `score_QC`, float64.
 
     rank = 1 + better + ties / 2 within the list; scores closer than `tie` are equal. A truth that
     is not on its list keeps its rank of `rank_Q`.
@@ -117,7 +117,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Reranker:
-    """The lane classifier with its weights; logged with a model as one safetensors file."""
+    """The lane classifier and its weights; logged with a model as one safetensors file."""
 
     classifier: LaneClassifier
     plain: Weights
@@ -133,32 +133,33 @@ class Reranker:
 
     @classmethod
     def load(cls, path: Path) -> "Reranker":
-        """Read a file that `save` wrote; raises ValueError where it is damaged."""
+        """Read a file written by `save`; raises ValueError if it is damaged."""
         tensors, meta = load_state(path, is_hash_needed=False)
         try:
             classifier = classifier_of(Fit(tensors, meta), int(meta["num_codes"]))
             return cls(classifier, Weights(**meta["plain"]), Weights(**meta["corrected"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: is no lane re-ranker ({error}); log the model again"
+                f"{path}: is not a lane re-ranker ({error}); log the model again"
             ) from None
 
 
 def lane_scores(
     listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray, weight: float
 ) -> FloatArray:
-    """Return score + weight log p(lane of the candidate | context), (Q, C); -inf stays."""
+    """Return score + weight log p(lane of the candidate | context), (Q, C); -inf stays -inf."""
     log_p_QC = np.take_along_axis(log_p_QL, code_N[listed.row_QC], axis=1)
     return (listed.score_QC + np.float32(weight) * log_p_QC).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LanePrediction:
-    """What re-ranking needs beside the predictor; it is the same for all predictors.
+    """The inputs of re-ranking that are the same for all predictors.
 
     `code_N` (N,) are the lanes of the bank's rows; `log_p_QL` is log p(lane | context) of the
-    queries to be answered, `val_log_p_QL` that of `val`, on which tau and beta are chosen. `val`
-    has the contexts that the predictor reads, `val_removed` those that are left out of the ranking.
+    queries to be answered, `val_log_p_QL` that of the queries `val`, on which tau and beta are
+    chosen. `val` has the contexts that the predictor reads, `val_removed` the contexts whose rows
+    are removed from the ranking.
     """
 
     code_N: IntArray
@@ -169,7 +170,7 @@ class LanePrediction:
 
 
 def predict_lanes(bank: Bank, windows: Windows, queries: Queries, seed: int = 0) -> LanePrediction:
-    """Fit the classifier for contexts as long as those of `queries`; predict the lanes to come.
+    """Fit the classifier for contexts as long as those of `queries`; predict the next lanes.
 
     Raises ValueError for a bank without two lanes of train rows.
     """
@@ -188,9 +189,9 @@ def fit_reranker(
 ) -> Reranker:
     """Fit the classifier, then tau and beta on val queries, for plain and for corrected scores.
 
-    tau makes the true row likeliest in a softmax over its shortlist. beta has the best Hit@5, then
-    MRR@10, then is the smallest: without a gain on val it is 0. Raises ValueError for a bank
-    without lanes.
+    tau maximises the likelihood of the true row in a softmax over its shortlist. beta has the best
+    Hit@5, then the best MRR@10, then is the smallest: without a gain on val it is 0. Raises
+    ValueError for a bank without lanes.
     """
     classifier = fit_lane_classifier(bank, windows, seed)
 
@@ -210,7 +211,7 @@ def fit_reranker(
 def reranker_if_lanes(
     model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
 ) -> Reranker | None:
-    """Return `fit_reranker`'s result, or None for a bank that `check_lanes` refuses."""
+    """Return `fit_reranker`'s result, or None for a bank that `check_lanes` rejects."""
     if bank.lane_N is None:
         return None
     try:
@@ -237,13 +238,13 @@ def chosen_weights(
         scores = {}
         for beta in BETAS:
             score_QC = lane_scores(listed, lanes.val_log_p_QL, lanes.code_N, tau * beta)
-            scores[beta] = selection_score(ranks_anew(listed, score_QC, before.rank_Q))
+            scores[beta] = selection_score(reranked_ranks(listed, score_QC, before.rank_Q))
         found.append(Weights(tau, max(BETAS, key=lambda beta: (scores[beta], -beta))))
     return found
 
 
 def likely_temperature(listed: Shortlist) -> float:
-    """Return the tau in SCORE_TEMPERATURES at which the truths are likeliest among their lists."""
+    """Return the tau in SCORE_TEMPERATURES at which the truths are likeliest within their lists."""
     is_listed_Q = listed.is_truth_QC.any(axis=1)
     if not is_listed_Q.any():
         return 0.05
@@ -259,10 +260,10 @@ def likely_temperature(listed: Shortlist) -> float:
 
 
 def old_rule_scores(listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray) -> FloatArray:
-    """Return the replaced system's 0.7 cosine + 0.3 alignment, (Q, C).
+    """Return the old system's 0.7 cosine + 0.3 alignment, (Q, C).
 
-    Alignment is 1 where the candidate is of the likeliest lane. As the cosines on a list differ by
-    less than about a tenth, the rule is a hard filter.
+    Alignment is 1 for candidates of the likeliest lane. The cosines of a list differ by less than
+    about a tenth, so the rule acts as a hard filter.
     """
     is_aligned_QC = code_N[listed.row_QC] == log_p_QL.argmax(axis=1)[:, None]
     cosine_share, lane_share = OLD_SHARES
@@ -274,8 +275,8 @@ def true_lane_ranks(
 ) -> Ranks:
     """Return the ranks (Q,) if the true lane were known: candidates of that lane come first.
 
-    It is the ceiling of any lane classifier on the same lists. The truth counts as of its own lane,
-    even if the first row of its duplicate group is of another.
+    This is the ceiling of any lane classifier on the same lists. The truth counts as of its own
+    lane, even if the first row of its duplicate group has another.
     """
     is_own_QC = (code_N[listed.row_QC] == true_code_Q[:, None]) | listed.is_truth_QC
-    return ranks_anew(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q)
+    return reranked_ranks(listed, np.where(is_own_QC, listed.score_QC, -10.0), rank_Q)

@@ -1,4 +1,4 @@
-"""Search of a whole bank: the best rows of each prediction, block by block.
+"""Exact search of a whole bank: the best rows of each prediction, block by block.
 
 Shapes: Q queries, N bank rows, K candidates, B candidates of one block, k rows returned, D vector
 dim. Scores are cosines; a row correction (N, 2) makes them scale * cosine + bias.
@@ -22,7 +22,7 @@ from lvm.windows.planning import Queries
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 Result = TypeVar("Result")
-# Marks the candidates of a tile (queries, candidates) that do not compete; None where all do.
+# Returns a mask of the candidates of a tile that do not compete; None if all compete.
 Hidden = Callable[[slice, slice], Tensor | None]
 
 QUERY_BLOCK = 512
@@ -32,10 +32,10 @@ TOP_BLOCK = 16384
 def share_blocks(
     work: Callable[[Iterator[int]], Result], starts: range, title: str | None = None
 ) -> list[Result]:
-    """Run `work` in one thread a core over a common supply of block starts; return all results.
+    """Run `work` in one thread per core on a shared iterator of block starts; return all results.
 
-    Each worker restricts torch to its own core. On a busy machine torch's own threads wait for each
-    other at every operation; workers do not. A progress bar is shown where `title` is given.
+    Each worker restricts torch to one thread. On a busy machine torch's own threads wait for each
+    other at every operation; these workers do not. A progress bar is shown if `title` is given.
     """
     num_workers = max(1, min(num_cores(), len(starts)))
     before = torch.get_num_threads()
@@ -74,12 +74,12 @@ def top_rows(
     exclude: Queries | None = None,
     representative_N: IntArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
-    """Return the k best bank rows of each prediction with their scores, (Q, k), best first.
+    """Return the k best bank rows of each prediction and their scores, (Q, k), best first.
 
-    Equal scores are in row order. With `exclude` (one query a prediction) the rows of each query's
-    context are omitted; with `representative_N` only the first row of each duplicate group is
-    searched. Where fewer than k rows remain, row -1 with score -inf fills up. Raises ValueError for
-    an impossible k, or predictions of another shape.
+    Equal scores are in row order. With `exclude` (one query per prediction) the rows of each
+    query's context are omitted; with `representative_N` only the first row of each duplicate group
+    is searched. If fewer than k rows remain, the rest is row -1 with score -inf. Raises ValueError
+    for an impossible k, or predictions of another shape.
     """
     if not 1 <= k <= bank.num_rows:
         raise ValueError(f"k: {k} is outside 1 ... {bank.num_rows}, the number of bank rows")
@@ -103,9 +103,9 @@ def top_rows(
 def best_candidates(
     unit_QD: Tensor, bank: Bank, row_K: IntArray, k: int, pair_N2: FloatArray | None, hidden: Hidden
 ) -> tuple[IntArray, FloatArray]:
-    """Return the k best of the bank rows `row_K` (ascending) with their scores, (Q, k).
+    """Return the k best of the bank rows `row_K` (ascending) and their scores, (Q, k).
 
-    Equal scores are in row order; row -1 with score -inf fills up.
+    Equal scores are in row order; the rest is row -1 with score -inf.
     """
 
     def search(starts: Iterator[int]) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ def best_candidates(
 def _merged(
     k: int, scores: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the k best of two lists a line, by falling score, then by row."""
+    """Return the k best of two lists per query, by falling score, then by row."""
     score, row = torch.cat(scores, dim=1), torch.cat(rows, dim=1)
     place = row.argsort(dim=1, stable=True)
     row, score = row.gather(1, place), score.gather(1, place)
@@ -154,7 +154,7 @@ def _merged(
 
 
 def unit_block(bank: Bank, row_B: IntArray) -> FloatArray:
-    """Return the unit vectors of ascending rows, (B, D); rows without a gap are read as one run."""
+    """Return the unit vectors of ascending rows, (B, D); contiguous rows are read as one slice."""
     first, last = int(row_B[0]), int(row_B[-1])
     is_run = last - first + 1 == len(row_B)
     return bank.unit(slice(first, last + 1) if is_run else row_B)
@@ -178,7 +178,7 @@ def unit_predictions(prediction_QD: FloatArray, bank: Bank, num_queries: int | N
 
 
 def checked_correction(pair_N2: FloatArray | None, bank: Bank) -> FloatArray | None:
-    """Return the row correction as float32; raise ValueError where it does not fit the bank."""
+    """Return the row correction as float32; raise ValueError if it does not fit the bank."""
     if pair_N2 is None:
         return None
     if pair_N2.shape != (bank.num_rows, 2) or not np.isfinite(pair_N2).all():

@@ -1,4 +1,4 @@
-"""The code that is logged with every model: whatever lvm is installed then serves it."""
+"""The code that is logged with every model; the installed lvm serves it."""
 
 from mlflow.models import set_model
 

@@ -13,7 +13,7 @@ from typing import Any
 from lvm.evaluation.metrics import holm, points, smallest_p
 from lvm.models.facts import FREE, TRAINED
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.system.thresholds import GateRules
+from lvm.system.settings import GateRules
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ def _no_lane_falls(outcome: Outcome, contest: Contest) -> Passed:
 
 def _fast_enough(outcome: Outcome, contest: Contest) -> Passed:
     p95, limit = outcome.latency_ms.get("p95", math.nan), contest.rules.latency_p95_ms
-    measured = "one query, its whole context read anew, model only"
+    measured = "one query, its whole context read again, model only"
     return p95 <= limit, f"P95 {p95:.1f} ms ({measured}), limit {limit:g} ms"
 
 

@@ -223,8 +223,8 @@ def _check_range(log: QueryLog, target_row_Q: IntArray, bank: Bank) -> None:
     outside = np.flatnonzero((target_row_Q < 0) | (target_row_Q >= bank.num_rows))
     if len(outside):
         raise ValueError(
-            f"queries: {log.place(outside[0])}: target_row {target_row_Q[outside[0]]} is no row of "
-            f"{bank.path}, whose rows are 0 ... {bank.num_rows - 1}"
+            f"queries: {log.place(outside[0])}: target_row {target_row_Q[outside[0]]} is not a row "
+            f"of {bank.path}, whose rows are 0 ... {bank.num_rows - 1}"
         )
 
 
@@ -243,8 +243,8 @@ def _check_contexts(log: QueryLog, contexts: list[IntArray], bank: Bank) -> None
         if rows.min() < 0 or rows.max() >= bank.num_rows:
             wrong = rows[(rows < 0) | (rows >= bank.num_rows)][0]
             raise ValueError(
-                f"queries: {log.place(query)}: context row {wrong} is no row of {bank.path}, whose "
-                f"rows are 0 ... {bank.num_rows - 1}"
+                f"queries: {log.place(query)}: context row {wrong} is not a row of {bank.path}, "
+                f"whose rows are 0 ... {bank.num_rows - 1}"
             )
         if (rows == target).any():
             raise ValueError(

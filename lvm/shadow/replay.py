@@ -32,7 +32,7 @@ from lvm.retrieval.rerank import (
     chosen_weights,
     lane_scores,
     predict_lanes,
-    ranks_anew,
+    reranked_ranks,
     shortlist,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
@@ -99,7 +99,7 @@ class Measurement:
         ranks: the COLUMNS, one line a query, in the order of the queries; None if
             `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
             correction, `rank_reranked` and `rank_corrected_reranked` unless lanes were asked for.
-        latency_ms: p50 and p95 of one query whose whole context is read anew, the model alone.
+        latency_ms: p50 and p95 of one query whose whole context is read again, the model alone.
         val_hit_at_5: of the corrected order (plain without a row correction) on val, if asked.
         seconds: duration of the measurement.
         at: when it began (UTC, ISO 8601).
@@ -147,7 +147,7 @@ def measure(
             weight = weights.tau * weights.beta
             score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
             before_Q = ranks[order].to_numpy()
-            ranks[f"{order}_reranked"] = ranks_anew(listed, score_QC, before_Q)
+            ranks[f"{order}_reranked"] = reranked_ranks(listed, score_QC, before_Q)
     latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
     val_hit_at_5 = None
     if asked.val is not None:

@@ -18,7 +18,7 @@ from lvm.models.table import TRAINED_MODELS
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import LANE
 from lvm.system.errors import CONTROL, one_line_errors
-from lvm.system.untrusted import read_yaml, validated
+from lvm.system.settings import read_yaml, validated
 from lvm.training.checkpoint import training_sha256
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batches
@@ -121,7 +121,7 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
         name = str(key)
         one = _phase(name, values, f"phases {path}: phases.{name}")
         if name in found:
-            raise ValueError(f"phases {path}: phases.{name} stands there twice")
+            raise ValueError(f"phases {path}: phases.{name} appears twice")
         if one.after is not None and one.after not in found:
             known = ", ".join(found) or "none"
             raise ValueError(

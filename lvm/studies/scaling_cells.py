@@ -129,7 +129,7 @@ class Trainer:
         self.folder, self.on_round = folder, on_round
 
     def steps_per_epoch(self) -> float:
-        """Return the mean optimiser steps of a pass over all train rows."""
+        """Return the mean optimizer steps of a pass over all train rows."""
         return self._steps_of(self.windows)
 
     def result(self, cell: Cell) -> CellResult:
@@ -184,7 +184,7 @@ class Trainer:
         )
         if result.optimiser_steps != cell.steps:  # it would be compared with cells of all steps
             raise RuntimeError(
-                f"{cell}: trained {result.optimiser_steps} optimiser steps, not {cell.steps}"
+                f"{cell}: trained {result.optimiser_steps} optimizer steps, not {cell.steps}"
             )
         facts: dict[str, Any] = {
             "parameters": sum(p.numel() for p in result.model.parameters()),
@@ -214,11 +214,11 @@ class Trainer:
         return part, 1 + sum(1 for _ in itertools.takewhile(cell.steps.__gt__, steps_by_now))
 
     def _steps_of(self, part: Windows) -> float:
-        """Return the mean optimiser steps of an epoch; they vary, since windows take turns."""
+        """Return the mean optimizer steps of an epoch; they vary, since windows take turns."""
         return sum(itertools.islice(self._steps_of_epochs(part), ROUNDS)) / ROUNDS
 
     def _steps_of_epochs(self, part: Windows) -> Iterator[int]:
-        """Yield the optimiser steps of epoch 1, 2, 3 and so on."""
+        """Yield the optimizer steps of epoch 1, 2, 3 and so on."""
         settings = resolve(self.config, part.ctx)
         batches = Batches(self.bank, part, settings.batch_size, settings.seed)
         for epoch in itertools.count(1):

@@ -27,7 +27,7 @@ from lvm.studies.scaling_verdict import (
     not_optimised,
     pays,
 )
-from lvm.system.thresholds import ScalingRules
+from lvm.system.settings import ScalingRules
 from lvm.windows.planning import Windows
 
 HALF = "half the steps"
@@ -52,7 +52,7 @@ class Plan:
                 raise ValueError(f"fractions: {fraction:g} is not above 0 and at most 1")
         for width in self.widths:
             if width < 2 or width % 2:
-                raise ValueError(f"widths: {width} is no even number of 2 or more")
+                raise ValueError(f"widths: {width} is not an even number of 2 or more")
         if len(set(self.seeds)) < max(MIN_SEEDS, len(self.seeds)) or min(self.seeds) < 0:
             raise ValueError("seeds: need two or more different whole numbers of 0 or more")
 
@@ -100,7 +100,9 @@ def check_data(
 ) -> None:
     """Raise ValueError if the bank is too small for such a grid."""
     if windows.leaky:
-        raise ValueError("windows: split=random leaks, no verdict can rest on it; export them anew")
+        raise ValueError(
+            "windows: split=random leaks, no verdict can rest on it; export them again"
+        )
     if len(queries.measured) < rules.min_queries:
         raise ValueError(
             f"queries: {len(queries.measured)} val queries are left to measure with; at least "
@@ -214,7 +216,7 @@ def break_even(hit: Fitted, trained_on: float, there: int, rules: ScalingRules) 
 
 
 def half_of(cell: Cell) -> Cell:
-    """Return the cell with half the optimiser steps."""
+    """Return the cell with half the optimizer steps."""
     return replace(cell, steps=max(1, cell.steps // 2))
 
 

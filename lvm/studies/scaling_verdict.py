@@ -14,7 +14,7 @@ from scipy import stats
 from lvm.evaluation.metrics import LEVEL, Difference, paired_difference, points, soft_hit_at
 from lvm.studies.scaling_cells import CellResult
 from lvm.studies.scaling_fit import Fitted, Gain
-from lvm.system.thresholds import ScalingRules
+from lvm.system.settings import ScalingRules
 
 K = 5
 DATA, CAPACITY, BOTH = "data-limited", "capacity-limited", "both"
@@ -30,7 +30,7 @@ class Optimised:
     Attributes:
         passes: passes over the train rows.
         loss_change: relative change of the train loss over the last quarter of the rounds.
-        steps: gain in soft Hit@5 of all optimiser steps over half of them.
+        steps: gain in soft Hit@5 of all optimizer steps over half of them.
         rates: the other learning rates, each with its gain in soft Hit@5.
         reasons: what is wrong with the training; `advice` says what to change.
     """
@@ -150,7 +150,7 @@ def _too_short(num_steps: int, passes: float, rules: ScalingRules) -> dict[str, 
     """Return why a training is too short to be judged, each reason with the steps it needs."""
     found = {}
     if num_steps < rules.min_steps:
-        reason = f"{num_steps} optimiser steps are fewer than {rules.min_steps}"
+        reason = f"{num_steps} optimizer steps are fewer than {rules.min_steps}"
         found[reason] = rules.min_steps
     if passes < rules.min_passes:
         reason = f"{passes:.1f} passes over the data are fewer than {rules.min_passes:g}"
@@ -216,14 +216,14 @@ def judge(fitted: Fitted, optimised: Optimised, sample: Sample, rules: ScalingRu
     if steps.low > max(data.mean, parameters.mean, rules.saturated_gain):
         return Verdict(
             NOT_OPTIMISED,
-            f"Not optimised: the second half of the optimiser steps gained "
+            f"Not optimised: the second half of the optimizer steps gained "
             f"{100 * steps.mean:+.1f} points, more than what is predicted for {gains}. "
             f"Do first: max_steps={2 * optimised.num_steps}.",
         )
     if _flat(data, rules) and _flat(parameters, rules):
         if steps.mean <= rules.saturated_gain:
             return Verdict(SATURATED, f"Saturated: neither pays ({gains}).")
-        why = f"the second half of the optimiser steps gained {100 * steps.mean:+.1f} points"
+        why = f"the second half of the optimizer steps gained {100 * steps.mean:+.1f} points"
         more = f"max_steps={2 * optimised.num_steps} would tell"
         return Verdict(INCONCLUSIVE, f"Inconclusive ({gains}): neither pays, but {why}; {more}.")
     if min(data.low, parameters.low) > rules.both_gain:

@@ -20,7 +20,7 @@ from lvm.shadow.decision import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
-from lvm.system.thresholds import GateRules
+from lvm.system.settings import GateRules
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
@@ -294,7 +294,7 @@ def _registered_free(name: str, bank: Bank, windows: Windows, registry: Registry
             try:
                 logged_models.load(card.reference)
             except ValueError as error:
-                print(f"{name} is fitted anew: {error}", flush=True)
+                print(f"{name} is fitted again: {error}", flush=True)
                 continue
             return card
     return None

@@ -1,4 +1,4 @@
-"""Runs of `eval` and `lane-diagnostics`: what is measured, logged, read back.
+"""Runs of `eval` and `lane-diagnostics`: measure, log, and read back.
 
 Shapes: Q queries, D vector dim.
 """
@@ -23,7 +23,7 @@ from lvm.report.evaluation import context_figure, examples_page
 from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
 from lvm.report.tables import HITS
 from lvm.retrieval.index import ensure_index
-from lvm.system.thresholds import LaneRules
+from lvm.system.settings import LaneRules
 from lvm.tracking import runs
 from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import Subject, open_subject
@@ -31,14 +31,16 @@ from lvm.tracking.registry import NAME, Registry
 from lvm.windows.planning import Queries
 
 MEASURED = "measured.parquet"
-SAME_MODEL = 0.99  # cosine of a prediction to the recorded one; arithmetic alone moves it by 1e-4
+SAME_MODEL = (
+    0.99  # least cosine of a prediction to the recorded one; rounding alone moves it by 1e-4
+)
 COMPARED = 8
-EVAL = "eval"  # the entry whose runs can be judged
+EVAL = "eval"  # the entry point whose runs can be judged
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The report of one predictor; `evaluations` has its own first, then the free ones."""
+    """The report of one predictor; `evaluations` has its own first, then those of the free ones."""
 
     subject: Subject
     queries: Queries
@@ -86,7 +88,7 @@ def measure_subject(
 
 
 def log_examples(measurement: Measurement, split: str) -> None:
-    """Log some of the hits and misses with their contexts and the passages found."""
+    """Log some hits and misses with their contexts and the retrieved passages."""
     inputs = measurement.subject.inputs
     examples = example_table(measurement.own, measurement.queries, inputs.bank, inputs.windows)
     runs.log_artifact(examples, "examples.json")
@@ -95,7 +97,7 @@ def log_examples(measurement: Measurement, split: str) -> None:
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:
-    """Search the serving index with the predictions; add its times to the report's latency."""
+    """Search the serving index with the predictions; add its latency to the report."""
     subject, own = measurement.subject, measurement.own
     bank, windows, model = subject.inputs.bank, subject.inputs.windows, subject.predictor.model
     # The index is tuned on val queries of these windows: the model's own may not fit this bank.
@@ -110,7 +112,7 @@ def serve(measurement: Measurement) -> dict[str, Any]:
 
 
 def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
-    """Order the answers again by lane; log the figures with the new ranks."""
+    """Re-rank the answers by lane; log the figures of the new ranks."""
     predictor, inputs = measurement.subject.predictor, measurement.subject.inputs
     found, ranks = evaluate_reranking(
         predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
@@ -123,7 +125,7 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
 
 
 def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
-    """Ask without each part of the model on the first of the measured queries; log Hit@5."""
+    """Evaluate without each part of the model on the first of the measured queries; log Hit@5."""
     subject, queries = measurement.subject, measurement.queries
     predictor, inputs = subject.predictor, subject.inputs
     assert isinstance(predictor.model, Skip)
@@ -137,7 +139,7 @@ def ablate(measurement: Measurement, split: str) -> dict[str, Any]:
 
 
 def control(measurement: Measurement, ridge: bool) -> dict[str, Any]:
-    """Run the controls on the first of the measured queries; log figures with an image."""
+    """Run the controls on the first of the measured queries; log figures and an image."""
     subject, queries = measurement.subject, measurement.queries
     bank, windows = subject.inputs.bank, subject.inputs.windows
     rank_Q = measurement.own.per_query["rank"].to_numpy()
@@ -156,7 +158,7 @@ def control(measurement: Measurement, ridge: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one predictor answered, with the per-query table of each that was asked."""
+    """The answers of one predictor, with the per-query tables of it and of the free predictors."""
 
     subject: Subject
     report: dict[str, Any]
@@ -172,7 +174,7 @@ class Answers:
 
 
 def measured_by(run_id: str) -> Answers:
-    """Read what an `eval` measured; raises ValueError where its bank or model changed since."""
+    """Read the results of an `eval`; raises ValueError if its bank or model has changed since."""
     entry = runs.entry_of(run_id)
     if entry != EVAL:
         raise ValueError(f"eval_run: {run_id} is a run of {entry or 'no entry'}; give one of eval")
@@ -220,7 +222,7 @@ def searched(answers: Answers, rules: LaneRules) -> Ceilings:
 
 
 def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
-    """Log the figures: lanes beside the best free predictor, confusions, Hit@k of a larger k."""
+    """Log the figures: lanes beside the best free predictor, confusions, Hit@k for larger k."""
     inputs, leaky = answers.subject.inputs, diagnosis.leaky
     measured = {diagnosis.model: diagnosis.lanes}
     free = best_free_lanes(diagnosis, answers.tables, inputs.bank, inputs.windows.seed)
@@ -235,7 +237,7 @@ def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
 
 
 def log_decision(diagnosis: Diagnosis) -> None:
-    """Log the decision as a tag, the Hit@5 of each lane as a metric."""
+    """Log the decision as a tag and the Hit@5 of each lane as a metric."""
     runs.set_tags({"decision": diagnosis.decision})
     hits = {f"lanes/{lane.lane}/hit_at_5": lane.figures["hit_at_5"] for lane in diagnosis.lanes}
     runs.log_metrics(hits)

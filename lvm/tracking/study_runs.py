@@ -38,7 +38,7 @@ from lvm.studies.phases import (
 from lvm.studies.scaling_cells import Cell, CellResult, Trainer
 from lvm.studies.scaling_grid import Plan, Scaling
 from lvm.studies.scaling_verdict import K
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, BASELINE, Registry, locked

@@ -15,8 +15,7 @@ from lvm.models.facts import facts_of
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
-from lvm.report.evaluation import evaluation_table, experts_figure, training_figure
-from lvm.report.notes import training_note
+from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import HITS
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
@@ -26,8 +25,8 @@ from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
 from lvm.tracking.version_page import metric_tags
 from lvm.training.expert_gate import lane_table, mutual_information
+from lvm.training.guard import validation_warnings
 from lvm.training.loop import TrainResult
-from lvm.training.warnings import validation_warnings
 
 
 class Validation:

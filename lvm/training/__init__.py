@@ -1,1 +1,1 @@
-"""From windows to trained weights, knowing nothing of logging."""
+"""Train a model on windows of a bank; logging is left to the caller."""

@@ -18,7 +18,7 @@ from lvm.system.seeding import torch_seed
 from lvm.training.config import Settings, as_dict
 from lvm.windows.planning import Windows
 
-TRAINING_VERSION = 3  # raised whenever equal settings train another model from the same rows
+TRAINING_VERSION = 3  # increase when the same settings and rows train a different model
 CHECKPOINT_MINUTES = 2.0
 Parts = Mapping[str, Mapping[str, Tensor]]
 KIND_OR_NOISE = ("model", "dropout")
@@ -26,11 +26,12 @@ KIND_OR_NOISE = ("model", "dropout")
 
 @dataclass
 class Progress:
-    """How far a training has come; `losses` are those of the epoch begun, one a step.
+    """Counters and history of a training, saved in its state file.
 
-    `recent` are the last losses in their range, `above` those since then that are far above them;
-    `rollbacks` counts the returns of the epoch begun to the weights of before `snapshot_step`;
-    `norms` are those of the parts at the last step of an epoch.
+    `losses` are those of the current epoch, one a step. `recent` are the last losses within their
+    range, `above` later ones far above it. `rollbacks` counts the rollbacks of the current epoch to
+    the weights before `snapshot_step`. `norms` are the norms of each part at the last step of an
+    epoch.
     """
 
     step: int = 0
@@ -50,9 +51,10 @@ class Progress:
 
 
 class StateFile:
-    """The file that an interrupted training goes on from; without a path, nothing is written.
+    """The state file from which an interrupted training resumes; without a path nothing is written.
 
-    It is due each `every_steps` optimiser steps; where that is None, every `CHECKPOINT_MINUTES`.
+    It is written every `every_steps` optimizer steps, or every `CHECKPOINT_MINUTES` if that is
+    None.
     """
 
     def __init__(self, path: Path | None, identity: str, every_steps: int | None = None) -> None:
@@ -60,7 +62,7 @@ class StateFile:
         self._written = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Tell whether the state should be written after optimiser step number `step`."""
+        """Tell whether to write the state after optimizer step number `step`."""
         if self.path is None:
             return False
         if self.every_steps is not None:
@@ -68,7 +70,7 @@ class StateFile:
         return time.monotonic() - self._written >= 60 * CHECKPOINT_MINUTES
 
     def write(self, parts: Parts, progress: Progress) -> None:
-        """Replace the file as a whole."""
+        """Write the state; a reader sees the old file or the new one."""
         if self.path is None:
             return
         tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
@@ -76,10 +78,10 @@ class StateFile:
         self._written = time.monotonic()
 
     def read(self) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
-        """Return the parts with the progress; None where no state of this identity is there.
+        """Return the saved tensors and the progress; None if there is no state of this training.
 
         Raises:
-            ValueError: the file is no complete training state.
+            ValueError: the file is not a complete training state.
         """
         if self.path is None or not self.path.is_file():
             return None
@@ -95,13 +97,13 @@ class StateFile:
 
 
 def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.Module:
-    """Return the model of `config` with the weights of `initial`, without it with seeded ones.
+    """Return the model of `config` with the weights of `initial`, or with seeded random weights.
 
-    A head that `initial` lacks is seeded, and adds nothing at first. The trunk is frozen where
-    `config` says so.
+    A head that `initial` lacks is seeded and adds nothing at first. The trunk is frozen if `config`
+    says so.
 
     Raises:
-        ValueError: `initial` is another kind of model, or of another size.
+        ValueError: `initial` is another kind of model, or has other sizes.
     """
     assert (initial is None) == (config.init is None), "the weights that init names, or none"
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +121,7 @@ def starting_model(config: Settings, dim: int, initial: nn.Module | None) -> nn.
 
 
 def _sizes(config: Settings, dim: int) -> dict[str, Any]:
-    """Return the sizes of the model; the dense control has the active experts' rank in one."""
+    """Return the sizes of the model; the dense control joins the ranks of the active experts."""
     own = size_names(config.model) & set(as_dict(config))
     sizes = {name: getattr(config, name) for name in sorted(own)}
     if config.experts_control == "dense":
@@ -128,7 +130,7 @@ def _sizes(config: Settings, dim: int) -> dict[str, Any]:
 
 
 def _take_over(model: nn.Module, initial: nn.Module, config: Settings) -> None:
-    """Copy every weight of `initial`; only a head may be missing there."""
+    """Copy every weight of `initial` into `model`; only the head may be missing in `initial`."""
     own: dict[str, Any] = dict(model.config)  # type: ignore[arg-type]
     given: dict[str, Any] = dict(initial.config)  # type: ignore[arg-type]
     grows = (own["model"], given["model"]) == ("tmd_experts", "memory_gru")
@@ -147,11 +149,11 @@ def _take_over(model: nn.Module, initial: nn.Module, config: Settings) -> None:
 
 
 def training_sha256(config: Settings, windows: Windows, initial: nn.Module | None = None) -> str:
-    """Return the identity of a training: settings, bank, windows, versions of what computes it.
+    """Return a hash of the settings, bank, windows and library versions of a training.
 
-    The weights of `initial` count, not their name (`init`). `decay` is left out, for it follows
-    from the windows or from `initial`; threads and processes, too: they change the last bits of a
-    model, not what it is.
+    The weights of `initial` are hashed, not its name (`init`). `decay` is omitted because it
+    follows from the windows or from `initial`. Threads and processes are omitted because they
+    change only the last bits of a model.
     """
     derived = ("decay", "init")
     settings = {name: value for name, value in as_dict(config).items() if name not in derived}
@@ -163,7 +165,7 @@ def training_sha256(config: Settings, windows: Windows, initial: nn.Module | Non
 def state_sha256(
     config: Settings, windows: Windows, num_processes: int, initial: nn.Module | None = None
 ) -> str:
-    """Return the identity of an unfinished training, to the last bit: threads, processes count."""
+    """Return a hash of an unfinished training; threads and processes count as well."""
     parts = [
         TRAINING_VERSION,
         windows.bank_sha256,

@@ -1,4 +1,4 @@
-"""Named training recipes, from which every unset option of a training run is filled."""
+"""Config of a training: options, recipes that fill the unset ones, checks."""
 
 import math
 from dataclasses import dataclass, fields
@@ -18,20 +18,20 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRUNKS = ("frozen", "trained")
 EXPERTS_CONTROLS = ("none", "dense", "permuted")
-MANY_ROWS = 80_000  # train rows from which on batches are large and epochs few
+MANY_ROWS = 80_000  # with this many train rows batches are large and epochs few
 LEAST_EPOCHS, LEAST_STEPS = 6, 500  # of a training under recipe=dense
-HARD_DEPTH = 200  # train rows nearest to a prediction, among which its hard negatives are found
+HARD_DEPTH = 200  # hard negatives are chosen among this many nearest train rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What a training run does; None means that the recipe decides (`resolve`).
+    """Options of a training; None means that the recipe decides (`resolve`).
 
-    lr is the peak learning rate of AdamW, patience counts epochs without a better val Hit@5,
-    accumulation counts batches an optimiser step, batch_size counts windows. max_steps ends
-    training, with its schedule, before `epochs` are over (None: epochs decide). hard_negatives are
-    those a position, from the share `hard_from` of all steps on. init names the predictor whose
-    weights training starts from; trunk None freezes what an expert head takes from it.
+    lr is the peak learning rate of AdamW. patience counts epochs without a better val Hit@5,
+    accumulation counts batches per optimizer step, batch_size counts windows. max_steps ends the
+    training and its schedule early (None: `epochs` decides). hard_negatives is the number per
+    position, used after the share `hard_from` of all steps. init names the predictor whose weights
+    training starts from; trunk None freezes the weights that an expert head takes from it.
     """
 
     model: str = "delta_memory"
@@ -129,9 +129,9 @@ class TrainConfig:
             raise ValueError("trunk: frozen needs the weights of a trained one; give init, or auto")
 
     def _check_readers(self) -> None:
-        """Raise ValueError for an option that was changed where nothing reads it.
+        """Raise ValueError for a changed option that the model does not use.
 
-        A phase sets `chunk` for every model, so that may stand idle.
+        A phase sets `chunk` for every model, so `chunk` may be unused.
         """
         sizes = size_names(self.model)
         chooses = "experts" in sizes and self.experts_control != "dense"
@@ -158,7 +158,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainConfig):
-    """A `TrainConfig` in which nothing is left open but `max_steps`: None lets epochs decide."""
+    """A `TrainConfig` with every option decided but `max_steps` and sizes that the model lacks."""
 
     epochs: int
     batch_size: int
@@ -186,7 +186,7 @@ def resolve(config: TrainConfig, ctx: int, num_train_rows: int = MANY_ROWS) -> S
     chosen = {name: value for name, value in as_dict(config).items() if value is not None}
     device, precision = chosen_device(config.device), config.precision
     if precision == "auto":
-        # It changes the numbers: a run elsewhere agrees to bf16's eight bits, not to the last one.
+        # bf16 changes the numbers: runs on other machines agree only to its eight bits.
         precision = "bf16" if device == "cuda" or has_amx_bf16() else "fp32"
     grows = config.model == "tmd_experts" and config.init is not None
     recipe["trunk"] = "frozen" if grows else "trained"
@@ -196,7 +196,7 @@ def resolve(config: TrainConfig, ctx: int, num_train_rows: int = MANY_ROWS) -> S
 
 
 def chosen_device(name: str) -> str:
-    """Return the device that `name` means here."""
+    """Return the device to use: `name`, or for auto cuda if it is available, else cpu."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -208,7 +208,10 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def _dense(ctx: int, batch_size: int | None, num_train_rows: int) -> dict[str, Any]:
-    """About 2,000 supervised positions a step, 1,000 on a small bank; 500 steps or more."""
+    """Return the settings of recipe=dense: batches of about 2,000 positions, 500 steps or more.
+
+    A small bank gets batches of about 1,000 positions.
+    """
     positions = 2000 if num_train_rows >= MANY_ROWS else 1000
     batch = batch_size or max(1, positions // ctx)
     steps_per_epoch = num_train_rows / (batch * ctx)
@@ -228,7 +231,7 @@ def _dense(ctx: int, batch_size: int | None, num_train_rows: int) -> dict[str, A
 
 
 def _seed(ctx: int, batch_size: int | None) -> dict[str, Any]:
-    """The replaced system's settings: batches that shrink with ctx, accumulated to 256 windows."""
+    """Return the old system's settings: batches shrink with ctx and accumulate to 256 windows."""
     batch = batch_size or next((b for c, b in ((100, 32), (500, 16), (1000, 8)) if ctx <= c), 4)
     return {
         "epochs": 30,

@@ -1,8 +1,8 @@
-"""Training batches and their negatives: windows in seeded order, bank rows, mined hard negatives.
+"""Training data: batches of windows in seeded order, bank negatives, mined hard negatives.
 
-Each batch is a function of seed, epoch, step. Shapes: B windows of a batch that this process holds,
-G windows of the whole batch, T time, D vector dim, W windows of all epochs, R runs of those that
-overlap; K bank negatives of a step, or nearest rows of a position; P sampled positions, H hard
+Each batch is a function of seed, epoch and step. Shapes: B windows of a batch in this process, G
+windows of the whole batch, T time, D vector dim, W windows of all epochs, R runs of overlapping
+windows; K bank negatives of a step, or nearest rows of a position; P sampled positions, H hard
 negatives of a position, C positions of a batch with hard negatives, N bank rows.
 """
 
@@ -27,7 +27,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
 # A search costs rows x positions x dim: at 100,000 rows of 384 dims a sample of 16,384 positions
-# is 1.3e12 multiply-adds, about the arithmetic of 20,000 positions of training.
+# takes 1.3e12 multiply-adds, about as many as training on 20,000 positions.
 SAMPLE_POSITIONS = 16_384
 POSITIVE_SHARE = 0.95
 ROW_BLOCK = 32_768
@@ -37,11 +37,11 @@ NONE = -1  # no hard negative
 
 @dataclass(frozen=True)
 class Batch:
-    """Unit contexts (B, T, D), their successors (B, T, D), and which positions are real (B, T).
+    """Unit contexts (B, T, D), their successors (B, T, D), and a mask of the real positions (B, T).
 
-    Where several processes share a batch, `share` is this one's part of its examples, 0 where
-    there are fewer windows than processes. `last_GD` are the last successors of all windows of
-    the batch, those of this process at `own_B`; it is empty where every position is a target.
+    If several processes share a batch, `share` is this process's share of its examples, 0 if there
+    are fewer windows than processes. `last_GD` are the last successors of all windows of the batch;
+    rows `own_B` belong to this process. `last_GD` is empty if every position is a target.
     """
 
     context_BTD: Tensor
@@ -61,15 +61,16 @@ class Batch:
 
 
 class Batches:
-    """The training windows of a bank in seeded order, `batch_size` of ctx rows at a time.
+    """The training windows of a bank in seeded order, `batch_size` windows of ctx rows per batch.
 
-    Shorter windows stand together, twice as many where they have at most half of ctx rows, and so
-    on: a batch holds about as many positions whatever its windows, none is mostly padding.
+    A batch groups windows of similar length: twice as many windows of at most ctx / 2 rows, and so
+    on. All batches hold about as many positions, and none is mostly padding.
 
-    Only train rows are ever read: inputs, targets, negatives. With `dense`, every position is a
-    target, so overlapping windows take turns: an epoch reads each train row about once, the next
-    epoch reads it in other windows. Otherwise an epoch is every window of exactly ctx rows, the
-    last position its only target. Of each batch, `rank` of `size` processes gets its windows.
+    Only train rows are read: inputs, targets, negatives. With `dense` every position is a target,
+    and overlapping windows take turns: an epoch reads each train row about once, the next epoch
+    reads it in other windows. Without `dense` an epoch is every window of exactly ctx rows, with
+    the last position as its only target. Process `rank` of `size` gets its share of each batch's
+    windows.
     """
 
     def __init__(
@@ -100,27 +101,27 @@ class Batches:
         self.negative_row = train_row[first]  # one of each group of duplicates
 
     def num_batches(self, epoch: int) -> int:
-        """Return the number of batches of `epoch`, counted from 1."""
+        """Return the number of batches of `epoch`, which counts from 1."""
         return len(self._plan(epoch))
 
     def num_windows(self, epoch: int = 1) -> int:
         return len(self._windows_of(epoch))
 
     def num_positions(self, epoch: int = 1) -> int:
-        """Return the supervised positions of `epoch` when every position is a target."""
+        """Return the number of supervised positions of `epoch` if every position is a target."""
         return int(self._rows_W[self._windows_of(epoch)].sum())
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from number `first` on, each of its windows once."""
+        """Yield the batches of `epoch` from number `first` on; each window appears once."""
         for window_G in self._plan(epoch)[first:]:
             yield self._batch(window_G)
 
     def upcoming(self, epoch: int, first: int = 0) -> NDArray[np.int64]:
-        """Return the windows of all processes from batch `first` of `epoch` on, in their order."""
+        """Return the windows of all processes from batch `first` of `epoch` on, in order."""
         return np.concatenate([np.zeros(0, np.int64), *self._plan(epoch)[first:]])
 
     def extent(self, window: int) -> tuple[int, int]:
-        """Return the first row of a window, its number of input rows."""
+        """Return the first row and the number of input rows of a window."""
         return int(self._start_W[window]), int(self._rows_W[window])
 
     def negatives(self, step: int, count: int) -> Tensor:
@@ -134,7 +135,7 @@ class Batches:
         return np.flatnonzero((epoch - 1) % self._period_W == self._turn_W)
 
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return the windows of each batch of `epoch`, in the order of their first windows."""
+        """Return the windows of each batch of `epoch`, ordered by their first windows."""
         chosen_W = self._windows_of(epoch)
         order_W = generator(self._seed, f"windows of epoch {epoch}").permutation(chosen_W)
         halvings_W = np.log2(self._longest / self._rows_W[order_W]).astype(np.int64)
@@ -147,7 +148,7 @@ class Batches:
 
     def _batch(self, window_G: NDArray[np.int64]) -> Batch:
         own_B = np.arange(self._rank, len(window_G), self._size)
-        # Every process takes part in every backward pass, if with a window that counts nothing.
+        # Every process joins every backward pass; one without a window joins with a zero share.
         share = self._share(window_G, window_G[own_B])
         own_B = own_B if len(own_B) else np.zeros(1, dtype=np.int64)
         window_B = window_G[own_B]
@@ -173,15 +174,18 @@ class Batches:
 def _turns(
     start_W: NDArray[np.int64], rows_W: NDArray[np.int32], most_turns: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the turn of each window, of how many: it is read in every so many-th epoch.
+    """Return the turn and the period of each window.
 
-    A run whose windows read its rows n times has n turns, so that an epoch reads it about once,
-    however short it is. Turns go round along a run, then on in the next run of as many turns: all
-    turns have as many windows, give or take one.
+    Epoch e reads the windows with (e - 1) % period equal to their turn. A run whose windows read
+    each row n times has period n, at most `most_turns`, so that an epoch reads the run about once.
+    Windows are assigned to turns round-robin, continuing across runs of the same period; all turns
+    have the same number of windows, give or take one.
     """
     end_W = start_W + rows_W
     begins_W = np.ones(len(start_W), dtype=bool)
-    begins_W[1:] = (start_W[1:] >= end_W[:-1]) | (start_W[1:] <= start_W[:-1])  # <=: a repetition
+    begins_W[1:] = (start_W[1:] >= end_W[:-1]) | (
+        start_W[1:] <= start_W[:-1]
+    )  # <=: a repeated window
     first_R = np.flatnonzero(begins_W)
     rows_R = np.maximum.reduceat(end_W, first_R) - start_W[first_R]
     times_R = -(-np.add.reduceat(rows_W.astype(np.int64), first_R) // rows_R)
@@ -193,13 +197,13 @@ def _turns(
 
 
 class HardNegatives:
-    """Rows that compete with the truth at sampled train positions, mined once an epoch.
+    """Train rows that compete with the truth at sampled positions, mined once an epoch.
 
-    Of the 200 train rows nearest to a prediction (one a group of duplicates), those remain that
-    are no duplicate of the target, no row of the position's context (the ranking removes it) and
-    that score below 0.95 of the target's score, since better ones are often right as well
-    (NV-Retriever, arXiv 2407.15831, section 4.1); the best `count` of them are taken. Memory is
-    bounded by the sample: the bank is read in blocks.
+    The candidates of a position are the 200 train rows nearest to its prediction, one per group of
+    duplicates. Duplicates of the target and rows of the position's context are removed (the ranking
+    removes the latter, too), and so are rows that score at least 0.95 of the target's score, since
+    these are often right as well (NV-Retriever, arXiv 2407.15831, section 4.1). The best `count` of
+    the rest are the hard negatives. The bank is read in blocks; memory is bounded by the sample.
     """
 
     def __init__(self, bank: Bank, group_N: IntArray, batches: Batches, count: int) -> None:
@@ -210,9 +214,9 @@ class HardNegatives:
     def mine(
         self, model: nn.Module, upcoming_W: IntArray, draw: np.random.Generator, world: World
     ) -> None:
-        """Replace all hard negatives by those of a sample, drawn from the windows to come.
+        """Replace all hard negatives by those of a sample of the upcoming windows.
 
-        Each process searches for its share of the sample; all get the whole.
+        Each process searches for its share of the sample; all processes get the whole result.
         """
         order_W = draw.permutation(upcoming_W)
         rows_W = np.array([self._batches.extent(window)[1] for window in order_W])
@@ -224,7 +228,7 @@ class HardNegatives:
             self._row_TH |= part
 
     def of_batch(self, batch: Batch) -> OwnNegatives | None:
-        """Return the hard negatives of a batch's real positions; None where it has none."""
+        """Return the hard negatives of a batch's real positions; None if it has none."""
         if not self._row_TH:
             return None
         row_BTH = np.full((*batch.real_BT.shape, self._count), NONE, dtype=np.int64)
@@ -244,14 +248,14 @@ class HardNegatives:
         return sum(int((row_TH != NONE).any(axis=1).sum()) for row_TH in self._row_TH.values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the mined rows as tensors: the windows, the rows of all their positions."""
+        """Return the mined rows as tensors: the windows, and the rows of all their positions."""
         if not self._row_TH:
             return {}
         rows = np.concatenate(list(self._row_TH.values()))
         return {"window": torch.tensor(list(self._row_TH)), "row": torch.from_numpy(rows)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         self._row_TH, begin = {}, 0
         for window in state["window"].tolist() if state else ():
             end = begin + self._batches.extent(window)[1]
@@ -285,7 +289,7 @@ class HardNegatives:
     def _competitors(
         self, prediction_PD: FloatArray, start_P: IntArray, target_P: IntArray
     ) -> IntArray:
-        """Return the rows (P, H) of each position's best competitors, NONE where too few are."""
+        """Return the rows (P, H) of each position's best competitors, padded with NONE."""
         score_PK, row_PK = self._nearest(prediction_PD)
         truth_P1 = (prediction_PD * self._bank.unit(target_P)).sum(axis=1)[:, None]
         right_PK = self._group_N[row_PK] == self._group_N[target_P][:, None]
@@ -298,7 +302,7 @@ class HardNegatives:
         return row_PH
 
     def _nearest(self, prediction_PD: FloatArray) -> tuple[FloatArray, IntArray]:
-        """Return scores and bank rows (P, K) of the nearest train rows, the best first; exact."""
+        """Return scores and bank rows (P, K) of the nearest train rows, best first."""
         faiss.omp_set_num_threads(torch.get_num_threads())
         score_PK = np.empty((len(prediction_PD), 0), dtype=np.float32)
         row_PK = np.empty((len(prediction_PD), 0), dtype=np.int64)

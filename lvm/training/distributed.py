@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them; a lone one otherwise."""
+"""Processes that train one model together, started by torchrun; one process without it."""
 
 import os
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
-# Rank 0 validates over the whole bank while the others wait; a dead rank is torchrun's to find.
+# The other ranks wait while rank 0 validates over the whole bank; torchrun notices dead ranks.
 PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`: rank 0 validates, logs, writes; a lone process is rank 0 of 1.
+    """This process among `size` processes; rank 0 validates, logs and writes.
 
-    `control` carries Python values between processes, beside the gradients.
+    `control` is a process group for Python values; gradients use the default group.
     """
 
     rank: int = 0
@@ -33,16 +33,16 @@ class World:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Return the device `name`, on CUDA the one that belongs to this process."""
+        """Return the device `name`; on CUDA this process's own."""
         own_cuda = name == "cuda" and self.size > 1
         return torch.device(name, self.local_rank) if own_cuda else torch.device(name)
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return the module with gradients averaged over processes by each backward pass."""
+        """Return the module with gradients averaged over processes in each backward pass."""
         if self.size == 1:
             return module
         devices = [device] if device.type == "cuda" else None
-        # A context of one chunk writes no memory: those parameters have no gradient then.
+        # A context of one chunk writes no memory; the parameters of its write get no gradient.
         return DistributedDataParallel(module, devices, find_unused_parameters=True)
 
     def from_main(self, value: Value | None) -> Value:
@@ -53,7 +53,7 @@ class World:
         return holder[0]  # type: ignore[return-value]
 
     def gathered(self, value: Value) -> list[Value]:
-        """Return every rank's `value`, by rank, on every rank."""
+        """Return every rank's `value`, ordered by rank, on every rank."""
         values = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(values, value, group=self.control)
@@ -65,12 +65,12 @@ class World:
 
 
 def launched_rank() -> int:
-    """Return the rank that torchrun gave this process; 0 where torchrun did not start it."""
+    """Return the rank that torchrun gave this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if distributed.is_torchelastic_launched() else 0
 
 
 def launched_size() -> int:
-    """Return the number of processes that torchrun started; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
 
 

@@ -1,4 +1,4 @@
-"""The gate of the experts in training: its losses, the lanes it is told, figures of its choices.
+"""Training of the experts' gate: losses, lane labels, statistics of its choices.
 
 Shapes: B windows of a batch, T time, P positions, Q queries, N bank rows, L lanes, X experts.
 """
@@ -23,8 +23,8 @@ DEAD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Told:
-    """The lane of each position's target (B, T), UNASSIGNED where unknown, and its weight."""
+class LaneLabels:
+    """The lane of each position's target (B, T), UNASSIGNED if unknown; the weight of its loss."""
 
     lane_BT: Tensor
     weight: float
@@ -33,9 +33,9 @@ class Told:
 class GateLoss(nn.Module):
     """balance * KL(mean || prior) + z_weight * mean(lse^2) + weight * CE(lane).
 
-    A batch is a few windows, often of one lane: balanced by itself it would have the gate ignore
-    the lanes (Qiu et al., arXiv 2501.11873). So the mean is one over many steps, as they were,
-    with the gradient of this step. `count_X` counts the choices since it was last set to zero.
+    A batch is a few windows, often of one lane. Balancing a single batch would teach the gate to
+    ignore the lanes (Qiu et al., arXiv 2501.11873). The mean therefore runs over many steps; only
+    the current step contributes a gradient. `count_X` counts the choices since it was last reset.
     """
 
     prior_X: Tensor
@@ -54,7 +54,7 @@ class GateLoss(nn.Module):
         self.register_buffer("count_X", torch.zeros(len(prior_X), dtype=torch.int64))
 
     def forward(self, logit_PX: Tensor, lane_P: Tensor, lane_weight: float) -> Tensor:
-        """Return the scalar loss of the logits; `lane_weight` is that of the lanes at this step."""
+        """Return the scalar loss of the logits; `lane_weight` weighs the lane loss of this step."""
         share_X = logit_PX.softmax(dim=-1).mean(dim=0)
         with torch.no_grad():
             if torch.isfinite(share_X).all():  # the loop skips a step whose loss is not finite
@@ -68,17 +68,17 @@ class GateLoss(nn.Module):
         return loss
 
     def take_counts(self) -> Tensor:
-        """Return `count_X` as it is, then set it to zero."""
+        """Return `count_X` and reset it to zero."""
         count_X = self.count_X.clone()
         self.count_X.zero_()
         return count_X
 
 
 def balance_loss(mean_X: Tensor, prior_X: Tensor) -> Tensor:
-    """Return KL(mean || prior) of the gate's mean probabilities, 0 where they are the prior.
+    """Return KL(mean || prior) of the gate's mean probabilities; 0 if they equal the prior.
 
-    The balance of Fedus et al. (arXiv 2101.03961, section 2.2) has its least value at equal
-    shares, which lanes of unequal size contradict.
+    The balance loss of Fedus et al. (arXiv 2101.03961, section 2.2) has its minimum at equal
+    shares, which does not fit lanes of unequal size.
     """
     mean_X = mean_X.clamp_min(torch.finfo(mean_X.dtype).tiny)
     return (mean_X * (mean_X / prior_X).log()).sum()
@@ -90,10 +90,10 @@ def z_loss(logit_PX: Tensor) -> Tensor:
 
 
 def lane_loss(logit_PX: Tensor, lane_P: Tensor, belongs_LX: Tensor) -> Tensor:
-    """Return the mean -log probability that an expert of the target's lane is chosen.
+    """Return the mean -log probability of the experts of the target's lane.
 
-    The probability is the full softmax over all experts. Positions without a lane are left out; 0
-    where none has one.
+    Probabilities are the softmax over all experts. Positions without a lane are omitted; the loss
+    is 0 if no position has a lane.
     """
     known_P = lane_P != UNASSIGNED
     logit_PX, own_PX = logit_PX[known_P], belongs_LX[lane_P[known_P]]
@@ -102,7 +102,7 @@ def lane_loss(logit_PX: Tensor, lane_P: Tensor, belongs_LX: Tensor) -> Tensor:
 
 
 def train_lanes(bank: Bank, windows: Windows) -> IntArray:
-    """Return the lane (N,) of each train row; UNASSIGNED elsewhere and where there is none."""
+    """Return the lane (N,) of each train row; UNASSIGNED for other rows and rows without a lane."""
     lane_N = np.full(bank.num_rows, UNASSIGNED, dtype=np.int64)
     train_row = windows.train_rows()
     if bank.lane_N is not None:
@@ -111,9 +111,9 @@ def train_lanes(bank: Bank, windows: Windows) -> IntArray:
 
 
 def permuted_lanes(lane_N: IntArray, document_N: NDArray[np.integer], seed: int) -> IntArray:
-    """Return the lanes exchanged among documents: as many documents of each lane, others.
+    """Return the lanes permuted among documents: each lane keeps its number of documents.
 
-    A document of several lanes counts as one for each run of rows of one lane.
+    A document of several lanes counts as one document per run of rows of one lane.
     """
     breaks_N = np.ones(len(lane_N), dtype=bool)
     breaks_N[1:] = (lane_N[1:] != lane_N[:-1]) | (document_N[1:] != document_N[:-1])
@@ -124,10 +124,10 @@ def permuted_lanes(lane_N: IntArray, document_N: NDArray[np.integer], seed: int)
 
 
 def lane_experts(num_lanes: int, num_experts: int) -> NDArray[np.bool_]:
-    """Tell which experts answer for which lane, (L, X).
+    """Return which experts belong to which lane, (L, X).
 
-    Where there are no more lanes than experts, expert e answers for lane e mod L; otherwise lane l
-    is answered by expert l mod X. With 16 lanes and 16 experts that is one expert a lane.
+    With at most as many lanes as experts, expert e belongs to lane e mod L; with more, lane l has
+    expert l mod X. 16 lanes and 16 experts give one expert per lane.
     """
     period = min(num_lanes, num_experts)
     return np.arange(num_lanes)[:, None] % period == np.arange(num_experts)[None, :] % period
@@ -136,8 +136,8 @@ def lane_experts(num_lanes: int, num_experts: int) -> NDArray[np.bool_]:
 def expert_prior(lane_N: IntArray, num_lanes: int, num_experts: int) -> NDArray[np.float64]:
     """Return the share (X,) of positions that each expert should get.
 
-    It is the share of the expert's lanes among the rows, one row added to each lane so that none
-    has zero, divided equally among the experts of a lane; without lanes it is 1 / X.
+    A lane's share is its share of the rows, after adding one row to each lane so that none is zero;
+    it is divided equally among the experts of the lane. Without lanes every share is 1 / X.
     """
     if num_lanes == 0:
         return np.full(num_experts, 1 / num_experts)
@@ -149,10 +149,10 @@ def expert_prior(lane_N: IntArray, num_lanes: int, num_experts: int) -> NDArray[
 
 
 def load_figures(count_X: NDArray[np.integer]) -> dict[str, float]:
-    """Return figures of the load, the share of all choices that each expert has.
+    """Return statistics of the load; the load of an expert is its share of all choices.
 
-    `expert_load_max` is the largest load, `expert_load_entropy` its entropy over log X (1: equal
-    loads), `dead_experts` counts those below 0.5 / X.
+    `expert_load_max` is the largest load, `expert_load_entropy` the entropy over log X (1: equal
+    loads), `dead_experts` the number of experts with a load below 0.5 / X.
     """
     load_X = count_X / max(1, count_X.sum())
     some = load_X[load_X > 0]
@@ -166,7 +166,7 @@ def load_figures(count_X: NDArray[np.integer]) -> dict[str, float]:
 def lane_table(
     gate_QX: NDArray[np.floating], lane_Q: NDArray[np.integer], num_lanes: int
 ) -> NDArray[np.float64]:
-    """Return the weight (L, X) that the queries of each lane give to each expert, summed."""
+    """Return the summed weight (L, X) that the queries of each lane give to each expert."""
     table_LX = np.zeros((num_lanes, gate_QX.shape[1]))
     known_Q = lane_Q != UNASSIGNED
     np.add.at(table_LX, lane_Q[known_Q], gate_QX[known_Q])
@@ -174,20 +174,20 @@ def lane_table(
 
 
 def mutual_information(table_LX: NDArray[np.floating]) -> float:
-    """Return the mutual information of lane and expert in nats; at most the lanes' entropy."""
+    """Return the mutual information of lane and expert in nats, at most the lanes' entropy."""
     joint_LX = table_LX / max(table_LX.sum(), np.finfo(float).tiny)
     apart_LX = joint_LX.sum(axis=1, keepdims=True) * joint_LX.sum(axis=0, keepdims=True)
     some = joint_LX > 0
     return float((joint_LX[some] * np.log(joint_LX[some] / apart_LX[some])).sum())
 
 
-class Guidance:
+class LaneSupervision:
     """The lanes of every target, with a weight that falls linearly to 0 over all steps.
 
-    A bank without lanes leaves the gate to the balance, at equal shares.
+    Without lanes the gate is trained by its balance loss alone, towards equal shares.
 
     Raises:
-        ValueError: lanes are to be permuted in a bank that has none.
+        ValueError: lanes are to be permuted in a bank without lanes.
     """
 
     def __init__(
@@ -202,20 +202,20 @@ class Guidance:
             self._lane_N = permuted_lanes(self._lane_N, bank.document_N, config.seed)
 
     def loss(self) -> GateLoss:
-        """Return the loss of the gate, balanced to the lanes of the train rows."""
+        """Return the loss of the gate, balanced to the lane shares of the train rows."""
         num_experts, config = self._config.experts, self._config
         prior_X = expert_prior(self._lane_N, self._num_lanes, num_experts)
         belongs_LX = np.zeros((0, num_experts), dtype=bool)
         if self._num_lanes:
             belongs_LX = lane_experts(self._num_lanes, num_experts)
-        tensors = torch.from_numpy(prior_X), torch.from_numpy(belongs_LX)
-        return GateLoss(*tensors, config.gate_balance, config.gate_z)
+        prior, belongs = torch.from_numpy(prior_X), torch.from_numpy(belongs_LX)
+        return GateLoss(prior, belongs, config.gate_balance, config.gate_z)
 
-    def of_batch(self, batch: Batch, step: int) -> Told:
-        """Return what the gate is told of a batch at optimiser step `step`."""
+    def of_batch(self, batch: Batch, step: int) -> LaneLabels:
+        """Return the lane labels of a batch and their weight at optimizer step `step`."""
         lane_BT = np.full(batch.real_BT.shape, UNASSIGNED, dtype=np.int64)
         for place, window in enumerate(batch.window_B):
             start, num_rows = self._batches.extent(window)
             lane_BT[place, :num_rows] = self._lane_N[start + 1 : start + num_rows + 1]
         weight = self._config.gate_lanes * (1 - step / self._total_steps)
-        return Told(torch.from_numpy(lane_BT), weight)
+        return LaneLabels(torch.from_numpy(lane_BT), weight)

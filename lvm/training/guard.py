@@ -1,36 +1,46 @@
-"""Return of a training to its last good weights where its loss spikes or its weights overflow."""
+"""Watch a training: skip bad steps, roll back after spikes, measure its parts, warn the user."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from lvm.models.skip import Skip, without
 from lvm.models.weights import optimizer_tensors, restore_optimizer
 from lvm.training.checkpoint import Parts, Progress
 from lvm.training.distributed import World
 from lvm.training.loss import SampledSoftmax
-from lvm.training.optimizer import WeightAverage
+from lvm.training.optimizer import TrainingPlan, WeightAverage
 
 CLIP_NORM = 1.0
-# Window and sigmas are those of OLMo-core's SkipStepOptimizer, which judges one step by mean and
-# deviation; PaLM (arXiv 2204.02311, section 5.1) goes back by about 100 steps.
+# WINDOW and SIGMAS as in OLMo-core's SkipStepOptimizer, which judges a single step by mean and
+# deviation; PaLM (arXiv 2204.02311, section 5.1) goes back about 100 steps.
 WINDOW = 128
 SIGMAS = 6.0
 SPAN = 4
 SNAPSHOT_STEPS = 64
 MAX_IN_A_ROW = 3
 MAX_ROLLBACKS = 10
-NORMAL_MAD = 1.4826  # standard deviations of a normal distribution in its MAD
+NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation of a normal distribution
+
+IDLE_SHARE = 0.001  # a part is idle if 1 - cosine with and without it is below this
+
+# The old system trained for 24 steps on 514 examples with 3 negatives each.
+MIN_STEPS = 300
+MIN_EXAMPLES = 5000
+MIN_NEGATIVES = 63
+NOTABLE_FALL = 0.005  # of Hit@5
+VISIBLE_DIFFERENCE = 0.02  # difference of Hit@5 that validation should be able to detect
 
 
 def loss_bar(recent: list[float]) -> float:
-    """Return what a loss must exceed to be far above `recent`; infinite before half a window.
+    """Return the bar above which a loss is far above `recent`; infinite before half a window.
 
-    It is the higher of the largest loss there with the median + 6 robust deviations. Where losses
-    come in any order, 4 above all of 128 before them happen by chance once in 12 million steps.
+    It is the larger of the maximum of `recent` and its median + 6 robust deviations. If losses were
+    in random order, 4 of them above all of 128 earlier ones would occur once in 12 million steps.
     """
     if len(recent) < WINDOW // 2:
         return float("inf")
@@ -40,10 +50,10 @@ def loss_bar(recent: list[float]) -> float:
 
 
 def sees_spike(progress: Progress, loss: float) -> bool:
-    """Take in the finite loss of a step; tell whether it is the fourth in a row above the bar.
+    """Record the finite loss of a step; tell whether it is the fourth in a row above the bar.
 
-    A high loss is no spike where fewer follow it: it counts among the recent ones then. Where the
-    loss is as high after three returns in a row, its level has changed, which becomes the new one.
+    Fewer than four high losses in a row are not a spike and join the recent losses. If the loss is
+    as high after three rollbacks in a row, its level has changed, and the new level is accepted.
     """
     if progress.recent and loss > max(progress.recent) and loss > loss_bar(progress.recent):
         progress.above.append(loss)
@@ -59,29 +69,29 @@ def sees_spike(progress: Progress, loss: float) -> bool:
 
 
 def forget(progress: Progress) -> None:
-    """Start a new level, where the losses to come are of another kind."""
+    """Reset the recent losses, because the loss has changed its scale."""
     progress.recent, progress.above, progress.rollbacks_in_a_row = [], [], 0
 
 
 def num_rollbacks(progress: Progress) -> int:
-    """Return how often a training went back to its last good weights."""
+    """Return the number of rollbacks of a training."""
     closed = sum(int(record.get("train/rollbacks", 0)) for record in progress.history)
     return closed + progress.rollbacks
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether no value is NaN or infinite, nor so large that the length of all overflows."""
+    """Tell whether every value is finite and the norm of all values does not overflow."""
     floats = [value for value in tensors if value.is_floating_point()]
     return bool(torch.isfinite(nn.utils.get_total_norm(floats)))
 
 
 @dataclass
 class Guard:
-    """Takes the optimiser's steps; returns to the last good weights where one breaks them.
+    """Takes the optimizer's steps; rolls back to the last good weights if a step breaks them.
 
-    `tensors` is the copy on the CPU to return to: weights, their average, temperature, optimiser,
-    as they were before a step whose loss was within its range, taken every 64 steps. What was
-    learnt since is lost, its batches are not read again. All ranks of a `world` decide alike.
+    `tensors` is the copy to return to, on the CPU: weights, their average, the temperature and the
+    optimizer state, copied every 64 steps before a step whose loss is within its range. Later
+    learning is lost and its batches are not read again. All ranks of `world` decide alike.
     """
 
     model: nn.Module
@@ -92,13 +102,13 @@ class Guard:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, progress: Progress, loss: float) -> bool:
-        """Use the gradients of `loss`, which all ranks share; return whether all was finite.
+        """Apply the gradients of `loss`, the same on all ranks; return whether all was finite.
 
-        The step is skipped where loss or gradient are not finite. The last good weights return
-        where the loss has spiked, or where the step makes a weight infinite or NaN.
+        The step is skipped if loss or gradient are not finite. The last good weights are restored
+        if the loss has spiked, or if the step makes a weight infinite or NaN.
 
         Raises:
-            ValueError: there are none to return to, as the first weights were not finite.
+            ValueError: there are no good weights, because the first ones were not finite.
         """
         norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP_NORM)
         is_finite = math.isfinite(loss) and bool(torch.isfinite(norm))
@@ -120,7 +130,7 @@ class Guard:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _copy_when_due(self, progress: Progress) -> bool:
-        """Take a new copy where the last is old; return False where it would not be finite."""
+        """Renew the copy if it is old; return False if the new copy would not be finite."""
         if progress.above or progress.step < progress.snapshot_step + SNAPSHOT_STEPS:
             return True
         now = {
@@ -148,7 +158,7 @@ class Guard:
         restore_optimizer(self.optimizer, parts["optimizer"])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the copy that a state on disk holds."""
+        """Restore the copy from a state file."""
         self.tensors = dict(tensors)
 
     def _parts(self) -> Parts:
@@ -160,9 +170,155 @@ class Guard:
         }
 
     def _copied(self, key: str, value: Tensor) -> Tensor:
-        """Return a copy on the CPU, in the place of the copy before it."""
+        """Return a copy on the CPU, in the memory of the previous copy."""
         old = self.tensors.get(key)
         return value.detach().to("cpu", copy=True) if old is None else old.copy_(value)
 
     def _agreed(self, own: bool) -> bool:
         return own if self.world.size == 1 else all(self.world.gathered(own))
+
+
+@torch.no_grad()
+def part_shares(model: nn.Module, context_BTD: Tensor) -> dict[str, float]:
+    """Return 1 - cosine between predictions with and without each part, mean over (B, T)."""
+    if not isinstance(model, Skip):
+        return {}
+    was_training = model.training
+    model.eval()
+    full_BTD = model(context_BTD)
+    shares = {
+        part: 1 - float((full_BTD * without(model, part)(context_BTD)).sum(dim=-1).mean())
+        for part in model.ablations
+    }
+    model.train(was_training)
+    return shares
+
+
+class PartNorms:
+    """Norms of the gradient and of the update of each part in one optimizer step.
+
+    Create it before the step; call `figures` after it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parts = model.parts() if isinstance(model, Skip) else {}
+        self._before = {
+            name: [p.detach().clone() for p in part] for name, part in self._parts.items()
+        }
+        self._gradient = {name: _length([p.grad for p in p_]) for name, p_ in self._parts.items()}
+
+    def figures(self) -> dict[str, float]:
+        """Return gradient_<part> and update_<part>, the latter relative to the weights."""
+        found = {f"gradient_{name}": length for name, length in self._gradient.items()}
+        for name, part in self._parts.items():
+            change = [p.detach() - old for p, old in zip(part, self._before[name], strict=True)]
+            found[f"update_{name}"] = _length(change) / max(1e-12, _length(part))
+        return found
+
+
+def _length(tensors: Iterable[Tensor | None]) -> float:
+    return sum(float(t.detach().double().square().sum()) for t in tensors if t is not None) ** 0.5
+
+
+def planned_warnings(plan: TrainingPlan) -> list[str]:
+    """Return the warnings about a plan, before the first step."""
+    warnings = []
+    if plan.steps < MIN_STEPS:
+        warnings.append(
+            f"only {plan.steps} optimizer steps are planned ({plan.steps_per_epoch} an epoch, "
+            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
+        )
+    if plan.examples_per_epoch < MIN_EXAMPLES:
+        warnings.append(
+            f"only {plan.examples_per_epoch:,} training examples an epoch: below {MIN_EXAMPLES:,} "
+            "a lack of data looks like a lack of targets; recipe=dense makes every "
+            "position one"
+        )
+    if plan.own_negatives is not None and plan.own_negatives < MIN_NEGATIVES:
+        warnings.append(
+            f"only {plan.own_negatives} negatives an example: those of its own batch, accumulation "
+            "adds none; recipe=dense draws them from the bank"
+        )
+    return warnings
+
+
+def validation_warnings(
+    num_queries: int, detectable: float, wanted: float = VISIBLE_DIFFERENCE
+) -> list[str]:
+    """Return a warning if val has too few queries, with the number that would be enough.
+
+    `detectable` is `statistics.smallest_detectable` of two predictors on these queries; it falls
+    with the square root of their number. It is NaN if all queries are from one document.
+    """
+    if math.isnan(detectable):
+        return [
+            f"the {num_queries:,} val queries are from fewer than 2 documents: no difference can "
+            "be judged by them"
+        ]
+    if detectable <= wanted:
+        return []
+    needed = math.ceil(num_queries * (detectable / wanted) ** 2)
+    return [
+        f"validation is too small: {num_queries:,} queries see a difference of Hit@5 from "
+        f"{100 * detectable:.1f} points on; about {needed:,} queries, from as many times the "
+        f"documents, would see {100 * wanted:.0f} points"
+    ]
+
+
+def epoch_warnings(
+    history: Sequence[dict[str, float]], best_epoch: int, has_ended: bool = False
+) -> list[str]:
+    """Return the warnings about the epochs so far."""
+    warnings = []
+    best = next((record for record in history if record["epoch"] == best_epoch), {})
+    later = [record for record in history if best and record["epoch"] > best_epoch]
+    is_settled = has_ended or any(_has_fallen(best, record) for record in later)
+    if best_epoch == 1 and later and is_settled:
+        warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
+    skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
+    if skipped:
+        warnings.append(
+            f"{skipped} optimizer steps were skipped: loss, gradient or weights not finite"
+        )
+    returns = sum(int(record.get("train/rollbacks", 0)) for record in history)
+    if returns:
+        warnings.append(
+            f"training went back to its last good weights {returns} times: the loss spiked, or the "
+            "weights overflowed; a smaller lr is safer"
+        )
+    if any(_rose_while_hits_fell(best, record) for record in later):
+        warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
+    return warnings
+
+
+def _has_fallen(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
+    """Tell whether Hit@5 fell notably; a small fall after the best epoch means nothing."""
+    return later["val/hit_at_5"] < best["val/hit_at_5"] - NOTABLE_FALL
+
+
+def _rose_while_hits_fell(best: Mapping[str, float], later: Mapping[str, float]) -> bool:
+    return _has_fallen(best, later) and later.get("val/cosine", 0) > best.get("val/cosine", 0)
+
+
+def warnings_by_now(
+    plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int
+) -> list[str]:
+    """Return the current warnings of a training in progress."""
+    return planned_warnings(plan) + epoch_warnings(history, best_epoch)
+
+
+def training_warnings(
+    plan: TrainingPlan, history: Sequence[dict[str, float]], best_epoch: int, optimiser_steps: int
+) -> list[str]:
+    """Return the warnings of a finished training."""
+    warnings = planned_warnings(plan) + epoch_warnings(history, best_epoch, has_ended=True)
+    last = history[-1] if history else {}
+    share = last.get("train/share_encoder", 1.0)
+    if share < IDLE_SHARE:
+        warnings.append(
+            f"the encoder adds nothing: its share of the predictions is {share:.4f} (1 - cosine "
+            "without it); model=skip predicts the same for less"
+        )
+    if optimiser_steps < MIN_STEPS <= plan.steps:
+        warnings.append(f"only {optimiser_steps} optimizer steps: too few to judge the model by")
+    return warnings

@@ -1,4 +1,4 @@
-"""The training loop, which knows nothing of logging or of how validation scores a model."""
+"""The training loop; it knows nothing of logging or of how validation scores a model."""
 
 import math
 import time
@@ -17,8 +17,18 @@ from lvm.training.checkpoint import Progress, StateFile, starting_model, state_s
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batch, Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.expert_gate import Guidance, load_figures
-from lvm.training.guard import MAX_ROLLBACKS, Guard, all_finite, forget, num_rollbacks
+from lvm.training.expert_gate import LaneSupervision, load_figures
+from lvm.training.guard import (
+    MAX_ROLLBACKS,
+    Guard,
+    PartNorms,
+    all_finite,
+    forget,
+    num_rollbacks,
+    part_shares,
+    training_warnings,
+    warnings_by_now,
+)
 from lvm.training.loss import SampledSoftmax
 from lvm.training.optimizer import (
     Gradients,
@@ -30,7 +40,6 @@ from lvm.training.optimizer import (
     make_optimizer,
     plan_training,
 )
-from lvm.training.warnings import PartNorms, part_shares, training_warnings, warnings_by_now
 from lvm.windows.planning import Windows
 
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -43,7 +52,7 @@ MAX_SKIPPED_IN_A_ROW = 20
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The best model by val Hit@5, the epoch that made it, every epoch's record, warnings."""
+    """The best model by val Hit@5, its epoch, the records of all epochs, warnings."""
 
     model: nn.Module
     config: Settings
@@ -67,27 +76,28 @@ def train(
     world: World = ALONE,
     initial: nn.Module | None = None,
 ) -> TrainResult:
-    """Train `config.model` on the train rows of `windows`, best epoch by `validate`'s `hit_at_5`.
+    """Train `config.model` on the train rows of `windows`; `validate`'s `hit_at_5` picks the epoch.
 
-    validate maps a model to its val figures; on_epoch is called once an epoch, from epoch 1, with
-    that epoch's record; on_warnings before each epoch with all that is to be doubted by then. With
-    a `state_path`, the state is written there after each epoch, and inside epochs every
-    `checkpoint_steps` optimiser steps (None: every two minutes); a run that finds the state of the
-    same data and configuration goes on from it, to the same result. `initial` is the predictor
-    that `config.init` names, whose weights training starts from.
+    validate maps a model to its val figures. on_epoch receives the record of each epoch, counted
+    from 1; on_warnings receives all current warnings before each epoch. With a `state_path` the
+    state is written after each epoch, and within epochs every `checkpoint_steps` optimizer steps
+    (None: every two minutes). A run that finds the state of the same data and config resumes from
+    it, to the same result. `initial` is the predictor that `config.init` names; training starts
+    from its weights.
 
-    Every process of `world` calls this and gets the result; each takes its share of the windows of
-    every batch. Rank 0 alone validates, calls on_epoch, writes the state.
+    Every process of `world` calls this and gets the result; each trains on its share of the windows
+    of every batch. Rank 0 alone validates, calls on_epoch and writes the state.
 
     Raises:
         ValueError: no training window fits, a batch has fewer windows than there are processes,
-            `initial` is of another size, the loss is not finite for 20 steps in a row or a whole
-            epoch, it spikes for the 11th time, or val Hit@5 is never a number.
+            `initial` has other sizes, the loss is not finite for 20 steps in a row or a whole
+            epoch, it spikes for the 11th time, or val Hit@5 is always NaN.
     """
-    loop = _Loop(
-        bank, windows, resolve(config, windows.ctx, windows.num_train_rows), world, initial
-    )
-    loop.restore(state_path, checkpoint_steps)
+    settings = resolve(config, windows.ctx, windows.num_train_rows)
+    identity = state_sha256(settings, windows, world.size, initial)
+    state = StateFile(state_path, identity, checkpoint_steps)
+    loop = _Loop(bank, windows, settings, state, world, initial)
+    loop.restore()
     while not loop.finished():
         if world.is_main:
             on_warnings(loop.warnings())
@@ -99,17 +109,18 @@ def train(
 
 
 class _Loop:
-    """All that changes while training: weights, their average, the optimiser, the best so far."""
+    """State of a training: weights, their average, the optimizer, the best weights so far."""
 
     def __init__(
         self,
         bank: Bank,
         windows: Windows,
         config: Settings,
+        state: StateFile,
         world: World,
         initial: nn.Module | None,
     ) -> None:
-        self.config, self.world = config, world
+        self.config, self.state, self.world = config, state, world
         self.device = world.device(config.device)
         if config.batch_size < world.size:
             raise ValueError(
@@ -130,29 +141,31 @@ class _Loop:
         groups_N = windows.representative_N
         self.hard = HardNegatives(bank, groups_N, self.batches, config.hard_negatives)
         self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.guidance, self.gate_loss = None, None
+        self.lanes, self.gate_loss = None, None
         if has_gate(self.model):
-            self.guidance = Guidance(bank, windows, self.batches, config, self.plan.steps)
-            self.gate_loss = self.guidance.loss().to(self.device)
-        trained = (self.model, self.objective, self.averaged, self.optimizer)
-        self.guard = Guard(*trained, world)
+            self.lanes = LaneSupervision(bank, windows, self.batches, config, self.plan.steps)
+            self.gate_loss = self.lanes.loss().to(self.device)
+        self.guard = Guard(self.model, self.objective, self.averaged, self.optimizer, world)
+        supervised = Supervised(self.model, self.objective, config, self.gate_loss)
+        self.gradients = Gradients(
+            supervised, self.batches, self.hard, world, self.device, self.lanes
+        )
         self.progress = Progress()
-        self.identity = state_sha256(config, windows, world.size, initial)
 
     def finished(self) -> bool:
-        """Tell whether all steps have run or val Hit@5 has stood still for `patience` epochs."""
+        """Tell whether all steps have run, or val Hit@5 has not improved for `patience` epochs."""
         epoch, progress = len(self.progress.history), self.progress
-        # A memory is often learnt suddenly, after a flat start: patience counts from half-way on.
+        # A memory is often learnt suddenly after a flat start: patience counts in the second half.
         is_late = 2 * progress.step >= self.plan.steps
         waited = is_late and epoch - progress.best_epoch >= self.config.patience
         return epoch >= self.config.epochs or progress.step >= self.plan.steps or waited
 
     def warnings(self) -> list[str]:
-        """Return what can be doubted by now; before the first epoch it is the plan."""
+        """Return the current warnings: those of the plan and those of the epochs so far."""
         return warnings_by_now(self.plan, self.progress.history, self.progress.best_epoch)
 
     def run_epoch(self) -> dict[str, float]:
-        """Run the optimiser steps that are left of the epoch begun; return its record."""
+        """Run the remaining optimizer steps of the current epoch; return its record."""
         progress, config = self.progress, self.config
         epoch, started = len(progress.history) + 1, time.monotonic()
         done = len(progress.losses) * config.accumulation
@@ -187,7 +200,7 @@ class _Loop:
         return self._record(epoch, progress.seconds + time.monotonic() - started)
 
     def close_epoch(self, record: dict[str, float], validate: Validate) -> dict[str, float]:
-        """Validate on rank 0, note the best; return the epoch's record, the same on all ranks."""
+        """Validate on rank 0, remember the best weights; return the record, equal on all ranks."""
         progress = self.progress
         if self.world.is_main:
             self._keep_best(record, validate)
@@ -202,7 +215,7 @@ class _Loop:
         return record
 
     def save(self) -> None:
-        """Write the whole state, unless a value is not finite: the next step puts that right."""
+        """Write the whole state unless a value is not finite; the next step then rolls back."""
         parts = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -216,30 +229,27 @@ class _Loop:
         if all_finite(value for part in parts.values() for value in part.values()):
             self.state.write(parts, self.progress)
 
-    def restore(self, state_path: Path | None, checkpoint_steps: int | None) -> None:
-        """Go on from the state at `state_path`, which rank 0 reads for all, where it is ours."""
-        self.state = StateFile(state_path, self.identity, checkpoint_steps)
+    def restore(self) -> None:
+        """Resume from the state file if it belongs to this training; rank 0 reads it for all."""
         found = self.world.from_main(self.state.read() if self.world.is_main else None)
-        if found is not None:
-            parts, self.progress = found
-            self.model.load_state_dict(parts["model"])
-            self.averaged.load_state_dict(parts.get("averaged", {}))
-            self.best_weights = {k: v.to(self.device) for k, v in parts["best"].items()}
-            self.objective.load_state_dict(parts["objective"])
-            restore_optimizer(self.optimizer, parts.get("optimizer", {}))
-            self.hard.load_state_dict(parts.get("hard", {}))
-            self.guard.load(parts.get("good", {}))
-            if self.gate_loss:
-                self.gate_loss.load_state_dict(parts["gate"])
-        supervised = Supervised(self.model, self.objective, self.config, self.gate_loss)
-        parts_of_step = (supervised, self.batches, self.hard, self.world, self.device)
-        self.gradients = Gradients(*parts_of_step, self.guidance)
+        if found is None:
+            return
+        parts, self.progress = found
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts.get("averaged", {}))
+        self.best_weights = {k: v.to(self.device) for k, v in parts["best"].items()}
+        self.objective.load_state_dict(parts["objective"])
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        self.hard.load_state_dict(parts.get("hard", {}))
+        self.guard.load(parts.get("good", {}))
+        if self.gate_loss:
+            self.gate_loss.load_state_dict(parts["gate"])
 
     def result(self) -> TrainResult:
         """Return the best model, in evaluation mode on the CPU."""
         history, best_epoch = self.progress.history, self.progress.best_epoch
         if best_epoch == 0:
-            raise self._diverged("val Hit@5 of no epoch a number")
+            raise self._diverged("val Hit@5 is NaN in every epoch")
         best_weights = {name: value.cpu() for name, value in self.best_weights.items()}
         self.model.load_state_dict(self.world.from_main(best_weights))
         return TrainResult(
@@ -256,7 +266,7 @@ class _Loop:
         losses = self.progress.losses
         finite = [loss for loss in losses if math.isfinite(loss)]
         if losses and not finite:
-            raise self._diverged("no loss of an epoch finite")
+            raise self._diverged("no loss of an epoch is finite")
         learnt, given = self.objective.temperature().item(), self.config.temperature
         record = {
             "epoch": epoch,
@@ -264,7 +274,7 @@ class _Loop:
             "train/skipped_steps": len(losses) - len(finite),
             "train/rollbacks": self.progress.rollbacks,
             "train/temperature": learnt if self.config.recipe == "dense" else given,
-            # Not the optimiser's own: it has taken no step where a run goes on at an epoch's end.
+            # Not read from the optimizer: it has taken no step if a run resumes at an epoch's end.
             "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
             **{f"train/{name}": value for name, value in self.progress.norms.items()},
@@ -277,7 +287,7 @@ class _Loop:
         return record
 
     def _keep_best(self, record: dict[str, float], validate: Validate) -> None:
-        """Validate the raw and the averaged weights; remember the better if it is a best."""
+        """Validate the raw and the averaged weights; remember the better if they are a new best."""
         averaged, progress = self.averaged.model(), self.progress
         better, figures = self.model, validate(self.model)
         record["val/raw_hit_at_5"] = figures["hit_at_5"]
@@ -294,29 +304,28 @@ class _Loop:
         record["best/hit_at_5"] = progress.best_score
 
     def _mine(self, epoch: int, next_batch: int) -> None:
-        """Search the epoch's hard negatives, at its first step that should have them."""
+        """Mine the hard negatives of an epoch before its first step that uses them."""
         config, progress = self.config, self.progress
         is_late = progress.step >= config.hard_from * self.plan.steps
         if config.hard_negatives and is_late and progress.mined_epoch != epoch:
             draw = generator(config.seed, f"hard negatives of epoch {epoch}")
             self.hard.mine(self.model, self.batches.upcoming(epoch, next_batch), draw, self.world)
             progress.mined_epoch = epoch
-            forget(progress)  # other negatives, another loss
+            forget(progress)  # new negatives change the scale of the loss
 
     def _step(self, pending: list[Batch], is_last: bool) -> float:
-        """Take one optimiser step over the accumulated batches; return their mean loss.
+        """Take one optimizer step over the accumulated batches; return their mean loss.
 
-        At the last step of an epoch the norms of the parts are noted.
-
-        A loss, gradient or weight that is not finite skips the step; 20 skips in a row stop the
-        training, as do more than 10 returns to the last good weights.
+        The norms of the parts are recorded at the last step of an epoch. A step is skipped if a
+        loss, gradient or weight is not finite; 20 skips in a row, or more than 10 rollbacks in all,
+        stop the training.
         """
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.step)
         self.objective.focus = self.config.focus * focus_share(progress.step, self.plan.steps)
         if self.config.focus and progress.step == (self.plan.steps + 1) // 2:
-            forget(progress)  # from here on the loss keeps one scale
+            forget(progress)  # the focus is constant from here on, and so is the scale of the loss
         total = self.gradients.backward(progress.step, pending)
         norms = PartNorms(self.model) if is_last else None
         counts = self.guard.step(progress, total)
@@ -325,9 +334,9 @@ class _Loop:
         progress.skipped_in_a_row = 0 if counts else progress.skipped_in_a_row + 1
         progress.step += 1
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise self._diverged("loss, gradient or weights not finite")
+            raise self._diverged("loss, gradient or weights are not finite")
         if num_rollbacks(progress) > MAX_ROLLBACKS:
-            raise self._diverged(f"loss spiked more than {MAX_ROLLBACKS} times")
+            raise self._diverged(f"the loss spiked more than {MAX_ROLLBACKS} times")
         return total if counts else math.nan
 
     def _rate(self, step: int) -> float:

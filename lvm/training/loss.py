@@ -1,4 +1,4 @@
-"""Training losses, apart from the models they train.
+"""Training losses.
 
 Shapes: P supervised positions, D vector dim, K shared negatives, C positions with negatives of
 their own, H own negatives of a position, B windows of this process, G windows of the whole batch.
@@ -24,14 +24,14 @@ TEMPERATURE_RANGE = (0.03, 0.2)
 
 @dataclass(frozen=True)
 class OwnNegatives:
-    """Unit negatives (C, H, D) of the positions `place_C` alone; `real_CH` tells which exist."""
+    """Unit negatives (C, H, D) of the positions `place_C`; `real_CH` masks the padding."""
 
     place_C: Tensor
     vector_CHD: Tensor
     real_CH: Tensor
 
     def to(self, device: torch.device) -> "OwnNegatives":
-        """Return them on `device`."""
+        """Return the negatives on `device`."""
         parts = (self.place_C, self.vector_CHD, self.real_CH)
         return OwnNegatives(*(part.to(device) for part in parts))
 
@@ -39,14 +39,14 @@ class OwnNegatives:
 class SampledSoftmax(nn.Module):
     """Softmax of the target against K shared bank negatives, with a learnable temperature.
 
-    share = e^{s(p, y)/tau} / (e^{s(p, y)/tau} + sum_j e^{s(p, n_j)/tau}), s the cosine;
-    loss = (1 - share^q) / q + w (1 - s(p, y)), w `cosine_weight`, q `focus`: generalised cross
-    entropy (Zhang, Sabuncu, arXiv 1805.07836, section 3.2), -log(share) at q = 0. The loss of a
-    target that cannot be found is bounded, so that those within reach, the first ranks, count more.
-    Negatives drawn uniformly over duplicate groups need no logQ correction: it would be one
-    constant. A negative that is a twin of the position's own target (cosine >= 0.995) is masked.
-    Own negatives of a position join its sum. With `bf16_gradient` the mean negative, which is the
-    gradient of the sum, is taken in bf16; the loss itself is not.
+    share = e^{s(p, y)/tau} / (e^{s(p, y)/tau} + sum_j e^{s(p, n_j)/tau}), s the cosine; loss = (1 -
+    share^q) / q + w (1 - s(p, y)), w `cosine_weight`, q `focus`: generalised cross entropy (Zhang,
+    Sabuncu, arXiv 1805.07836, section 3.2), -log(share) at q = 0. With q > 0 the loss of a target
+    out of reach is bounded, so that targets near the first ranks count more. Negatives are drawn
+    uniformly over duplicate groups and need no logQ correction, which would be a constant. A
+    negative that is a twin of the position's target (cosine >= 0.995) is masked. A position's own
+    negatives join its sum. With `bf16_gradient` the gradient of the sum, which is the mean
+    negative, is computed in bf16; the loss itself is not.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SampledSoftmax(nn.Module):
 
     @torch.no_grad()
     def keep_in_range(self) -> None:
-        """Put tau back into `TEMPERATURE_RANGE`, after an optimiser step."""
+        """Clamp tau to `TEMPERATURE_RANGE`; called after each optimizer step."""
         low, high = (math.log(bound) for bound in TEMPERATURE_RANGE)
         self.log_temperature.clamp_(low, high)
 
@@ -165,9 +165,9 @@ def seed_loss(
 ) -> Tensor:
     """Return the old recipe's loss: MSE + 0.5 (1 - cos) + alpha InfoNCE inside the batch.
 
-    Predictions and targets are unit vectors; the target of prediction b is row `own_B[b]` of the
-    whole batch's, the other G - 1 are its negatives in InfoNCE. MSE of unit vectors is
-    2 (1 - cos) / D, so it adds nothing that the cosine term lacks.
+    Predictions and targets are unit vectors. The target of prediction b is row `own_B[b]` of the
+    whole batch's targets; the other G - 1 rows are its InfoNCE negatives. MSE of unit vectors is 2
+    (1 - cos) / D, so it adds nothing to the cosine term.
     """
     target_BD = target_GD[own_B]
     cosine_B = (prediction_BD * target_BD).sum(dim=-1)

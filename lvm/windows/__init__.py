@@ -1,1 +1,1 @@
-"""Which rows are train, val or test; which are read for which query."""
+"""Splits, windows and frozen queries of a bank, with a leak audit."""

@@ -1,6 +1,6 @@
 """Windows on disk: plan, audit, write, open.
 
-A plan holds row numbers of a bank and no vectors. Shapes: N bank rows, W windows, Q queries.
+A plan holds row numbers of a bank, no vectors. Shapes: N bank rows, W windows, Q queries.
 """
 
 import dataclasses

@@ -234,7 +234,7 @@ Arrays = tuple[SplitArray, IntArray, dict[str, Queries], dict[str, int]]
 def _document_arrays(
     bank: Bank, representative_N: IntArray, ctx: int, overlap: int, seed: int
 ) -> Arrays:
-    """Split by document; a target with a duplicate in train is no query and ends no window."""
+    """Split by document; targets with a duplicate in train are dropped."""
     split_N = split_by_document(bank, seed)
     origin_N = bank.sequence_start_N()
     run_start, run_rows = runs(bank.sequence_N.astype(np.int64) * len(SPLITS) + split_N)
@@ -370,7 +370,7 @@ def train_windows(run_start: IntArray, run_rows: IntArray, ctx: int, overlap: in
 def target_windows(
     run_start: IntArray, run_rows: IntArray, sequence_start: IntArray, ctx: int, overlap: int
 ) -> IntArray:
-    """Return windows of `ctx` inputs whose target lies in the runs, (W, 2) as `train_windows`.
+    """Return windows of `ctx` inputs with a target in the runs, (W, 2) as `train_windows`.
 
     Inputs may reach back to the start of the sequence.
     """

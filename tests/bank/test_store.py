@@ -233,7 +233,7 @@ def test_existing_bank_is_kept_unless_overwritten(tmp_path: Path) -> None:
 
 def test_folder_that_is_no_bank_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="no bank folder, so it is not replaced"):
+    with pytest.raises(ValueError, match="not a bank folder, so it is not replaced"):
         write_bank(tmp_path, vectors(), row_table(), "e", "t", overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -11,7 +11,7 @@ from lvm.chains import gates
 from lvm.chains.cpesh import mine
 from lvm.chains.walks import Chain, Pool
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from lvm.training.loss import TWIN_COSINE
 
 RULES = read_chain_rules()
@@ -56,7 +56,7 @@ def test_a_chain_for_a_lane_has_rows_of_this_lane():
 
 def test_lanes_that_the_base_does_not_know_are_refused(tiny_bank: Bank):
     gates.check_lanes([chain(0)._replace(lane="lane-1"), chain(0)._replace(lane="")], tiny_bank)
-    with pytest.raises(ValueError, match="lanes: noun.animal of the source is no lane of base"):
+    with pytest.raises(ValueError, match="lanes: noun.animal of the source is not a lane of base"):
         gates.check_lanes([chain(0)._replace(lane="noun.animal")], tiny_bank)
 
 

@@ -14,7 +14,7 @@ from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.chains import ingest
 from lvm.chains.ingest import ChainPlan, ingest_chains
 from lvm.corpus.encoders import load_encoder
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 pytestmark = pytest.mark.slow
@@ -196,7 +196,9 @@ def test_a_base_of_other_vectors_or_lanes_is_refused(obo, encoded_base, tiny_ban
         ingest_chains(other)
     with pytest.raises(ValueError, match="its vectors are of encoder wordllama"):
         ingest_chains(graph_plan(tiny_bank, tmp_path / "bank", base=str(encoded_base.path)))
-    with pytest.raises(ValueError, match="lanes: lane_20, lane_5 of the source is no lane of base"):
+    with pytest.raises(
+        ValueError, match="lanes: lane_20, lane_5 of the source is not a lane of base"
+    ):
         ingest_chains(dataclasses.replace(plan, base=str(encoded_base.path)))
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ from lvm.chains.walks import (
     neighbour_candidates,
     ontology_candidates,
 )
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 
 RULES = read_chain_rules()
@@ -258,7 +258,7 @@ def test_edges_can_name_the_rows_of_a_pool(tmp_path, tiny_bank: Bank):
     assert all(np.all(np.diff(one.rows) == 2) for one in found.chains)
     assert found.chains[0].head.startswith("sequence-0:")
     wrong = edge_file(tmp_path / "wrong.csv", [(0, tiny_bank.num_rows, 1.0)])
-    with pytest.raises(ValueError, match="target .*1440.* in edge 0 is no row of pool"):
+    with pytest.raises(ValueError, match="target .*1440.* in edge 0 is not a row of pool"):
         edge_candidates(wrong, tiny_bank, GraphWalk(), RULES)
 
 
@@ -278,7 +278,7 @@ def test_the_neighbour_graph_of_a_bank_leads_to_nearest_rows_of_the_lane(tiny_ba
 
 def test_an_unknown_lane_of_a_graph_is_refused(tiny_bank: Bank):
     with pytest.raises(
-        ValueError, match="lanes: Art is no lane of the source; its lanes are lane-0"
+        ValueError, match="lanes: Art is not a lane of the source; its lanes are lane-0"
     ):
         neighbour_candidates(tiny_bank, GraphWalk(lanes=("Art",)), RULES)
 
@@ -334,7 +334,7 @@ def test_the_anchor_is_a_percentile_of_the_pool_unless_given(tmp_path, tiny_bank
             (),
             "1 of 2 queries are of split test, by which .*; give .* -e eval -P split=val",
         ),
-        ({"target_row": [100], "rank": [9.0]}, (), "target_row 100 is no row of base"),
+        ({"target_row": [100], "rank": [9.0]}, (), "target_row 100 is not a row of base"),
         ({"target_row": ["x"], "rank": [9.0]}, (), "target_row must be a number"),
         (
             {"target_row": [1], "rank": [9.0], "sequence": ["other"]},
@@ -343,7 +343,7 @@ def test_the_anchor_is_a_percentile_of_the_pool_unless_given(tmp_path, tiny_bank
         ),
         ({"target_row": [1], "rank": [1.0]}, (), "none has a rank above 5"),
         ({"target_row": [1], "rank": [9.0]}, ("good",), "none of lanes good has a rank above 5"),
-        ({"target_row": [1], "rank": [9.0]}, ("Art",), "Art is no lane of base"),
+        ({"target_row": [1], "rank": [9.0]}, ("Art",), "Art is not a lane of base"),
         (None, (), "missing or not parquet"),
     ],
 )

@@ -124,7 +124,7 @@ CASES = {
     "a lane that the bank does not have": (
         ingest,
         "--source graph:good --lanes Art --bank made",
-        "lanes: Art is no lane of the source",
+        "lanes: Art is not a lane of the source",
     ),
     "pages near test answers": (
         ingest,
@@ -205,8 +205,8 @@ CASES = {
         "fractions: 2 is not above 0 and at most 1",
     ),
     "one fraction": (scaling, "--bank good --fractions 1", "fractions: 1 given; a curve needs"),
-    "a word among the fractions": (scaling, "--fractions 0.5,half,1", "'0.5,half,1' is no list"),
-    "an odd width": (scaling, "--bank good --widths 2,3,4", "widths: 3 is no even number"),
+    "a word among the fractions": (scaling, "--fractions 0.5,half,1", "'0.5,half,1' is not a"),
+    "an odd width": (scaling, "--bank good --widths 2,3,4", "widths: 3 is not an even number"),
     "too few documents": (
         scaling,
         "--bank good --ctx 20 --fractions 0.01,0.5,1",

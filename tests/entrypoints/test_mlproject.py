@@ -27,7 +27,7 @@ from lvm.evaluation.lane_assignment import METHODS
 from lvm.models.recurrent import CELLS
 from lvm.models.table import FREE_MODELS, TRAINED_MODELS
 from lvm.retrieval.rerank import RERANKS
-from lvm.serving.passages import MAX_PASSAGES
+from lvm.serving.predictor import MAX_PASSAGES
 from lvm.studies.phases import SIZES
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, DEFAULT_SOURCE
 from lvm.tracking.registry import BASELINE_URI, NAME

@@ -194,7 +194,7 @@ def check_training(run: mlflow.entities.Run) -> None:
     assert run.data.params["ctx"] == "auto", "what MLflow was told stays"
     assert run.data.params["resolved/ctx"] == "100", "what the table decided stands beside it"
     assert run.data.tags["phase"] == "1" and len(run.data.tags["training_sha256"]) == 64
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
+    assert "optimizer steps are planned" in run.data.tags["warnings"]
     config = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.json"))
     assert (config["ctx"], config["chunk"], config["hidden"]) == (100, 200, 16)
 
@@ -202,7 +202,7 @@ def check_training(run: mlflow.entities.Run) -> None:
 def check_parent(run: mlflow.entities.Run) -> None:
     files = {entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)}
     assert {"report.md", "phases.png", "phases.txt", "report.json", "config.json"} <= files
-    assert "optimiser steps are planned" in run.data.tags["warnings"]
+    assert "optimizer steps are planned" in run.data.tags["warnings"]
     assert 0 <= run.data.metrics["phases/2B/hit_at_5"] <= 1
 
 

@@ -226,7 +226,7 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     for name in (
         "torch.__version__",
         "lvm.training.checkpoint.TRAINING_VERSION",
-        "lvm.training.optimizer.FIT_VERSION",
+        "lvm.training.checkpoint.FIT_VERSION",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, "another")

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import scaling
 from lvm.studies.scaling_cells import Trainer
-from lvm.system.thresholds import GATES_FILE
+from lvm.system.settings import GATES_FILE
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 

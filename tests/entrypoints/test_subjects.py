@@ -14,7 +14,7 @@ from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.report.evaluation import passages_table, shorten
 from lvm.retrieval.index import build_index
-from lvm.serving.passages import Retriever
+from lvm.serving.predictor import Retriever
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.logged_models import Predictor, Subject
 from lvm.windows.export import plan_windows

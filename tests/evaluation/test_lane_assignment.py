@@ -31,7 +31,7 @@ from lvm.evaluation.lane_assignment import (
 )
 from lvm.report.lanes import assignment_table
 from lvm.system.seeding import generator
-from lvm.system.thresholds import read_lane_rules
+from lvm.system.settings import read_lane_rules
 from lvm.windows.export import plan_windows
 
 pytestmark = pytest.mark.slow
@@ -200,7 +200,7 @@ def test_an_unknown_method_and_missing_labels_are_refused(told: Bank) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ("Alchemy: [gold]", "'Alchemy' is no lane; the lanes are Science, Mathematics"),
+        ("Alchemy: [gold]", "'Alchemy' is not a lane; the lanes are Science, Mathematics"),
         ("Law: []", "Law must have a list of one or more sentences"),
         ("Law: [1]", "Law must have a list of one or more sentences"),
         ("[Law]", "must name domains"),

@@ -23,7 +23,7 @@ from lvm.evaluation.metrics import Difference
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.index import ServingIndex, build_index
 from lvm.system.seeding import generator
-from lvm.system.thresholds import LaneRules, read_lane_rules
+from lvm.system.settings import LaneRules, read_lane_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 

@@ -8,7 +8,7 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.evaluation.lane_diagnosis import INGEST, PROCEED, UNKNOWN, Diagnosis, diagnose
-from lvm.system.thresholds import LaneRules, read_lane_rules
+from lvm.system.settings import LaneRules, read_lane_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 

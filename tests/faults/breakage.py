@@ -1,4 +1,4 @@
-"""Breaks trainings at chosen steps, by hooks on the real modules and optimisers."""
+"""Breaks trainings at chosen steps, by hooks on the real modules and optimizers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,5 +73,5 @@ def scramble(optimizer: Optimizer) -> None:
 
 
 def weights_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return all parameters that the optimiser moves."""
+    """Return all parameters that the optimizer moves."""
     return [p for group in optimizer.param_groups for p in group["params"]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lvm.bank.tables import name_text
 from lvm.chains.ingest import lane_mapping, listed
 from lvm.chains.ontologies import read_concepts, read_edges, read_ontology
-from lvm.system.thresholds import read_chain_rules
+from lvm.system.settings import read_chain_rules
 from tests.chains.ontology_files import kingdoms, write_edges, write_obo, write_wordnet
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import (

@@ -18,7 +18,7 @@ from lvm.models.memory_gru import MemoryGRU
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, save_model
 from lvm.studies.phases import PHASES_FILE, chosen_phases, read_old_gates, read_phases
 from lvm.system.atomic import CHECKSUM, with_checksum
-from lvm.system.thresholds import (
+from lvm.system.settings import (
     GATES_FILE,
     Count,
     Number,

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvm.bank.archive import NPZ_COLUMNS
-from lvm.bank.files import CONTENTS, ROWS, VECTORS
+from lvm.bank.files import CONTENTS, NPZ_COLUMNS, ROWS, VECTORS
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.lane_assignment import read_domains
 from lvm.models.baselines import MovingAverage
@@ -23,7 +22,7 @@ from lvm.models.facts import facts_of
 from lvm.models.weights import CONFIG, WEIGHTS, load_model, load_state, save_model
 from lvm.studies.phases import read_phases
 from lvm.system.atomic import with_checksum
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import logged_models, runs
 from lvm.windows.export import plan_windows
 from tests.faults.conftest import Tally

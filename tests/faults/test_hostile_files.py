@@ -15,8 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lvm.bank.archive import FREE_BYTES
-from lvm.bank.files import CONTENTS, ROWS, VECTORS
+from lvm.bank.files import CONTENTS, FREE_BYTES, ROWS, VECTORS
 from lvm.bank.store import open_bank
 from lvm.chains.ontologies import read_edges, read_ontology
 from lvm.corpus.reading import read_corpus

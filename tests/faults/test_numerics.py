@@ -142,7 +142,7 @@ def test_a_poisoned_optimiser_is_put_back(tiny_bank, tmp_path, tally, part, valu
 
     # Squares that are infinite stop their weight unseen; the next copy, 64 steps on, sees them.
     config = TrainConfig(**(vars(CONFIG) | {"epochs": 4, "max_steps": 70}))
-    with tally.injecting(f"{value} in {part} of the optimiser"):
+    with tally.injecting(f"{value} in {part} of the optimizer"):
         with after_steps({int(draw.integers(40, 60))}, poison):
             result = watched(tiny_bank, tmp_path, config)
         assert (total(result, "skipped_steps"), total(result, "rollbacks")) == (1, 1)
@@ -164,7 +164,7 @@ def test_endless_spikes_end_in_one_line(tiny_bank, tmp_path, tally) -> None:
         with pytest.raises(ValueError) as refused:
             watched(tiny_bank, tmp_path, config)
         assert str(refused.value) == (
-            "lr: 0.001 diverged, loss spiked more than 10 times; use a smaller lr"
+            "lr: 0.001 diverged, the loss spiked more than 10 times; use a smaller lr"
         )
 
 

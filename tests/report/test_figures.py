@@ -14,7 +14,7 @@ from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.evaluation import context_figure, experts_figure, training_figure
 from lvm.report.lanes import confusion_figure, lane_figure
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure
-from lvm.system.thresholds import read_lane_rules
+from lvm.system.settings import read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.shadow_cases import unscored, winning_case
 

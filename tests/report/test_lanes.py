@@ -28,7 +28,7 @@ from lvm.report.lanes import (
     supply_line,
 )
 from lvm.report.tables import MARKDOWN, TEXT
-from lvm.system.thresholds import read_lane_rules
+from lvm.system.settings import read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.report.test_figures import assert_drawn
 

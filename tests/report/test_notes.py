@@ -4,16 +4,12 @@ import dataclasses
 
 import pytest
 
-from lvm.report.notes import (
-    SHOWN,
-    counts_note,
-    evaluation_note,
-    pipeline_note,
-    shadow_note,
-    training_note,
-)
+from lvm.report.data import counts_note, pipeline_note
+from lvm.report.evaluation import evaluation_note, training_note
+from lvm.report.shadow import shadow_note
+from lvm.report.tables import NOTE_LINES
 from lvm.shadow.decision import decide
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import winning_case
 
 HITS = {"hit_at_1": 0.1, "hit_at_5": 0.3, "hit_at_10": 0.4}
@@ -69,7 +65,7 @@ def test_a_replay_tells_its_baseline_first(is_enabled: bool) -> None:
     assert decision.reasons[0] in note
     many = dataclasses.replace(result, outcomes=result.outcomes * 30)
     assert len(shadow_note(many, decision, is_enabled)) < 8000, "MLflow takes no longer tag"
-    assert shadow_note(many, decision, is_enabled).count("\n| ") <= SHOWN + 1
+    assert shadow_note(many, decision, is_enabled).count("\n| ") <= NOTE_LINES + 1
 
 
 def test_counts_have_separated_thousands() -> None:

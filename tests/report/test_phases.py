@@ -107,7 +107,7 @@ def test_the_families_of_the_differences_are_named(found: PhaseComparison) -> No
 
 
 def test_warnings_are_told_for_each_phase(found: PhaseComparison) -> None:
-    assert "1, 2, 4: only 30 optimiser steps are planned" in phases_text(found, STORY)
+    assert "1, 2, 4: only 30 optimizer steps are planned" in phases_text(found, STORY)
 
 
 def test_old_gates_are_shown_only_when_asked_for(found: PhaseComparison) -> None:

@@ -50,7 +50,7 @@ def test_the_verdict_comes_first_everywhere(scaling):
     assert page.startswith(f"**{scaling.verdict.sentence}**")
     for part in (text, page):
         assert "120 [80, none within reach]" in part
-        assert "width 128 (0.13 M)" in part and "600 optimiser steps; 8.0 passes" in part
+        assert "width 128 (0.13 M)" in part and "600 optimizer steps; 8.0 passes" in part
         assert "second half of the steps" in part
         assert "ema" in part and "not shown to be better" in part
 

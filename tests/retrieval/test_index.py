@@ -190,7 +190,7 @@ def test_a_damaged_index_is_built_anew(tiny_bank, tmp_path, spoilt):
     (file,) = tmp_path.glob(f"*/{spoilt}")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match="build it anew"):
+    with pytest.raises(ValueError, match="build it again"):
         open_index(file.parent, tiny_bank)
     found = ensure_index(*arguments).search(tiny_bank.unit(slice(0, 9)), 5)
     assert np.array_equal(found[0], expected[0])

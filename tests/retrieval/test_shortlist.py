@@ -5,7 +5,7 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.rerank import Shortlist, ranks_anew, shortlist
+from lvm.retrieval.rerank import Shortlist, reranked_ranks, shortlist
 from lvm.retrieval.search import top_rows
 from lvm.windows.planning import Queries, Windows, context_queries
 from tests.retrieval.test_exact import bank, correction, predictions, queries, windows
@@ -27,7 +27,7 @@ def test_in_the_order_of_their_scores_the_truths_keep_their_exact_ranks(
     groups = windows.representative_N
     (exact,) = exact_ranks(predictions, queries, bank, groups, (pair_N2,))
     listed = shortlist(predictions, queries, bank, groups, pair_N2, SIZE)
-    same = ranks_anew(listed, listed.score_QC, np.full(len(queries), -1.0))
+    same = reranked_ranks(listed, listed.score_QC, np.full(len(queries), -1.0))
     on_list_Q = listed.is_truth_QC.any(axis=1)
     assert 10 < on_list_Q.sum() < len(queries), "both cases occur"
     sure_Q = on_list_Q & (exact.rank_Q < SIZE)  # a tie across the end of a list is cut
@@ -65,11 +65,11 @@ def test_recorded_contexts_remove_exactly_their_rows(
     assert not any(rows[0] in listed for listed, rows in lists)
 
 
-def test_ranks_anew_count_better_ones_with_half_of_the_ties():
+def test_reranked_ranks_count_better_ones_with_half_of_the_ties():
     listed = Shortlist(
         row_QC=np.array([[4, 7, 9, -1], [4, 7, 9, 2]]),
         score_QC=np.zeros((2, 4), np.float32),
         is_truth_QC=np.array([[False, True, False, False], [False] * 4]),
     )
     score_QC = np.array([[3.0, 2.0, 2.0, -np.inf], [1.0, 2.0, 3.0, 4.0]], np.float32)
-    assert ranks_anew(listed, score_QC, np.array([40.0, 500.0])).tolist() == [2.5, 500.0]
+    assert reranked_ranks(listed, score_QC, np.array([40.0, 500.0])).tolist() == [2.5, 500.0]

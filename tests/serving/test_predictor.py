@@ -19,7 +19,7 @@ from lvm.prediction.predict import check_contexts, predict_contexts
 from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
-from lvm.serving import passages
+from lvm.serving import predictor
 from lvm.tracking import logged_models, runs
 from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
@@ -163,7 +163,7 @@ def test_a_long_context_is_compared_in_blocks(served, workplace, monkeypatch):
     bank = open_bank(workplace / "bank")
     context_1TD = bank.unit(slice(0, bank.num_rows - 600))[None]
     whole = served.predict(context_1TD, params={"k": 300})
-    monkeypatch.setattr(passages, "COSINES", 2**14)
+    monkeypatch.setattr(predictor, "COSINES", 2**14)
     tracemalloc.start()
     try:
         found = served.predict(context_1TD, params={"k": 300})

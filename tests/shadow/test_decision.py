@@ -6,7 +6,7 @@ import pytest
 
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
 from lvm.shadow.decision import MERIT, TURN, VALIDITY, Decision, Past, decide
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,
     CLEAR_GAIN,
@@ -199,7 +199,7 @@ def test_latency_gate_fires() -> None:
     slow = {"p50": 1.0, "p95": RULES.latency_p95_ms + 0.1}
     model = outcome("model", "trained", 0.2, latency_ms=slow)
     decision = assert_only_fails(with_model(winning_case(), model), "fast enough")
-    assert "1000.1 ms (one query, its whole context read anew" in decision.reasons[1]
+    assert "1000.1 ms (one query, its whole context read again" in decision.reasons[1]
 
 
 def test_latency_gate_fires_where_nothing_was_measured() -> None:

@@ -82,8 +82,8 @@ BAD = {
     "null": ([GOOD[0], {"sequence": "x", "target_row": None}], "query 2: target_row is None"),
     "text": ([{"sequence": "sequence-0", "target_row": "5"}], "query 1: target_row is '5'"),
     "a row too far": ([{"sequence": "sequence-0", "target_row": 1440}], "rows are 0 ... 1439"),
-    "a negative row": ([{"sequence": "sequence-0", "target_row": -1}], "target_row -1 is no row"),
-    "a row beyond int64": ([{"sequence": "sequence-0", "target_row": 10**30}], "is no row of"),
+    "a negative row": ([{"sequence": "sequence-0", "target_row": -1}], "row -1 is not a row"),
+    "a row beyond int64": ([{"sequence": "sequence-0", "target_row": 10**30}], "is not a row of"),
     "another sequence": (
         [GOOD[1] | {"sequence": "sequence-1"}],
         "target_row 600 belongs to the sequence 'sequence-2', not to 'sequence-1'",
@@ -237,7 +237,7 @@ def test_a_name_is_text_in_every_line(tmp_path, tiny_bank):
 def test_a_key_stands_once_in_a_line(tmp_path, tiny_bank):
     path = tmp_path / "log.jsonl"
     path.write_text('{"target_row": 5, "sequence": "sequence-0", "target_row": 6}\n')
-    with pytest.raises(ValueError, match="line 1: not valid JSON .a key stands there twice"):
+    with pytest.raises(ValueError, match="line 1: not valid JSON .a key appears twice"):
         asked(path, tiny_bank)
 
 

@@ -17,7 +17,7 @@ from lvm.report.shadow import comparison_table, shadow_table
 from lvm.shadow.comparison import Outcome, ShadowResult, compare
 from lvm.shadow.decision import Decision, decide
 from lvm.shadow.replay import Candidate, replay, replay_candidate
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, make_queries
 from tests.synthetic import make_bank, rotation, rotation_bank

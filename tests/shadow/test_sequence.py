@@ -13,7 +13,7 @@ from benchmarks.contests import (
 )
 from lvm.shadow.comparison import ShadowResult
 from lvm.shadow.decision import Decision, Past, challengers, decide
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,
     CLEAR_GAIN,

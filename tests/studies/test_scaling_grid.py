@@ -14,7 +14,7 @@ from lvm.studies.scaling_fit import fit_grid
 from lvm.studies.scaling_grid import Plan, break_even, check_data, grid_values, run_grid
 from lvm.studies.scaling_verdict import NOT_OPTIMISED
 from lvm.system.atomic import read_entry, write_entry
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows
 from tests.studies.curves import exact_grid
@@ -208,7 +208,7 @@ def test_break_even_counts_documents_to_add():
         ({"fractions": (0.0, 0.5, 1.0)}, "fractions: 0 is not above 0"),
         ({"fractions": (1.0,)}, "fractions: 1 given; a curve needs at least 3"),
         ({"fractions": (1.0, 0.5, 0.25)}, "fractions: must be different numbers in ascending"),
-        ({"widths": (2, 4, 7)}, "widths: 7 is no even number"),
+        ({"widths": (2, 4, 7)}, "widths: 7 is not an even number"),
         ({"widths": (4, 4, 8)}, "widths: must be different"),
         ({"seeds": ()}, "seeds: need two or more"),
         ({"seeds": (0,)}, "seeds: need two or more"),

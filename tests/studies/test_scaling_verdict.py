@@ -22,7 +22,7 @@ from lvm.studies.scaling_verdict import (
     needed_to_decide,
     not_optimised,
 )
-from lvm.system.thresholds import read_scaling_rules
+from lvm.system.settings import read_scaling_rules
 from tests.studies.curves import CURVES, WEAK, cell_of, draw_cells, draw_grid, exact_grid
 
 RULES = read_scaling_rules()
@@ -159,7 +159,7 @@ def test_an_optimised_training_has_no_reasons_against_it():
     [
         (result(0.5), [], 9.0, "the second half of the steps gained", "max_steps=1200"),
         (result(0.0), [result(0.5, 300, 2e-3)], 9.0, "lr 0.002 is", "lr=0.002"),
-        (result(0.0, 100), [], 9.0, "100 optimiser steps are fewer", "max_steps=300"),
+        (result(0.0, 100), [], 9.0, "100 optimizer steps are fewer", "max_steps=300"),
         (result(0.0), [], 0.5, "0.5 passes over the data", "max_steps=2400"),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.thresholds import GATES_FILE, read_gate_rules, read_lane_rules, read_scaling_rules
+from lvm.system.settings import GATES_FILE, read_gate_rules, read_lane_rules, read_scaling_rules
 
 
 def test_the_shipped_file_is_read() -> None:
@@ -25,7 +25,7 @@ def test_the_shipped_file_is_read() -> None:
         ("promotion:", "promotions:", "no section 'promotion'"),
         ("promotion:", "promotion: [", "not a readable YAML file"),
         ("  alpha: 0.05", "  alpha: 1" + "0" * 400, "promotion.alpha is 1000"),
-        ("  alpha: 0.05", "  alpha: 0.05\n  alpha: 0.5", "'alpha' stands there twice"),
+        ("  alpha: 0.05", "  alpha: 0.05\n  alpha: 0.5", "'alpha' appears twice"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(

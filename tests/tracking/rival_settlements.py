@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 from multiprocessing.synchronize import Barrier
 
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking import runs
 from lvm.tracking.candidates import promote_winner
 from lvm.tracking.registry import Registry

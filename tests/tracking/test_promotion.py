@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.system.processes import Stopped, stoppable
-from lvm.system.thresholds import read_gate_rules
+from lvm.system.settings import read_gate_rules
 from lvm.tracking.candidates import Field, promote_winner, replayed_name, tag_measured
 from lvm.tracking.registry import BY_HAND, Registry
 from tests.shadow_cases import (

@@ -17,7 +17,7 @@ from lvm.models.tmd_experts import has_gate
 from lvm.training.checkpoint import starting_model
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batches
-from lvm.training.expert_gate import Guidance
+from lvm.training.expert_gate import LaneSupervision
 from lvm.training.loop import train
 from lvm.windows.export import plan_windows
 from tests.synthetic import lane_rotation_bank
@@ -129,7 +129,7 @@ def test_a_gate_is_told_the_lanes_of_the_targets(tiny_bank: Bank) -> None:
 
     def told(step: int, **changed: object):
         settings = resolve(config(**changed), 20)
-        return Guidance(tiny_bank, windows, batches, settings, 100).of_batch(batch, step)
+        return LaneSupervision(tiny_bank, windows, batches, settings, 100).of_batch(batch, step)
 
     own = told(0)
     for place, window in enumerate(batch.window_B):

@@ -1,4 +1,4 @@
-"""One optimiser step: its groups of parameters, its gradient, what it does to both."""
+"""One optimizer step: its groups of parameters, its gradient, what it does to both."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_batches_of_a_step_count_by_their_mean(gradients: Gradients) -> None:
 
 @pytest.fixture
 def at_step():
-    """Let a function of the optimiser run right before each of its steps."""
+    """Let a function of the optimizer run right before each of its steps."""
     handles = []
     yield lambda call: handles.append(
         register_optimizer_step_pre_hook(lambda optimizer, *_: call(optimizer))

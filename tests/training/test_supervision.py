@@ -9,7 +9,7 @@ from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batch, Batches
 from lvm.training.loss import SampledSoftmax
-from lvm.training.optimizer import Supervised, recomputed
+from lvm.training.optimizer import Supervised, recomputing
 from lvm.windows.export import plan_windows
 
 
@@ -57,7 +57,7 @@ def test_recomputed_activations_change_no_gradient(data, precision, recipe, mode
 
 
 def test_parts_keep_nothing_but_their_inputs() -> None:
-    """Saved tensors are counted as autograd packs them; the model is as before afterwards."""
+    """Saved tensors are counted as autograd packs them; the model itself stays as it was."""
     model = nn.ModuleDict({"blocks": nn.ModuleList([Deep(), Deep()])})
 
     def saved_bytes(enabled: bool) -> int:
@@ -70,13 +70,15 @@ def test_parts_keep_nothing_but_their_inputs() -> None:
 
         state = torch.randn(32, 8, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            with recomputed(model, enabled):
-                for block in model["blocks"]:
-                    state = block(state)
+            blocks = (recomputing(model) if enabled else model)["blocks"]  # type: ignore[index]
+            for block in blocks:
+                state = block(state)
         return total
 
     assert saved_bytes(True) < 0.5 * saved_bytes(False)
     assert all("forward" not in vars(module) for module in model.modules())
+    assert all(isinstance(block, Deep) for block in model["blocks"])
+    assert {*map(id, recomputing(model).parameters())} == {*map(id, model.parameters())}
 
 
 class Deep(nn.Module):

@@ -7,14 +7,14 @@ import pytest
 
 from lvm.bank.store import Bank
 from lvm.training.config import TrainConfig
-from lvm.training.loop import train
-from lvm.training.optimizer import TrainingPlan
-from lvm.training.warnings import (
+from lvm.training.guard import (
     epoch_warnings,
     planned_warnings,
     training_warnings,
     validation_warnings,
 )
+from lvm.training.loop import train
+from lvm.training.optimizer import TrainingPlan
 from lvm.windows.export import plan_windows
 from tests.synthetic import noise_bank
 
@@ -33,7 +33,7 @@ def test_a_sound_plan_is_not_warned_of() -> None:
 
 def test_the_old_phase_is_doubted_in_three_ways_before_it_begins() -> None:
     steps, examples, negatives = planned_warnings(THE_OLD_ONE)
-    assert steps.startswith("only 24 optimiser steps are planned (3 an epoch, epochs: 8)")
+    assert steps.startswith("only 24 optimizer steps are planned (3 an epoch, epochs: 8)")
     assert examples.startswith("only 514 training examples an epoch")
     assert negatives.startswith("only 3 negatives an example")
 
@@ -89,7 +89,7 @@ def test_a_fall_between_two_epochs_is_told_at_the_end() -> None:
 
 def test_few_steps_taken_are_told_where_more_were_planned() -> None:
     (sentence,) = training_warnings(PLAN, [record(1, 0.2, 0.1)], 1, 24)
-    assert sentence.startswith("only 24 optimiser steps")
+    assert sentence.startswith("only 24 optimizer steps")
     assert len(training_warnings(THE_OLD_ONE, [], 0, 24)) == 3, "it is not told twice"
 
 
@@ -133,7 +133,7 @@ def test_the_old_recipe_at_2000_is_flagged_before_its_first_epoch_ends(long_bank
     before, end = trained_warnings(long_bank, 2000, recipe="seed", epochs=1)
     assert end == [], "nothing else was told before the validation of epoch 1"
     steps, examples, negatives = before
-    assert "optimiser steps are planned (1 an epoch, epochs: 1)" in steps
+    assert "optimizer steps are planned (1 an epoch, epochs: 1)" in steps
     assert "training examples an epoch" in examples
     assert "negatives an example" in negatives
 

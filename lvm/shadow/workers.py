@@ -1,5 +1,14 @@
-"""Measure candidates in worker processes, so that one that crashes costs only its own figures."""
+"""Measure candidates in worker processes, so that one that crashes costs only its own figures.
 
+A `Host` starts `python -m lvm.shadow.workers <id of its parent>`, which loads the libraries once,
+then forks for each job. Each line of its input is the folder of a job; each line of its output is
+the exit code of the fork that did the job, -n after signal n. The host process itself computes
+nothing, so no thread pool is lost in a fork. `multiprocessing`'s forkserver does the same, but a
+fork of it imports the caller's main module again (MLflow, matplotlib: 6 s each, measured), its
+resource tracker ignores SIGTERM, and it cannot be stopped by a public call.
+"""
+
+import gc
 import math
 import os
 import pickle
@@ -10,12 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import NoReturn, TypeVar
 
-from lvm.bank.files import file_sha256
-from lvm.models.weights import model_text, save_model
+import numpy as np
+
+from lvm.bank.files import file_sha256, map_array
+from lvm.models.weights import load_model, model_text, save_model
 from lvm.retrieval.rerank import LanePrediction
 from lvm.shadow.replay import (
     MEASURED_NOW,
@@ -25,16 +38,19 @@ from lvm.shadow.replay import (
     Measurement,
     MeasurementFailed,
     Questions,
+    measure,
     measurement_key,
     measurement_path,
     read_measurement,
+    write_measurement,
 )
-from lvm.shadow.worker import CORRECTION, ERROR, JOB, MODEL
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS
-from lvm.system.processes import GRACE_SECONDS
+from lvm.system.processes import GRACE_SECONDS, SIGNALS, Stopped, end_with_parent, stoppable
 from lvm.windows.planning import Queries
 
+MODEL, CORRECTION, JOB, ERROR = "model", "row_correction.npy", "job.pickle", "error.txt"
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 T = TypeVar("T")
 FAILED_WRITE = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")
 
@@ -82,7 +98,7 @@ def _start_host() -> subprocess.Popen[str]:
     code = str(Path(__file__).resolve().parents[2])
     paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "lvm.shadow.worker", str(os.getpid())]
+    command = [sys.executable, "-m", "lvm.shadow.workers", str(os.getpid())]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
@@ -194,3 +210,72 @@ def _read(reader: Callable[[Path], T], folder: Path) -> T:
         return reader(folder)
     except ValueError as error:
         raise MeasurementFailed(str(error)) from None
+
+
+def run_host(arguments: list[str]) -> None:
+    """Fork a process for each job until the input ends, or until the parent does."""
+    gc.freeze()  # the collector would write to, and so copy, the pages that forks share
+    end_with_parent()
+    if os.getppid() != int(arguments[0]):
+        return  # the parent ended before this process could follow it
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not be read as an answer
+    with stoppable():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+        for line in sys.stdin:
+            print(run_in_fork(Path(line.rstrip("\n"))), file=answers, flush=True)
+
+
+def run_in_fork(folder: Path) -> int:
+    """Do the job in `folder` in a fork, which never outlives this call; return its exit code."""
+    host = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _work(folder, host)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except Stopped:
+        with suppress(ProcessLookupError, ChildProcessError):  # it may have just ended
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        raise
+
+
+def run_job(job: Job) -> None:
+    """Measure the model of a job and write the result."""
+    folder = job.folder / MODEL
+    path = folder / CORRECTION
+    row_correction = np.array(map_array(path)) if path.is_file() else None
+    found = measure(load_model(folder), job.asked, row_correction)
+    write_measurement(job.result, job.key, found)
+
+
+def error_writer(folder: Path) -> ExceptHook:
+    """Return an `excepthook` that writes the error that ends a process to `folder`, in one line.
+
+    If even that write fails, the process exits with its errno.
+    """
+
+    def write(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = " ".join(f"{kind.__name__}: {error}".split())
+        try:
+            (folder / ERROR).write_text(line[:500])
+        except OSError as refused:
+            os._exit(refused.errno or 1)
+
+    return write
+
+
+def _work(folder: Path, host: int) -> NoReturn:
+    """Do a job, then end this process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    sys.excepthook = error_writer(folder)
+    end_with_parent()
+    if os.getppid() == host:
+        run_job(pickle.loads((folder / JOB).read_bytes()))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run_host(sys.argv[1:])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvm.bank import archive
-from lvm.bank.archive import Pickled, map_array, read_arrays
+from lvm.bank import files
+from lvm.bank.files import Pickled, map_array, read_arrays
 
 ARRAYS = {"a": np.arange(12.0).reshape(3, 4), "b": np.array(["x", "yé"]), "c": np.zeros(0)}
 
@@ -68,7 +68,7 @@ def test_an_array_is_as_large_as_it_says(raw: bytes, reason: str, tmp_path: Path
 def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20))
     assert read_arrays(tmp_path / "x.npz", ("a",))["a"].shape == (2**20,)
-    monkeypatch.setattr(archive, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(files, "FREE_BYTES", 2**20)
     with pytest.raises(ValueError, match="as zip bombs do; store it by np.savez"):
         read_arrays(tmp_path / "x.npz", ("a",))
     np.savez(tmp_path / "x.npz", a=np.zeros(2**20))
@@ -81,7 +81,7 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an archive"):
         map_array(tmp_path / "x.npy")
     for name in ("none.npy", "."):
-        with pytest.raises(ValueError, match="missing, or no regular file"):
+        with pytest.raises(ValueError, match="missing, or not a regular file"):
             map_array(tmp_path / name)
     np.save(tmp_path / "good.npy", ARRAYS["a"])
     assert np.array_equal(map_array(tmp_path / "good.npy"), ARRAYS["a"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.system.untrusted import MAX_BYTES, file_inside, parse_json, read_small_text, read_yaml
+from lvm.system.settings import MAX_BYTES, file_inside, parse_json, read_small_text, read_yaml
 
 
 def test_plain_values_are_read(tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ def test_plain_values_are_read(tmp_path: Path) -> None:
         ("a: *x\n", "anchors are not read"),
         ("a: !!python/name:os.system\n", "tags are not read"),
         ("a: !!int 5\n", "tags are not read"),
-        ("a: 1\na: 2\n", "'a' stands there twice"),
-        ("a: {1: x, 0x1: y}\n", "1 stands there twice"),
+        ("a: 1\na: 2\n", "'a' appears twice"),
+        ("a: {1: x, 0x1: y}\n", "1 appears twice"),
         ("a: [1\n", "x "),
         ("a: 2026-99-99\n", "month must be in 1..12"),
         ("[" * 5000, "recursion"),
@@ -40,10 +40,10 @@ def test_other_yaml_is_refused(text: str, reason: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"a": 1, "a": 2}', "stands there twice"),
-        ('{"a": {"b": 1, "b": 1}}', "stands there twice"),
-        ("[NaN]", "NaN is no number"),
-        ("[-Infinity]", "-Infinity is no number"),
+        ('{"a": 1, "a": 2}', "appears twice"),
+        ('{"a": {"b": 1, "b": 1}}', "appears twice"),
+        ("[NaN]", "NaN is not a JSON number"),
+        ("[-Infinity]", "-Infinity is not a JSON number"),
         ("[" * 100_000, "nested too deeply"),
         ('"\\ud800"', "surrogates not allowed"),
         ("9" * 5000, "digits"),
@@ -68,13 +68,13 @@ def test_a_file_is_the_folders_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a link out of its folder"):
         file_inside(folder, "outside")
     for name in ("nothing", "."):
-        with pytest.raises(ValueError, match="missing, or no regular file"):
+        with pytest.raises(ValueError, match="missing, or not a regular file"):
             file_inside(folder, name)
 
 
 def test_settings_are_small_regular_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         read_small_text(tmp_path / "pipe")
     with (tmp_path / "long").open("wb") as opened:
         opened.truncate(MAX_BYTES + 1)

@@ -26,7 +26,6 @@ from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
 from lvm.retrieval.rerank import fit_reranker, predict_lanes
 from lvm.shadow.comparison import reranked_outcomes
-from lvm.shadow.processes import Host, Replayer, finish, write_job
 from lvm.shadow.replay import (
     MEASURED_NOW,
     READ_BACK,
@@ -38,7 +37,7 @@ from lvm.shadow.replay import (
     replay,
     write_measurement,
 )
-from lvm.shadow.worker import error_writer
+from lvm.shadow.workers import Host, Replayer, error_writer, finish, write_job
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, context_queries
 
@@ -349,7 +348,7 @@ import sys
 import threading
 from pathlib import Path
 import psutil
-from lvm.shadow.processes import Host
+from lvm.shadow.workers import Host
 from lvm.system.processes import stoppable
 job, held = Path(sys.argv[1]), []
 def tell():
