@@ -58,7 +58,8 @@ def main(path: str, ctx: int, num_queries: int) -> None:
                 [name, f"{size:,}", values[place], f"{100 * hit:.2f}", f"{100 * lost:+.2f}"]
             )
     print(f"{path}: {bank.num_rows:,} rows, {len(queries):,} val queries, ctx {ctx}")
-    print(tabulate(rows, ["choice", "queries", "chosen", "Hit@5 % on all", "points lost"]))
+    headers = ["choice", "queries", "chosen", "Hit@5 % on all", "points lost"]
+    print(tabulate(rows, headers, disable_numparse=True))
 
 
 def chosen(ranks: list[Ranks], num_queries: int) -> int:

@@ -15,6 +15,7 @@ from lvm.models.table import build_model
 from lvm.prediction.predict import open_stream
 
 PREDICTORS = (
+    ("delta_memory", {}),
     ("memory_gru", {"cell": "gru"}),
     ("memory_gru", {"cell": "mingru"}),
     ("ema", {}),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import click
 import torch
+from lvm.training.step import make_optimizer
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -19,11 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from lvm.models.recurrent import CELLS
 from lvm.models.table import build_model
 from lvm.training.config import TrainConfig, resolve
+from lvm.training.loss import SampledSoftmax
 
 HIDDEN, LAYERS = 512, 4
 MATRIX = 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 UNROLL, MATMUL = f"nn.GRU, {LAYERS} layers, unrolled", "matmul"
+DELTA = "delta_memory"
 
 
 @dataclass
@@ -85,6 +88,29 @@ def train_step(model: nn.Module, context_BTD: Tensor, precision: str) -> Callabl
     return step
 
 
+def whole_step(model: nn.Module, context_BTD: Tensor, precision: str) -> Callable[[], None]:
+    """Return a step of training: forward, the loss over all positions, backward, AdamW."""
+    config = resolve(TrainConfig(precision=precision), context_BTD.shape[1])
+    half = precision == "bf16"
+    objective = SampledSoftmax(config.temperature, config.alpha, config.focus, half)
+    optimizer = make_optimizer(model, objective.to(context_BTD.device), config)
+    draw = torch.randn(config.negatives, context_BTD.shape[2], device=context_BTD.device)
+    target_PD = context_BTD.roll(-1, dims=1).flatten(0, 1)
+    negative_KD = normalize(draw, dim=-1)
+
+    def step() -> None:
+        with torch.autocast(context_BTD.device.type, torch.bfloat16, enabled=half):
+            prediction_BTD = model(context_BTD)
+        prediction_PD = prediction_BTD.float().flatten(0, 1)
+        objective(prediction_PD, target_PD, negative_KD, None).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if context_BTD.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
 def product(precision: str, device: str) -> Callable[[], None]:
     draws = (torch.randn(MATRIX, MATRIX, device=device) for _ in range(2))
     left, right = (draw.to(DTYPES[precision]) for draw in draws)
@@ -132,9 +158,14 @@ def main(ctx: int, batch: int, dim: int, repeats: int, device: str) -> None:
     for cell in CELLS:
         sizes = {"dim": dim, "hidden": HIDDEN, "layers": LAYERS, "cell": cell, "chunk": 200}
         models[f"memory_gru, cell={cell}"] = build_model({"model": "memory_gru", **sizes})
+    models[DELTA] = build_model({"model": "delta_memory", "dim": dim})
     rows = [
         Timed(name, precision, train_step(model.to(device), context_BTD, precision), batch)
         for name, model in models.items()
+        for precision in DTYPES
+    ]
+    rows += [
+        Timed(f"{DELTA}, loss, AdamW", precision, whole_step(models[DELTA], context_BTD, precision))
         for precision in DTYPES
     ]
     rows += [Timed(MATMUL, precision, product(precision, device)) for precision in DTYPES]

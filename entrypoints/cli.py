@@ -71,5 +71,9 @@ def start(*words: str) -> NoReturn:
 
 
 def _run(name: str, **values: Any) -> int:
-    entry_point = importlib.import_module(f"entrypoints.{name.replace('-', '_')}").main
-    return int(entry_point.run(**values))
+    from lvm.system.progress import part, watch
+
+    with watch():
+        with part("start"):
+            module = importlib.import_module(f"entrypoints.{name.replace('-', '_')}")
+        return int(module.main.run(**values))

@@ -13,6 +13,7 @@ import click
 
 from entrypoints import cli
 from entrypoints.options.fields import typed_text
+from lvm.system import progress
 from lvm.system.errors import explain_failure, printable
 from lvm.tracking import runs
 from lvm.tracking.store import STORE_ERRORS
@@ -66,6 +67,8 @@ class EntryPoint(Generic[Options]):
         typed = {f.name: typed_text(f, getattr(options, f.name)) for f in fields}
         with runs.run(self.name, typed):
             self.body(options)
+            runs.log_artifact(progress.report(), runs.SPENT)
+        print(progress.time_line(), file=sys.stderr, flush=True)
 
 
 class Printable:

@@ -13,7 +13,7 @@ from entrypoints.options.data import IngestOptions
 from lvm.bank.store import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.corpus.ingest import IngestReport, ingest
-from lvm.corpus.reading import SourceOptions
+from lvm.corpus.reading import SourceOptions, row_limit
 from lvm.report.data import chain_metrics, chains_text, counts_note, counts_table, drops_table
 from lvm.report.tables import MARKDOWN
 from lvm.tracking import datasets, runs
@@ -33,7 +33,7 @@ def body(options: IngestOptions) -> None:
         return
     _refuse_chain_options(options)
     reading = SourceOptions(
-        max_rows=options.max_rows,
+        max_rows=row_limit(options.max_rows, options.source),
         seed=options.seed,
         language=options.language,
         lanes=options.lanes,
@@ -88,4 +88,9 @@ def _refuse_chain_options(options: IngestOptions) -> None:
             )
 
 
-main = EntryPoint("ingest", IngestOptions, body)
+def check(options: IngestOptions) -> None:
+    """Raise ValueError for an impossible number of rows."""
+    row_limit(options.max_rows, options.source)
+
+
+main = EntryPoint("ingest", IngestOptions, body, check)

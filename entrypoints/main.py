@@ -11,6 +11,7 @@ from typing import Any
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import MainOptions
 from lvm.report.data import pipeline_note
+from lvm.system.progress import part
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.registry import ARTIFACT
@@ -32,7 +33,7 @@ class Size:
 QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
     "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
-    "full": Size(DEFAULT_BANK, 1000, {}, {}),
+    "full": Size(f"{DEFAULT_BANK}-full", 1000, {"max_rows": "all"}, {}),
     "tiny": Size(
         f"{DEFAULT_BANK}-tiny",
         50,
@@ -46,18 +47,20 @@ def body(options: MainOptions) -> None:
     """Ingest, export, train, eval, lane-diagnostics, shadow-eval with promotion, as nested runs."""
     plan = PLANS[options.size]
     runs.log_config(asdict(options) | {"plan": asdict(plan)})
-    data, registry = {"bank": plan.bank, "ctx": plan.ctx}, {"registry": options.registry}
+    data: dict[str, Any] = {"bank": plan.bank, "ctx": plan.ctx}
     runs.name_run(options.size)
-    launched = {}
-    launched["ingest"] = runs.launch("ingest", {"bank": plan.bank, **plan.ingest})
-    launched["export"] = runs.launch("export", data)
-    launched["train"] = runs.launch("train", {**data, **plan.train, **registry})
-    trained = f"runs:/{launched['train']}/{ARTIFACT}"
-    launched["eval"] = runs.launch("eval", {"model": trained})
-    launched["lane-diagnostics"] = runs.launch("lane-diagnostics", {"eval_run": launched["eval"]})
-    launched["shadow-eval"] = runs.launch(
-        "shadow-eval", {"bank": plan.bank, "promote": "enabled", **registry}
-    )
+    launched: dict[str, str] = {}
+
+    def launch(entry: str, **parameters: Any) -> None:
+        with part(entry, told=False):  # it speaks for itself
+            launched[entry] = runs.launch(entry, parameters)
+
+    launch("ingest", bank=plan.bank, **plan.ingest)
+    launch("export", **data)
+    launch("train", **data, **plan.train, registry=options.registry)
+    launch("eval", model=f"runs:/{launched['train']}/{ARTIFACT}")
+    launch("lane-diagnostics", eval_run=launched["eval"])
+    launch("shadow-eval", bank=plan.bank, promote="enabled", registry=options.registry)
     summary = runs.read_text(launched["shadow-eval"], "shadow.txt")
     runs.log_artifact(summary, "shadow.txt")
     shadow = runs.read_json(launched["shadow-eval"], "report.json")

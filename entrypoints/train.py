@@ -24,7 +24,13 @@ from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
-from lvm.tracking.training_runs import Validation, finish_training, log_epoch, prepare_state
+from lvm.tracking.training_runs import (
+    SHOWN_FREE,
+    Validation,
+    finish_training,
+    log_epoch,
+    prepare_state,
+)
 from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
     TrainConfig,
@@ -102,7 +108,7 @@ def body(options: TrainOptions) -> None:
             registry.check_bank(bank)
         inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
-        free = fit_free_predictors(inputs.bank, inputs.windows, seed=inputs.windows.seed)
+        free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
         initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
@@ -118,10 +124,8 @@ def body(options: TrainOptions) -> None:
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
-        rivals = validation.measure_free(free)
-        hits = {name: rival["corrected"]["hit_at_5"] for name, rival in rivals.items()}
-        shares = ", ".join(f"{name} {100 * hit:.2f} %" for name, hit in hits.items())
-        print(f"val Hit@5 of the free predictors, corrected: {shares}", flush=True)
+        rivals = validation.measure(free)
+        print(validation.told(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(

@@ -24,7 +24,8 @@ class MainOptions:
 
     size: str = option(
         "quick",
-        "full: the whole corpus, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at all.",
+        "full: all of python-docs, ctx 1000; quick: 40,000 rows, ctx 500; tiny: does it run at "
+        "all.",
         choices=("quick", "full", "tiny"),
     )
     registry: str = option(REGISTRY, REGISTRY_HELP)
@@ -57,8 +58,10 @@ class IngestOptions:
         "(auto: wordllama for text, not known for vectors).",
     )
     bank: str = option(DEFAULT_BANK, "Folder to write the bank to.")
-    max_rows: int | None = option(
-        None, "Keep about so many rows at most, files drawn by seed (auto: all).", low=1
+    max_rows: str | None = option(
+        None,
+        "Keep about so many rows at most, files drawn by seed; all: every row (auto: of "
+        "python-docs 150,000, else all).",
     )
     language: str = option("auto", "Of text: auto (by script), or a code such as de, pt, zh.")
     order: str | None = option(

@@ -30,6 +30,7 @@ from lvm.bank.row_table import (
 )
 from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
 from lvm.system.errors import one_line_errors
+from lvm.system.progress import part
 from lvm.system.seeding import generator
 from lvm.system.settings import file_inside
 
@@ -291,6 +292,7 @@ def _open_npz(path: Path) -> Bank:
     )
 
 
+@part("duplicates")
 def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[np.int64]:
     """Return for each row the smallest row of its duplicate group, itself where it is alone.
 

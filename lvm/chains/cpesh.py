@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import FloatArray
 from lvm.chains.walks import Chain, Pool, flat_rows
+from lvm.system.progress import steps
 from lvm.system.seeding import generator
 from lvm.system.settings import ChainRules
 
@@ -90,7 +90,7 @@ class _Miner:
             pending = [c for c in range(len(self.chains)) if c not in found]
             pending = [c for c in pending if len(self.chains[c].rows) - back >= 1]
             blocks = range(0, len(pending), BLOCK_QUERIES)
-            for start in tqdm(blocks, desc=f"CPESH {back}, {bands.rule}", disable=None):
+            for start in steps(blocks, f"CPESH {back}, {bands.rule}", "blocks"):
                 block = pending[start : start + BLOCK_QUERIES]
                 for chain, record in self._block(block, back, bands, start):
                     found[chain] = record

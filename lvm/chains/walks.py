@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
-from tqdm import tqdm
 
 from lvm.bank.row_table import IntArray
 from lvm.bank.store import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
+from lvm.system.progress import steps
 from lvm.system.seeding import generator
 from lvm.system.settings import ChainRules
 
@@ -154,7 +154,7 @@ def ontology_candidates(path: Path, plan: HierarchyWalk, rules: ChainRules) -> C
             order.setdefault(node, row_of[node])
     chains: list[Chain] = []
     heads = [node for node in order if graph.out_degree(node)]
-    for number, head in enumerate(tqdm(heads, desc="walk", unit=" subtrees", disable=None)):
+    for number, head in enumerate(steps(heads, "walk", "subtrees")):
         random = generator(plan.seed, f"walk {number}")
         lengths = drawn_lengths(rules.min_length, rules.max_length, random)
         name = str(graph.nodes[head]["name"])
@@ -199,9 +199,9 @@ def _map_lanes(graph: networkx.DiGraph, mapped: Iterable[tuple[str, str]]) -> No
     for node in graph:
         graph.nodes[node]["lane"] = ""
     for root, lane in mapped:
-        for node, steps in networkx.single_source_shortest_path_length(graph, root).items():
-            if steps < distance.get(node, len(graph)):
-                distance[node] = steps
+        for node, far in networkx.single_source_shortest_path_length(graph, root).items():
+            if far < distance.get(node, len(graph)):
+                distance[node] = far
                 graph.nodes[node]["lane"] = lane
 
 
@@ -277,7 +277,7 @@ def neighbour_candidates(pool: Bank, plan: GraphWalk, rules: ChainRules) -> Cand
     lane_N[group_N != np.arange(pool.num_rows)] = -1
     parts = []
     lanes = sorted(set(lane_N.tolist()) - {-1})
-    for lane in tqdm(lanes, desc="nearest neighbours", unit=" lanes", disable=None):
+    for lane in steps(lanes, "nearest neighbours", "lanes"):
         row_n = np.flatnonzero(lane_N == lane)
         score_nk, found_nk = _neighbours(concepts, row_n, plan.neighbours, plan.seed)
         from_E = np.repeat(row_n, found_nk.shape[1])
@@ -316,7 +316,7 @@ def weighted_walks(
         nodes = nodes[: rules.candidates_per_chain * plan.max_chains]
     lengths = drawn_lengths(rules.min_length, rules.max_length, random)
     chains = []
-    for node in tqdm(nodes.tolist(), desc="walk", unit=" starts", disable=None):
+    for node in steps(nodes.tolist(), "walk", "starts"):
         walk, met, lane = [node], {node}, lanes[node]
         length = next(lengths)
         while len(walk) < length:

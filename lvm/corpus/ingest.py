@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 from filelock import FileLock
-from tqdm import tqdm
 
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
@@ -37,6 +36,7 @@ from lvm.corpus.reading import (
 )
 from lvm.corpus.sentences import AUTO, Tally
 from lvm.system.errors import one_line_errors
+from lvm.system.progress import part, steps
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
@@ -259,14 +259,14 @@ def encode_texts(
     blocks: list[npt.NDArray[np.float16]] = []
     keep_N = np.zeros(len(texts), dtype=bool)
     name = model.name
-    with tqdm(total=len(texts), desc=f"encode {name}", unit=" rows", disable=None) as progress:
+    with part("encode"), steps(None, f"encode by {name}", "rows", len(texts)) as bar:
         for start in range(0, len(texts), BATCH_ROWS):
             batch = texts[start : start + BATCH_ROWS]
             unit_BD = model.encode(batch)
             keep_B = unit_BD.any(axis=1)
             keep_N[start : start + len(batch)] = keep_B
             blocks.append(unit_BD[keep_B].astype(np.float16))
-            progress.update(len(batch))
+            bar.update(len(batch))
     return blocks, keep_N
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
 from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
 from lvm.bank.tables import (
@@ -29,6 +28,7 @@ from lvm.corpus.markup import READERS, Section, read_sections
 from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
 from lvm.system.errors import CONTROL, one_line_errors, printable
+from lvm.system.progress import part, steps
 from lvm.system.seeding import generator
 from lvm.system.settings import file_inside
 
@@ -71,6 +71,23 @@ class SourceOptions:
 
 
 ALL_ROWS = SourceOptions()
+EVERY = "all"
+# With these the headline command of README keeps to its budget (benchmarks/whole.py).
+EMBEDDED_ROWS = 150_000
+
+
+def row_limit(max_rows: str | None, source: str) -> int | None:
+    """Return what `max_rows` of a command means: a number, or None for every row of the source.
+
+    None stands for auto. Raises ValueError for another word than `all`, or no number from 1 on.
+    """
+    if max_rows is None:
+        return EMBEDDED_ROWS if source == PYTHON_DOCS else None
+    if max_rows == EVERY:
+        return None
+    if not max_rows.isascii() or not max_rows.isdigit() or int(max_rows) < 1:
+        raise ValueError(f"max_rows: {max_rows!r} is no number from 1 on; or give {EVERY}, or auto")
+    return int(max_rows)
 
 
 @dataclass(frozen=True)
@@ -126,12 +143,12 @@ def _read_parts(
     source: str, parts: list[Part], notes: tuple[str, ...], options: SourceOptions
 ) -> Corpus:
     tallies: dict[str, Tally] = {}
-    with tqdm(desc=f"read {source}", unit=" rows", disable=None) as progress:
+    with part("read text"), steps(None, f"read {source}", "rows") as bar:
 
         def read(part: Part) -> list[Document]:
             tally = tallies.setdefault(part.name, Tally())
             documents = [one for one in part.read(tally) if one.texts]
-            progress.update(sum(len(one.texts) for one in documents))
+            bar.update(sum(len(one.texts) for one in documents))
             return documents
 
         documents = _documents(parts, read, options)

@@ -27,6 +27,7 @@ from lvm.models.skip import Skip, without
 from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import rank_together
 from lvm.system.atomic import jsonable
+from lvm.system.progress import part
 from lvm.windows.planning import SPLITS, Queries, Windows, make_queries, runs
 
 CONTEXTS = (1, 5, 20, 100, 500, 1000, 2000)
@@ -111,6 +112,7 @@ def run_controls(
     return dict(jsonable(report))
 
 
+@part("shorter contexts")
 def truncated(model: nn.Module, asked: Questions, full_Q: RankArray) -> list[dict[str, Any]]:
     """Evaluate with only the last 1, 5, 20, ... rows, for each length below the full context.
 
@@ -121,7 +123,7 @@ def truncated(model: nn.Module, asked: Questions, full_Q: RankArray) -> list[dic
     ctx = asked.queries.ctx
     lengths = [length for length in CONTEXTS if length < ctx]
     shortened = [asked.queries.with_ctx(length) for length in lengths]
-    predictions = [predict_queries(model, asked.bank, short, progress=True) for short in shortened]
+    predictions = [predict_queries(model, asked.bank, short) for short in shortened]
     entries = []
     for length, rank_Q in zip(lengths, asked.ranks(*predictions), strict=True):
         entry = {"ctx": length, **asked.figures(rank_Q), **asked.differences(rank_Q, full_Q)}
@@ -142,6 +144,7 @@ def longest_beaten(controls: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return beaten
 
 
+@part("shuffled contexts")
 def shuffled(model: nn.Module, asked: Questions, full_Q: RankArray) -> dict[str, Any]:
     """Evaluate with all rows but the last permuted; differences are shuffled - ordered.
 
@@ -161,6 +164,7 @@ def shuffled(model: nn.Module, asked: Questions, full_Q: RankArray) -> dict[str,
     }
 
 
+@part("reversed ridge")
 def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
     """Compare a ridge with one fitted on the reversed bank; differences are forward - backward.
 
@@ -190,7 +194,7 @@ def reversed_ridge(asked: Questions) -> dict[str, Any] | None:
     ranked = []
     for one in (forward, backward):
         ridge = fit_ridge(one.bank, one.windows, one.windows.seed)
-        ranked += one.ranks(predict_queries(ridge, one.bank, one.queries, progress=True))
+        ranked += one.ranks(predict_queries(ridge, one.bank, one.queries))
     forward_Q, backward_Q = ranked
     return {
         **forward.size(),
@@ -237,6 +241,7 @@ def _split_end_N(bank: Bank, windows: Windows) -> NDArray[np.int64]:
     return np.repeat(start_R + rows_R, rows_R)
 
 
+@part("ablations")
 def run_ablations(
     model: Skip, bank: Bank, windows: Windows, queries: Queries, rank_Q: RankArray
 ) -> dict[str, Any]:
@@ -255,7 +260,7 @@ def run_ablations(
     ]
     if asked.queries.ctx > LAST_ROWS:
         predictors.append(("older_rows", model, asked.queries.with_ctx(LAST_ROWS)))
-    answers = [predict_queries(part, bank, short, progress=True) for _, part, short in predictors]
+    answers = [predict_queries(part, bank, short) for _, part, short in predictors]
     entries: list[dict[str, Any]] = [
         {"part": name, **asked.figures(part_Q), **asked.differences(part_Q, full_Q)}
         for (name, _, _), part_Q in zip(predictors, asked.ranks(*answers), strict=True)

@@ -30,7 +30,7 @@ from lvm.evaluation.metrics import (
 )
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
-from lvm.retrieval.hubness import fit_hubness
+from lvm.retrieval.hubness import Hubness, fit_hubness
 from lvm.retrieval.lanes import (
     UNASSIGNED_LANE,
     calibration,
@@ -52,6 +52,7 @@ from lvm.retrieval.rerank import (
 )
 from lvm.retrieval.search import IntArray, top_rows
 from lvm.system.atomic import jsonable
+from lvm.system.progress import part
 from lvm.system.seeding import generator
 from lvm.windows.planning import SPLITS, Queries, Windows
 
@@ -113,7 +114,8 @@ def evaluate(
         _timed(one, models[one.name], bank, queries)
         for one in evaluate_together(models, bank, windows, queries, seed, old)
     )
-    own = replace(own, report=own.report | jsonable(_details(own, bank, windows, queries)))
+    with part("pools, lanes, ceiling"):
+        own = replace(own, report=own.report | jsonable(_details(own, bank, windows, queries)))
     keys = (*FIGURES, "ci95", "raw", "corrected", "hubness_beta", "latency_ms")
     report = {
         "model": name,
@@ -148,10 +150,26 @@ def evaluate_together(
     """
     answers, fitted = [], []
     for name, model in models.items():
-        prediction_QD = predict_queries(model, bank, queries, progress=True)
+        with part(f"predict {name}"):
+            prediction_QD = predict_queries(model, bank, queries)
         fitted.append(fit_hubness(model, bank, windows, seed, name not in counting_own))
         answers.append((prediction_QD, (None, fitted[-1].row_correction)))
-    ranked = rank_together(answers, queries, bank, windows.representative_N, progress=True)
+    with part("rank"):
+        ranked = rank_together(answers, queries, bank, windows.representative_N)
+    with part("intervals"):
+        return _evaluations(models, answers, fitted, ranked, bank, queries, seed)
+
+
+def _evaluations(
+    models: Mapping[str, nn.Module],
+    answers: Sequence[tuple[FloatArray, tuple[FloatArray | None, ...]]],
+    fitted: Sequence[Hubness],
+    ranked: Sequence[Sequence[Ranks]],
+    bank: Bank,
+    queries: Queries,
+    seed: int,
+) -> list[Evaluation]:
+    """Return the figures of each model with their intervals, its latency, its table."""
     document_Q = bank.document_N[queries.target_row_Q]
     evaluations = []
     for name, (prediction_QD, _), hubness, (plain, corrected) in zip(
@@ -306,6 +324,7 @@ def ranks_table(queries: Queries, bank: Bank, plain: Ranks, corrected: Ranks) ->
     )
 
 
+@part("examples")
 def example_table(
     measured: Evaluation, queries: Queries, bank: Bank, windows: Windows
 ) -> pd.DataFrame:
@@ -367,6 +386,7 @@ def _first_of_groups(row_S: IntArray, windows: Windows) -> list[int]:
     return list(firsts.values())[:FOUND]
 
 
+@part("second stage")
 def evaluate_reranking(
     model: nn.Module, bank: Bank, windows: Windows, queries: Queries, own: Evaluation
 ) -> tuple[dict[str, Any], pd.DataFrame]:

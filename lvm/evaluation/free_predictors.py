@@ -27,6 +27,7 @@ from lvm.models.table import FREE_MODELS
 from lvm.models.weights import Fit, cached_fit
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import rank_together, selection_score
+from lvm.system.progress import add_products, part
 from lvm.system.seeding import generator
 from lvm.windows.planning import SPLITS, TRAIN, Windows, runs
 
@@ -55,7 +56,11 @@ def fit_free_predictors(
     unknown = [name for name in names if name not in FITS]
     if unknown:
         raise ValueError(f"predictor: {unknown[0]!r} is unknown; choose from {', '.join(FREE)}")
-    return {name: FITS[name](bank, windows, seed).eval() for name in names}
+    models = {}
+    for name in names:
+        with part(f"fit {name}"):
+            models[name] = FITS[name](bank, windows, seed).eval()
+    return models
 
 
 def tuned_decay(bank: Bank, windows: Windows) -> float:
@@ -138,6 +143,7 @@ def ridge_models(bank: Bank, windows: Windows, seed: int = 0) -> list[Ridge]:
     moments = _Moments(bank.dim)
     for feature_TF, target_TD in ridge_pairs(bank, windows, seed):
         moments.add(feature_TF, target_TD)
+        add_products(2.0 * feature_TF.size * (feature_TF.shape[1] + bank.dim))
     return [moments.solve(penalty) for penalty in PENALTIES]
 
 

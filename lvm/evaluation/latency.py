@@ -14,6 +14,7 @@ from lvm.bank.store import Bank, FloatArray
 from lvm.prediction.predict import open_stream, predict_contexts
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.retrieval.search import IntArray, top_rows
+from lvm.system.progress import part
 from lvm.windows.planning import Queries
 
 MEASURED_QUERIES = 100
@@ -22,6 +23,7 @@ MEASURED_ROWS = 200
 SEARCHED = 500  # predictions for which the index is compared with exact search
 
 
+@part("latency")
 def measure_latency(
     model: nn.Module, bank: Bank, queries: Queries, num_queries: int = MEASURED_QUERIES
 ) -> dict[str, float]:
@@ -47,6 +49,7 @@ def measure_latency(
     return {"p50": float(p50), "p95": float(p95)}
 
 
+@part("serving index")
 def measure_serving(
     index: ServingIndex,
     model: nn.Module,

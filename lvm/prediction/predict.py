@@ -10,16 +10,17 @@ Shapes: B batch, T time, D vector dim, Q queries, R readings, X experts.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.models.tmd_experts import TMDExperts, top_gates
+from lvm.system.progress import add_products, count_products, steps
 from lvm.system.seeding import generator
 from lvm.windows.planning import Queries
 
@@ -88,22 +89,20 @@ def plan_readings(queries: Queries, context_rows: int | None = None) -> Readings
     return Readings(first_row_R, num_rows_R, reading_Q, position_Q)
 
 
-def predict_queries(
-    model: nn.Module, bank: Bank, queries: Queries, progress: bool = False
-) -> NDArray[np.float32]:
+def predict_queries(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float32]:
     """Return the predicted unit vector (Q, D) of each query, in the order of `queries`."""
-    return _answers(model, bank, plan_readings(queries, context_rows(model)), progress)
+    return _answers(model, bank, plan_readings(queries, context_rows(model)))
 
 
 def predict_routed(
-    model: TMDExperts, bank: Bank, queries: Queries, progress: bool = False
+    model: TMDExperts, bank: Bank, queries: Queries
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the result of `predict_queries` and the weight of each expert (Q, X), in one pass.
 
     The model must have a gate.
     """
     readings, num_more = plan_readings(queries), model.head.experts
-    both_QV = _answers(WithGates(model), bank, readings, progress, num_more=num_more)
+    both_QV = _answers(WithGates(model), bank, readings, num_more=num_more)
     return both_QV[:, : bank.dim].copy(), both_QV[:, bank.dim :].copy()
 
 
@@ -137,7 +136,7 @@ def predict_shuffled(
         reading: generator(seed, f"shuffled context {target_row}")
         for reading, target_row in enumerate(queries.target_row_Q.tolist())
     }
-    return _answers(model, bank, alone, True, shuffles)
+    return _answers(model, bank, alone, shuffles)
 
 
 def context_rows(model: nn.Module) -> int | None:
@@ -155,11 +154,10 @@ def _answers(
     model: nn.Module,
     bank: Bank,
     readings: Readings,
-    progress: bool = False,
     shuffles: Mapping[int, np.random.Generator] | None = None,
     num_more: int = 0,
 ) -> NDArray[np.float32]:
-    """Run the readings, shorter ones first, about POSITIONS_PER_PASS positions per pass.
+    """Run the readings, longer ones first, about POSITIONS_PER_PASS positions per pass.
 
     `num_more` is the number of columns that the model returns beyond the vector.
     """
@@ -169,11 +167,18 @@ def _answers(
     bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))
     per_pass = max(1, POSITIONS_PER_PASS // int(readings.num_rows_R.max(initial=1)))
     starts = range(0, len(order_R), per_pass)
-    for begin in tqdm(
-        starts, desc="predict", unit="pass", disable=None if progress else True, leave=False
-    ):
+    a_position = None  # operations a position, counted in the last pass, whose readings are longest
+    for begin in steps(reversed(starts), "predict", "passes", len(starts)):
         chosen_R = order_R[begin : begin + per_pass]
-        prediction_RTD = _forward(model, _contexts(bank, readings, chosen_R, shuffles or {}))
+        context_RTD = _contexts(bank, readings, chosen_R, shuffles or {})
+        num_positions = context_RTD.shape[0] * context_RTD.shape[1]
+        if a_position is None:
+            forward = partial(_forward, model, context_RTD)
+            prediction_RTD, operations = count_products(forward)
+            a_position = operations / num_positions
+        else:
+            prediction_RTD = _forward(model, context_RTD)
+        add_products(a_position * num_positions)
         for place, reading in enumerate(chosen_R):
             answered_Q = by_reading_Q[bounds[reading] : bounds[reading + 1]]
             prediction_QD[answered_Q] = prediction_RTD[place, readings.position_Q[answered_Q]]

@@ -23,6 +23,7 @@ from torch import Tensor
 from lvm.bank.store import Bank
 from lvm.retrieval.search import FloatArray, IntArray, share_blocks, unit_block
 from lvm.system.environment import has_native_bf16
+from lvm.system.progress import add_products
 from lvm.windows.planning import ContextQueries, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties
@@ -31,10 +32,12 @@ AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")
 # matrix product.
 QUERY_BLOCK = 256
 BANK_BLOCK = 2048
+WORD, PACKED = 8, 1024  # marks in a word; marks whose words are added up before their bytes are
 SAMPLE = 2048  # candidates used to choose the queries for bf16
-# One pair in float64 takes as long as about a hundred in bf16: queries with a larger share of
-# undecided candidates are counted in float32.
-MAX_DOUBT = 0.005
+# Queries with a larger share of undecided candidates are counted in float32: a pair in float64
+# takes as long as a thousand in bf16 (384 dims, one core with avx512_bf16).
+MAX_DOUBT = 0.0005
+MIN_CLEAR = 0.5  # with a smaller share of queries for bf16 two passes cost more than one
 PAIRS = 4096  # scored in float64 at a time: 50 MB at 768 dims
 DENSE = 8  # a tile with more than one undecided pair in 8 is multiplied whole in float64
 BF16_UNIT = 2.0**-8  # largest relative error of a number rounded to bf16
@@ -43,7 +46,7 @@ OFFSETS = 3  # bf16 columns that hold the truth's cosine
 
 
 def count_candidates(
-    jobs: Sequence["Job"], bank: Bank, product: str = AUTO, title: str | None = None
+    jobs: Sequence["Job"], bank: Bank, product: str = AUTO
 ) -> list[list[list["Count"]]]:
     """Return the counts of each job under each of its row corrections, in one pass of the bank.
 
@@ -66,7 +69,8 @@ def count_candidates(
                 part.count(block, own_counts, tile)
         return counts
 
-    total, *others = share_blocks(count, range(0, len(row_K), BANK_BLOCK), title)
+    total, *others = share_blocks(count, range(0, len(row_K), BANK_BLOCK), "rank")
+    add_products(sum(2.0 * job.unit_QD.numel() for job in jobs) * len(row_K))
     for other in others:
         for own_counts, other_counts in zip(total, other, strict=True):
             for one, another in zip(own_counts, other_counts, strict=True):
@@ -271,6 +275,8 @@ def _split(job: Job, bank: Bank) -> list[Job]:
             in_doubt_QS = away_QS.abs() <= _column(count.zone(lines, block))
             share_Q[lines] = np.maximum(share_Q[lines], in_doubt_QS.float().mean(dim=1).numpy())
     is_clear_Q = share_Q <= MAX_DOUBT
+    if is_clear_Q.mean() < MIN_CLEAR:
+        return [job]
     parts = [(both, np.flatnonzero(is_clear_Q)), (job, np.flatnonzero(~is_clear_Q))]
     return [one.take(places) for one, places in parts if len(places)]
 
@@ -347,31 +353,28 @@ class Count:
         return torch.addcmul(bias_b, product_qb, scale_b, out=out)
 
     def add(self, lines: slice, block: _Block, score_qb: Tensor, hidden_qb: Tensor | None) -> None:
-        """Count one tile; only queries with a candidate near the truth or better take time."""
+        """Count one tile. Where few queries have a candidate near the truth, only these cost."""
         centre_q1, zone_q1 = _column(self.centre_Q[lines]), _column(self.zone(lines, block))
-        low_q1, high_q1 = centre_q1 - zone_q1, centre_q1 + zone_q1
+        line_q = np.arange(lines.start, lines.stop)
         peak_q1 = score_qb.amax(dim=1, keepdim=True)
-        chosen = torch.nonzero(peak_q1[:, 0] >= low_q1[:, 0])[:, 0]
+        chosen = torch.nonzero(peak_q1[:, 0] >= (centre_q1 - zone_q1)[:, 0])[:, 0]
         if not len(chosen):
             return
-        if len(chosen) < len(score_qb):
-            score_qb, low_q1, high_q1 = score_qb[chosen], low_q1[chosen], high_q1[chosen]
+        if 2 * len(chosen) < len(score_qb):
+            score_qb, peak_q1 = score_qb[chosen], peak_q1[chosen]
+            centre_q1, zone_q1 = centre_q1[chosen], zone_q1[chosen]
             hidden_qb = None if hidden_qb is None else hidden_qb[chosen]
-        line_q = lines.start + chosen.numpy()
-        above_qb = score_qb > high_q1
-        num_above_q = above_qb.sum(dim=1)
-        self.num_all_Q2[line_q, 0] += num_above_q.numpy()
+            line_q = line_q[chosen.numpy()]
+        # numpy's comparisons take a third of the time of torch's.
+        above_qb = np.greater(score_qb.numpy(), (centre_q1 + zone_q1).numpy())
+        self.num_all_Q2[line_q, 0] += _row_counts(above_qb)
         if hidden_qb is not None:
-            self.num_hidden_Q2[line_q, 0] += (above_qb & hidden_qb).sum(dim=1).numpy()
-
-        some = torch.nonzero((score_qb >= low_q1).sum(dim=1) > num_above_q)[:, 0]
-        place, column = torch.nonzero(
-            (score_qb[some] >= low_q1[some]) & ~above_qb[some], as_tuple=True
-        )
-        self._decide(line_q, some[place].numpy(), column.numpy(), block, hidden_qb)
-        self._keep_best(
-            line_q, block, score_qb - (low_q1 + high_q1) / 2, zone_q1[chosen], hidden_qb
-        )
+            self.num_hidden_Q2[line_q, 0] += (above_qb & hidden_qb.numpy()).sum(axis=1)
+        is_doubtful_qb = np.greater_equal(score_qb.numpy(), (centre_q1 - zone_q1).numpy())
+        is_doubtful_qb ^= above_qb
+        place_P, column_P = _marked(is_doubtful_qb)
+        self._decide(line_q, place_P, column_P, block, hidden_qb)
+        self._keep_best(line_q, block, score_qb, centre_q1, zone_q1, peak_q1, hidden_qb)
 
     def _decide(
         self,
@@ -398,8 +401,10 @@ class Count:
         self,
         line_q: IntArray,
         block: _Block,
-        lead_qb: Tensor,
+        score_qb: Tensor,
+        centre_q1: Tensor,
         zone_q1: Tensor,
+        peak_q1: Tensor,
         hidden_qb: Tensor | None,
     ) -> None:
         """Update the best candidate of the queries whose best one may be in this tile.
@@ -408,13 +413,16 @@ class Count:
         is the relative error of the product.
         """
         if hidden_qb is not None:
-            lead_qb.masked_fill_(hidden_qb, -torch.inf)
+            score_qb = score_qb.masked_fill(hidden_qb, -torch.inf)
+            peak_q1 = score_qb.amax(dim=1, keepdim=True)
         best_q1 = _column(self.best_lead_Q[line_q]) * (1 - self.relative) - zone_q1
-        peak_q1 = lead_qb.amax(dim=1, keepdim=True)
-        some = torch.nonzero(peak_q1[:, 0] > best_q1[:, 0])[:, 0]
-        peak_q1 = peak_q1[some] * (1 - 2 * self.relative) - 2 * zone_q1[some]
+        some = torch.nonzero((peak_q1 - centre_q1)[:, 0] > best_q1[:, 0])[:, 0]
+        if not len(some):
+            return
+        lead_qb, peak_q1 = score_qb[some] - centre_q1[some], (peak_q1 - centre_q1)[some]
+        peak_q1 = peak_q1 * (1 - 2 * self.relative) - 2 * zone_q1[some]
         at_least_q1 = torch.maximum(best_q1[some], peak_q1)
-        place, column = torch.nonzero(lead_qb[some] >= at_least_q1, as_tuple=True)
+        place, column = torch.nonzero(lead_qb >= at_least_q1, as_tuple=True)
         line_P, column_P = line_q[some[place].numpy()], column.numpy()
         lead_P = self._leads(line_P, column_P, block)
         column_P = block.columns.start + column_P
@@ -452,6 +460,28 @@ class Count:
         wins_Q = (other.best_lead_Q > self.best_lead_Q) | is_first_Q
         self.best_lead_Q[wins_Q] = other.best_lead_Q[wins_Q]
         self.best_column_Q[wins_Q] = other.best_column_Q[wins_Q]
+
+
+def _row_counts(mask_qb: NDArray[np.bool_]) -> IntArray:
+    """Return how many of each row are marked, (q,)."""
+    num, width = mask_qb.shape
+    if width % PACKED:
+        return mask_qb.sum(axis=1)
+    # Eight marks are added at once: no byte of a sum of 128 words exceeds 128.
+    words = torch.from_numpy(mask_qb.view(np.int64)).view(num, -1, PACKED // WORD)
+    return words.sum(dim=2).view(torch.uint8).sum(dim=1).numpy()
+
+
+def _marked(mask_qb: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
+    """Return the places and columns of the marks; few are expected."""
+    num, width = mask_qb.shape
+    if width % WORD:
+        place_P, column_P = np.nonzero(mask_qb)
+        return place_P, column_P
+    word_W = np.flatnonzero(mask_qb.view(np.int64))
+    number_P, byte_P = np.nonzero(mask_qb.reshape(-1, WORD)[word_W])
+    flat_P = WORD * word_W[number_P] + byte_P
+    return flat_P // width, flat_P % width
 
 
 def _column(value_q: NDArray[np.float64]) -> Tensor:

@@ -43,7 +43,6 @@ def exact_ranks(
     bank: Bank,
     representative_N: IntArray,
     row_corrections: Sequence[FloatArray | None] = (None,),
-    progress: bool = False,
     product: str = AUTO,
 ) -> list[Ranks]:
     """Rank each query's target among all duplicate groups of the bank, under each row correction.
@@ -56,7 +55,7 @@ def exact_ranks(
     of another shape.
     """
     answers = [(prediction_QD, row_corrections)]
-    return rank_together(answers, queries, bank, representative_N, progress, product)[0]
+    return rank_together(answers, queries, bank, representative_N, product)[0]
 
 
 def rank_together(
@@ -64,7 +63,6 @@ def rank_together(
     queries: Queries,
     bank: Bank,
     representative_N: IntArray,
-    progress: bool = False,
     product: str = AUTO,
 ) -> list[list[Ranks]]:
     """Return `exact_ranks` for several predictors on the same queries, in one pass of the bank.
@@ -78,7 +76,7 @@ def rank_together(
         unit_QD = unit_predictions(prediction_QD, bank, len(queries))[torch.from_numpy(order_Q)]
         corrections = [checked_correction(pair_N2, bank) for pair_N2 in row_corrections]
         jobs.append(Job.of(unit_QD, competition, bank, corrections))
-    by_job = count_candidates(jobs, bank, product, "rank" if progress else None)
+    by_job = count_candidates(jobs, bank, product)
     return [[_ranks(parts, order_Q) for parts in by_correction] for by_correction in by_job]
 
 

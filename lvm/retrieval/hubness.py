@@ -16,6 +16,7 @@ from lvm.models.weights import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.search import FloatArray, share_blocks, unit_predictions
+from lvm.system.progress import add_products, part
 from lvm.system.seeding import generator
 from lvm.windows.planning import Queries, Windows, make_queries
 
@@ -52,7 +53,10 @@ def fit_hubness(
     """
     inputs = {"model": model_digest(model), "seed": seed} if windows.folder else {}
     name = "hubness" if omits_own else "hubness-own"
-    found = cached_fit(windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own))
+    with part("hubness"):
+        found = cached_fit(
+            windows, name, inputs, lambda: _fit(model, bank, windows, seed, omits_own)
+        )
     return Hubness(found.values["beta"], found.tensors["row_correction"].numpy())
 
 
@@ -138,7 +142,8 @@ def mean_neighbour_score(
             total_B = nearest_BK.masked_fill(~is_other_BK, 0).sum(dim=1)
             mean_N[rows] = (total_B / is_other_BK.sum(dim=1)).numpy()
 
-    share_blocks(run, range(0, bank.num_rows, NEIGHBOUR_BLOCK))
+    share_blocks(run, range(0, bank.num_rows, NEIGHBOUR_BLOCK), "nearest predictions")
+    add_products(2.0 * unit_PD.numel() * bank.num_rows)
     is_alone_N = np.isnan(mean_N)
     mean_N[is_alone_N] = 0.0 if is_alone_N.all() else mean_N[~is_alone_N].mean()
     return mean_N

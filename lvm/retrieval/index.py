@@ -43,6 +43,7 @@ from lvm.system.atomic import (
     write_errors_name,
 )
 from lvm.system.errors import one_line
+from lvm.system.progress import part
 from lvm.system.seeding import generator
 from lvm.windows.export import ensure_windows, plan_windows
 
@@ -209,6 +210,7 @@ def open_index(path: Path, bank: Bank, row_correction: FloatArray | None = None)
     )
 
 
+@part("serving index")
 def ensure_index(
     bank: Bank,
     model: nn.Module,

@@ -39,6 +39,7 @@ from lvm.retrieval.search import (
     checked_correction,
     unit_predictions,
 )
+from lvm.system.progress import part
 from lvm.windows.planning import ContextQueries, Queries, Windows
 
 Ranks = NDArray[np.float64]
@@ -184,6 +185,7 @@ def predict_lanes(bank: Bank, windows: Windows, queries: Queries, seed: int = 0)
     return LanePrediction(lane_codes(bank), asked, val, removed, tuned)
 
 
+@part("second stage")
 def fit_reranker(
     model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
 ) -> Reranker:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.system.environment import num_cores
+from lvm.system.progress import add_products, steps
 from lvm.windows.planning import Queries
 
 FloatArray = NDArray[np.float32]
@@ -30,16 +30,16 @@ TOP_BLOCK = 16384
 
 
 def share_blocks(
-    work: Callable[[Iterator[int]], Result], starts: range, title: str | None = None
+    work: Callable[[Iterator[int]], Result], starts: range, title: str
 ) -> list[Result]:
     """Run `work` in one thread per core on a shared iterator of block starts; return all results.
 
     Each worker restricts torch to one thread. On a busy machine torch's own threads wait for each
-    other at every operation; these workers do not. A progress bar is shown if `title` is given.
+    other at every operation; these workers do not. The progress bar is called `title`.
     """
     num_workers = max(1, min(num_cores(), len(starts)))
     before = torch.get_num_threads()
-    bar = tqdm(starts, title, unit="block", disable=None if title else True, leave=False)
+    bar = steps(starts, title, "blocks")
     supply, lock, stopped = iter(bar), threading.Lock(), threading.Event()
 
     def next_start() -> int:
@@ -63,6 +63,7 @@ def share_blocks(
             finally:
                 stopped.set()
     finally:
+        bar.close()
         torch.set_num_threads(before)
 
 
@@ -135,7 +136,8 @@ def best_candidates(
                 )
         return score_Qk, row_Qk
 
-    found = share_blocks(search, range(0, len(row_K), TOP_BLOCK))
+    found = share_blocks(search, range(0, len(row_K), TOP_BLOCK), "search")
+    add_products(2.0 * unit_QD.numel() * len(row_K))
     score_Qk, row_Qk = found[0]
     for other_score_Qk, other_row_Qk in found[1:]:
         score_Qk, row_Qk = _merged(k, (score_Qk, other_score_Qk), (row_Qk, other_row_Qk))

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.evaluate import query_table
@@ -38,6 +37,7 @@ from lvm.retrieval.rerank import (
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
 from lvm.system.environment import machine
+from lvm.system.progress import part, steps
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
@@ -121,14 +121,14 @@ def measure(
     """Rank the answers of a model, plain and with `row_correction` (N, 2), and time it."""
     bank, groups_N, removed = asked.bank, asked.representative_N, asked.removed
     begin, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    prediction_QD = predict(model, bank, asked.queries)
+    with part("predict"):
+        prediction_QD = predict(model, bank, asked.queries)
     num_bad = int((~np.isfinite(prediction_QD).all(axis=1)).sum())
     if num_bad:
         return Measurement(None, num_bad, {}, time.perf_counter() - begin, at)
     corrections = [None] if row_correction is None else [None, row_correction]
-    plain, *corrected = exact_ranks(
-        prediction_QD, removed, bank, groups_N, corrections, progress=True
-    )
+    with part("rank"):
+        plain, *corrected = exact_ranks(prediction_QD, removed, bank, groups_N, corrections)
     ranks = pd.DataFrame(
         {
             "query": asked.queries.query_Q,
@@ -164,7 +164,7 @@ def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float3
     already be cut to the model's context length.
     """
     if not isinstance(queries, ContextQueries):
-        return predict_queries(model, bank, queries, progress=True)
+        return predict_queries(model, bank, queries)
     prediction_QD = np.empty((len(queries), bank.dim), dtype=np.float32)
     num_rows_Q = queries.num_rows()
     for length in np.unique(num_rows_Q):
@@ -372,7 +372,7 @@ def replay(
     accepted = [one.facts.ctx for one in candidates if refusals[one.name] is None]
     removed = queries.with_ctx(max(accepted)) if accepted else queries
     outcomes = []
-    for one in tqdm(candidates, desc="replay", unit="candidate", disable=None, leave=False):
+    for one in steps(candidates, "replay", "candidates"):
         refusal = refusals[one.name]
         if refusal is None:
             outcomes.append(replay_candidate(one, bank, windows, removed, seed, measure))

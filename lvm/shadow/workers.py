@@ -9,6 +9,7 @@ resource tracker ignores SIGTERM, and it cannot be stopped by a public call.
 """
 
 import gc
+import json
 import math
 import os
 import pickle
@@ -44,12 +45,14 @@ from lvm.shadow.replay import (
     read_measurement,
     write_measurement,
 )
+from lvm.system import progress
 from lvm.system.atomic import write_array, write_errors_name
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS, SIGNALS, Stopped, end_with_parent, stoppable
 from lvm.windows.planning import Queries
 
 MODEL, CORRECTION, JOB, ERROR = "model", "row_correction.npy", "job.pickle", "error.txt"
+SPENT = "spent.json"
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 T = TypeVar("T")
 FAILED_WRITE = re.compile(r"OSError: \[Errno (\d+)\] .*: '(.*)'$")
@@ -138,7 +141,9 @@ class Replayer:
                     self.note(f"replay of {candidate.name}: {found.origin}, measured {found.at}")
                     return found
                 fetch_weights(candidate, job)
-                found = finish(self.host.run(job.folder), job)
+                with progress.part(f"replay {candidate.name}"):
+                    found = finish(self.host.run(job.folder), job)
+                    progress.merge(json.loads((job.folder / SPENT).read_text()))
             except MeasurementFailed as failure:
                 self.note(f"replay of {candidate.name}: {failure}")
                 raise
@@ -246,7 +251,9 @@ def run_job(job: Job) -> None:
     folder = job.folder / MODEL
     path = folder / CORRECTION
     row_correction = np.array(map_array(path)) if path.is_file() else None
+    progress.reset()
     found = measure(load_model(folder), job.asked, row_correction)
+    (job.folder / SPENT).write_text(json.dumps(progress.report()["parts"]))
     write_measurement(job.result, job.key, found)
 
 

@@ -13,6 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from lvm.bank.store import Bank, open_bank
 from lvm.corpus.ingest import ingest
+from lvm.corpus.reading import SourceOptions, row_limit
+from lvm.system.progress import part
 from lvm.tracking.runs import active_run_id, add_shared
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
@@ -38,12 +40,14 @@ class Inputs:
         return self.windows.folder
 
 
+@part("read bank")
 def read_bank(path: str) -> Bank:
     """Open the bank and recompute its hashes; ingest the default bank first if it is missing."""
     if path == DEFAULT_BANK and not Path(path).exists():
         notice = f"{path} is not there yet: ingesting {DEFAULT_SOURCE}"
         print(notice, file=sys.stderr, flush=True)
-        ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path)
+        rows = SourceOptions(max_rows=row_limit(None, DEFAULT_SOURCE))
+        ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path, rows)
     return open_bank(path, verify=True)
 
 

@@ -25,6 +25,7 @@ from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
+from lvm.system.progress import part
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
 from lvm.tracking.registry import (
     ARTIFACT,
@@ -83,6 +84,7 @@ class Subject:
         return facts.leaky or self.inputs.windows.leaky or is_foreign
 
 
+@part("log model")
 def log_predictor(
     model: nn.Module,
     facts: Facts,

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from lvm.models.facts import Facts, facts_from_tags
 from lvm.system.errors import explain_failure
 from lvm.system.processes import defer_signals
+from lvm.system.progress import part
 from lvm.tracking.store import STORE_ERRORS, database_file
 from lvm.tracking.version_page import CORRECTED, DECIDED, VAL, description
 
@@ -92,6 +93,7 @@ class Registry:
             f"a registry of its own, such as registry={own if is_free else f'{self.name}-2'}"
         )
 
+    @part("register")
     def register(
         self, model_id: str, facts: Facts, metrics: Mapping[str, str] | None = None
     ) -> str:

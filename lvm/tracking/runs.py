@@ -39,6 +39,7 @@ from lvm.tracking.store import (
 )
 
 ENTRY = "entry"
+SPENT = "time.json"  # seconds and matrix products of each part of the command
 RUN_ID = "MLFLOW_RUN_ID"
 FINISHED, FAILED, KILLED = (
     RunStatus.to_string(status)

@@ -19,6 +19,7 @@ from lvm.report.evaluation import evaluation_table, experts_figure, training_fig
 from lvm.report.tables import HITS
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import Registry
@@ -28,41 +29,68 @@ from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
 from lvm.training.loop import TrainResult
 
+CHOICE_QUERIES = 2000
+# The free predictors that can be the best; `eval` shows the others, too.
+SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
+
 
 class Validation:
-    """The questions that `eval -P split=val` asks, put to models in training."""
+    """The questions that `eval -P split=val` asks, put to models in training.
+
+    An epoch is measured on `sample`, the first CHOICE_QUERIES of them; their frozen order is
+    random. Differences between epochs are paired, so that few queries tell them apart.
+    """
 
     def __init__(self, inputs: Inputs) -> None:
         self.bank, self.windows = inputs.bank, inputs.windows
         self.queries = inputs.windows.queries["val"].head(MAX_QUERIES)
-        self.truth_QD = inputs.bank.unit(self.queries.target_row_Q)
+        self.sample = self.queries.head(CHOICE_QUERIES)
+        self.truth_QD = inputs.bank.unit(self.sample.target_row_Q)
         self._measured: list[NDArray[np.float64]] = []
 
+    @part("validate")
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """Return the plain filtered figures, with the mean cosine to the truth."""
+        """Return the plain filtered figures on the sample, with the mean cosine to the truth."""
         found = {}
         if has_gate(model):
-            asked = (model, self.bank, self.queries)
-            prediction_QD, gate_QX = predict_routed(*asked, progress=True)
+            asked = (model, self.bank, self.sample)
+            prediction_QD, gate_QX = predict_routed(*asked)
             found["gate_lane_mi"] = mutual_information(self.lane_table(gate_QX))
         else:
-            prediction_QD = predict_queries(model, self.bank, self.queries, progress=True)
+            prediction_QD = predict_queries(model, self.bank, self.sample)
         found["cosine"] = float((prediction_QD * self.truth_QD).sum(axis=1).mean())
-        return figures(self._ranks(prediction_QD)) | found
+        groups = self.windows.representative_N
+        (ranks,) = exact_ranks(prediction_QD, self.sample, self.bank, groups)
+        return figures(ranks.rank_Q) | found
 
     def lane_table(self, gate_QX: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the weight of each expert over the val queries of each lane, (L, X)."""
         if self.bank.lane_N is None:
             return gate_QX.sum(axis=0, keepdims=True)
-        lane_Q = self.bank.lane_N[self.queries.target_row_Q]
+        lane_Q = self.bank.lane_N[self.sample.target_row_Q]
         return lane_table(gate_QX, lane_Q, len(self.bank.lanes))
 
-    def measure_free(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-        """Return the figures of the free predictors, plain and corrected, ranked in one pass."""
-        asked = (self.bank, self.windows, self.queries, self.windows.seed)
-        found = evaluate_together(models, *asked)
-        self._measured = [hit_at(one.per_query["rank"].to_numpy(), 5) for one in found]
-        return {one.name: one.report for one in found}
+    @part("free predictors on val")
+    def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+        """Return the figures of the free predictors, plain and corrected, in one pass of the bank.
+
+        They are of all questions, with intervals by document; `sample` has the plain ones of the
+        sample.
+        """
+        measured = {}
+        seed = self.windows.seed
+        for one in evaluate_together(models, self.bank, self.windows, self.queries, seed):
+            rank_Q = one.per_query["rank"].to_numpy()
+            measured[one.name] = one.report | {"sample": figures(rank_Q[: len(self.sample)])}
+            self._measured.append(hit_at(rank_Q, 5))
+        return measured
+
+    def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return the Hit@5 of the free predictors in a line, on the sample where there is one."""
+        few, many = len(self.sample), len(self.queries)
+        on = f"{few:,} of {many:,} val queries, which choose the epoch" if few < many else "val"
+        hits = [f"{name} {100 * one['sample']['hit_at_5']:.2f} %" for name, one in measured.items()]
+        return f"Hit@5 of free predictors on {on}: {', '.join(hits)}"
 
     def warnings(self) -> list[str]:
         """Return what these queries cannot see, by the two best of the free predictors."""
@@ -71,13 +99,9 @@ class Validation:
         detectable = smallest_detectable(first_Q - second_Q, document_Q)
         return validation_warnings(len(self.queries), detectable)
 
-    def _ranks(self, prediction_QD: NDArray[np.float32]) -> NDArray[np.float64]:
-        groups = self.windows.representative_N
-        return exact_ranks(prediction_QD, self.queries, self.bank, groups, progress=True)[0].rank_Q
-
     def experts_figure(self, model: TMDExperts) -> Figure:
         """Draw which experts the model chooses, lane by lane."""
-        table_LX = self.lane_table(predict_routed(model, self.bank, self.queries)[1])
+        table_LX = self.lane_table(predict_routed(model, self.bank, self.sample)[1])
         return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
 
 
@@ -131,7 +155,7 @@ def finish_training(
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
     log_best(inputs, model_id, result, own)
-    hits = {name: rival["hit_at_5"] for name, rival in rivals.items()}
+    hits = {name: rival["sample"]["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
     runs.log_artifact(curve, "training.png")
@@ -153,7 +177,7 @@ def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation
     best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
-        step=result.best_epoch,
+        step=len(result.history),  # after those of the epochs, which are of the sample
         model_id=model_id,
         dataset=inputs.dataset,
     )

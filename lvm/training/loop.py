@@ -4,14 +4,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
-from tqdm import tqdm
 
 from lvm.bank.store import Bank
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import optimizer_tensors, restore_optimizer
+from lvm.system.progress import add_products, count_products, part, steps
 from lvm.system.seeding import generator
 from lvm.training.checkpoint import Progress, StateFile, starting_model, state_sha256
 from lvm.training.config import Settings, TrainConfig, resolve
@@ -151,6 +152,7 @@ class _Loop:
             supervised, self.batches, self.hard, world, self.device, self.lanes
         )
         self.progress = Progress()
+        self.products: float | None = None  # operations of a step
 
     def finished(self) -> bool:
         """Tell whether all steps have run, or val Hit@5 has not improved for `patience` epochs."""
@@ -172,15 +174,8 @@ class _Loop:
         num_batches = self.batches.num_batches(epoch)
         pending: list[Batch] = []
         self.model.train()
-        bar = tqdm(
-            total=num_batches,
-            initial=done,
-            desc=f"epoch {epoch}/{config.epochs}",
-            unit="batch",
-            leave=False,
-            disable=None if self.world.is_main else True,
-        )
-        with bar:
+        title = f"epoch {epoch}/{config.epochs}" if self.world.is_main else None
+        with part("train"), steps(None, title, "batches", num_batches, done) as bar:
             for number, batch in enumerate(self.batches.epoch(epoch, done), start=done + 1):
                 pending.append(batch)
                 bar.update()
@@ -326,7 +321,7 @@ class _Loop:
         self.objective.focus = self.config.focus * focus_share(progress.step, self.plan.steps)
         if self.config.focus and progress.step == (self.plan.steps + 1) // 2:
             forget(progress)  # the focus is constant from here on, and so is the scale of the loss
-        total = self.gradients.backward(progress.step, pending)
+        total = self._backward(pending)
         norms = PartNorms(self.model) if is_last else None
         counts = self.guard.step(progress, total)
         if norms is not None:
@@ -338,6 +333,16 @@ class _Loop:
         if num_rollbacks(progress) > MAX_ROLLBACKS:
             raise self._diverged(f"the loss spiked more than {MAX_ROLLBACKS} times")
         return total if counts else math.nan
+
+    def _backward(self, pending: list[Batch]) -> float:
+        """Leave the gradient of the batches; count the products of the first step for all."""
+        backward = partial(self.gradients.backward, self.progress.step, pending)
+        if self.products is None and self.world.size == 1:
+            total, self.products = count_products(backward)
+        else:
+            total = backward()
+        add_products(self.products or 0.0)
+        return total
 
     def _rate(self, step: int) -> float:
         return self.config.lr * lr_share(step, self.plan.steps, self.plan.warmup)

@@ -18,6 +18,7 @@ from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.bank.store import SAME_SCORE, Bank
 from lvm.system.atomic import atomic_replace, is_damaged, locked, with_checksum, write_errors_name
+from lvm.system.progress import part
 from lvm.windows.planning import (
     MIN_DOCUMENTS,
     SPLIT_KINDS,
@@ -223,6 +224,7 @@ def _assemble(settings: dict[str, Any], tables: dict[str, pd.DataFrame], bank: B
     )
 
 
+@part("windows")
 def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
     """Open the windows at `path`, or plan them there; one process at a time plans.
 
@@ -248,6 +250,7 @@ def ensure_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan:
         return _open_or_plan(place, bank, ctx, plan)
 
 
+@part("windows")
 def export_windows(bank: Bank, ctx: int, path: str | Path | None = None, **plan: Any) -> Windows:
     """Plan windows at `path` (data/windows/ctx<ctx> when None), replacing others there."""
     place = _place(ctx, path)

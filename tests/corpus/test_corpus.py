@@ -14,7 +14,7 @@ from lvm.corpus import python_docs
 from lvm.corpus.ingest import ingest
 from lvm.corpus.markup import read_sections
 from lvm.corpus.python_docs import PACKAGES, module_sentences, paragraphs
-from lvm.corpus.reading import SourceOptions, read_corpus
+from lvm.corpus.reading import EMBEDDED_ROWS, SourceOptions, read_corpus, row_limit
 from lvm.corpus.sentences import MAX_WORDS, split_sentences
 
 pytestmark = pytest.mark.slow
@@ -457,6 +457,15 @@ def test_broken_vectors_or_row_tables_are_refused(
     with pytest.raises(ValueError, match=message) as caught:
         ingest(str(loose), None, tmp_path / "bank")
     assert "\n" not in str(caught.value) and not (tmp_path / "bank").exists()
+
+
+def test_the_embedded_corpus_is_cut_unless_all_rows_are_asked_for() -> None:
+    assert row_limit(None, "python-docs") == EMBEDDED_ROWS
+    assert row_limit("all", "python-docs") is None and row_limit(None, "folder") is None
+    assert row_limit("700", "python-docs") == 700
+    for word in ("0", "-3", "1.5", "many", "٣"):
+        with pytest.raises(ValueError, match="max_rows: .* is no number from 1 on"):
+            row_limit(word, "folder")
 
 
 def test_max_rows_below_one_is_refused(tmp_path: Path) -> None:

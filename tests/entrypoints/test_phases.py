@@ -31,6 +31,7 @@ from lvm.tracking.study_runs import (
 )
 from lvm.tracking.training_runs import Validation
 from lvm.windows.export import ensure_windows, export_windows, plan_windows
+from tests.reference import ranks
 from tests.synthetic import make_bank
 
 registry = Registry()
@@ -202,23 +203,46 @@ def test_a_bank_of_one_lane_is_shown_as_ranked(planned_bank, tmp_path, capsys):
 def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
     windows = plan_windows(tiny_bank, 20)
     validation = Validation(Inputs(tiny_bank, windows, None))
-    models = [
-        CopyLast(tiny_bank.dim),
-        ContextMean(tiny_bank.dim),
-        MovingAverage(tiny_bank.dim, 0.5),
-    ]
-    measured = validation.measure_free({type(model).__name__: model for model in models})
+    models = {
+        "copy-last": CopyLast(tiny_bank.dim),
+        "context-mean": ContextMean(tiny_bank.dim),
+        "ema": MovingAverage(tiny_bank.dim, 0.5),
+    }
+    measured = validation.measure(models)
     assert all(one["corrected"]["ci95"]["hit_at_5"] for one in measured.values())
     best = sorted(one["hit_at_5"] for one in measured.values())[-2:]
     (sentence,) = validation.warnings()
     assert sentence.startswith("validation is too small") and best[0] > 0
-    asked = [predict_queries(models[place], tiny_bank, validation.queries) for place in (0, 2)]
-    hit_Q, other_Q = (hit_at(validation._ranks(prediction_QD), 5) for prediction_QD in asked)
+    asked = [
+        predict_queries(models[name], tiny_bank, validation.queries)
+        for name in ("copy-last", "ema")
+    ]
+    hit_Q, other_Q = (
+        hit_at(ranks(found_QD, validation.queries, tiny_bank, windows.representative_N)[0], 5)
+        for found_QD in asked
+    )
     document_Q = tiny_bank.document_N[validation.queries.target_row_Q]
     seen = 100 * smallest_detectable(hit_Q - other_Q, document_Q)
     assert (
         f"{len(validation.queries):,} queries see a difference of Hit@5 from {seen:.1f}" in sentence
     )
+
+
+def test_epochs_are_measured_on_the_first_val_queries(tiny_bank, tmp_path, monkeypatch):
+    monkeypatch.setattr("lvm.tracking.training_runs.CHOICE_QUERIES", 40)
+    windows = plan_windows(tiny_bank, 20)
+    validation = Validation(Inputs(tiny_bank, windows, None))
+    model = MovingAverage(tiny_bank.dim, 0.5)
+    val = windows.queries["val"]
+    rank_Q, _ = ranks(
+        predict_queries(model, tiny_bank, val), val, tiny_bank, windows.representative_N
+    )
+    assert validation.figures(model)["hit_at_5"] == pytest.approx((rank_Q[:40] <= 5).mean())
+    measured = validation.measure({"ema": model})["ema"]
+    assert measured["hit_at_5"] == pytest.approx((rank_Q <= 5).mean())
+    assert measured["sample"]["hit_at_5"] == pytest.approx((rank_Q[:40] <= 5).mean())
+    told = validation.told({"ema": measured})
+    assert told.startswith(f"Hit@5 of free predictors on 40 of {len(val):,} val queries")
 
 
 def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):

@@ -131,6 +131,24 @@ def test_controls_can_be_switched_off(trained):
     assert "context.png" not in artifacts(run_of("eval"))
 
 
+def test_an_evaluation_fits_no_predictor_that_it_does_not_show(trained):
+    arguments = "--model copy-last --bank bank --ctx 10 --max-queries 20 --baselines false"
+    assert eval_command.main(arguments.split()) == 0
+    fits = {path.name.partition("-")[0] for path in Path("data/windows/ctx10/fits").iterdir()}
+    assert fits == {"hubness"}, "the correction of copy-last itself"
+
+
+def test_every_run_says_where_its_time_went(trained):
+    run_id = run_of("train").info.run_id
+    spent = json.loads(
+        Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/time.json")).read_text()
+    )
+    parts = spent["parts"]
+    assert {"train", "validate", "fit ema", "rank", "hubness"} <= set(parts)
+    assert parts["train"]["seconds"] > 0 and parts["train"]["products"] > 0
+    assert spent["seconds"] == pytest.approx(sum(one["seconds"] for one in parts.values()))
+
+
 def test_fits_are_shared_by_all_commands(trained):
     names = [path.name.partition("-")[0] for path in Path("data/windows/ctx20/fits").iterdir()]
     assert names.count("ema") == 1

@@ -215,7 +215,7 @@ def test_mean_neighbour_score_equals_the_reference(num_predictions, bank, predic
 
 def test_share_blocks_hands_out_each_block_once():
     before = torch.get_num_threads()
-    found = share_blocks(list, range(0, 1000, 7))
+    found = share_blocks(list, range(0, 1000, 7), "list")
     assert sorted(start for part in found for start in part) == list(range(0, 1000, 7))
     assert torch.get_num_threads() == before
 
@@ -229,5 +229,5 @@ def test_share_blocks_stops_all_workers_when_one_fails():
                 raise RuntimeError(f"block {start}")
 
     with pytest.raises(RuntimeError, match="block 100"):
-        share_blocks(fail_at_100, range(10**12))
+        share_blocks(fail_at_100, range(10**12), "fail")
     assert torch.get_num_threads() == before
