@@ -169,7 +169,7 @@ def _evaluations(
     queries: Queries,
     seed: int,
 ) -> list[Evaluation]:
-    """Return the figures of each model with their intervals, its latency, its table."""
+    """Return the figures of each model with their intervals and its table."""
     document_Q = bank.document_N[queries.target_row_Q]
     evaluations = []
     for name, (prediction_QD, _), hubness, (plain, corrected) in zip(
