@@ -41,20 +41,22 @@ from lvm.tracking.evaluation_runs import (
     searched,
 )
 from lvm.tracking.logged_models import Subject, check_subject, open_subject
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
 
 
 def check(options: LaneOptions) -> None:
     """Raise ValueError if there is no such predictor."""
     if options.eval_run is None:
-        check_subject(options.model)
+        check_subject(options.model, Registry(options.registry))
 
 
 def body(options: LaneOptions) -> None:
     """Judge the lanes of a predictor: figures, lift, ceilings, supply, confusions, the decision."""
     rules = read_lane_rules()
     if options.eval_run is None:
-        subject = open_subject(options.model, options.bank, options.ctx)
+        registry = Registry(options.registry)
+        subject = open_subject(options.model, options.bank, options.ctx, registry)
         subject, assignment, agreement = assigned(subject, options, rules)
         answers = measured_here(subject, options)
     else:

@@ -25,6 +25,7 @@ from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import (
     SHOWN_FREE,
@@ -47,7 +48,9 @@ from lvm.windows.export import ensure_windows, longest_context
 
 STATES = Path("data/training")
 # Options that the name of a run gives by itself, or that do not change its result.
-NAMED_OTHERWISE = set("bank ctx windows phase model recipe device resume register report".split())
+NAMED_OTHERWISE = set(
+    "bank ctx windows phase model recipe device resume register registry report".split()
+)
 
 
 def check(options: TrainOptions) -> None:
@@ -112,12 +115,14 @@ def body(options: TrainOptions) -> None:
         words = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
-        bank = read_bank(options.bank)
+        bank, registry = read_bank(options.bank), Registry(options.registry)
         options = with_phase(options, longest_context(bank))
+        if options.register:
+            registry.check_bank(bank)
         inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
-        initial = read_initial(options.init, inputs)
+        initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
         config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
@@ -151,7 +156,8 @@ def body(options: TrainOptions) -> None:
         )
     result = replace(result, warnings=warnings.update(result.warnings))
     phase = options.phase or "none"
-    finish_training(inputs, result, rivals, phase, options.register, options.report)
+    own = registry if options.register else None
+    finish_training(inputs, result, rivals, phase, own, options.report)
     if has_gate(result.model):
         runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)

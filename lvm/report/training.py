@@ -46,9 +46,10 @@ def pace_line(seconds: float, num_steps: int) -> str:
     return f"time     {num_steps:,} steps of {seconds:.2f} s: {total}, and a validation each epoch"
 
 
-def next_commands(reference: str, is_registered: bool) -> str:
-    """Return the commands that follow a training, as they are typed."""
-    lines = [f"next: lvm eval --model {reference}   # test figures, beside the free predictors"]
-    if is_registered:
-        lines.append("then: lvm shadow-eval --promote enabled   # is it the new baseline?")
+def next_commands(reference: str, registry: str | None) -> str:
+    """Return the commands that follow a training, as typed; `registry` None: not registered."""
+    named = "" if registry in (None, "lvm") else f" --registry {registry}"
+    lines = [f"next: lvm eval --model {reference}{named}   # test figures, beside free predictors"]
+    if registry is not None:
+        lines.append(f"then: lvm shadow-eval --promote enabled{named}   # the new baseline?")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from benchmarks.http import ask, http_server
 from lvm.bank.store import open_bank, write_bank
 from lvm.corpus.encoders import load_encoder
 from lvm.serving.texts import TextEncoder
-from lvm.tracking import registry
+from lvm.tracking.registry import BASELINE_URI
 from tests.served import baseline_of
 
 WORDS = "the sum of an array over its axis is a number with the type of all elements".split()
@@ -40,7 +40,7 @@ def bank(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(bank, empty_store):
     with baseline_of(bank, empty_store):
-        yield mlflow.pyfunc.load_model(registry.BASELINE_URI)
+        yield mlflow.pyfunc.load_model(BASELINE_URI)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_texts_need_the_banks_encoder(bank, tmp_path):
 
 @pytest.mark.slow
 def test_a_text_is_answered_over_http(served, bank, vector_BTD):
-    with http_server(registry.BASELINE_URI, bank.path.parent / "server.log") as address:
+    with http_server(BASELINE_URI, bank.path.parent / "server.log") as address:
         body = json.dumps({"inputs": [TEXT], "params": {"k": 3}}).encode()
         status, answer = ask(address, body)
         assert status == 200
