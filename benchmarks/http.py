@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.serving import register_and_load, scratch_store
 from lvm.bank.store import Bank, open_bank
-from lvm.tracking import registry
+from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import ensure_windows
 
 STARTING = 120  # seconds
@@ -100,13 +100,13 @@ def main() -> None:
     bank = open_bank(Path(options.bank).resolve())
     with scratch_store():
         register_and_load(options.model, bank, ensure_windows(bank, options.ctx))
-        with http_server(registry.BASELINE_URI, Path("server.log")) as address:
+        with http_server(BASELINE_URI, Path("server.log")) as address:
             measure(address, bank, options)
 
 
 def measure(address: str, bank: Bank, options: argparse.Namespace) -> None:
     """Print the round-trip times of each way, including the client's encoding."""
-    served = mlflow.pyfunc.load_model(registry.BASELINE_URI)
+    served = mlflow.pyfunc.load_model(BASELINE_URI)
     k = {"k": options.k}
 
     def in_process(context_BTD: np.ndarray) -> tuple[int, int]:

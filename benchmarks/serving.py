@@ -22,9 +22,12 @@ from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
+from lvm.tracking.registry import BASELINE, BASELINE_URI, Registry
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import Windows
+
+registry = Registry()
 
 MODELS = ["ema", "memory_gru"]
 FIGURES = ("p95", "index_p50", "index_p95", "index_batch", "warm_p50", "warm_p95", "warm_max")
@@ -82,8 +85,8 @@ def register_and_load(name: str, bank: Bank, windows: Windows):  # type: ignore[
     facts = facts_of(name, "none", bank, windows)
     with runs.run("train", {}):
         version = registry.register(logged_models.log_predictor(model, facts), facts)
-    registry.promote(version, registry.aliases().get(registry.BASELINE), {})
-    return mlflow.pyfunc.load_model(registry.BASELINE_URI).unwrap_python_model()
+    registry.promote(version, registry.aliases().get(BASELINE), {})
+    return mlflow.pyfunc.load_model(BASELINE_URI).unwrap_python_model()
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ from lvm.tracking.evaluation_runs import (
     serve,
 )
 from lvm.tracking.logged_models import open_subject
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
 
 
 def body(options: EvalOptions) -> None:
     """Rank the true next passage among all rows of a bank, for a predictor and the free ones."""
-    subject = open_subject(options.model, options.bank, options.ctx)
+    registry = Registry(options.registry)
+    subject = open_subject(options.model, options.bank, options.ctx, registry)
     if options.rerank == LANE:
         check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
     measurement = measure_subject(subject, vars(options), options.baselines)

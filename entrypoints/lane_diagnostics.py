@@ -39,6 +39,7 @@ from lvm.tracking.evaluation_runs import (
     searched,
 )
 from lvm.tracking.logged_models import Subject, open_subject
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
 
 
@@ -46,7 +47,8 @@ def body(options: LaneOptions) -> None:
     """Judge the lanes of a predictor: figures, lift, ceilings, supply, confusions, the decision."""
     rules = read_lane_rules()
     if options.eval_run is None:
-        subject = open_subject(options.model, options.bank, options.ctx)
+        registry = Registry(options.registry)
+        subject = open_subject(options.model, options.bank, options.ctx, registry)
         subject, assignment, agreement = assigned(subject, options, rules)
         answers = measured_here(subject, options)
     else:

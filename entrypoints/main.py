@@ -57,10 +57,10 @@ def body(options: MainOptions) -> None:
 
     launch("ingest", bank=plan.bank, **plan.ingest)
     launch("export", **data)
-    launch("train", **data, **plan.train)
+    launch("train", **data, **plan.train, registry=options.registry)
     launch("eval", model=f"runs:/{launched['train']}/{ARTIFACT}")
     launch("lane-diagnostics", eval_run=launched["eval"])
-    launch("shadow-eval", bank=plan.bank, promote="enabled")
+    launch("shadow-eval", bank=plan.bank, promote="enabled", registry=options.registry)
     summary = runs.read_text(launched["shadow-eval"], "shadow.txt")
     runs.log_artifact(summary, "shadow.txt")
     shadow = runs.read_json(launched["shadow-eval"], "report.json")

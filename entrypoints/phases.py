@@ -15,6 +15,7 @@ from lvm.studies.phase_comparison import measure_phases
 from lvm.studies.phases import Job, Planner, chosen_phases, read_phases
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import read_bank
+from lvm.tracking.registry import Registry
 from lvm.tracking.study_runs import (
     as_trained,
     publish_phases,
@@ -33,30 +34,32 @@ def check(options: PhasesOptions) -> None:
 
 def body(options: PhasesOptions) -> None:
     """Train the phases, each once, replay all on the same queries, report them beside the old."""
-    bank = read_bank(options.bank)
+    bank, registry = read_bank(options.bank), Registry(options.registry)
+    registry.check_bank(bank)
     datasets.log_bank(bank, "phases")
-    jobs = plan_all(options, bank)
+    jobs = plan_all(options, bank, registry)
     told = [one for job in jobs for one in planned_warnings(job.plan)]
     runs.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
     planned = {job.name: job.parameters for job in jobs}
     runs.log_config(asdict(options) | {"planned": planned})
     runs.name_run(f"{options.phases} {options.recipe} {options.size}")
     print(plan_text(jobs), flush=True)
-    done = train_all(jobs)
-    shadow = shadow_or_find(jobs, done, bank, options.promote, options.max_queries)
+    done = train_all(registry, jobs)
+    asked = (options.promote, options.max_queries)
+    shadow = shadow_or_find(registry, jobs, done, bank, *asked)
     trained = [as_trained(job, one, shadow.report) for job, one in zip(jobs, done, strict=True)]
     measured = measure_phases(trained, shadow.report, shadow.per_query, bank)
     publish_phases(measured, shadow, options.promote, options.gates, options.report)
 
 
-def plan_all(options: PhasesOptions, bank: Bank) -> list[Job]:
+def plan_all(options: PhasesOptions, bank: Bank, registry: Registry) -> list[Job]:
     """Plan all trainings before the first begins, so that an impossible one is refused at once."""
     recipes = RECIPES if options.recipe == "both" else (options.recipe,)
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
-    given = {"bank": options.bank, "seed": options.seed}
+    given = {"bank": options.bank, "seed": options.seed, "registry": registry.name}
     given |= {name: value for name, value in limits.items() if value is not None}
     phases = chosen_phases(options.phases, read_phases())
-    return Planner(bank, replay_seed(bank)).all_jobs(phases, recipes, options.size, given)
+    return Planner(bank, replay_seed(registry, bank)).all_jobs(phases, recipes, options.size, given)
 
 
 main = EntryPoint("phases", PhasesOptions, body, check)

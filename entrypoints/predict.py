@@ -30,7 +30,8 @@ from lvm.serving.predictor import Retriever, Wanted
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import Predictor, check_dim, open_subject
+from lvm.tracking.logged_models import Predictor, check_dim, open_subject, reference_in
+from lvm.tracking.registry import BASELINE_URI, Registry
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"
@@ -77,11 +78,14 @@ def body(options: PredictOptions) -> None:
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
     """Read the predictor with its bank; a free one that is named is fitted on train rows first."""
+    registry = Registry(options.registry)
     if options.model in FREE_MODELS:
         subject = open_subject(options.model, options.bank, options.ctx)
         return subject.predictor, subject.inputs.bank
-    predictor = logged_models.load(options.model)
+    predictor = logged_models.load(reference_in(registry, options.model))
     bank = read_bank(options.bank or predictor.facts.bank)
+    if options.model == BASELINE_URI:
+        registry.check_bank(bank)
     check_dim(options.model, predictor.facts, bank)
     datasets.log_bank(bank, "prediction")
     return predictor, bank

@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import PromoteOptions
-from lvm.tracking import registry, runs
-from lvm.tracking.registry import BASELINE, check_version
+from lvm.tracking import runs
+from lvm.tracking.registry import BASELINE, BY_HAND, Registry
 
 
 def body(options: PromoteOptions) -> None:
@@ -19,16 +19,17 @@ def body(options: PromoteOptions) -> None:
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 
     runs.log_config(asdict(options))
-    version = options.version.removeprefix(f"models:/{registry.NAME}/")
+    registry = Registry(options.registry)
+    version = options.version.removeprefix(registry.uri(""))
     current = registry.aliases().get(BASELINE)
-    predictor = load(f"models:/{registry.NAME}/{version}")
-    version = check_version(version)
+    predictor = load(registry.uri(version))
+    version = registry.check_version(version)
     evidence = {
         "decision_run": runs.active_run_id(),
         "replaced_version": str(current).lower(),
         "reason": f"by hand: {options.reason}",
     }
-    registry.promote(version, current, evidence, registry.BY_HAND)
+    registry.promote(version, current, evidence, BY_HAND)
     runs.name_run(f"version {version}")
     runs.describe_run(f"Version {version} is the baseline, by hand: {options.reason}")
     runs.set_tags({"decision": "promoted by hand", BASELINE: version})

@@ -5,19 +5,21 @@ if __name__ == "__main__":
 
     start("rollback")
 
+from dataclasses import asdict
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import RollbackOptions
-from lvm.tracking import registry, runs
-from lvm.tracking.registry import BASELINE, PREVIOUS
+from lvm.tracking import runs
+from lvm.tracking.registry import BASELINE, PREVIOUS, Registry, locked
 
 
 def body(options: RollbackOptions) -> None:
     """Restore the previous baseline, after a check that its model can be loaded."""
-    runs.log_config({})
-    with registry.locked():
+    registry = Registry(options.registry)
+    runs.log_config(asdict(options))
+    with locked():
         registry.repair()
-        check_previous(registry.aliases().get(PREVIOUS))
+        check_previous(registry, registry.aliases().get(PREVIOUS))
         restored, withdrawn = registry.rollback({"decision_run": runs.active_run_id()})
     runs.name_run(f"to version {restored}")
     runs.describe_run(f"Version {restored} is the baseline again, instead of {withdrawn}.")
@@ -26,13 +28,13 @@ def body(options: RollbackOptions) -> None:
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
 
 
-def check_previous(version: str | None) -> None:
+def check_previous(registry: Registry, version: str | None) -> None:
     """Raise ValueError if there is a previous baseline and its model cannot be loaded."""
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 
     try:
         if version is not None:
-            load(f"models:/{registry.NAME}/{version}")
+            load(registry.uri(version))
     except ValueError as error:
         raise ValueError(
             f"rollback: the previous baseline, version {version}, cannot be restored; give the "

@@ -24,7 +24,7 @@ from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.shadow.workers import Replayer
 from lvm.system.settings import read_gate_rules
-from lvm.tracking import registry, runs
+from lvm.tracking import runs
 from lvm.tracking.candidates import (
     Wanted,
     gather,
@@ -34,7 +34,7 @@ from lvm.tracking.candidates import (
     tag_measured,
 )
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
-from lvm.tracking.registry import BASELINE
+from lvm.tracking.registry import BASELINE, Registry
 from lvm.tracking.runs import publish_report
 
 
@@ -42,15 +42,9 @@ def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate, decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
-    wanted = Wanted(
-        candidates=options.candidates,
-        bank=options.bank,
-        ctx=options.ctx,
-        by_lane=options.rerank == LANE,
-        register=is_enabled,
-    )
+    wanted = wanted_by(options)
     field = gather(wanted, lambda path: read_bank(path or DEFAULT_BANK), log)
-    bank, windows = field.bank, field.windows
+    bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
     runs.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
@@ -61,14 +55,15 @@ def body(options: ShadowOptions) -> None:
         result = replay(
             field.candidates, bank, windows, queries, field.baseline_name, measure=measure
         )
-    result = replace(result, source=source, is_log=log is not None)
+    num_earlier = runs.count_decisions(result.queries_sha256)
+    runs.set_tags({"queries_sha256": result.queries_sha256})
+    result = replace(result, source=source, is_log=log is not None, num_earlier=num_earlier)
     log_figures(field.candidates, result, field.dataset)
     reranked = [] if by_lane is None else reranked_outcomes(result, bank)
     run_id = runs.active_run_id()
-    tag_measured(result, field.versions, run_id)
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
-        log_artifacts(result, decision, failure)
+        log_artifacts(result, decision, registry.history(), is_enabled, failure)
         text = shadow_text(result, decision, is_enabled, failure)
         runs.log_artifact(text + "\n", "shadow.txt")
         note = shadow_note(result, decision, is_enabled)
@@ -81,17 +76,33 @@ def body(options: ShadowOptions) -> None:
             print(f"\n{shown}", flush=True)
             told["reranked"] = {one.name: one.report() for one in reranked}
         publish_report(result.report() | told, options.report)
+        verdicts = decision.verdicts_of(is_enabled, failure)
+        tag_measured(registry, result, field.versions, run_id, verdicts)
 
     def tell_failure(decision: Decision, moved: tuple[str, ...], reason: str) -> None:
         runs.set_tags({"decision": "promotion failed"})
         publish_decision(decision, decision.not_carried_out(moved, reason))
 
     settled = tell_failure if is_enabled else None
-    decision = promote_winner(result, field.versions, rules, run_id, publish_decision, settled)
+    decision = promote_winner(
+        registry, result, field.versions, rules, run_id, publish_decision, settled
+    )
     runs.log_artifact({"moves": registry.history()}, "history.json")
     if is_enabled:
         outcome = "promoted" if decision.promote else "kept"
         runs.set_tags({"decision": outcome, BASELINE: str(decision.winner)})
+
+
+def wanted_by(options: ShadowOptions) -> Wanted:
+    """Return which candidates take part: in a dry run none is registered."""
+    return Wanted(
+        candidates=options.candidates,
+        bank=options.bank,
+        ctx=options.ctx,
+        by_lane=options.rerank == LANE,
+        register=options.promote == "enabled",
+        registry=Registry(options.registry),
+    )
 
 
 main = EntryPoint("shadow-eval", ShadowOptions, body)

@@ -22,6 +22,7 @@ from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import (
     SHOWN_FREE,
@@ -99,13 +100,16 @@ def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
     settings, options = decided(options), with_phase(options)
     if settings:
-        chosen = ", ".join(f"{k} {v}" for k, v in settings.items())
-        print(f"phase {options.phase} decides: {chosen}")
+        told = ", ".join(f"{k} {v}" for k, v in settings.items())
+        print(f"phase {options.phase} decides: {told}")
     with joined(chosen_device(options.device)) as world:
-        inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
+        bank, registry = read_bank(options.bank), Registry(options.registry)
+        if options.register:
+            registry.check_bank(bank)
+        inputs = make_inputs(bank, options.ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
-        initial = read_initial(options.init, inputs)
+        initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
         config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
@@ -137,7 +141,8 @@ def body(options: TrainOptions) -> None:
         )
     result = replace(result, warnings=warnings.update(result.warnings))
     phase = options.phase or "none"
-    finish_training(inputs, result, rivals, phase, options.register, options.report)
+    own = registry if options.register else None
+    finish_training(inputs, result, rivals, phase, own, options.report)
     if has_gate(result.model):
         runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)

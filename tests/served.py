@@ -10,9 +10,12 @@ from lvm.bank.store import Bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.rerank import Reranker
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
+from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
+
+registry = Registry()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ TIE = difference(0.0, 0.0, 0.0, p=1.0)
 
 
 def outcome(name: str, kind: str, hit_at_5: float, **changes: Any) -> Outcome:
-    """Return a scored outcome whose interval is +- 2 points."""
+    """Return a scored outcome whose interval is +- 2 points; it is served as it is ranked."""
     figures = {
         "hit_at_1": hit_at_5 / 2,
         "hit_at_5": hit_at_5,
@@ -45,23 +45,31 @@ def outcome(name: str, kind: str, hit_at_5: float, **changes: Any) -> Outcome:
         raw=figures,
         corrected={key: value * 1.2 for key, value in figures.items()},
         corrected_ci95=ci95,
+        served=figures,
+        served_ci95=ci95,
+        val_hit_at_5=hit_at_5,
     )
     return dataclasses.replace(one, **changes)
 
 
 def unscored(name: str, **changes: Any) -> Outcome:
-    """Return a trained candidate without figures."""
-    empty: dict[str, Any] = {key: {} for key in ("figures", "ci95", "raw", "corrected")}
-    empty |= {"corrected_ci95": {}, "latency_ms": {}}
+    """Return a trained candidate without figures, the best one on val."""
+    empty: dict[str, Any] = {"val_hit_at_5": 0.9}
+    empty |= {key: {} for key in ("figures", "ci95", "raw", "corrected")}
+    empty |= {key: {} for key in ("corrected_ci95", "served", "served_ci95", "latency_ms")}
     return dataclasses.replace(outcome(name, "trained", 0.0), **empty, **changes)
 
 
 def compared(
-    candidate: str, reference: str, change: Difference, p_holm: float = 0.003, **lanes: Difference
+    candidate: str,
+    reference: str,
+    change: Difference,
+    plain: Difference | None = None,
+    **lanes: Difference,
 ) -> Comparison:
     """Return a comparison; `lanes` name the change in each lane, 300 queries each."""
     changes = tuple(LaneChange(lane, 300, by) for lane, by in lanes.items())
-    return Comparison(candidate, reference, change, change, p_holm, 0.015, changes)
+    return Comparison(candidate, reference, change, change, plain or change, 0.015, changes)
 
 
 def shadow_result(
@@ -87,6 +95,7 @@ def shadow_result(
         outcomes=tuple(outcomes),
         comparisons=tuple(comparisons),
         per_query=pd.DataFrame(),
+        queries_sha256="a" * 64,
     )
     return dataclasses.replace(result, **changes)
 

@@ -6,6 +6,8 @@ from entrypoints.options.fields import (
     BANK_HELP,
     DEFAULT_BANK,
     DEFAULT_CTX,
+    REGISTRY,
+    REGISTRY_HELP,
     REPORT_HELP,
     check_report,
     option,
@@ -26,6 +28,7 @@ class MainOptions:
         "all.",
         choices=("quick", "full", "tiny"),
     )
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, fields
 
-from entrypoints.options.fields import BANK_HELP, REPORT_HELP, check_report, option
+from entrypoints.options.fields import (
+    BANK_HELP,
+    REGISTRY,
+    REGISTRY_HELP,
+    REPORT_HELP,
+    check_report,
+    option,
+)
 
 BASELINE_URI = "models:/lvm@baseline"
 MODEL_HELP = (
@@ -22,6 +29,7 @@ class MeasureOptions:
     ctx: int | None = option(None, "Rows of context; auto: the model's own.", low=2)
     split: str = option("test", "Split whose queries are asked.", choices=("test", "val"))
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
@@ -101,6 +109,7 @@ class ShadowOptions:
     ctx: int | None = option(None, "Context of the free predictors; auto: the longest.", low=2)
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
     rerank: str = option("none", "Show every candidate re-ranked by lane, too.", choices=RERANKS)
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
@@ -122,6 +131,7 @@ class PredictOptions:
     bank: str | None = option(None, f"{BANK_HELP} auto: the model's own.")
     ctx: int | None = option(None, "Rows of context at most; auto: the model's own.", low=2)
     format: str = option("table", "What is printed.", choices=("table", "json"))
+    registry: str = option(REGISTRY, REGISTRY_HELP)
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.context is None):
@@ -137,6 +147,7 @@ class PromoteOptions:
 
     version: str | None = option(None, "Version of lvm to promote; needed.", unset="none")
     reason: str | None = option(None, "Why, in a few words; needed.", unset="none")
+    registry: str = option(REGISTRY, REGISTRY_HELP)
 
     def __post_init__(self) -> None:
         if self.version is None:
@@ -148,3 +159,5 @@ class PromoteOptions:
 @dataclass(frozen=True)
 class RollbackOptions:
     """Restore the previous baseline."""
+
+    registry: str = option(REGISTRY, REGISTRY_HELP)

@@ -15,6 +15,8 @@ from click.shell_completion import CompletionItem
 DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000
 BANK_HELP = "Bank folder or .npz file."
+REGISTRY = "lvm"
+REGISTRY_HELP = "Registered model of the bank: its versions, its alias baseline."
 REPORT_HELP = "File to write the JSON report to."
 
 

@@ -9,6 +9,8 @@ from entrypoints.options.fields import (
     BANK_HELP,
     DEFAULT_BANK,
     DEFAULT_CTX,
+    REGISTRY,
+    REGISTRY_HELP,
     REPORT_HELP,
     check_report,
     option,
@@ -105,6 +107,7 @@ class TrainOptions:
         choices=("auto", "true", "false"),
     )
     register: bool = option(True, "Register the model as a version of lvm.")
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
@@ -170,6 +173,7 @@ class PhasesOptions:
         "enabled: the winner takes the alias if the gates agree; dry_run: it stays.",
         choices=("dry_run", "enabled"),
     )
+    registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:

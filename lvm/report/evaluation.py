@@ -46,6 +46,7 @@ from lvm.report.tables import (
     predictors_table,
     queries_line,
     read_difference,
+    served_hit_at_5,
     table,
 )
 from lvm.training.expert_gate import DEAD_SHARE, mutual_information
@@ -73,7 +74,7 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
     named = [(report["model"], report, "model")]
     named += [(name, entry, "free") for name, entry in report["baselines"].items()]
     rows = [_predictor_row(name, entry, [kind] + [LEAKY] * leaky) for name, entry, kind in named]
-    rows.sort(key=lambda row: -row.figures["hit_at_5"])
+    rows.sort(key=lambda row: -served_hit_at_5(row.figures, row.corrected))
     caption = [
         f"Predictors on the {report['split']} split: {report['queries']:,} queries from "
         f"{report['documents']:,} documents, ranked over {report['bank_rows']:,} bank rows",
@@ -89,10 +90,12 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
         )
     best = report["best_baseline"]
     if best is not None:
-        difference = read_difference(best["hit_at_5_difference"])
+        served = read_difference(best["corrected_hit_at_5_difference"])
+        plain = read_difference(best["hit_at_5_difference"])
         below += (
-            f"\nAgainst {best['name']}, the best free predictor: Hit@5 {points(difference)} "
-            f"points, p = {p_cell(difference.p_value)}."
+            f"\nAgainst {best['name']}, the best free predictor: Hit@5 as served (corrected) "
+            f"{points(served)} points, p = {p_cell(served.p_value)};\n"
+            f"plain {points(plain)} points, p = {p_cell(plain.p_value)}."
         )
     return f"{captioned(caption, predictors_table(rows, style), leaky)}\n\n{below}"
 
@@ -389,9 +392,11 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def training_note(report: Mapping[str, Any], version: str | None) -> str:
-    """Return the val figures of a training beside those of the best free predictor."""
-    registered = "not registered" if version is None else f"version {version} of lvm"
+def training_note(report: Mapping[str, Any], registered: str) -> str:
+    """Return the val figures of a training beside those of the best free predictor.
+
+    `registered` says as which version of which registry.
+    """
     last = len(report["history"])
     blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
     blocks.append(_figures(report))
@@ -405,19 +410,24 @@ def evaluation_note(report: Mapping[str, Any]) -> str:
     blocks = [_headline(report), _figures(report)]
     best = report["best_baseline"]
     if best is not None:
-        difference = points(read_difference(best["hit_at_5_difference"]))
-        blocks.append(f"Against {best['name']}: Hit@5 {difference} points on the same queries.")
+        served = points(read_difference(best["corrected_hit_at_5_difference"]))
+        plain = points(read_difference(best["hit_at_5_difference"]))
+        blocks.append(
+            f"Against {best['name']}: Hit@5 {served} points as served, plain {plain} points, on "
+            "the same queries."
+        )
     return "\n\n".join(blocks)
 
 
 def _headline(report: Mapping[str, Any]) -> str:
     """Return the line that MLflow shows of a folded description."""
-    hit = interval_cell(report["hit_at_5"], report["ci95"]["hit_at_5"])
-    line = f"**Hit@5 {hit} %** on {report['split']}"
+    served = _served(report)
+    hit = interval_cell(served["hit_at_5"], served["ci95"]["hit_at_5"])
+    line = f"**Hit@5 {hit} %** as served on {report['split']}"
     best = _best_free(report)
     if best is None:
         return f"{line}."
-    rival = percent(report["baselines"][best]["hit_at_5"])
+    rival = percent(_served(report["baselines"][best])["hit_at_5"])
     return f"{line}; {best}, the best free predictor: {rival} %."
 
 
@@ -441,4 +451,10 @@ def _figures(report: Mapping[str, Any]) -> str:
 
 def _best_free(report: Mapping[str, Any]) -> str | None:
     free = report["baselines"]
-    return max(free, key=lambda name: free[name]["hit_at_5"], default=None)
+    return max(free, key=lambda name: _served(free[name])["hit_at_5"], default=None)
+
+
+def _served(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the figures of the served order: corrected, where a run has these."""
+    corrected: Mapping[str, Any] = entry.get("corrected") or entry
+    return corrected

@@ -51,9 +51,14 @@ from lvm.report.tables import (
 from lvm.shadow.comparison import Comparison, Outcome, Reranked, ShadowResult
 from lvm.shadow.decision import Decision
 
+DRY_RUN = "Dry run: no alias is changed; promote=enabled changes it."
+
 
 def shadow_table(result: ShadowResult, decision: Decision | None = None, style: str = TEXT) -> str:
     """Return the ranking of a replay, then the candidates that could not be scored."""
+    is_reranked = "rank_reranked" in result.per_query and bool(
+        result.per_query["rank_reranked"].notna().any()
+    )
     rows = [
         PredictorRow(
             _versioned(one),
@@ -62,6 +67,7 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
             one.ci95,
             one.corrected,
             one.corrected_ci95,
+            *((one.served, one.served_ci95) if is_reranked else ()),
         )
         for one in result.outcomes
         if one.is_scored
@@ -71,7 +77,7 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
         f"ranked over {result.num_rows:,} bank rows",
         f"({result.num_answers:,} distinct), up to {result.removed_ctx:,} context rows removed; "
         f"bank {result.bank_sha256[:12]}; [95 % interval by document]",
-        f"queries: {result.source}",
+        f"queries: {result.source}; {_decided_before(result)}",
     ]
     body = predictors_table(rows, style) if rows else "No candidate could be scored."
     blocks = [captioned(caption, body, result.leaky)]
@@ -88,25 +94,44 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
     return "\n\n".join(blocks)
 
 
-def comparison_table(result: ShadowResult, style: str = TEXT) -> str:
-    """Return the paired differences of a replay in points, one line a comparison."""
+def _decided_before(result: ShadowResult) -> str:
+    """Say how often the queries have decided: the more often, the less a small p-value means."""
+    times = "once" if result.num_earlier == 1 else f"{result.num_earlier} times"
+    return f"they have decided {times} before" if result.num_earlier else "their first decision"
+
+
+def comparison_table(
+    result: ShadowResult, decision: Decision | None = None, style: str = TEXT
+) -> str:
+    """Return the paired differences of a replay in points, one line a comparison.
+
+    Whoever was not tested in `decision` has no p-value.
+    """
     lines = [
         [
             pair.candidate,
             pair.reference,
             difference_cell(pair.hit_at_5),
-            difference_cell(pair.mrr_at_10),
-            p_cell(pair.p_holm),
+            difference_cell(pair.plain_hit_at_5),
+            p_cell(pair.hit_at_5.p_value if _is_tested(pair, decision) else math.nan),
             "none differ" if math.isnan(pair.detectable) else f"{100 * pair.detectable:.1f}",
         ]
         for pair in result.comparisons
     ]
     if not lines:
         return "No two candidates could be compared."
-    headers = ["candidate", "against", "Hit@5, points", "MRR@10, points", "p (Holm)", "detectable"]
-    caption = ["Paired differences on the same queries [95 % interval by document]"]
+    headers = ["candidate", "against", "served", "plain", "p", "detectable"]
+    caption = [
+        "Paired differences of Hit@5 on the same queries, in points: of the served order, which",
+        "decides (corrected, re-ranked where asked), with p where it was tested; and plain",
+        "[95 % interval by document]",
+    ]
     body = captioned(caption, table(lines, headers, "llrrrr", style), result.leaky)
     return f"{body}\n\n{_detectable_note(result)}"
+
+
+def _is_tested(pair: Comparison, decision: Decision | None) -> bool:
+    return decision is None or pair.candidate in decision.tested
 
 
 def _detectable_note(result: ShadowResult) -> str:
@@ -177,7 +202,7 @@ def shadow_lanes_table(result: ShadowResult, style: str = TEXT) -> str:
         cells = [interval_cell(x.figures["hit_at_5"], x.ci95["hit_at_5"]) for x in same]
         lines.append([lane.lane, f"{lane.num_queries:,}", f"{lane.num_documents:,}", *cells])
     headers = ["lane", "queries", "documents", *(f"{one.name} %" for one in shown)]
-    caption = ["Hit@5 per lane [95 % interval by document]"]
+    caption = ["Hit@5 per lane in the served order [95 % interval by document]"]
     body = table(lines, headers, "l" + "r" * (len(headers) - 1), style)
     return captioned(caption, body, result.leaky)
 
@@ -185,6 +210,7 @@ def shadow_lanes_table(result: ShadowResult, style: str = TEXT) -> str:
 def shadow_markdown(
     result: ShadowResult,
     decision: Decision,
+    is_enabled: bool,
     figure_names: Sequence[str] = (),
     moves: Sequence[Mapping[str, str]] = (),
 ) -> str:
@@ -193,12 +219,13 @@ def shadow_markdown(
     `moves` are the moves of the alias before this decision.
     """
     blocks = [
+        *([] if is_enabled else [f"**{DRY_RUN}**"]),
         "# Shadow evaluation",
         decision_text(decision, MARKDOWN),
         "## Ranking",
         shadow_table(result, decision, MARKDOWN),
         "## Paired differences",
-        comparison_table(result, MARKDOWN),
+        comparison_table(result, decision, MARKDOWN),
         *(f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figure_names),
         "## Lanes",
         shadow_lanes_table(result, MARKDOWN),
@@ -252,14 +279,25 @@ def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT)
 
 
 def gates_table(decision: Decision, style: str = TEXT) -> str:
-    """Return candidates by gates: pass, FAIL, or - where an earlier gate excluded it."""
+    """Return candidates by gates, in the order of the tests: pass, FAIL, - after an exclusion.
+
+    Gates at which nobody failed are named above the table.
+    """
     gates = list(dict.fromkeys(check.gate for check in decision.checks))
     names = list(dict.fromkeys(check.candidate for check in decision.checks))
     verdicts = {(check.candidate, check.gate): check.passed for check in decision.checks}
+    failing = [gate for gate in gates if False in (verdicts.get((name, gate)) for name in names)]
     words = {True: "pass", False: "FAIL", None: "-"}
-    lines = [[name, *(words[verdicts.get((name, gate))] for gate in gates)] for name in names]
-    headers = ["gate", *(gate.replace(" ", "\n") for gate in gates)]
-    return table(lines, headers, "l" + "c" * len(gates), style)
+    lines = [[name, *(words[verdicts.get((name, gate))] for gate in failing)] for name in names]
+    headers = ["gate", *(gate.replace(" ", "\n") for gate in failing)]
+    caption = [
+        "Gates, in the order of the val figures: each challenger is tested at the whole alpha,",
+        "until the first that fails",
+    ]
+    passed = ", ".join(gate for gate in gates if gate not in failing)
+    if passed:
+        caption.append(wrapped(f"nobody failed: {passed}", style))
+    return captioned(caption, table(lines, headers, "l" + "c" * len(failing), style), leaky=False)
 
 
 def decision_text(decision: Decision, style: str = TEXT) -> str:
@@ -347,7 +385,7 @@ def _forest_limit(pairs: Sequence[Comparison]) -> float:
 
 
 def rank_figure(result: ShadowResult) -> Figure:
-    """Draw the share of queries answered within the first k, for every k, per candidate."""
+    """Draw the share of queries answered within the first k as served, for every k."""
     figure, [axes] = canvas(
         "How far down is the answer?",
         f"share of {result.num_queries:,} queries whose answer is among the first k of "
@@ -359,7 +397,7 @@ def rank_figure(result: ShadowResult) -> Figure:
     ends = []
     for place, one in enumerate(one for one in result.outcomes if one.is_scored):
         own = result.per_query["candidate"] == one.name
-        rank_Q = np.sort(result.per_query.loc[own, "rank"])
+        rank_Q = np.sort(result.per_query.loc[own, "rank_served"])
         share_K = 100 * np.searchsorted(rank_Q, k_K, side="right") / len(rank_Q)
         color, dashes = SERIES[place % len(SERIES)], "-" if place < len(SERIES) else "--"
         axes.plot(k_K, share_K, color=color, linestyle=dashes, linewidth=2.5)
@@ -384,7 +422,7 @@ def shadow_lane_figure(result: ShadowResult) -> Figure:
         empty(axes, "no candidate was scored" if not shown else "the bank has no lanes")
         return legible(figure)
     measured = {one.name: one.lanes for one in shown}
-    overall = {one.name: one.figures["hit_at_5"] for one in shown}
+    overall = {one.name: one.served["hit_at_5"] for one in shown}
     return lane_figure(measured, overall, result.leaky)
 
 
@@ -392,28 +430,27 @@ def shadow_text(
     result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None
 ) -> str:
     """Return the text for the terminal; a failed promotion is reported at its end."""
-    blocks = [
+    blocks = [] if is_enabled else [DRY_RUN]
+    blocks += [
         shadow_table(result, decision),
-        comparison_table(result),
+        comparison_table(result, decision),
         origin_note(result),
         decision_text(decision),
     ]
     if failure is not None:
         blocks.append(failure)
-    if not is_enabled:
-        blocks.append("dry run: no alias was changed; promote=enabled changes it")
     return "\n\n".join(blocks)
 
 
 def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> str:
     """Return the decision, the top candidates, the reasons."""
-    mode = "" if is_enabled else " (dry run: no alias was changed)"
+    mode = "" if is_enabled else f"{DRY_RUN} "
     scored = [one for one in result.outcomes if one.is_scored]
     lines = [_outcome_line(one, decision) for one in scored[:NOTE_LINES]]
-    headers = ["candidate", "ctx", "Hit@5 %", "corrected Hit@5 %", ""]
+    headers = ["candidate", "ctx", "Hit@5 % as served", "plain Hit@5 %", ""]
     caption = [queries_line(result.num_queries, result.num_documents, result.num_rows)]
     blocks = [
-        f"**Baseline: {decision.winner or 'none'}**{mode}",
+        f"{mode}**Baseline: {decision.winner or 'none'}**",
         captioned(caption, page_table(lines, headers, "lrrrl"), result.leaky),
         bullets(decision.reasons[:NOTE_LINES], MARKDOWN),
     ]
@@ -422,6 +459,6 @@ def shadow_note(result: ShadowResult, decision: Decision, is_enabled: bool) -> s
 
 def _outcome_line(one: Outcome, decision: Decision) -> list[str]:
     marks = ["baseline"] * (one.name == decision.winner) + [one.kind] + [LEAKY] * bool(one.leak)
-    corrected = "" if not one.corrected else percent(one.corrected["hit_at_5"])
-    hit = interval_cell(one.figures["hit_at_5"], one.ci95["hit_at_5"])
-    return [one.name, f"{one.ctx:,}", hit, corrected, ", ".join(marks)]
+    hit = interval_cell(one.served["hit_at_5"], one.served_ci95["hit_at_5"])
+    plain = percent(one.figures["hit_at_5"])
+    return [one.name, f"{one.ctx:,}", hit, plain, ", ".join(marks)]

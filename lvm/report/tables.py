@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tabulate import tabulate
@@ -26,7 +26,10 @@ CI95 = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class PredictorRow:
-    """One predictor of the table: fractions with 95 % intervals; `marks` stand under its name."""
+    """One predictor of the table: fractions with 95 % intervals; `marks` stand under its name.
+
+    `reranked` is empty unless its best candidates were ordered anew.
+    """
 
     name: str
     marks: tuple[str, ...]
@@ -34,12 +37,15 @@ class PredictorRow:
     ci95: CI95
     corrected: Mapping[str, float]
     corrected_ci95: CI95
+    reranked: Mapping[str, float] = field(default_factory=dict)
+    reranked_ci95: CI95 = field(default_factory=dict)
 
 
 def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
-    """Return a plain and a corrected line per predictor: Hit@k in percent, the median rank.
+    """Return a line per predictor for plain, corrected, re-ranked scores, if it has these.
 
-    In Markdown also MRR@10, with the marks beside the name.
+    Hit@k in percent, the median rank; in Markdown also MRR@10, with the marks beside the name. The
+    last line of a predictor is the order that it is served in.
     """
     is_page = style == MARKDOWN
     shown = (*HITS, "mrr_at_10") if is_page else HITS
@@ -48,15 +54,24 @@ def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
         first, second = row.name, f"  {', '.join(row.marks)}" if row.marks else ""
         if is_page:
             first, second = ", ".join([row.name, *row.marks]), ""
-        lines.append([first, "plain", *figure_cells(row.figures, row.ci95, shown)])
-        if row.corrected:
-            cells = figure_cells(row.corrected, row.corrected_ci95, shown)
-            lines.append([second, "corrected", *cells])
-        elif second:
-            lines.append([second, *[""] * (len(shown) + 2)])
+        scores = [
+            ("plain", row.figures, row.ci95),
+            ("corrected", row.corrected, row.corrected_ci95),
+        ]
+        scores.append(("re-ranked", row.reranked, row.reranked_ci95))
+        cells = [[name, *figure_cells(f, ci95, shown)] for name, f, ci95 in scores if f]
+        if len(cells) == 1 and second:
+            cells.append([""] * (len(shown) + 2))
+        names = [first, *[second] * (len(cells) > 1), *[""] * (len(cells) - 2)]
+        lines += [[name, *line] for name, line in zip(names, cells, strict=True)]
     headers = ["predictor", "score", *HIT_HEADERS]
     headers += ["MRR@10 %", "median rank"] if is_page else ["median\nrank"]
     return table(lines, headers, "ll" + "r" * (len(shown) + 1), style)
+
+
+def served_hit_at_5(figures: Mapping[str, float], corrected: Mapping[str, float] | None) -> float:
+    """Return Hit@5 of the served order of a report: corrected where there is a correction."""
+    return (corrected or figures)["hit_at_5"]
 
 
 def interval_cell(value: float, interval: Sequence[float | None]) -> str:

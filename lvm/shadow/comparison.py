@@ -19,14 +19,17 @@ from lvm.evaluation.metrics import (
     document_interval,
     figures,
     hit_at,
-    holm,
     paired_difference,
     reciprocal_rank_at,
     smallest_detectable,
 )
 from lvm.models.facts import FREE
 from lvm.retrieval.lanes import lane_codes, lane_names
+from lvm.system.atomic import cache_key
 from lvm.windows.planning import Queries, Windows
+
+# Columns of ranks by query: the first that a candidate has is the order that it is served in.
+SERVED_FIRST = ("rank_corrected_reranked", "rank_reranked", "rank_corrected", "rank")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Outcome:
         measured_at: when (UTC, ISO 8601).
         seconds: duration of the measurement.
         figures, raw, corrected: Hit@k, MRR@10 and median rank, each with its 95 % interval.
+        served: the same of the order that a user gets, by which candidates are ranked and compared:
+            corrected where it has a row correction, and re-ranked where the replay re-ranks.
+        lanes: Hit@k of the served order by lane.
+        val_hit_at_5: corrected Hit@5 on val, as `train` logged it, else measured in the replay.
         per_query: its ranks by query, until `compare` has joined them into one table.
     """
 
@@ -64,6 +71,9 @@ class Outcome:
     raw: dict[str, float] = field(default_factory=dict)
     corrected: dict[str, float] = field(default_factory=dict)
     corrected_ci95: dict[str, list[float]] = field(default_factory=dict)
+    served: dict[str, float] = field(default_factory=dict)
+    served_ci95: dict[str, list[float]] = field(default_factory=dict)
+    val_hit_at_5: float = math.nan
     lanes: tuple[LaneFigures, ...] = ()
     per_query: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
@@ -96,22 +106,20 @@ class Comparison:
     """Paired differences candidate - reference on the same queries.
 
     Attributes:
-        p_holm: p-value of Hit@5 after Holm over the `num_contenders`: the candidates that may take
-            the alias and are compared with this reference. NaN for any other candidate, such as a
-            free predictor that is not the best one.
-        detectable: the smallest true difference of Hit@5 that these queries find with 80 % power
-            (intervals.smallest_detectable); NaN if both answer every query alike.
-        lanes: filled if the reference holds the alias, or would, and the candidate may take it.
+        hit_at_5, mrr_at_10: of the served order, by which is decided.
+        plain_hit_at_5: of plain cosines.
+        detectable: the smallest true difference of `hit_at_5` that these queries find with 80 %
+            power (metrics.smallest_detectable); NaN if both answer every query alike.
+        lanes: filled if the reference holds the alias, or would.
     """
 
     candidate: str
     reference: str
     hit_at_5: Difference
     mrr_at_10: Difference
-    p_holm: float
+    plain_hit_at_5: Difference
     detectable: float
     lanes: tuple[LaneChange, ...]
-    num_contenders: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +133,12 @@ class ShadowResult:
         num_rows, num_answers: bank rows, and the duplicate groups that ranks run over.
         removed_ctx: number of rows before each target that are removed from the ranking, the same
             for every candidate; of recorded contexts, the length of the longest.
-        outcomes: from the best Hit@5 down, leaky candidates after them, unscored ones last.
+        outcomes: from the best served Hit@5 down, leaky candidates after them, unscored ones last.
         per_query: long table (candidate, query, target_row, sequence, document, lane, ranks,
-            top_row).
+            rank_served, top_row).
+        queries_sha256: hash of the bank and the rows asked for.
         source: where the queries come from, in words; `is_log` tells whether from a query log.
+        num_earlier: how often these queries have decided before.
     """
 
     bank_sha256: str
@@ -145,8 +155,10 @@ class ShadowResult:
     outcomes: tuple[Outcome, ...]
     comparisons: tuple[Comparison, ...]
     per_query: pd.DataFrame
+    queries_sha256: str
     source: str = "the frozen test split"
     is_log: bool = False
+    num_earlier: int = 0
 
     def outcome(self, name: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.name == name), None)
@@ -172,7 +184,7 @@ class ShadowResult:
 
 @dataclass(frozen=True)
 class Reranked:
-    """One candidate with its best 200 re-ranked by lane.
+    """One candidate with its best 200 re-ranked by lane: the order that is served then.
 
     `change` is the paired Hit@5 difference to its own ranks before, `lead` that to the best free
     predictor, also re-ranked; None for that one itself, or if no free one was scored.
@@ -192,19 +204,22 @@ class Reranked:
 def scored(one: Outcome, per_query: pd.DataFrame, bank: Bank, seed: int = 0) -> Outcome:
     """Return the outcome with the figures of its ranks by query."""
     document_Q = bank.document_N[per_query["target_row"].to_numpy()]
-    rank_Q = per_query["rank"].to_numpy()
-    corrected_Q = per_query["rank_corrected"].to_numpy()
-    is_corrected = bool(np.isfinite(corrected_Q).all())
-    lanes = lane_figures(per_query, {}, bank, seed) if bank.lane_N is not None else []
+    orders = [name for name in SERVED_FIRST if np.isfinite(per_query[name]).all()]
+    served = per_query.assign(rank=per_query[orders[0]])
+    lanes = lane_figures(served, {}, bank, seed) if bank.lane_N is not None else []
+    found = {name: figures(per_query[name].to_numpy()) for name in orders}
+    ci95 = {name: document_interval(per_query[name], document_Q, seed) for name in orders}
     return dataclasses.replace(
         one,
-        figures=figures(rank_Q),
-        ci95=document_interval(rank_Q, document_Q, seed),
+        figures=found["rank"],
+        ci95=ci95["rank"],
         raw=figures(per_query["rank_raw"].to_numpy()),
-        corrected=figures(corrected_Q) if is_corrected else {},
-        corrected_ci95=document_interval(corrected_Q, document_Q, seed) if is_corrected else {},
+        corrected=found.get("rank_corrected", {}),
+        corrected_ci95=ci95.get("rank_corrected", {}),
+        served=found[orders[0]],
+        served_ci95=ci95[orders[0]],
         lanes=tuple(lanes),
-        per_query=per_query,
+        per_query=per_query.assign(rank_served=served["rank"]),
     )
 
 
@@ -216,22 +231,25 @@ def compare(
     baseline_name: str | None,
     seed: int = 0,
 ) -> ShadowResult:
-    """Rank and compare the outcomes of the queries `removed`; no model is needed for it."""
+    """Rank and compare the outcomes of the queries `removed`; no model is needed for it.
+
+    Lanes are compared where the reference holds the alias, or would.
+    """
     outcomes = sorted(outcomes, key=_ranking_key)
     tables = {one.name: one.per_query for one in outcomes if one.per_query is not None}
     honest = [one for one in outcomes if one.is_scored and one.leak is None]
     best_free = next((one.name for one in honest if one.kind == FREE), None)
-    trained = [one.name for one in honest if one.kind != FREE]
-    comparisons = []
-    contenders = {*trained, best_free or ""} - {baseline_name}
-    if baseline_name is not None and baseline_name in {one.name for one in honest}:
-        challengers = [one.name for one in honest if one.name != baseline_name]
-        found = [_compare_pair(name, baseline_name, tables, bank, seed) for name in challengers]
-        comparisons += _with_lanes(_adjusted(found, contenders), contenders, tables, bank, seed)
+    names = [one.name for one in honest]
+    pairs = []
+    if baseline_name in names:
+        pairs += [(name, baseline_name) for name in names if name != baseline_name]
     if best_free is not None and best_free != baseline_name:
-        found = [_compare_pair(name, best_free, tables, bank, seed) for name in trained]
-        judged = set(trained) if baseline_name is None else set()
-        comparisons += _with_lanes(_adjusted(found, contenders), judged, tables, bank, seed)
+        pairs += [(one.name, best_free) for one in honest if one.kind != FREE]
+    judged = baseline_name or best_free if bank.lane_N is not None else None
+    comparisons = [
+        _compare_pair(name, str(reference), tables, bank, seed, by_lane=reference == judged)
+        for name, reference in pairs
+    ]
     long = [table.assign(candidate=name) for name, table in tables.items()]
     return ShadowResult(
         bank_sha256=bank.sha256,
@@ -248,19 +266,21 @@ def compare(
         outcomes=tuple(dataclasses.replace(one, per_query=None) for one in outcomes),
         comparisons=tuple(comparisons),
         per_query=pd.concat(long, ignore_index=True) if long else pd.DataFrame(),
+        queries_sha256=cache_key(bank.sha256, removed.target_row_Q),
     )
 
 
 def reranked_outcomes(result: ShadowResult, bank: Bank) -> list[Reranked]:
     """Return the scored candidates re-ranked by lane, from the best Hit@5 down."""
     tables = dict(list(result.per_query.groupby("candidate"))) if len(result.per_query) else {}
-    hits = {name: hit_at(table["rank_reranked"].to_numpy(), 5) for name, table in tables.items()}
+    hits = {name: hit_at(table["rank_served"].to_numpy(), 5) for name, table in tables.items()}
     free_Q = hits.get(result.best_free or "")
     found = []
     for name, table in tables.items():
-        rank_Q = table["rank_reranked"].to_numpy()
+        rank_Q = table["rank_served"].to_numpy()
         document_Q = bank.document_N[table["target_row"].to_numpy()]
-        before_Q = hit_at(table["rank"].to_numpy(), 5)
+        is_corrected = bool(np.isfinite(table["rank_corrected"]).all())
+        before_Q = hit_at(table["rank_corrected" if is_corrected else "rank"].to_numpy(), 5)
         lead = None
         if free_Q is not None and name != result.best_free:
             lead = paired_difference(hits[name], free_Q, document_Q, result.seed)
@@ -284,57 +304,38 @@ def _without_table(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ranking_key(outcome: Outcome) -> tuple[bool, bool, float, float, str]:
-    """Sort by Hit@5, then MRR@10, then name; leaky candidates later, unscored ones last."""
-    hit, reciprocal = (outcome.figures.get(name, 0.0) for name in ("hit_at_5", "mrr_at_10"))
+    """Sort by served Hit@5, then MRR@10, then name; leaky ones later, unscored ones last."""
+    hit, reciprocal = (outcome.served.get(name, 0.0) for name in ("hit_at_5", "mrr_at_10"))
     return (not outcome.is_scored, outcome.leak is not None, -hit, -reciprocal, outcome.name)
 
 
-def _adjusted(pairs: Sequence[Comparison], contenders: set[str]) -> list[Comparison]:
-    """Fill in the p-values of the contenders after Holm over them."""
-    own = [pair for pair in pairs if pair.candidate in contenders]
-    adjusted = holm([pair.hit_at_5.p_value for pair in own])
-    by_name = {pair.candidate: float(p) for pair, p in zip(own, adjusted, strict=True)}
-    return [
-        dataclasses.replace(
-            pair, p_holm=by_name.get(pair.candidate, math.nan), num_contenders=len(own)
-        )
-        for pair in pairs
-    ]
-
-
-def _with_lanes(
-    pairs: Sequence[Comparison], judged: set[str], tables: _Tables, bank: Bank, seed: int
-) -> list[Comparison]:
-    """Compare the candidates in `judged` lane by lane, too."""
-    if bank.lane_N is None:
-        return list(pairs)
-    return [
-        dataclasses.replace(
-            pair, lanes=tuple(_lane_changes(pair.candidate, pair.reference, tables, bank, seed))
-        )
-        if pair.candidate in judged
-        else pair
-        for pair in pairs
-    ]
-
-
-def _compare_pair(name: str, reference: str, tables: _Tables, bank: Bank, seed: int) -> Comparison:
+def _compare_pair(
+    name: str, reference: str, tables: _Tables, bank: Bank, seed: int, by_lane: bool
+) -> Comparison:
     target_row_Q = tables[name]["target_row"].to_numpy()
     if not np.array_equal(target_row_Q, tables[reference]["target_row"].to_numpy()):
         raise ValueError(f"shadow: {name} was replayed on other queries than {reference}")
     document_Q = bank.document_N[target_row_Q]
-    rank_Q, other_Q = (tables[one]["rank"].to_numpy() for one in (name, reference))
-    hit_Q, other_hit_Q = (hit_at(ranks, 5) for ranks in (rank_Q, other_Q))
-    reciprocal_Q, other_reciprocal_Q = (reciprocal_rank_at(r, 10) for r in (rank_Q, other_Q))
+    rank_Q, plain_Q, other_Q, other_plain_Q = (
+        tables[one][order].to_numpy()
+        for one in (name, reference)
+        for order in ("rank_served", "rank")
+    )
+    hit_Q, other_hit_Q = hit_at(rank_Q, 5), hit_at(other_Q, 5)
+    reciprocal_Q, other_reciprocal_Q = (
+        reciprocal_rank_at(rank_Q, 10),
+        reciprocal_rank_at(other_Q, 10),
+    )
+    plain = paired_difference(hit_at(plain_Q, 5), hit_at(other_plain_Q, 5), document_Q, seed)
     detectable = smallest_detectable(hit_Q - other_hit_Q, document_Q)
     return Comparison(
         candidate=name,
         reference=reference,
         hit_at_5=paired_difference(hit_Q, other_hit_Q, document_Q, seed),
         mrr_at_10=paired_difference(reciprocal_Q, other_reciprocal_Q, document_Q, seed),
-        p_holm=float("nan"),
+        plain_hit_at_5=plain,
         detectable=detectable if (hit_Q != other_hit_Q).any() else float("nan"),
-        lanes=(),
+        lanes=tuple(_lane_changes(name, reference, tables, bank, seed)) if by_lane else (),
     )
 
 
@@ -343,7 +344,7 @@ def _lane_changes(
 ) -> Iterator[LaneChange]:
     target_row_Q = tables[name]["target_row"].to_numpy()
     document_Q, code_Q = bank.document_N[target_row_Q], lane_codes(bank, target_row_Q)
-    hit_Q, other_Q = (hit_at(tables[one]["rank"].to_numpy(), 5) for one in (name, reference))
+    hit_Q, other_Q = (hit_at(tables[one]["rank_served"].to_numpy(), 5) for one in (name, reference))
     for code in np.unique(code_Q):
         at = code_Q == code
         change = paired_difference(hit_Q[at], other_Q[at], document_Q[at], seed)

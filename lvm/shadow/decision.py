@@ -1,8 +1,13 @@
-"""Decide who takes the alias after a replay, gate by gate; equal input gives an equal decision."""
+"""Decide who takes the alias after a replay, gate by gate; equal input gives an equal decision.
+
+Challengers are tested one after the other, in the order of their val figures, each at the whole
+alpha, until the first that fails: the fixed-sequence procedure (docs/method/promotion.md). So the
+family-wise error stays below alpha, and what ranks lower on val costs nobody anything.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lvm.evaluation.metrics import holm, points, smallest_p
@@ -30,7 +35,9 @@ class Decision:
         winner: the baseline afterwards; None while there is none.
         baseline: the baseline before.
         reasons: sentences for a reader, the outcome first.
-        checks: every gate of every candidate.
+        checks: every gate of every candidate, in the order in which they were tested.
+        verdicts: by candidate: promoted or not, and why.
+        failed: the challenger whose failure ended the tests; None if all passed.
     """
 
     promote: tuple[str, ...]
@@ -38,10 +45,23 @@ class Decision:
     baseline: str | None
     reasons: tuple[str, ...]
     checks: tuple[Check, ...]
+    verdicts: dict[str, str] = field(default_factory=dict)
+    failed: str | None = None
+
+    @property
+    def tested(self) -> frozenset[str]:
+        """Return the names of those that were compared at alpha; others are only shown."""
+        return frozenset(c.candidate for c in self.checks if c.gate == IN_TURN and c.passed)
 
     def report(self) -> dict[str, Any]:
         """Return the decision as JSON values."""
         return asdict(self)
+
+    def verdicts_of(self, is_enabled: bool, failure: str | None) -> dict[str, str]:
+        """Return the verdicts as they came about: in a dry run, or where a promotion failed."""
+        failed = {} if failure is None else dict.fromkeys(self.promote, failure)
+        found = self.verdicts | failed
+        return {name: told if is_enabled else f"dry run: {told}" for name, told in found.items()}
 
     def not_carried_out(self, moved: Sequence[str], reason: str) -> str:
         """Return the line for a promotion that failed after the names `moved` took the alias."""
@@ -51,18 +71,38 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What earlier decisions leave for this one.
+
+    Attributes:
+        withdrawn: names of those that a rollback took the alias from.
+        lost: by name, the run in which it lost to this baseline on these queries.
+    """
+
+    withdrawn: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Contest:
-    """What the gates read beside the candidate; `withdrawn` names those that were rolled back."""
+    """What the gates read beside the candidate; `failed` is the challenger that ended the tests."""
 
     result: ShadowResult
     baseline: str | None
     rules: GateRules
-    withdrawn: frozenset[str] = frozenset()
+    past: Past
+    failed: str | None = None
 
     @property
     def incumbent(self) -> str | None:
         """Return what a candidate has to take the alias from."""
         return self.baseline or self.result.best_free
+
+    def is_test(self, check: Check) -> bool:
+        """Tell whether a check compared at alpha; a missing comparison is no test."""
+        references = {TESTS[0]: self.result.best_free, TESTS[1]: self.baseline}
+        reference = references.get(check.gate)
+        return reference is not None and bool(self.result.comparison(check.candidate, reference))
 
 
 Passed = tuple[bool, str]
@@ -73,7 +113,7 @@ def decide(
     result: ShadowResult,
     baseline_name: str | None,
     rules: GateRules,
-    withdrawn: frozenset[str] = frozenset(),
+    past: Past | None = None,
 ) -> Decision:
     """Decide by the gates.
 
@@ -88,26 +128,48 @@ def decide(
             "run shadow-eval again"
         )
         return Decision((), baseline_name, baseline_name, (reason,), ())
-    contest = Contest(result, baseline_name, rules, withdrawn)
+    contest = Contest(result, baseline_name, rules, past or Past())
     checks: list[Check] = []
-    passing: list[Outcome] = []
-    for outcome in result.outcomes:
-        if outcome.name != baseline_name:
-            own = run_gates(outcome, contest)
-            checks += own
-            if all(check.passed for check in own):
-                passing.append(outcome)
+    for outcome in challengers(result):
+        own = run_gates(outcome, contest)
+        checks += own
+        if any(contest.is_test(check) and not check.passed for check in own):
+            contest = replace(contest, failed=outcome.name)
+    failed = {check.candidate for check in checks if not check.passed}
+    passing = [one for one in challengers(result) if one.name not in failed]
     promote = _promotions(contest, passing)
-    winner = promote[-1] if promote else baseline_name
-    reasons = _reasons(result, promote, checks)
-    return Decision(tuple(promote), winner, baseline_name, tuple(reasons), tuple(checks))
+    verdicts = _verdicts(result, promote, checks)
+    return Decision(
+        promote=tuple(promote),
+        winner=promote[-1] if promote else baseline_name,
+        baseline=baseline_name,
+        reasons=tuple(_reasons(baseline_name, promote, verdicts)),
+        checks=tuple(checks),
+        verdicts=verdicts,
+        failed=contest.failed,
+    )
+
+
+def challengers(result: ShadowResult) -> list[Outcome]:
+    """Return all but the baseline, from the best val figure down; those without one last.
+
+    Nothing that the test queries say changes this order: equal val figures are ordered by name.
+    """
+    others = [one for one in result.outcomes if one.name != result.baseline_name]
+    return sorted(others, key=lambda one: (*_descending(one.val_hit_at_5), one.name))
+
+
+def _descending(value: float) -> tuple[bool, float]:
+    return (True, 0.0) if math.isnan(value) else (False, -value)
 
 
 def run_gates(outcome: Outcome, contest: Contest) -> list[Check]:
-    """Run the gates in order, up to the first failure that makes the other figures meaningless."""
-    decisive = {*VALIDITY, *(["beats best free"] if outcome.kind == FREE else [])}
+    """Run the gates in order, up to the first failure that makes the others meaningless."""
+    decisive = {*VALIDITY, *TURN}
+    if outcome.kind == FREE and contest.baseline is None:
+        decisive.add("beats best free")
     checks = []
-    for name, gate in (VALIDITY | MERIT).items():
+    for name, gate in (VALIDITY | TURN | MERIT).items():
         passed, detail = gate(outcome, contest)
         checks.append(Check(outcome.name, name, passed, detail))
         if name in decisive and not passed:
@@ -116,49 +178,71 @@ def run_gates(outcome: Outcome, contest: Contest) -> list[Check]:
 
 
 def _promotions(contest: Contest, passing: Sequence[Outcome]) -> list[str]:
-    """Choose among the passing candidates, which are in ranking order."""
+    """Choose the one with the best served figure among those that pass."""
+    places = [one.name for one in contest.result.outcomes]
+    ranked = sorted(passing, key=lambda one: places.index(one.name))
     if contest.baseline is not None:
-        return [passing[0].name] if passing else []
-    first = [one.name for one in passing if one.name == contest.result.best_free]
-    trained = [one.name for one in passing if one.kind == TRAINED]
+        return [one.name for one in ranked[:1]]
+    first = [one.name for one in ranked if one.name == contest.result.best_free]
+    trained = [one.name for one in ranked if one.kind == TRAINED]
     return first + trained[:1]
 
 
-def _reasons(result: ShadowResult, promote: Sequence[str], checks: Sequence[Check]) -> list[str]:
-    """Return the promotions first, then why each other candidate is not promoted."""
-    incumbent = result.baseline_name
-    reasons = []
-    for name in promote:
-        reasons.append(_promotion_reason(result, incumbent, name))
-        incumbent = name
-    if not promote:
-        stays = "there is no baseline" if incumbent is None else f"{incumbent} stays baseline"
-        reasons.append(f"{stays}: no candidate passed every gate")
+def _verdicts(
+    result: ShadowResult, promote: Sequence[str], checks: Sequence[Check]
+) -> dict[str, str]:
+    """Return what became of each candidate, the promoted ones first."""
+    verdicts = {}
+    for incumbent, name in zip([result.baseline_name, *promote], promote, strict=False):
+        verdicts[name] = f"promoted: {_promotion_reason(result, incumbent, name)}"
     for name in dict.fromkeys(check.candidate for check in checks):
         if name in promote:
             continue
         failed = [check for check in checks if check.candidate == name and not check.passed]
         why = failed[0].detail if failed else f"passed every gate, but {promote[-1]} ranks higher"
         also = ", ".join(check.gate for check in failed[1:])
-        reasons.append(f"{name} is not promoted: {why}" + (f" (nor: {also})" if also else ""))
-    return reasons
+        verdicts[name] = f"not promoted: {why}" + (f" (nor: {also})" if also else "")
+    return verdicts
+
+
+def _reasons(
+    baseline: str | None, promote: Sequence[str], verdicts: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield what became of the alias, then of each candidate."""
+    if not promote:
+        stays = "there is no baseline" if baseline is None else f"{baseline} stays baseline"
+        yield f"{stays}: no candidate passed every gate"
+    incumbent = baseline
+    for name, verdict in verdicts.items():
+        why = verdict.partition(": ")[2]
+        if name not in promote:
+            yield f"{name} is not promoted: {why}"
+        elif incumbent is None:
+            yield f"{name} becomes the first baseline, {why}"
+        else:
+            yield f"{name} takes the alias from {incumbent}: {why}"
+        incumbent = name if name in promote else incumbent
 
 
 def _promotion_reason(result: ShadowResult, incumbent: str | None, name: str) -> str:
     outcome = result.outcome(name)
     assert outcome is not None
     if incumbent is None:
-        low, high = (100 * value for value in outcome.ci95["hit_at_5"])
+        low, high = (100 * value for value in outcome.served_ci95["hit_at_5"])
+        hit = 100 * outcome.served["hit_at_5"]
         what = "the best free predictor" if outcome.kind == FREE else "better than the free ones"
-        return (
-            f"{name} becomes the first baseline, {what}: Hit@5 "
-            f"{100 * outcome.figures['hit_at_5']:.1f} % [{low:.1f}, {high:.1f}]"
-        )
+        return f"{what}: Hit@5 {hit:.1f} % [{low:.1f}, {high:.1f}]"
     comparison = result.comparison(name, incumbent)
     assert comparison is not None
+    return _difference(comparison)
+
+
+def _difference(comparison: Comparison) -> str:
+    """Return the served difference with its p-value, then the plain one."""
+    served, plain = comparison.hit_at_5, comparison.plain_hit_at_5
     return (
-        f"{name} takes the alias from {incumbent}: Hit@5 {points(comparison.hit_at_5)} points, "
-        f"p = {comparison.p_holm:.4f} (Holm)"
+        f"Hit@5 {points(served)} points against {comparison.reference}, p = "
+        f"{served.p_value:.4f} (plain {points(plain)})"
     )
 
 
@@ -177,7 +261,8 @@ def _finite(outcome: Outcome, contest: Contest) -> Passed:
         return False, f"gave no answers: {outcome.failure}"
     if outcome.num_non_finite:
         return False, f"{outcome.num_non_finite:,} of {num_queries:,} predictions are not finite"
-    if not outcome.is_scored or not all(map(math.isfinite, outcome.figures.values())):
+    found = [*outcome.figures.values(), *outcome.served.values()]
+    if not outcome.is_scored or not all(map(math.isfinite, found)):
         return False, "has no finite figures"
     return True, f"all {num_queries:,} predictions are finite"
 
@@ -202,6 +287,8 @@ def _enough_queries(outcome: Outcome, contest: Contest) -> Passed:
 def _beats_best_free(outcome: Outcome, contest: Contest) -> Passed:
     best = contest.result.best_free
     if outcome.kind == FREE:
+        if contest.baseline is not None:
+            return True, "is a free predictor"
         if outcome.name == best:
             return True, "is the best free predictor"
         return False, f"{best} is the better free predictor"
@@ -212,9 +299,9 @@ def _beats_best_free(outcome: Outcome, contest: Contest) -> Passed:
 
 def _above_floor(outcome: Outcome, contest: Contest) -> Passed:
     floor = contest.rules.floor_over_chance * 5 / contest.result.num_answers
-    low = outcome.ci95["hit_at_5"][0]
+    low = outcome.served_ci95["hit_at_5"][0]
     return low > floor, (
-        f"Hit@5 {100 * outcome.figures['hit_at_5']:.2f} %, interval from {100 * low:.2f} %; "
+        f"Hit@5 {100 * outcome.served['hit_at_5']:.2f} %, interval from {100 * low:.2f} %; "
         f"floor {100 * floor:.2f} % = {contest.rules.floor_over_chance:g} x chance"
     )
 
@@ -245,17 +332,14 @@ def _beats(outcome: Outcome, contest: Contest, reference: str) -> Passed:
     comparison: Comparison | None = contest.result.comparison(outcome.name, reference)
     if comparison is None:
         return False, f"was not compared with {reference}"
-    difference, p_holm, alpha = comparison.hit_at_5, comparison.p_holm, contest.rules.alpha
-    passed = difference.low > 0 and p_holm <= alpha
-    detail = f"Hit@5 {points(difference)} points against {reference}, p = {p_holm:.4f} (Holm)"
+    difference, alpha = comparison.hit_at_5, contest.rules.alpha
+    passed = difference.low > 0 and difference.p_value <= alpha
+    detail = _difference(comparison)
     if difference.low <= 0 <= difference.high and comparison.detectable > 0:
         detail += f"; less than {100 * comparison.detectable:.1f} points is not detectable here"
-    reachable = comparison.num_contenders * smallest_p(difference.num_documents)
-    if reachable > alpha:
-        detail += (
-            f"; {difference.num_documents} documents cannot give the best of "
-            f"{comparison.num_contenders} contenders less than p = {min(1, reachable):.4f} (Holm)"
-        )
+    least = smallest_p(difference.num_documents)
+    if least > alpha:
+        detail += f"; {difference.num_documents} documents cannot give less than p = {least:.4f}"
     return passed, detail
 
 
@@ -298,7 +382,7 @@ def _fast_enough(outcome: Outcome, contest: Contest) -> Passed:
 
 
 def _not_withdrawn(outcome: Outcome, contest: Contest) -> Passed:
-    if outcome.name not in contest.withdrawn:
+    if outcome.name not in contest.past.withdrawn:
         return True, "no rollback took the alias from it"
     return False, (
         f"a rollback took the alias from version {outcome.version}; only the entry point "
@@ -306,6 +390,21 @@ def _not_withdrawn(outcome: Outcome, contest: Contest) -> Passed:
     )
 
 
+def _in_turn(outcome: Outcome, contest: Contest) -> Passed:
+    name, past = outcome.name, contest.past
+    if contest.baseline is None and outcome.kind == FREE:
+        return True, "the best free predictor is the first baseline without a test"
+    if name in past.lost:
+        run = f"run {past.lost[name][:8]}"
+        return False, f"not tested again: it lost to {contest.baseline} on these queries in {run}"
+    if contest.failed is not None:
+        return False, f"not tested: {contest.failed}, which comes before it by val, failed"
+    if math.isnan(outcome.val_hit_at_5):
+        return True, "has no val figure, so it comes last"
+    return True, f"its turn by val Hit@5, {100 * outcome.val_hit_at_5:.1f} %"
+
+
+IN_TURN = "in turn"
 # If one of these fails, the figures behind it mean nothing.
 VALIDITY: dict[str, Gate] = {
     "same bank": _same_bank,
@@ -313,12 +412,17 @@ VALIDITY: dict[str, Gate] = {
     "no leak": _no_leak,
     "enough queries": _enough_queries,
 }
+# If one of these fails, the candidate is not tested, whatever its figures.
+TURN: dict[str, Gate] = {
+    "fast enough": _fast_enough,
+    "not withdrawn": _not_withdrawn,
+    IN_TURN: _in_turn,
+}
 # What a candidate must show.
 MERIT: dict[str, Gate] = {
     "beats best free": _beats_best_free,
     "above floor": _above_floor,
     "beats baseline": _beats_baseline,
     "no lane falls": _no_lane_falls,
-    "fast enough": _fast_enough,
-    "not withdrawn": _not_withdrawn,
 }
+TESTS = ("beats best free", "beats baseline")  # at alpha: the first failure ends the sequence

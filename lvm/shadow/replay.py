@@ -4,6 +4,7 @@ A candidate that cannot be compared fairly is refused; measurements are cached. 
 D vector dim, Q queries, B batch, T time.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ from lvm.evaluation.evaluate import query_table
 from lvm.evaluation.latency import measure_latency
 from lvm.models.facts import Facts, omits_own_document
 from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import exact_ranks, selection_score
+from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.rerank import (
     LanePrediction,
     chosen_weights,
@@ -39,10 +41,12 @@ from lvm.system.progress import part, steps
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
-MEASUREMENT = 6
-ANSWERS = ("rank", "rank_raw", "rank_corrected", "rank_reranked", "top_row")
+MEASUREMENT = 7
+ORDERS = ("rank", "rank_corrected")  # of plain cosines, of corrected scores
+RERANKED = tuple(f"{order}_reranked" for order in ORDERS)
+ANSWERS = ("rank", "rank_raw", "rank_corrected", *RERANKED, "top_row")
 COLUMNS = ("query", "target_row", *ANSWERS)
-FACTS = ("num_non_finite", "latency_ms", "seconds", "at")
+FACTS = ("num_non_finite", "latency_ms", "seconds", "at", "val_hit_at_5")
 STORE = Path("data/replays")
 MEASURED_NOW, READ_BACK = "measured now", "read from the store"
 
@@ -58,7 +62,7 @@ class Questions:
     `queries` hold the contexts that the predictor reads. `removed` are the same queries with the
     contexts whose rows are left out of the ranking, the same for every candidate.
     `representative_N` gives the first row of each row's duplicate group. With `lanes`, the answers
-    are also re-ranked by lane.
+    are also re-ranked by lane. `val` are val queries, for a predictor without a logged val figure.
 
     Pickling stores the bank's path and hash instead of its vectors; unpickling opens it again, and
     raises ValueError if its contents have changed.
@@ -69,10 +73,12 @@ class Questions:
     queries: Queries
     removed: Queries
     lanes: LanePrediction | None = None
+    val: Queries | None = None
 
     def read_by(self, ctx: int) -> "Questions":
         """Return the questions as a predictor with a context of `ctx` rows reads them."""
-        return replace(self, queries=self.removed.as_read(ctx))
+        val = None if self.val is None else self.val.with_ctx(ctx)
+        return replace(self, queries=self.removed.as_read(ctx), val=val)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"bank": (self.bank.path.resolve(), self.bank.sha256)}
@@ -92,8 +98,9 @@ class Measurement:
     Attributes:
         ranks: the COLUMNS, one line a query, in the order of the queries; None if
             `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
-            correction, `rank_reranked` unless lanes were asked for.
+            correction, `rank_reranked` and `rank_corrected_reranked` unless lanes were asked for.
         latency_ms: p50 and p95 of one query whose whole context is read again, the model alone.
+        val_hit_at_5: of the corrected order (plain without a row correction) on val, if asked.
         seconds: duration of the measurement.
         at: when it began (UTC, ISO 8601).
         origin: MEASURED_NOW or READ_BACK.
@@ -104,6 +111,7 @@ class Measurement:
     latency_ms: dict[str, float]
     seconds: float
     at: str
+    val_hit_at_5: float | None = None
     origin: str = MEASURED_NOW
 
 
@@ -128,18 +136,25 @@ def measure(
             "rank": plain.rank_Q,
             "rank_raw": plain.rank_raw_Q,
             "rank_corrected": corrected[0].rank_Q if corrected else np.nan,
-            "rank_reranked": np.nan,
+            **dict.fromkeys(RERANKED, np.nan),
             "top_row": plain.top_row_Q,
         }
     )
     if asked.lanes is not None:
-        (weights,) = chosen_weights(model, bank, groups_N, asked.lanes)
-        listed = shortlist(prediction_QD, removed, bank, groups_N)
-        weight = weights.tau * weights.beta
-        score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
-        ranks["rank_reranked"] = reranked_ranks(listed, score_QC, plain.rank_Q)
+        chosen = chosen_weights(model, bank, groups_N, asked.lanes, corrections)
+        for order, correction, weights in zip(ORDERS, corrections, chosen, strict=False):
+            listed = shortlist(prediction_QD, removed, bank, groups_N, correction)
+            weight = weights.tau * weights.beta
+            score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
+            before_Q = ranks[order].to_numpy()
+            ranks[f"{order}_reranked"] = reranked_ranks(listed, score_QC, before_Q)
     latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
-    return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at)
+    val_hit_at_5 = None
+    if asked.val is not None:
+        val_QD = predict_queries(model, bank, asked.val)
+        (found,) = exact_ranks(val_QD, asked.val, bank, groups_N, corrections[-1:])
+        val_hit_at_5 = selection_score(found.rank_Q)[0]
+    return Measurement(ranks, 0, latency_ms, time.perf_counter() - begin, at, val_hit_at_5)
 
 
 def predict(model: nn.Module, bank: Bank, queries: Queries) -> NDArray[np.float32]:
@@ -190,7 +205,8 @@ def measurement_key(model: str, row_correction: str, asked: Questions) -> str:
     of scores.
     """
     way = [MEASUREMENT, torch.__version__, machine()]
-    queries = [[*query_parts(one)] for one in (asked.queries, asked.removed)]
+    asked_for = (asked.queries, asked.removed, *([] if asked.val is None else [asked.val]))
+    queries = [[*query_parts(one)] for one in asked_for]
     lanes: list[Any] = []
     if asked.lanes is not None:
         arrays = [asked.lanes.code_N, asked.lanes.log_p_QL, asked.lanes.val_log_p_QL]
@@ -246,7 +262,8 @@ class Candidate:
 
     Either `model` is in memory, with its `row_correction` (N, 2), or its `files` are fetched when
     it is measured. Without a row correction there are no corrected figures. `version` and
-    `model_id` are None until it is registered and logged.
+    `model_id` are None until it is registered and logged. `val_hit_at_5` is that of the served
+    order, NaN where it is not known.
     """
 
     name: str
@@ -256,6 +273,7 @@ class Candidate:
     row_correction: NDArray[np.float32] | None = None
     files: Files | None = None
     model_id: str | None = None
+    val_hit_at_5: float = math.nan
 
 
 def is_made_from(facts: Facts, bank: Bank) -> bool:
@@ -372,7 +390,9 @@ def replay_candidate(
     measure: Measure = measure_here,
 ) -> Outcome:
     """Ask one candidate; the rows of the contexts of `removed` are left out of its ranking."""
-    asked = Questions(bank, windows.representative_N, removed, removed)
+    is_logged = not math.isnan(candidate.val_hit_at_5)
+    val = None if is_logged else windows.queries["val"].head(MAX_TUNING_QUERIES)
+    asked = Questions(bank, windows.representative_N, removed, removed, val=val)
     try:
         found = measure(candidate, asked.read_by(candidate.facts.ctx))
     except MeasurementFailed as failure:
@@ -383,6 +403,8 @@ def replay_candidate(
         return _unscored(candidate, **told)
     leak = leak_of(candidate.facts, bank, windows, removed)
     one = _unscored(candidate, **told, leak=leak, latency_ms=found.latency_ms)
+    if found.val_hit_at_5 is not None:
+        one = replace(one, val_hit_at_5=found.val_hit_at_5)
     answers = {name: found.ranks[name] for name in ANSWERS}
     return scored(one, query_table(removed, bank).assign(**answers), bank, seed)
 
@@ -414,5 +436,6 @@ def _check(candidates: Sequence[Candidate], queries: Queries) -> None:
 
 def _unscored(candidate: Candidate, **known: object) -> Outcome:
     facts = candidate.facts
+    known |= {"val_hit_at_5": candidate.val_hit_at_5}
     known["counts_own"] = not omits_own_document(facts.fit_version)
     return Outcome(candidate.name, facts.kind, candidate.version, facts.ctx, **known)  # type: ignore[arg-type]

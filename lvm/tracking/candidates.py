@@ -16,16 +16,17 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.lanes import check_lanes
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
-from lvm.shadow.decision import Decision, decide
+from lvm.shadow.decision import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
-from lvm.tracking.registry import BASELINE, DECIDED, LOG, NAME, SHADOW, Card, metric_tags
+from lvm.tracking.registry import ARTIFACT, BASELINE, DEFAULT, Card, Registry, locked
 from lvm.tracking.runs import Dataset
+from lvm.tracking.version_page import DECIDED, LOG, SHADOW, metric_tags
 from lvm.windows.planning import Windows
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
@@ -42,6 +43,7 @@ class Field:
     dataset: Dataset
     candidates: tuple[Candidate, ...]
     baseline_version: str | None
+    registry: Registry = DEFAULT
 
     @property
     def versions(self) -> dict[str, str | None]:
@@ -61,8 +63,9 @@ class Field:
 class Wanted:
     """Which candidates take part, on which bank; None lets the candidates decide.
 
-    `candidates` is a list with commas, or "all" for every trained version of the bank. `by_lane`
-    needs a bank with lanes. `register` makes versions of candidates that have none.
+    `candidates` is a list with commas, or "all" for every trained version of the bank; numbers are
+    versions of `registry`, of which the winner becomes the baseline. `by_lane` needs a bank with
+    lanes. `register` makes versions of candidates that have none.
     """
 
     candidates: str
@@ -70,6 +73,7 @@ class Wanted:
     ctx: int | None = None
     by_lane: bool = False
     register: bool = False
+    registry: Registry = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,14 @@ def gather(
     and lanes are checked before anything is fitted or registered. Bank and windows are logged as
     datasets of the active run.
     """
+    registry = wanted.registry
     known = {str(card.version): card for card in registry.cards()}
     for version, reason in registry.unreadable_versions().items():
-        print(f"version {version} of {registry.NAME} takes no part: {reason}", flush=True)
-    named = None if wanted.candidates == "all" else _named(wanted.candidates, known)
+        print(f"version {version} of {registry.name} takes no part: {reason}", flush=True)
+    named = None if wanted.candidates == "all" else _named(wanted.candidates, registry, known)
     registered = Registered(known, named, registry.aliases().get(BASELINE))
     bank = choose_bank(wanted.bank, registered, wanted.register, read_bank)
+    registry.check_bank(bank)
     if log is not None:
         log_queries(log, bank, DEFAULT_CTX)
     cards = list(named) if named is not None else _trained_on(known, bank)
@@ -119,17 +125,15 @@ def gather(
     if wanted.by_lane:
         check_lanes(bank, windows, seed)
     if wanted.register:
-        cards = [_with_version(card) for card in cards]
+        cards = [_with_version(card, registry) for card in cards]
     there = {card.facts.model for card in cards if _is_free(card, bank, windows)}
-    free = [
-        _free(name, bank, windows, wanted.register) for name in FREE_MODELS if name not in there
-    ]
+    free = [_free(name, bank, windows, wanted) for name in FREE_MODELS if name not in there]
     found = [_candidate(card, bank, windows) for card in cards] + free
     named_now = [
         dataclasses.replace(one, name=name)
         for one, name in zip(found, unique_names(found), strict=True)
     ]
-    return Field(bank, windows, inputs.dataset, tuple(named_now), registered.baseline)
+    return Field(bank, windows, inputs.dataset, tuple(named_now), registered.baseline, registry)
 
 
 def choose_bank(
@@ -188,7 +192,7 @@ def _numbers(cards: Sequence[Card]) -> str:
     return f"version{'s' if len(cards) > 1 else ''} {numbers}"
 
 
-def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
+def _named(candidates: str, registry: Registry, known: dict[str, Card]) -> list[Card]:
     """Return the versions and URIs of the list; free predictors take part without being named."""
     cards: dict[str, Card] = {}
     for word in filter(None, (word.strip() for word in candidates.split(","))):
@@ -196,14 +200,16 @@ def _named(candidates: str, known: dict[str, Card]) -> list[Card]:
             continue
         if "/" not in word and word not in known:
             raise ValueError(
-                f"candidates: {registry.NAME} has no version {word!r}; known: "
-                f"{', '.join(known) or 'none'}; or give models:/{registry.NAME}@<alias>, "
-                f"runs:/<run id>/{registry.ARTIFACT} or models:/m-<id>"
+                f"candidates: {registry.name} has no version {word!r}; known: "
+                f"{', '.join(known) or 'none'}; or give models:/{registry.name}@<alias>, "
+                f"runs:/<run id>/{ARTIFACT} or models:/m-<id>"
             )
         card = logged_models.read_card(word) if "/" in word else known[word]
         assert card.model_id is not None
-        version = card.version or registry.version_of(card.model_id)
-        cards.setdefault(card.model_id, dataclasses.replace(card, version=version))
+        own = card.version if card.registry == registry.name else None
+        version = own or registry.version_of(card.model_id)
+        unregistered = dataclasses.replace(card, version=None, registry=None)
+        cards.setdefault(card.model_id, known.get(version or "", unregistered))
     return list(cards.values())
 
 
@@ -213,12 +219,13 @@ def _trained_on(known: dict[str, Card], bank: Bank) -> list[Card]:
     return [c for c in newest_first if c.facts.kind == TRAINED and is_made_from(c.facts, bank)]
 
 
-def _with_version(card: Card) -> Card:
+def _with_version(card: Card, registry: Registry) -> Card:
     """Register a model that has no version yet: only a version can take the alias."""
     if card.version is not None:
         return card
     assert card.model_id is not None
-    return dataclasses.replace(card, version=registry.register(card.model_id, card.facts))
+    version = registry.register(card.model_id, card.facts)
+    return dataclasses.replace(card, version=version, registry=registry.name)
 
 
 def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
@@ -242,29 +249,30 @@ def _candidate(card: Card, bank: Bank, windows: Windows) -> Candidate:
 
 def _logged(card: Card) -> Candidate:
     facts, files = card.facts, LoggedFiles(card)
-    return Candidate(facts.model, None, facts, card.version, files=files, model_id=card.model_id)
+    found = Candidate(facts.model, None, facts, card.version, files=files, model_id=card.model_id)
+    return dataclasses.replace(found, val_hit_at_5=card.val_hit_at_5)
 
 
-def _free(name: str, bank: Bank, windows: Windows, register: bool) -> Candidate:
+def _free(name: str, bank: Bank, windows: Windows, wanted: Wanted) -> Candidate:
     """Return a free predictor: a registered one of the same windows, else one fitted now."""
-    card = _registered_free(name, bank, windows)
+    registry = wanted.registry
+    card = _registered_free(name, bank, windows, registry)
     if card is not None:
         return _logged(card)
     model = fit_free_predictors(bank, windows, (name,), seed=windows.seed)[name]
     correction = fit_hubness(model, bank, windows, windows.seed).row_correction
     facts = facts_of(name, "none", bank, windows)
-    fitted = Candidate(name, model, facts, row_correction=correction)
-    if not register:
-        return fitted
-    with registry.locked():  # another process may have registered it meanwhile
-        card = _registered_free(name, bank, windows)
+    if not wanted.register:
+        return Candidate(name, model, facts, row_correction=correction)
+    with locked():  # another process may have registered it meanwhile
+        card = _registered_free(name, bank, windows, registry)
         if card is not None:
             return _logged(card)
         reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
         version = registry.register(model_id, facts)
-        reference = f"models:/{registry.NAME}/{version}"
-        return _logged(Card(reference, facts, model_id, version=version))
+        uri = registry.uri(version)
+        return _logged(Card(uri, facts, model_id, version=version, registry=registry.name))
 
 
 def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
@@ -279,7 +287,7 @@ def _is_free(card: Card, bank: Bank, windows: Windows) -> bool:
     )
 
 
-def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
+def _registered_free(name: str, bank: Bank, windows: Windows, registry: Registry) -> Card | None:
     """Return the newest readable version of a free predictor of the same windows."""
     for card in reversed(registry.cards()):
         if card.facts.model == name and _is_free(card, bank, windows):
@@ -293,6 +301,7 @@ def _registered_free(name: str, bank: Bank, windows: Windows) -> Card | None:
 
 
 def promote_winner(
+    registry: Registry,
     result: ShadowResult,
     version_by_name: Mapping[str, str | None],
     rules: GateRules,
@@ -312,19 +321,18 @@ def promote_winner(
     is_enabled = tell_failure is not None
     with ExitStack() as held:
         if is_enabled:
-            held.enter_context(registry.locked())
+            held.enter_context(locked())
             held.enter_context(defer_signals())
             registry.repair()
-        expected = registry.aliases().get(registry.BASELINE)
-        withdrawn = registry.withdrawn()
-        barred = frozenset(
-            name for name, version in version_by_name.items() if version in withdrawn
-        )
-        decision = decide(result, replayed_name(expected, version_by_name), rules, barred)
+        expected = registry.aliases().get(BASELINE)
+        past = _past(registry, result, version_by_name, expected)
+        decision = decide(result, replayed_name(expected, version_by_name), rules, past)
         if is_enabled:
             for name in decision.promote:
-                logged_models.load(f"models:/{NAME}/{version_by_name[name]}")
+                logged_models.load(registry.uri(str(version_by_name[name])))
         publish(decision)
+        if is_enabled:
+            _record_loss(registry, result, decision, version_by_name, run_id)
         moved: tuple[str, ...] = ()
         try:
             for name in decision.promote if is_enabled else ():
@@ -340,6 +348,36 @@ def promote_winner(
     return decision
 
 
+def _past(
+    registry: Registry,
+    result: ShadowResult,
+    version_by_name: Mapping[str, str | None],
+    baseline: str | None,
+) -> Past:
+    """Return what the registry knows of earlier decisions, by the names of this replay."""
+    withdrawn = registry.withdrawn()
+    lost = {} if baseline is None else registry.losses(baseline, result.queries_sha256)
+    versions = {name: version for name, version in version_by_name.items() if version is not None}
+    return Past(
+        withdrawn=frozenset(name for name, version in versions.items() if version in withdrawn),
+        lost={name: lost[version] for name, version in versions.items() if version in lost},
+    )
+
+
+def _record_loss(
+    registry: Registry,
+    result: ShadowResult,
+    decision: Decision,
+    version_by_name: Mapping[str, str | None],
+    run_id: str,
+) -> None:
+    """Record which challenger ended the tests: it is not tested again on the same queries."""
+    version = version_by_name.get(decision.failed or "")
+    incumbent = version_by_name.get(decision.baseline or result.best_free or "")
+    if version is not None and incumbent is not None:
+        registry.record_loss(version, incumbent, result.queries_sha256, run_id)
+
+
 def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]) -> str | None:
     """Return the name under which a version is replayed, or its number if it is not replayed.
 
@@ -352,9 +390,13 @@ def replayed_name(version: str | None, version_by_name: Mapping[str, str | None]
 
 
 def tag_measured(
-    result: ShadowResult, version_by_name: Mapping[str, str | None], run_id: str
+    registry: Registry,
+    result: ShadowResult,
+    version_by_name: Mapping[str, str | None],
+    run_id: str,
+    verdicts: Mapping[str, str],
 ) -> None:
-    """Tag every version of the replay with its metrics and the run that measured them.
+    """Tag every version of the replay with its metrics, their run and what became of it.
 
     Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
     unscored candidate keeps its earlier metrics; the tag `<prefix>unscored` says why.
@@ -367,6 +409,7 @@ def tag_measured(
         tags = {"unscored": outcome.why_unscored or "none"}
         if outcome.is_scored:
             tags |= measured_tags(outcome, result) | {"run": run_id}
+            tags["verdict"] = verdicts.get(outcome.name, "the baseline of this replay")
         registry.tag_version(version, {f"{prefix}{key}": text for key, text in tags.items()})
 
 
@@ -407,16 +450,24 @@ def log_figures(
         if outcome.is_scored:
             figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
             figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures[f"{prefix}/served_hit_at_5"] = outcome.served["hit_at_5"]
             model_id = model_ids[outcome.name]
             runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)
 
 
-def log_artifacts(result: ShadowResult, decision: Decision, failure: str | None) -> None:
+def log_artifacts(
+    result: ShadowResult,
+    decision: Decision,
+    moves: Sequence[Mapping[str, str]],
+    is_enabled: bool,
+    failure: str | None,
+) -> None:
     """Log the report as Markdown, its figures and the per-query table.
 
-    If the promotion failed afterwards, replace the report and the decision.
+    `moves` are those of the alias before this decision. If the promotion failed afterwards, replace
+    the report and the decision.
     """
-    text = shadow_markdown(result, decision, tuple(FIGURES), registry.history())
+    text = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), moves)
     runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
     runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:

@@ -27,6 +27,7 @@ from lvm.system.settings import LaneRules
 from lvm.tracking import runs
 from lvm.tracking.datasets import read_bank
 from lvm.tracking.logged_models import Subject, open_subject
+from lvm.tracking.registry import NAME, Registry
 from lvm.windows.planning import Queries
 
 MEASURED = "measured.parquet"
@@ -182,7 +183,8 @@ def measured_by(run_id: str) -> Answers:
     bank = read_bank(config["bank"])
     if bank.sha256 != report["bank_sha256"]:
         raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
-    subject = open_subject(config["model"], config["bank"], config["ctx"])
+    registry = Registry(config.get("registry", NAME))  # an earlier lvm had this one alone
+    subject = open_subject(config["model"], config["bank"], config["ctx"], registry)
     runs.name_run(f"{subject.name} ctx {subject.inputs.windows.ctx} {config['split']}")
     runs.set_tags(subject.tags())
     prediction_QD = runs.read_array(run_id, "predictions.npy")

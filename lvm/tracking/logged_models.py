@@ -1,7 +1,7 @@
 """Predictors as MLflow logs them: written, read back whole or in part, chosen by a reference."""
 
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -30,11 +30,11 @@ from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs
 from lvm.tracking.registry import (
     ARTIFACT,
     BASELINE_URI,
+    DEFAULT,
     NAME,
     UNKNOWN_CODES,
     Card,
-    aliases,
-    versions,
+    Registry,
 )
 from lvm.tracking.store import link_to_moved, missing_folder
 
@@ -134,7 +134,8 @@ def log_predictor(
 def read_card(reference: str) -> Card:
     """Read the facts of a logged predictor without its weights.
 
-    `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>.
+    `reference` is models:/lvm@<alias>, models:/lvm/<version>, runs:/<id>/model or models:/m-<id>;
+    lvm may be another registry.
     Raises ValueError, in one line, if there is none.
     """
     version = _resolve_version(reference)
@@ -145,9 +146,10 @@ def read_card(reference: str) -> Card:
     except READ_ERRORS as error:
         source = reference if version is None else str(version.source)
         raise _unreadable(reference, error, source) from None
-    is_ours = version is not None and version.name == NAME  # not the version of a namesake
-    number = str(version.version) if version is not None and is_ours else None
-    return Card(reference, facts, str(card.model_id), str(card.run_id), number)
+    found = Card(reference, facts, str(card.model_id), str(card.run_id))
+    if version is None:
+        return found
+    return replace(found, version=str(version.version), registry=version.name)
 
 
 def load(reference: str) -> Predictor:
@@ -197,19 +199,30 @@ class LoggedFiles:
             raise _unreadable(self.card.reference, error, source) from None
 
 
-def open_subject(reference: str, bank_path: str | None, ctx: int | None) -> Subject:
+def reference_in(registry: Registry, reference: str) -> str:
+    """Return the URI of a command's `model`: default and numbers mean versions of `registry`."""
+    if reference == BASELINE_URI:
+        return registry.baseline_uri
+    return registry.uri(reference) if reference.isdecimal() else reference
+
+
+def open_subject(
+    reference: str, bank_path: str | None, ctx: int | None, registry: Registry = DEFAULT
+) -> Subject:
     """Read or fit the predictor `reference`; bank or ctx None means its own.
 
-    Windows follow the split that a trained predictor was made with, so that no row that it was
-    trained on becomes a query.
+    The baseline of another bank than the one given is refused. Windows follow the split that a
+    trained predictor was made with, so that no row that it was trained on becomes a query.
     """
     if reference in FREE_MODELS:
         bank = read_bank(bank_path or DEFAULT_BANK)
         inputs = make_inputs(bank, ctx or DEFAULT_CTX, None, "evaluation")
         return Subject(reference, fit_free(reference, inputs), inputs)
-    predictor = load(reference)
+    predictor = load(reference_in(registry, reference))
     facts = predictor.facts
     bank = read_bank(bank_path or facts.bank)
+    if reference == BASELINE_URI:
+        registry.check_bank(bank)
     check_dim(reference, facts, bank)
     plan = {"split": facts.split, "seed": facts.seed}
     inputs = make_inputs(bank, ctx or facts.ctx, None, "evaluation", **plan)
@@ -232,7 +245,9 @@ def check_dim(reference: str, facts: Facts, bank: Bank) -> None:
         )
 
 
-def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
+def read_initial(
+    reference: str | None, inputs: Inputs, registry: Registry = DEFAULT
+) -> nn.Module | None:
     """Read the model whose weights a training starts from; None for None.
 
     `reference` may be the number of a version. Raises ValueError if it cannot be read, is a free
@@ -241,10 +256,10 @@ def read_initial(reference: str | None, inputs: Inputs) -> nn.Module | None:
     """
     if reference is None:
         return None
-    full = f"models:/{NAME}/{reference}" if reference.isdigit() else reference
+    full = reference_in(registry, reference)
     if not full.startswith(("models:/", "runs:/")):
         raise ValueError(
-            f"init: unknown '{reference}'; give a version's number, models:/{NAME}@<alias>, "
+            f"init: unknown '{reference}'; give a version's number, {registry.uri('<version>')}, "
             f"models:/m-<id> or runs:/<run id>/{ARTIFACT}"
         )
     try:
@@ -309,17 +324,17 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         if alias:
             return client.get_model_version_by_alias(name, alias)
         name, _, number = name.partition("/")
-        if number == "latest" and name != NAME:
-            raise ValueError(f"model: {reference} is not a version of {NAME}; give its number")
         if number == "latest":
-            number = max(versions(), key=int, default="")
+            number = max(Registry(name).versions(), key=int, default="")
             if not number:
                 raise ValueError(f"model: {reference} does not exist; run train first")
         return client.get_model_version(name, number) if number else None
     except MlflowException as error:
         if error.error_code not in UNKNOWN_CODES:
             raise
-        there = ", ".join([*aliases(), *versions()]) or "nothing yet; run train, then shadow-eval"
+        registry = Registry(name.partition("/")[0])
+        there = ", ".join([*registry.aliases(), *registry.versions()])
+        there = there or "nothing yet; run train, then shadow-eval"
         raise ValueError(f"model: {reference} does not exist; registered: {there}") from None
 
 

@@ -384,6 +384,12 @@ def _looked_in(run_id: str, name: str) -> str:
     return "" if missing is None else f"; looked in {missing}{link_to_moved(missing) or ''}"
 
 
+def count_decisions(queries_sha256: str) -> int:
+    """Return how many runs of this experiment have decided on these queries; not dry runs."""
+    found = _tagged("queries_sha256", queries_sha256)
+    return sum("decision" in one.data.tags for one in found)
+
+
 def _tagged(tag: str, value: str) -> list[Run]:
     return matching(active_run_id(), f"tags.`{tag}` = '{value}'")
 

@@ -39,9 +39,9 @@ from lvm.studies.scaling_cells import Cell, CellResult, Trainer
 from lvm.studies.scaling_grid import Plan, Scaling
 from lvm.studies.scaling_verdict import K
 from lvm.system.settings import read_gate_rules
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import BASELINE
+from lvm.tracking.registry import ARTIFACT, BASELINE, Registry, locked
 from lvm.tracking.runs import publish_report
 
 TRAINING_TAG, SHADOW_TAG = "training_sha256", "phases_shadow_sha256"
@@ -69,20 +69,20 @@ class Shadow:
     per_query: pd.DataFrame
 
 
-def replay_seed(bank: Bank) -> int:
+def replay_seed(registry: Registry, bank: Bank) -> int:
     """Return the seed by which a replay of new models will split the bank."""
     baseline = registry.aliases().get(BASELINE)
     card = next((one for one in registry.cards() if one.version == baseline), None)
     return split_seed(None if card is None else card.facts, (), bank)
 
 
-def train_all(jobs: Sequence[Job]) -> list[Done]:
+def train_all(registry: Registry, jobs: Sequence[Job]) -> list[Done]:
     """Return the finished training of each job, in their order; none is repeated."""
     done: dict[str, Done] = {}
     for job in jobs:
         if job.grows_from is not None:
             job = grow(job, done[job.grows_from])
-        done[job.name] = train_or_find(job)
+        done[job.name] = train_or_find(registry, job)
     return list(done.values())
 
 
@@ -92,18 +92,18 @@ def grow(job: Job, base: Done) -> Job:
     return grown_job(job, init, logged_models.load(init).model)
 
 
-def train_or_find(job: Job) -> Done:
+def train_or_find(registry: Registry, job: Job) -> Done:
     """Return the latest complete training of these inputs; launch one if there is none."""
     with one_at_a_time(job.sha256, f"phase {job.name}"):
         for run_id in runs.find_finished(TRAINING_TAG, job.sha256):
             try:
-                done = read_done(run_id)
+                done = read_done(registry, run_id)
             except ValueError as error:
                 print(f"phase {job.name}: run {run_id} is of no use: {error}", flush=True)
                 continue
             print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
             return done
-        return read_done(runs.launch("train", job.parameters))
+        return read_done(registry, runs.launch("train", job.parameters))
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def one_at_a_time(sha256: str, what: str) -> Iterator[None]:
         yield
 
 
-def read_done(run_id: str) -> Done:
+def read_done(registry: Registry, run_id: str) -> Done:
     """Read what a training logged, and register its model if it has no version.
 
     Raises ValueError if a part of it cannot be read.
@@ -135,11 +135,16 @@ def read_done(run_id: str) -> Done:
 
 def reference(run_id: str) -> str:
     """Return the URI of the model that a training run logged."""
-    return f"runs:/{run_id}/{registry.ARTIFACT}"
+    return f"runs:/{run_id}/{ARTIFACT}"
 
 
 def shadow_or_find(
-    jobs: Sequence[Job], done: Sequence[Done], bank: Bank, promote: str, max_queries: int | None
+    registry: Registry,
+    jobs: Sequence[Job],
+    done: Sequence[Done],
+    bank: Bank,
+    promote: str,
+    max_queries: int | None,
 ) -> Shadow:
     """Return one shadow evaluation over all models; launch one unless an earlier one can be reused.
 
@@ -149,13 +154,14 @@ def shadow_or_find(
     """
     asked = {"promote": promote, "rerank": LANE if is_by_lane(jobs, bank) else NONE}
     asked["max_queries"] = "auto" if max_queries is None else str(max_queries)
+    asked["registry"] = registry.name
     models = sorted({(one.model_id, one.version) for one in done})
     windows_sha256 = longest_windows(jobs).sha256
     rules = asdict(read_gate_rules())
     parts = [MEASUREMENT, bank.sha256, windows_sha256, models, asked, rules]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     with one_at_a_time(key, REPLAY):
-        found = reusable_replay(key, promote, {one.version for one in done})
+        found = reusable_replay(registry, key, promote, {one.version for one in done})
         if found is not None:
             print(f"{REPLAY}: run {found.run_id} replayed these models, nothing to do", flush=True)
             return found
@@ -165,12 +171,12 @@ def shadow_or_find(
         return read_shadow(runs.launch(REPLAY, candidates | asked))
 
 
-def reusable_replay(key: str, promote: str, needed: Set[str]) -> Shadow | None:
+def reusable_replay(registry: Registry, key: str, promote: str, needed: Set[str]) -> Shadow | None:
     """Return the latest readable replay of this key that scored these versions and still holds.
 
     A replay that was killed after its promotion counts, since the alias moves last.
     """
-    with registry.locked():
+    with locked():
         registry.repair()
     promoted = {move["run"] for move in registry.history()}
     for run_id in runs.find_finished_children(SHADOW_TAG, key, REPLAY, promoted):
@@ -180,7 +186,7 @@ def reusable_replay(key: str, promote: str, needed: Set[str]) -> Shadow | None:
         except ValueError as error:
             print(f"{REPLAY}: run {run_id} is of no use: {error}", flush=True)
             continue
-        if is_alias_unmoved(found.report, promote):
+        if is_alias_unmoved(registry, found.report, promote):
             return found
     return None
 
@@ -204,7 +210,7 @@ def check_scored(replay: dict[str, Any], needed: Set[str]) -> None:
         raise ValueError("no free predictor was scored in it")
 
 
-def is_alias_unmoved(replay: dict[str, Any], promote: str) -> bool:
+def is_alias_unmoved(registry: Registry, replay: dict[str, Any], promote: str) -> bool:
     """Tell whether the alias is at the version where that replay left it."""
     decision = replay["decision"]
     name = decision["winner"] if promote == "enabled" else decision["baseline"]

@@ -9,21 +9,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate
-from lvm.evaluation.metrics import document_interval, figures, hit_at, smallest_detectable
+from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
+from lvm.evaluation.metrics import figures, hit_at, smallest_detectable
 from lvm.models.facts import facts_of
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import HITS
-from lvm.retrieval.exact import exact_ranks, rank_together
+from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.system.progress import part
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import metric_tags
+from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
+from lvm.tracking.version_page import metric_tags
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
 from lvm.training.loop import TrainResult
@@ -71,22 +72,17 @@ class Validation:
 
     @part("free predictors on val")
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-        """Return the plain filtered figures of each model, in one pass of the bank.
+        """Return the figures of the free predictors, plain and corrected, in one pass of the bank.
 
-        They are of all questions, with intervals by document; `sample` has those of the sample.
+        They are of all questions, with intervals by document; `sample` has the plain ones of the
+        sample.
         """
-        bank, groups = self.bank, self.windows.representative_N
-        answers = [
-            (predict_queries(model, bank, self.queries), (None,)) for model in models.values()
-        ]
-        document_Q = bank.document_N[self.queries.target_row_Q]
         measured = {}
-        ranked = rank_together(answers, self.queries, bank, groups)
-        for name, (ranks,) in zip(models, ranked, strict=True):
-            interval = document_interval(ranks.rank_Q, document_Q, self.windows.seed)
-            sample = figures(ranks.rank_Q[: len(self.sample)])
-            measured[name] = {**figures(ranks.rank_Q), "ci95": interval, "sample": sample}
-            self._measured.append(hit_at(ranks.rank_Q, 5))
+        seed = self.windows.seed
+        for one in evaluate_together(models, self.bank, self.windows, self.queries, seed):
+            rank_Q = one.per_query["rank"].to_numpy()
+            measured[one.name] = one.report | {"sample": figures(rank_Q[: len(self.sample)])}
+            self._measured.append(hit_at(rank_Q, 5))
         return measured
 
     def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -97,7 +93,7 @@ class Validation:
         return f"Hit@5 of free predictors on {on}: {', '.join(hits)}"
 
     def warnings(self) -> list[str]:
-        """Return what these queries cannot see, by the two best predictors measured so far."""
+        """Return what these queries cannot see, by the two best of the free predictors."""
         second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
         document_Q = self.bank.document_N[self.queries.target_row_Q]
         detectable = smallest_detectable(first_Q - second_Q, document_Q)
@@ -141,10 +137,10 @@ def finish_training(
     result: TrainResult,
     rivals: Mapping[str, Mapping[str, Any]],
     phase: str,
-    register: bool,
+    registry: Registry | None,
     report_path: str | None,
 ) -> None:
-    """Evaluate the best model on val, log it with its figures, register it."""
+    """Evaluate the best model on val, log it with its figures, register it unless None."""
     name = result.config.model
     bank, windows = inputs.bank, inputs.windows
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
@@ -164,14 +160,14 @@ def finish_training(
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
     runs.log_artifact(curve, "training.png")
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
-    version = registry.register(model_id, facts, reached) if register else None
+    version = None if registry is None else registry.register(model_id, facts, reached)
     print(evaluation_table(report))
     for warning in result.warnings:
         print(f"warning: {warning}")
-    where = "not registered" if version is None else f"version {version} of {registry.NAME}"
+    where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     report |= {"history": result.history, "model_id": model_id, "version": version}
-    runs.describe_run(training_note(report, version))
+    runs.describe_run(training_note(report, where))
     publish_report(report, report_path)
 
 

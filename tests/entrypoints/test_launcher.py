@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import registry, runs
+from lvm.tracking import runs
+from lvm.tracking.registry import BASELINE_URI, Registry
 from tests.checkout import copy_project
+
+registry = Registry()
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +84,7 @@ def test_main_ends_with_table_decision_and_the_way_to_the_ui(piped, clone):
 
 def test_the_baseline_is_served(piped):
     runs.configure()
-    model = mlflow.pyfunc.load_model(registry.BASELINE_URI)
+    model = mlflow.pyfunc.load_model(BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 256)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 

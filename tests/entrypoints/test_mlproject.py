@@ -30,7 +30,7 @@ from lvm.retrieval.rerank import RERANKS
 from lvm.serving.predictor import MAX_PASSAGES
 from lvm.studies.phases import SIZES
 from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, DEFAULT_SOURCE
-from lvm.tracking.registry import BASELINE_URI
+from lvm.tracking.registry import BASELINE_URI, NAME
 from lvm.training.config import (
     AVERAGES,
     DEVICES,
@@ -230,7 +230,7 @@ def test_the_options_have_the_names_of_the_library():
     assert k.metadata["high"] == MAX_PASSAGES
     assert (fields.DEFAULT_BANK, fields.DEFAULT_CTX) == (DEFAULT_BANK, DEFAULT_CTX)
     assert OPTIONS["ingest"]().source == DEFAULT_SOURCE
-    assert evaluation.BASELINE_URI == BASELINE_URI
+    assert (fields.REGISTRY, evaluation.BASELINE_URI) == (NAME, BASELINE_URI)
     assert ", ".join(FREE_MODELS) in evaluation.MODEL_HELP
 
 

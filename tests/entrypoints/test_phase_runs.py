@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
 from entrypoints import phases, shadow_eval, train
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
+from lvm.tracking.registry import NAME
 from lvm.tracking.study_runs import TRAINING_TAG
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
@@ -181,7 +182,7 @@ def a_lost_table_of_ranks_is_measured_anew(shadow: mlflow.entities.Run) -> None:
 def a_deleted_version_is_replaced(report: dict[str, Any]) -> None:
     """Its model is registered once more, and replayed as the version that it is now."""
     version = report["phases"][0]["version"]
-    MlflowClient().delete_model_version(registry.NAME, version)
+    MlflowClient().delete_model_version(NAME, version)
     again = Launcher()
     now = run_phases("1,2,2B", again)
     assert again.entries == ["shadow-eval"]

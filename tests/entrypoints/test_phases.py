@@ -17,10 +17,10 @@ from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import predict_queries
 from lvm.studies.phases import Planner, is_by_lane, read_phases
-from lvm.tracking import logged_models, registry
+from lvm.tracking import logged_models
 from lvm.tracking import study_runs as phase_runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import Card
+from lvm.tracking.registry import Card, Registry
 from lvm.tracking.study_runs import (
     Done,
     as_trained,
@@ -34,6 +34,8 @@ from lvm.windows.export import ensure_windows, export_windows, plan_windows
 from tests.reference import ranks
 from tests.synthetic import make_bank
 
+registry = Registry()
+
 
 @pytest.mark.parametrize(
     ("promote", "holder", "stands"),
@@ -46,10 +48,12 @@ from tests.synthetic import make_bank
     ],
 )
 def test_a_replay_stands_while_the_alias_is_where_it_left_it(monkeypatch, promote, holder, stands):
-    monkeypatch.setattr(registry, "aliases", lambda: {} if holder is None else {"baseline": holder})
+    monkeypatch.setattr(
+        Registry, "aliases", lambda self: {} if holder is None else {"baseline": holder}
+    )
     outcomes = [{"name": "old", "version": "1"}, {"name": "better", "version": "2"}]
     replay = {"decision": {"winner": "better", "baseline": "old"}, "outcomes": outcomes}
-    assert is_alias_unmoved(replay, promote) is stands
+    assert is_alias_unmoved(registry, replay, promote) is stands
 
 
 def test_a_replay_that_left_a_phase_unscored_is_of_no_use():
@@ -100,11 +104,11 @@ def test_the_seed_is_that_of_an_honest_baseline_of_the_bank(planned_bank, tiny_b
         Card(f"models:/lvm/{version}", facts_of("ema", "none", *one), version=version)
         for version, one in made.items()
     ]
-    monkeypatch.setattr(registry, "cards", lambda: cards)
+    monkeypatch.setattr(Registry, "cards", lambda self: cards)
     for holder, seed in (("1", 5), ("2", 0), ("3", 0), (None, 0)):
         held = {} if holder is None else {"baseline": holder}
-        monkeypatch.setattr(registry, "aliases", lambda held=held: held)
-        assert replay_seed(planned_bank) == seed, holder
+        monkeypatch.setattr(Registry, "aliases", lambda self, held=held: held)
+        assert replay_seed(registry, planned_bank) == seed, holder
 
 
 def test_a_phase_that_may_have_seen_the_answers_is_not_compared(planned_bank):
@@ -168,12 +172,12 @@ def test_a_grown_model_starts_from_what_its_phase_trained(planned_bank, monkeypa
     monkeypatch.setattr(logged_models, "load", lambda uri: SimpleNamespace(model=weights[uri]))
     begun = []
 
-    def train_or_find(job):
+    def train_or_find(registry, job):
         begun.append(job)
         return Done("first", "m-1", "1", {})
 
     monkeypatch.setattr(phase_runs, "train_or_find", train_or_find)
-    assert len(phase_runs.train_all([own, grown])) == 2
+    assert len(phase_runs.train_all(registry, [own, grown])) == 2
     first, second = begun
     assert first == own and "init" not in first.parameters
     assert second.parameters["init"] == "runs:/first/model"
@@ -204,7 +208,9 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
         "context-mean": ContextMean(tiny_bank.dim),
         "ema": MovingAverage(tiny_bank.dim, 0.5),
     }
-    best = sorted(one["hit_at_5"] for one in validation.measure(models).values())[-2:]
+    measured = validation.measure(models)
+    assert all(one["corrected"]["ci95"]["hit_at_5"] for one in measured.values())
+    best = sorted(one["hit_at_5"] for one in measured.values())[-2:]
     (sentence,) = validation.warnings()
     assert sentence.startswith("validation is too small") and best[0] > 0
     asked = [

@@ -20,11 +20,14 @@ from entrypoints import export, ingest, shadow_eval, train
 from lvm.bank.files import file_sha256
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS
-from lvm.tracking import datasets, registry
+from lvm.tracking import datasets
+from lvm.tracking.registry import BASELINE_URI, Registry
 from lvm.tracking.runs import configure
 from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL, runs
 from tests.postgres import mlflow_server, postgres
 from tests.synthetic import make_bank
+
+registry = Registry()
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
@@ -149,7 +152,7 @@ def test_every_model_is_registered_once(reports):
 def test_the_alias_names_a_version_that_serves(reports):
     assert registry.aliases()["baseline"] in registry.versions()
     assert registry.history()[-1]["version"] == registry.aliases()["baseline"]
-    model = mlflow.pyfunc.load_model(registry.BASELINE_URI)
+    model = mlflow.pyfunc.load_model(BASELINE_URI)
     contexts = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
     assert np.allclose(np.linalg.norm(model.predict(contexts), axis=1), 1, atol=1e-5)
 

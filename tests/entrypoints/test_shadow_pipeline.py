@@ -15,13 +15,16 @@ from lvm.models import weights
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import choose_queries, read_query_log
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
 from lvm.tracking.candidates import Wanted, gather
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
+from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.entrypoints.test_pipeline import artifacts, run_of
 from tests.synthetic import make_bank
+
+registry = Registry()
 
 pytestmark = pytest.mark.slow
 CTX = 20

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from benchmarks.http import ask, http_server, json_body, packed_body
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.predict import predict_contexts
-from lvm.tracking import registry
+from lvm.tracking.registry import BASELINE_URI
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD, fuzz, mutated_bytes, mutated_tree
 from tests.served import baseline_of
@@ -82,7 +82,7 @@ def assert_answered(status: int, body: bytes, sent: bytes) -> None:
 
 def test_mutated_requests(place: pytest.MonkeyPatch, tally: Tally) -> None:
     place.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
-    app = scoring_server.init(mlflow.pyfunc.load_model(registry.BASELINE_URI))
+    app = scoring_server.init(mlflow.pyfunc.load_model(BASELINE_URI))
     client = TestClient(app, raise_server_exceptions=False)
     num_broken = 0
 
@@ -117,7 +117,7 @@ def test_a_real_server_goes_on_answering(
     ]
     bodies += [json.dumps(PACKED | {"params": {"packed": "A" * n}}).encode() for n in (1, 3, 10**6)]
     good = json_body(CONTEXT_BTD, k=2)
-    with http_server(registry.BASELINE_URI, tmp_path / "server.log") as address:
+    with http_server(BASELINE_URI, tmp_path / "server.log") as address:
         first = ask(address, good)
         assert_answered(*first, good)
         for body in bodies:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from lvm.system.seeding import generator
-from lvm.tracking import registry
+from lvm.tracking.registry import NAME, Registry
 from tests.checkout import copy_project
 from tests.faults.conftest import Tally
 from tests.faults.workplace import Workplace, files_sha256
 from tests.synthetic import make_bank
+
+registry = Registry()
 
 pytestmark = pytest.mark.faults
 
@@ -59,7 +61,7 @@ def evaluated(place: Workplace) -> Any:
 def replayed(place: Workplace) -> Any:
     """Return the baseline with the figures that it stands on."""
     client = place.open_store()
-    holder = client.get_model_version(registry.NAME, registry.aliases()["baseline"])
+    holder = client.get_model_version(NAME, registry.aliases()["baseline"])
     outcomes = place.report("shadow-eval")["outcomes"]
     return holder.tags["model"], [(one["name"], one["figures"]) for one in outcomes]
 

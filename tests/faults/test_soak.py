@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.http import http_server, json_body, packed_body
-from lvm.tracking import registry
+from lvm.tracking.registry import BASELINE_URI
 from tests.faults.load import Question, comfortable_rate, open_load
 from tests.served import baseline_of
 from tests.synthetic import make_bank
@@ -30,8 +30,8 @@ def served(tmp_path_factory, empty_store):
     folder = tmp_path_factory.mktemp("soak")
     bank = make_bank(folder / "bank")
     with baseline_of(bank, empty_store):
-        questions = asked(mlflow.pyfunc.load_model(registry.BASELINE_URI))
-        with http_server(registry.BASELINE_URI, folder / "server.log") as address:
+        questions = asked(mlflow.pyfunc.load_model(BASELINE_URI))
+        with http_server(BASELINE_URI, folder / "server.log") as address:
             yield address, questions
 
 

@@ -11,8 +11,11 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import registry, runs
+from lvm.tracking import runs
+from lvm.tracking.registry import Registry
 from tests.faults.commands import Command
+
+registry = Registry()
 
 # A training that was killed after it had registered its model leaves one version more.
 CHANGING = frozenset(

@@ -39,7 +39,9 @@ def assert_drawn(figure: Figure, *texts: str) -> None:
 
 def with_ranks(names: list[str]) -> pd.DataFrame:
     tables = [
-        pd.DataFrame({"candidate": name, "rank": [1.0 + step * (place + 1) for step in range(50)]})
+        pd.DataFrame(
+            {"candidate": name, "rank_served": [1.0 + step * (place + 1) for step in range(50)]}
+        )
         for place, name in enumerate(names)
     ]
     return pd.concat(tables, ignore_index=True)

@@ -34,10 +34,10 @@ REPORT = FIGURES | {
 
 @pytest.mark.parametrize("leaky", [False, True])
 def test_a_training_leads_with_its_score_beside_the_best_free_one(leaky: bool) -> None:
-    note = training_note(REPORT | {"leaky": leaky}, "7")
+    note = training_note(REPORT | {"leaky": leaky}, "version 7 of lvm")
     headline, epochs, *_ = note.split("\n\n")
     assert headline == (
-        "**Hit@5 30.0 [25.0, 35.0] %** on val; ema, the best free predictor: 20.0 %."
+        "**Hit@5 35.0 [25.0, 35.0] %** as served on val; ema, the best free predictor: 20.0 %."
     )
     assert epochs == "Best epoch 4 of 6; version 7 of lvm."
     assert "1,200 queries" in note and "35.0 [25.0, 35.0]" in note and "too few steps" in note
@@ -48,8 +48,9 @@ def test_a_training_leads_with_its_score_beside_the_best_free_one(leaky: bool) -
 def test_an_evaluation_tells_its_difference() -> None:
     difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.01, "num_documents": 30}
     best = {"name": "ema", "hit_at_5_difference": difference}
+    best |= {"corrected_hit_at_5_difference": difference | {"mean": 0.12}}
     note = evaluation_note(REPORT | {"best_baseline": best})
-    assert "Against ema: Hit@5 +10.0 [+5.0, +15.0] points" in note
+    assert "Against ema: Hit@5 +12.0 [+5.0, +15.0] points as served, plain +10.0 [" in note
     assert "best free" not in evaluation_note(REPORT | {"baselines": {}})
 
 
@@ -58,8 +59,9 @@ def test_a_replay_tells_its_baseline_first(is_enabled: bool) -> None:
     result = winning_case()
     decision = decide(result, result.baseline_name, read_gate_rules())
     note = shadow_note(result, decision, is_enabled)
-    assert note.startswith(f"**Baseline: {decision.winner}**")
-    assert ("dry run" in note) == (not is_enabled)
+    first = "" if is_enabled else "Dry run: no alias is changed; promote=enabled changes it. "
+    assert note.startswith(f"{first}**Baseline: {decision.winner}**")
+    assert ("Dry run" in note) == (not is_enabled)
     assert decision.reasons[0] in note
     many = dataclasses.replace(result, outcomes=result.outcomes * 30)
     assert len(shadow_note(many, decision, is_enabled)) < 8000, "MLflow takes no longer tag"

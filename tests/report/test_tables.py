@@ -135,10 +135,14 @@ def test_a_page_shows_the_marks_beside_the_name_with_mrr() -> None:
     assert "13.3 [11.3, 15.3]" in plain and corrected.count("|") == plain.count("|") == 8
 
 
-def test_comparisons_show_points_and_holm() -> None:
+def test_comparisons_show_points_and_p_of_who_was_tested() -> None:
     rows = body(comparison_table(winning_case()))
     assert rows[0].split()[:2] == ["model", "old"]
-    assert "+4.0 [ +2.0,  +6.0]" in rows[0] and "0.0030" in rows[0] and rows[0].endswith(" 1.5")
+    assert rows[0].count("+4.0 [ +2.0,  +6.0]") == 2, "as served and plain"
+    assert "0.0010" in rows[0] and rows[0].endswith(" 1.5")
+    decided = body(comparison_table(winning_case(), decide(winning_case(), "old", RULES)))
+    assert "0.0010" in decided[0] and "0.3000" in decided[1]
+    assert " - " in decided[2], "copy-last comes after a failure"
     text = comparison_table(winning_case())
     assert "true differences of Hit@5 below 1.5 points are missed by these 2,000 queries" in text
     empty = dataclasses.replace(winning_case(), comparisons=())
@@ -149,10 +153,14 @@ def test_the_decision_shows_every_gate_and_the_outcome_first() -> None:
     result = winning_case()
     broken = unscored("nan", num_non_finite=7)
     result = dataclasses.replace(result, outcomes=(*result.outcomes, broken))
-    decision = decide(result, "old", dataclasses.replace(RULES, alpha=0.001))
+    decision = decide(result, "old", dataclasses.replace(RULES, alpha=0.0005))
     rows = {row.split()[0]: row.split()[1:] for row in body(gates_table(decision))}
-    assert rows["model"] == ["pass"] * 4 + ["FAIL", "pass", "FAIL"] + ["pass"] * 3
-    assert rows["nan"] == ["pass", "FAIL"] + ["-"] * 8
+    assert rows["model"] == ["pass", "pass", "FAIL", "FAIL"]
+    assert rows["nan"] == ["FAIL", "-", "-", "-"]
+    assert rows["ema"] == rows["copy-last"] == ["pass", "FAIL", "-", "-"]
+    caption = gates_table(decision).split("\n\n")[0]
+    assert "nobody failed: same bank, no leak, enough queries, fast enough, not with" in caption
+    assert "finite" not in caption
     text = decision_text(decision)
     head, reason = text[text.index("Decision:") :].splitlines()[:2]
     assert head == "Decision: baseline is old"
@@ -204,7 +212,9 @@ def test_the_history_of_the_alias_has_the_latest_move_first() -> None:
 
 def test_markdown_has_all_parts_with_figures() -> None:
     result = winning_case(source="the log asked.jsonl")
-    text = shadow_markdown(result, decide(result, "old", RULES), ["forest.png"])
+    text = shadow_markdown(result, decide(result, "old", RULES), True, ["forest.png"])
+    dry = shadow_markdown(result, decide(result, "old", RULES), False)
+    assert dry.startswith("**Dry run: no alias is changed")
     assert text.startswith("# Shadow evaluation\n") and "![forest](forest.png)" in text
     for part in (
         "## Ranking",
@@ -233,7 +243,8 @@ def eval_report(**changes: object) -> dict[str, object]:
     facts = {"model": "memory_gru", "split": "test", "queries": 1234, "documents": 99, "ctx": 500}
     facts |= {"bank_rows": 40_000, "candidates": 39_000, "bank_sha256": "c" * 64, "leaky": False}
     lost = {"mean": -0.1, "low": None, "high": None, "p_value": 1.0, "num_documents": 1}
-    best = {"name": "ema", "hit_at_5_difference": lost}
+    served = lost | {"mean": -0.12}
+    best = {"name": "ema", "hit_at_5_difference": lost, "corrected_hit_at_5_difference": served}
     facts |= {"oracle": {"hit_at_5": 0.987}, "best_baseline": best}
     return entries[0] | facts | {"baselines": {"ema": entries[1]}} | changes
 
@@ -244,7 +255,8 @@ def test_an_evaluation_ranks_the_model_among_the_free_predictors() -> None:
     assert [row.split()[0] for row in rows[::2]] == ["ema", "memory_gru"]
     assert rows[1].startswith("  free") and rows[3].startswith("  model")
     assert "1,234 queries from 99 documents, ranked over 40,000 bank rows" in text
-    assert "Hit@5 98.7 %" in text and "Against ema" in text and "-10.0 [unknown]" in text
+    assert "Hit@5 98.7 %" in text and "Against ema" in text and "plain -10.0 [unknown]" in text
+    assert "Hit@5 as served (corrected) -12.0 [unknown] points" in text
     assert evaluation_table(eval_report(leaky=True)).count("LEAKY") == 3
     alone = evaluation_table(eval_report(baselines={}, best_baseline=None))
     assert "Against" not in alone and len(body(alone)) == 2

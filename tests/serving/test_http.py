@@ -10,7 +10,7 @@ from benchmarks.http import ask, http_server, json_body, packed_body
 from lvm.models.baselines import MovingAverage
 from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.rerank import reranker_if_lanes
-from lvm.tracking import registry
+from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import plan_windows
 from tests.served import baseline_of
 from tests.synthetic import make_bank
@@ -34,7 +34,7 @@ def address(empty_store, bank):
     reranker = reranker_if_lanes(model, bank, windows, no_correction)
     log = bank.path.parent / "server.log"
     with baseline_of(bank, empty_store, reranker):
-        with http_server(registry.BASELINE_URI, log) as address:
+        with http_server(BASELINE_URI, log) as address:
             yield address
 
 

@@ -20,10 +20,13 @@ from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.retrieval.search import top_rows
 from lvm.serving import predictor
-from lvm.tracking import logged_models, registry, runs
+from lvm.tracking import logged_models, runs
+from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
+
+registry = Registry()
 
 DIM = 16
 

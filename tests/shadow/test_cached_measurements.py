@@ -30,10 +30,11 @@ RANKS = pd.DataFrame(
         "rank_raw": [1.0, 3.5, 31.0],
         "rank_corrected": [np.nan] * 3,
         "rank_reranked": [1.0, 2.0, 30.0],
+        "rank_corrected_reranked": [np.nan] * 3,
         "top_row": [7, 1, 2],
     }
 )
-FOUND = Measurement(RANKS, 0, {"p50": 1.5, "p95": 2.25}, 0.5, "2026-01-02T03:04:05+00:00")
+FOUND = Measurement(RANKS, 0, {"p50": 1.5, "p95": 2.25}, 0.5, "2026-01-02T03:04:05+00:00", 0.25)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_measurement_comes_back_as_it_was(path):
     back = read_measurement(path, KEY)
     assert back is not None and back.origin == READ_BACK != FOUND.origin == MEASURED_NOW
     pd.testing.assert_frame_equal(back.ranks, RANKS)
-    shared = ("num_non_finite", "latency_ms", "seconds", "at")
+    shared = ("num_non_finite", "latency_ms", "seconds", "at", "val_hit_at_5")
     assert all(getattr(back, name) == getattr(FOUND, name) for name in shared)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -84,8 +85,9 @@ def test_the_key_depends_on_every_part_and_on_the_way_of_measuring(tiny_bank, mo
     keys = {measurement_key(*one, asked) for one in (("a", "b"), ("x", "b"), ("a", "x"))}
     keys |= {measurement_key("a", "b", asked.read_by(3))}
     keys |= {measurement_key("a", "b", dataclasses.replace(asked, removed=queries.head(1)))}
+    keys |= {measurement_key("a", "b", dataclasses.replace(asked, val=queries))}
     monkeypatch.setattr(replay, "MEASUREMENT", 0)
-    assert len(keys | {measurement_key("a", "b", asked)}) == 6
+    assert len(keys | {measurement_key("a", "b", asked)}) == 7
 
 
 def test_queries_are_told_apart_by_everything_in_them():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.shadow.decision import MERIT, VALIDITY, Decision, decide
+from lvm.shadow.decision import MERIT, TURN, VALIDITY, Decision, Past, decide
 from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,
@@ -53,7 +53,7 @@ def test_a_genuine_improvement_is_promoted() -> None:
     assert decision.baseline == "old"
     assert "model takes the alias from old: Hit@5 +4.0 [+2.0, +6.0] points" in decision.reasons[0]
     passed = [check.gate for check in decision.checks if check.candidate == "model"]
-    assert passed == [*VALIDITY, *MERIT]
+    assert passed == [*VALIDITY, *TURN, *MERIT]
 
 
 def test_same_bank_gate_fires() -> None:
@@ -97,7 +97,7 @@ def test_query_gate_fires(few: dict[str, int]) -> None:
 def test_floor_gate_fires() -> None:
     chance = 5 / 39_000
     ci95 = {"hit_at_5": [4.9 * chance, 0.1]}
-    model = dataclasses.replace(outcome("model", "trained", 0.05), ci95=ci95)
+    model = outcome("model", "trained", 0.05, served_ci95=ci95, val_hit_at_5=0.2)
     assert_only_fails(with_model(winning_case(), model), "above floor")
     ci95["hit_at_5"][0] = 5.1 * chance
     assert decide(with_model(winning_case(), model), "old", RULES).promote == ("model",)
@@ -123,7 +123,7 @@ def test_baseline_gate_fires() -> None:
 
 
 def test_a_tie_keeps_the_baseline() -> None:
-    result = with_comparison(winning_case(), compared("model", "old", TIE, p_holm=1.0))
+    result = with_comparison(winning_case(), compared("model", "old", TIE))
     assert_only_fails(result, "beats baseline")
 
 
@@ -133,14 +133,16 @@ def test_an_interval_that_ends_at_zero_keeps_the_baseline() -> None:
     assert_only_fails(result, "beats baseline")
 
 
-def test_holm_over_several_candidates_can_take_a_promotion_away() -> None:
-    result = with_comparison(winning_case(), compared("model", "old", CLEAR_GAIN, p_holm=0.051))
+def test_a_p_value_above_alpha_keeps_the_baseline() -> None:
+    """Whatever the interval says: the two need not agree."""
+    gain = dataclasses.replace(CLEAR_GAIN, p_value=0.051)
+    result = with_comparison(winning_case(), compared("model", "old", gain))
     assert_only_fails(result, "beats baseline")
 
 
 def test_a_comparison_that_is_not_a_number_keeps_the_baseline() -> None:
     nan = float("nan")
-    broken = compared("model", "old", difference(nan, nan, nan, p=nan), p_holm=nan, law=CLEAR_GAIN)
+    broken = compared("model", "old", difference(nan, nan, nan, p=nan), law=CLEAR_GAIN)
     assert_only_fails(with_comparison(winning_case(), broken), "beats baseline")
 
 
@@ -167,19 +169,20 @@ def test_lane_gate_ignores_a_fall_that_chance_explains_among_many_lanes() -> Non
 
 
 def test_withdrawn_gate_fires() -> None:
-    decision = decide(winning_case(), "old", RULES, frozenset({"model"}))
+    decision = decide(winning_case(), "old", RULES, Past(withdrawn=frozenset({"model"})))
     assert decision.promote == () and failed_gates(decision) == ["not withdrawn"]
     assert "only the entry point promote gives it back" in " ".join(decision.reasons)
 
 
-def test_a_family_too_large_for_the_documents_is_told() -> None:
+def test_too_few_documents_for_the_level_are_told() -> None:
     few = dataclasses.replace(CLEAR_GAIN, num_documents=8, p_value=2 / 2**8)
-    pair = dataclasses.replace(compared("model", "old", few, p_holm=0.0546875), num_contenders=7)
-    decision = assert_only_fails(with_comparison(winning_case(), pair), "beats baseline")
-    told = "8 documents cannot give the best of 7 contenders less than p = 0.0547 (Holm)"
+    result = with_comparison(winning_case(), compared("model", "old", few))
+    strict = dataclasses.replace(RULES, alpha=0.005)
+    told = "8 documents cannot give less than p = 0.0078"
+    decision = decide(result, "old", strict)
+    assert decision.promote == () and failed_gates(decision) == ["beats baseline"]
     assert told in " ".join(decision.reasons)
-    enough = dataclasses.replace(compared("model", "old", few, p_holm=0.046875), num_contenders=6)
-    found = decide(with_comparison(winning_case(), enough), "old", RULES)
+    found = decide(result, "old", RULES)
     assert found.promote == ("model",) and "cannot give" not in str(found.checks)
 
 

@@ -205,20 +205,59 @@ def test_a_leaky_baseline_is_no_reference(
     assert "split=random" in " ".join(decision.reasons)
 
 
-def test_holm_runs_over_contenders_alone(
+def test_all_are_compared_with_the_baseline_and_who_was_not_tested_has_no_p(
     bank: Bank, windows: Windows, queries: Queries, free: list[Candidate], facts: Facts
 ) -> None:
-    """A free predictor behind the best one cannot win, so that it costs nobody significance."""
-    old = Candidate("old", Matrix(rotation(16, seed=7)), facts)
-    model = Candidate("model", Matrix(rotation(16)), facts)
-    result = replay([old, model, *free], bank, windows, queries, "old")
+    old = Candidate("old", Matrix(rotation(16)), facts)
+    noise = Candidate("noise", Matrix(rotation(16, seed=7)), facts, val_hit_at_5=0.9)
+    result = replay([old, noise, *free], bank, windows, queries, "old")
     pairs = [pair for pair in result.comparisons if pair.reference == "old"]
-    contenders = [pair for pair in pairs if np.isfinite(pair.p_holm)]
-    assert {pair.candidate for pair in contenders} == {"model", result.best_free}
-    assert len(pairs) == 4 and {pair.num_contenders for pair in pairs} == {2}
-    smallest = min(pair.hit_at_5.p_value for pair in contenders)
-    assert min(pair.p_holm for pair in contenders) == 2 * smallest
-    assert "  -  " in comparison_table(result)
+    assert {pair.candidate for pair in pairs} == {"noise", *(one.name for one in free)}
+    decision = judged(result)
+    assert decision.failed == "noise" and decision.tested == {"noise"}
+    rows = comparison_table(result, decision).splitlines()
+    shown = {row.split()[0]: " - " in row for row in rows if " old " in row}
+    assert shown == {"noise": False} | {one.name: True for one in free}
+
+
+def test_a_val_figure_that_was_not_logged_is_measured(
+    bank: Bank, windows: Windows, queries: Queries, facts: Facts
+) -> None:
+    right, noise = Matrix(rotation(16)), Matrix(rotation(16, seed=7))
+    found = [
+        Candidate("right", right, facts),
+        Candidate("noise", noise, facts),
+        Candidate("logged", noise, facts, val_hit_at_5=0.125),
+    ]
+    outcomes = {one.name: one for one in replay(found, bank, windows, queries).outcomes}
+    assert outcomes["right"].val_hit_at_5 == 1.0 and outcomes["noise"].val_hit_at_5 < 0.5
+    assert outcomes["logged"].val_hit_at_5 == 0.125
+
+
+def test_the_served_order_decides(
+    bank: Bank, windows: Windows, queries: Queries, facts: Facts
+) -> None:
+    """Plain the model is better; a correction of the free predictor makes its served order so."""
+    right, wrong = rotation(16), rotation(16, seed=7)
+    lifted_N2 = np.tile(np.float32([1.0, 0.0]), (bank.num_rows, 1))
+    lifted_N2[queries.target_row_Q, 1] = 3.0
+    known = dataclasses.replace(facts, kind=FREE)
+    rival = Candidate("free", Matrix(0.3 * right + 0.7 * wrong), known)
+    helped = dataclasses.replace(rival, row_correction=lifted_N2)
+    model = Candidate("model", Matrix(0.35 * right + 0.65 * wrong), facts, val_hit_at_5=0.9)
+    result = replay([helped, model], bank, windows, queries, "free")
+    assert [one.name for one in result.outcomes] == ["free", "model"]
+    first, second = result.outcomes
+    assert second.figures["hit_at_5"] > first.figures["hit_at_5"]
+    assert first.served == first.corrected and second.served == second.figures
+    (pair,) = result.comparisons
+    assert pair.plain_hit_at_5.low > 0 > pair.hit_at_5.high
+    decision = judged(result)
+    assert decision.promote == () and decision.winner == "free"
+    plain = replay([rival, model], bank, windows, queries, "free")
+    assert judged(plain).promote == ("model",), "without the correction the model wins"
+    served = result.per_query[result.per_query["candidate"] == "free"]
+    assert served["rank_served"].tolist() == served["rank_corrected"].tolist()
 
 
 def test_a_candidate_of_another_split_that_saw_the_answers_is_marked(tmp_path: Path) -> None:

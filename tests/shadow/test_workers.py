@@ -119,9 +119,12 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     correction = ema.row_correction
     here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
     (own,) = evaluate_together({"ema": ema.model}, tiny_bank, windows, queries)
+    ranked = own.per_query.assign(rank_corrected=without.ranks["rank_corrected"])
+    own = dataclasses.replace(own, row_correction=correction, per_query=ranked)
     _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
     assert here.beta > 0
-    assert found.ranks["rank_reranked"].tolist() == expected["rank_reranked"].tolist()
+    for order in ("rank_reranked", "rank_corrected_reranked"):
+        assert found.ranks[order].tolist() == expected[order].tolist()
     same = ["rank", "rank_raw", "rank_corrected", "top_row"]
     pd.testing.assert_frame_equal(found.ranks[same], without.ranks[same])
     shorter = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=3))
@@ -134,9 +137,10 @@ def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, e
     assert own["rank_reranked"].tolist() != found.ranks["rank_reranked"].tolist()
     result = replay([ema], tiny_bank, windows, queries, measure=lanes)
     (one,) = reranked_outcomes(result, tiny_bank)
-    hits = (expected["rank_reranked"] <= 5).mean()
+    hits = (expected["rank_corrected_reranked"] <= 5).mean()
     assert one.figures["hit_at_5"] == pytest.approx(hits) and one.lead is None
-    assert one.change.mean == pytest.approx(hits - (found.ranks["rank"] <= 5).mean())
+    assert one.change.mean == pytest.approx(hits - (found.ranks["rank_corrected"] <= 5).mean())
+    assert result.outcomes[0].served["hit_at_5"] == pytest.approx(hits)
 
 
 def test_a_process_ranks_as_this_one_does_and_is_read_back(

@@ -9,7 +9,10 @@ import sys
 
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import registry, runs
+from lvm.tracking import runs
+from lvm.tracking.registry import Registry
+
+registry = Registry()
 
 
 def main(after: str, version: str, expected: str) -> None:

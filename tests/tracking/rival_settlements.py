@@ -14,6 +14,7 @@ from multiprocessing.synchronize import Barrier
 from lvm.system.settings import read_gate_rules
 from lvm.tracking import runs
 from lvm.tracking.candidates import promote_winner
+from lvm.tracking.registry import Registry
 from tests.shadow_cases import winning_case
 
 
@@ -30,7 +31,9 @@ def settle_at_once(name: str, version: str, barrier: Barrier, results) -> None:
     versions = {name: version, "old": "1", "ema": None, "copy-last": None}
     published = []
     barrier.wait(60)
-    decision = promote_winner(result, versions, read_gate_rules(), name, published.append, print)
+    decision = promote_winner(
+        Registry(), result, versions, read_gate_rules(), name, published.append, print
+    )
     assert published == [decision]
     results.put((version, decision.promote, decision.winner, decision.reasons[0]))
 

@@ -10,8 +10,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.system.processes import Stopped, stoppable
-from lvm.tracking import registry
+from lvm.tracking.registry import BY_HAND, Registry
 from tests.tracking.test_versions import facts, registered_store, three_versions
+
+registry = Registry()
 
 pytestmark = pytest.mark.slow
 
@@ -219,5 +221,5 @@ def test_a_hand_lifts_what_a_rollback_withdrew(old_baseline):
     assert registry.withdrawn() == {"2"}
     registry.promote("3", "1", {})
     assert registry.withdrawn() == {"2"}
-    registry.promote("2", "3", {}, registry.BY_HAND)
+    registry.promote("2", "3", {}, BY_HAND)
     assert registry.withdrawn() == set()

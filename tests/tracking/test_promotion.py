@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from lvm.system.processes import Stopped, stoppable
 from lvm.system.settings import read_gate_rules
-from lvm.tracking import registry
 from lvm.tracking.candidates import Field, promote_winner, replayed_name, tag_measured
+from lvm.tracking.registry import BY_HAND, Registry
 from tests.shadow_cases import (
     CLEAR_GAIN,
     NO_GAIN,
@@ -25,6 +25,8 @@ from tests.shadow_cases import (
     winning_case,
 )
 from tests.tracking.test_versions import facts, registered_store, three_versions
+
+registry = Registry()
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,7 @@ def settled(result, versions=VERSIONS, is_enabled=True, published=None, failures
             failures.append(told)
 
     return promote_winner(
-        result, versions, RULES, "run", note, tell_failure if is_enabled else None
+        registry, result, versions, RULES, "run", note, tell_failure if is_enabled else None
     )
 
 
@@ -84,6 +86,19 @@ def test_a_tie_keeps_the_alias(old_baseline):
     assert decision.promote == () and registry.aliases() == {"baseline": "1"}
 
 
+def test_a_loss_is_recorded_so_that_it_stops_no_later_challenger(old_baseline):
+    """Against this baseline on these queries; a dry run records nothing."""
+    pairs = (compared("model", "old", NO_GAIN), *winning_case().comparisons[1:])
+    lost = winning_case(comparisons=pairs)
+    assert settled(lost, is_enabled=False).failed == "model"
+    assert settled(lost).failed == "model" and "lost/1/aaaaaaaaaaaaaaaa" in tags("2")
+    again = settled(lost)
+    assert "it lost to old on these queries in run" in again.verdicts["model"]
+    assert again.failed == "ema", "whose turn it is now"
+    others = settled(winning_case(comparisons=pairs, queries_sha256="b" * 64))
+    assert others.failed == "model"
+
+
 def test_a_dry_run_publishes_and_changes_nothing(old_baseline):
     published = []
     decision = settled(winning_case(), is_enabled=False, published=published)
@@ -106,7 +121,7 @@ def test_a_report_that_fails_leaves_the_alias(old_baseline):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        promote_winner(winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
+        promote_winner(registry, winning_case(), VERSIONS, RULES, "run", fail, lambda *told: None)
     assert registry.aliases() == {"baseline": "1"} and len(registry.history()) == 1
 
 
@@ -126,10 +141,15 @@ def test_every_measured_version_is_tagged(three_versions):
     full = winning_case()
     seen = dataclasses.replace(full.outcomes[2], leak="3 answers were among its train rows")
     result = dataclasses.replace(full, outcomes=(full.outcomes[0], seen, broken))
-    tag_measured(result, VERSIONS, "run 9")
+    tag_measured(
+        registry, result, VERSIONS, "run 9", {"model": "promoted: by far", "ema": "not promoted"}
+    )
     assert {tags(version)["shadow_run"] for version in "23"} == {"run 9"}
     assert "SIGKILL" in tags("1")["shadow_unscored"] and "shadow_hit_at_5" not in tags("1")
     assert tags("2")["shadow_place"] == "1 of 3" and tags("2")["shadow_note"] == "none"
+    assert tags("2")["shadow_verdict"] == "promoted: by far"
+    page = MlflowClient().get_model_version("lvm", "3").description
+    assert "place 2 of 3 on 2000 queries" in page and page.endswith("; not promoted")
     assert tags("3")["shadow_corrected_hit_at_5"].startswith("0.192 [")
     assert "among its train rows" in tags("3")["shadow_note"]
 
@@ -137,12 +157,12 @@ def test_every_measured_version_is_tagged(three_versions):
 def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
     settled(winning_case())
     before = {key: text for key, text in tags("2").items() if key.startswith("decision_")}
-    tag_measured(winning_case(), VERSIONS, "frozen")
+    tag_measured(registry, winning_case(), VERSIONS, "frozen", {})
     weaker = dataclasses.replace(winning_case().outcomes[0], figures=dict(HALF), ci95=HALF_CI95)
     logged = winning_case(outcomes=(weaker,), is_log=True, source="the log asked.jsonl")
-    tag_measured(logged, VERSIONS, "log run")
+    tag_measured(registry, logged, VERSIONS, "log run", {})
     lost = winning_case(outcomes=(unscored("model", version="2", failure="killed"),))
-    tag_measured(lost, VERSIONS, "later")
+    tag_measured(registry, lost, VERSIONS, "later", {})
     found = tags("2")
     assert {key: text for key, text in found.items() if key.startswith("decision_")} == before
     assert before["decision_run"] == "run"
@@ -153,15 +173,15 @@ def test_later_measurements_leave_the_evidence_of_a_promotion(old_baseline):
 
 def test_a_move_by_hand_takes_the_figures_of_an_earlier_decision_away(old_baseline):
     settled(winning_case())
-    registry.promote("1", "2", {"reason": "by hand: a test"}, registry.BY_HAND)
+    registry.promote("1", "2", {"reason": "by hand: a test"}, BY_HAND)
     assert tags("2")["decision_hit_at_5"], "what it once took the alias by"
     evidence = {"decision_run": "hand", "replaced_version": "1", "reason": "by hand: it is better"}
-    registry.promote("2", "1", evidence, registry.BY_HAND)
+    registry.promote("2", "1", evidence, BY_HAND)
     assert {key for key in tags("2") if key.startswith("decision_")} == {"decision_run"}
     page = MlflowClient().get_model_version("lvm", "2").description
     assert "Took the alias by [run hand](#/runs/hand): by hand: it is better" in page
     assert "the decision that gave it the alias" not in page
-    registry.promote("3", "2", {"reason": "by hand: another test"}, registry.BY_HAND)
+    registry.promote("3", "2", {"reason": "by hand: another test"}, BY_HAND)
     registry.rollback({"decision_run": "back"})
     assert tags("2")["decision_run"] == "hand"
 
@@ -211,7 +231,7 @@ def test_a_stop_signal_after_the_report_waits_for_the_move(old_baseline):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped), stoppable():
-        promote_winner(winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
+        promote_winner(registry, winning_case(), VERSIONS, RULES, "run", stop, lambda *told: None)
     assert registry.aliases() == {"baseline": "2", "previous": "1"}
 
 
@@ -221,8 +241,8 @@ def test_what_was_rolled_back_is_promoted_by_hand_only(old_baseline):
     again = settled(winning_case())
     assert again.promote == () and registry.aliases()["baseline"] == "1"
     assert "a rollback took the alias from version" in " ".join(again.reasons)
-    registry.promote("2", "1", {"reason": "by hand"}, registry.BY_HAND)
-    registry.promote("1", "2", {"reason": "by hand"}, registry.BY_HAND)
+    registry.promote("2", "1", {"reason": "by hand"}, BY_HAND)
+    registry.promote("1", "2", {"reason": "by hand"}, BY_HAND)
     assert settled(winning_case()).promote == ("model",)
 
 

@@ -8,10 +8,12 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.tracking import registry
+from lvm.tracking.registry import Registry
 from lvm.tracking.store import RUNS_PAGE
 from tests.conftest import copy_store
 from tests.ui.project import make_project
+
+registry = Registry()
 
 pytestmark = pytest.mark.ui
 
