@@ -36,7 +36,6 @@ from lvm.training.optimizer import (
     Supervised,
     TrainingPlan,
     WeightAverage,
-    focus_share,
     lr_share,
     make_optimizer,
     plan_training,
@@ -339,9 +338,10 @@ class _Loop:
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.step)
-        self.objective.focus = self.config.focus * focus_share(progress.step, self.plan.steps)
+        if self.config.recipe == "dense":
+            self.objective.anneal(self.config.focus, progress.step / self.plan.steps)
         if self.config.focus and progress.step == (self.plan.steps + 1) // 2:
-            forget(progress)  # the focus is constant from here on, and so is the scale of the loss
+            forget(progress)  # the loss is the same from here on, and so is its scale
         total = self._backward(pending)
         norms = PartNorms(self.model) if is_last else None
         counts = self.guard.step(progress, total)

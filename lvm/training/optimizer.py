@@ -233,14 +233,6 @@ def lr_share(step: int, total: int, warmup: int) -> float:
     return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def focus_share(step: int, total: int) -> float:
-    """Return the share of `focus` at a step: it rises from 0 to 1 over the first half of all steps.
-
-    Cross entropy has a gradient while all answers are far off; the bounded loss has none.
-    """
-    return min(1.0, 2 * step / max(1, total))
-
-
 class WeightAverage:
     """Average of the weights over training steps, beside the raw weights.
 

@@ -163,12 +163,14 @@ def test_a_flat_start_does_not_end_a_run_before_half_of_its_steps(tiny_bank: Ban
     assert risen.best_epoch == 4 and len(risen.history) == 5
 
 
-def test_the_loss_begins_as_cross_entropy(tiny_bank: Bank, monkeypatch) -> None:
+def test_the_loss_begins_as_mild_cross_entropy(tiny_bank: Bank, monkeypatch) -> None:
     seen: list[float] = []
+    warmth: list[float] = []
     loss = SampledSoftmax.forward
 
     def watched(self: SampledSoftmax, *parts: object) -> torch.Tensor:
         seen.append(self.focus)
+        warmth.append(float(self.temperature().detach() / self.log_temperature.detach().exp()))
         return loss(self, *parts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SampledSoftmax, "forward", watched)
@@ -176,6 +178,8 @@ def test_the_loss_begins_as_cross_entropy(tiny_bank: Bank, monkeypatch) -> None:
     half = result.plan.steps / 2
     assert seen == pytest.approx([0.4 * min(1, step / half) for step in range(len(seen))])
     assert seen[0] == 0 and seen[-1] == 0.4
+    share = [min(1, step / half) for step in range(len(seen))]
+    assert warmth == pytest.approx([3 ** (1 - part) for part in share])
 
 
 def test_an_epoch_tells_what_each_part_does(tiny_bank: Bank) -> None:
