@@ -32,9 +32,14 @@ from lvm.tracking.evaluation_runs import (
     rerank,
     serve,
 )
-from lvm.tracking.logged_models import open_subject
+from lvm.tracking.logged_models import check_subject, open_subject
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
+
+
+def check(options: EvalOptions) -> None:
+    """Raise ValueError if there is no such predictor."""
+    check_subject(options.model, Registry(options.registry))
 
 
 def body(options: EvalOptions) -> None:
@@ -72,4 +77,4 @@ def body(options: EvalOptions) -> None:
     publish_report(report, options.report)
 
 
-main = EntryPoint("eval", EvalOptions, body)
+main = EntryPoint("eval", EvalOptions, body, check)

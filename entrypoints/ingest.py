@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
     start("ingest")
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
@@ -44,7 +45,7 @@ def body(options: IngestOptions) -> None:
     runs.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     if report.files:
         runs.log_artifact(drops_table(report, MARKDOWN) + "\n", "dropped.md")
-    print(counts_table(report))
+    print(f"{counts_table(report)}\nnext: lvm train --bank {shlex.quote(options.bank)}")
     describe(options, report.sequences, report)
     publish_report(asdict(report), None)
 

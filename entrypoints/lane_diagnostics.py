@@ -21,10 +21,12 @@ from lvm.evaluation.lane_ceilings import failing_queries
 from lvm.evaluation.lane_diagnosis import diagnose
 from lvm.report.lanes import (
     agreement_figure,
+    assignment_line,
     assignment_table,
     ceilings_table,
     hits_table,
     lanes_note,
+    lanes_screen,
     lanes_table,
     supply_line,
 )
@@ -38,9 +40,15 @@ from lvm.tracking.evaluation_runs import (
     measured_by,
     searched,
 )
-from lvm.tracking.logged_models import Subject, open_subject
+from lvm.tracking.logged_models import Subject, check_subject, open_subject
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
+
+
+def check(options: LaneOptions) -> None:
+    """Raise ValueError if there is no such predictor."""
+    if options.eval_run is None:
+        check_subject(options.model, Registry(options.registry))
 
 
 def body(options: LaneOptions) -> None:
@@ -73,7 +81,9 @@ def body(options: LaneOptions) -> None:
         blocks.insert(0, assignment_table(assignment, agreement))
     table = "\n\n".join(blocks)
     runs.log_artifact(table + "\n", "lanes.txt")
-    print(table)
+    if assignment.method != BANK:
+        print(assignment_line(assignment, agreement), end="\n\n")
+    print(lanes_screen(diagnosis, ceilings), flush=True)
     found = None if agreement is None else agreement.report()
     report = answers.report | {
         "diagnosis": diagnosis.report(),
@@ -112,4 +122,4 @@ def measured_here(subject: Subject, options: LaneOptions) -> Answers:
     )
 
 
-main = EntryPoint("lane-diagnostics", LaneOptions, body)
+main = EntryPoint("lane-diagnostics", LaneOptions, body, check)

@@ -10,13 +10,13 @@ from typing import Any
 
 from entrypoints.command import EntryPoint
 from entrypoints.options.data import MainOptions
-from lvm.report.data import pipeline_note
+from lvm.report.data import last_screen, pipeline_note
 from lvm.system.progress import part
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_BANK
 from lvm.tracking.registry import ARTIFACT
 from lvm.tracking.runs import publish_report
-from lvm.tracking.store import RUNS_PAGE, ui_command
+from lvm.tracking.store import ui_command
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,17 @@ def body(options: MainOptions) -> None:
     shadow = runs.read_json(launched["shadow-eval"], "report.json")
     runs.describe_run(pipeline_note(plan.bank, plan.ctx, shadow))
     publish_report({"size": options.size, "runs": launched, "shadow": shadow}, options.report)
-    print(f"\nopen the runs in the MLflow UI:  {ui_command()}")
-    print(f"                          then:  http://127.0.0.1:5000{RUNS_PAGE}")
+    examples = runs.read_json(launched["eval"], "examples.json")
+    first = dict(zip(examples["columns"], examples["data"][0], strict=True))
+    name = runs.read_json(launched["eval"], "report.json")["model"]
+    commands = {
+        "what follows a text of yours": "lvm predict --text mine.txt",
+        "train on texts of yours": "lvm ingest --source <folder> --bank data/mine; "
+        "lvm train --bank data/mine",
+        "the runs in the MLflow UI": ui_command(),
+        "  with lvm's columns": f"http://127.0.0.1:5000{runs.active_runs_page()}",
+    }
+    print(f"\n{last_screen(plan.ctx, shadow, first, name, commands)}")
 
 
 main = EntryPoint("main", MainOptions, body)

@@ -16,9 +16,7 @@ from entrypoints.command import EntryPoint
 from entrypoints.options.evaluation import PredictOptions
 from lvm.bank.files import map_array
 from lvm.bank.store import Bank
-from lvm.corpus.encoders import load_encoder
 from lvm.corpus.reading import read_text_file
-from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.prediction.predict import predict_contexts, unit_contexts
@@ -27,15 +25,27 @@ from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE
 from lvm.serving.predictor import Retriever, Wanted
+from lvm.serving.texts import TextEncoder
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank
-from lvm.tracking.logged_models import Predictor, check_dim, open_subject, reference_in
+from lvm.tracking.logged_models import (
+    Predictor,
+    check_dim,
+    check_subject,
+    open_subject,
+    reference_in,
+)
 from lvm.tracking.registry import BASELINE_URI, Registry
 from lvm.tracking.runs import publish_report
 
 TABLE, JSON = "table", "json"
 DESCRIBED = 5  # passages in the run's description
+
+
+def check(options: PredictOptions) -> None:
+    """Raise ValueError if there is no such predictor."""
+    check_subject(options.model, Registry(options.registry))
 
 
 def body(options: PredictOptions) -> None:
@@ -131,18 +141,7 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         raise ValueError(f"text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
-    if bank.encoder in UNNAMED_ENCODERS:
-        raise ValueError(
-            f"text: bank {bank.path} does not record what made its vectors; give context=<.npy>, "
-            "or ingest it with encoder=<name>"
-        )
-    vector_TD = load_encoder(bank.encoder).encode(sentences)
-    if vector_TD.shape[1] != bank.dim:
-        raise ValueError(f"text: {bank.encoder} gives {vector_TD.shape[1]} dims, not {bank.dim}")
-    kept_TD = vector_TD[vector_TD.any(axis=1)]
-    if not len(kept_TD):
-        raise ValueError(f"text: the encoder {bank.encoder} knows no word of {path}")
-    return kept_TD[None]
+    return TextEncoder(bank, instead="context=<.npy>").encode(sentences)[None]
 
 
 def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
@@ -155,4 +154,4 @@ def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
     return unit_contexts(context[None] if context.ndim == 2 else context, dim)
 
 
-main = EntryPoint("predict", PredictOptions, body)
+main = EntryPoint("predict", PredictOptions, body, check)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from entrypoints.command import EntryPoint
+from entrypoints.options.fields import changed
 from entrypoints.options.training import ScalingOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
@@ -62,7 +63,8 @@ def body(options: ScalingOptions) -> None:
     config = TrainConfig(**(as_dict(config_of(options)) | {"decay": decay}))
     runs.log_config(vars(options) | as_dict(replace(settings, decay=decay)) | vars(plan))
     runs.set_tags({"model": config.model, "recipe": config.recipe})
-    runs.name_run(f"{config.model} ctx {windows.ctx}")
+    typed = changed(options, ("bank", "ctx", "windows", "model", "device", "report"))
+    runs.name_run(f"{config.model} ctx {windows.ctx} {typed}".rstrip())
     trainer = Trainer(bank, windows, queries, config, CELLS, print_round)
     free, free_ranks = {}, {name: trainer.measured(model) for name, model in models.items()}
     for name, rank_Q in free_ranks.items():

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
 from entrypoints.command import EntryPoint
+from entrypoints.options.fields import changed
 from entrypoints.options.training import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
+from lvm.report.training import pace_line, training_header
 from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
@@ -33,6 +36,7 @@ from lvm.tracking.training_runs import (
 )
 from lvm.training.checkpoint import state_sha256, training_sha256
 from lvm.training.config import (
+    Settings,
     TrainConfig,
     as_dict,
     chosen_device,
@@ -40,9 +44,13 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.windows.export import ensure_windows
+from lvm.windows.export import ensure_windows, longest_context
 
 STATES = Path("data/training")
+# Options that the name of a run gives by itself, or that do not change its result.
+NAMED_OTHERWISE = set(
+    "bank ctx windows phase model recipe device resume register registry report".split()
+)
 
 
 def check(options: TrainOptions) -> None:
@@ -67,10 +75,14 @@ def decided(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if getattr(options, name) is None}
 
 
-def with_phase(options: TrainOptions) -> TrainOptions:
-    """Return the options with what their phase decides, with a context length."""
+def with_phase(options: TrainOptions, longest: int = DEFAULT_CTX) -> TrainOptions:
+    """Return the options with what their phase decides, with a context length.
+
+    `longest` is the longest context that the bank has.
+    """
     settings = decided(options)
-    return replace(options, **{"ctx": options.ctx or settings.get("ctx", DEFAULT_CTX)} | settings)
+    ctx = options.ctx or settings.get("ctx") or min(DEFAULT_CTX, longest)
+    return replace(options, **{"ctx": ctx} | settings)
 
 
 def config_of(options: TrainOptions) -> TrainConfig:
@@ -98,12 +110,13 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
-    settings, options = decided(options), with_phase(options)
+    settings, typed = decided(options), changed(options, NAMED_OTHERWISE)
     if settings:
-        told = ", ".join(f"{k} {v}" for k, v in settings.items())
-        print(f"phase {options.phase} decides: {told}")
+        words = ", ".join(f"{k} {v}" for k, v in settings.items())
+        print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
         bank, registry = read_bank(options.bank), Registry(options.registry)
+        options = with_phase(options, longest_context(bank))
         if options.register:
             registry.check_bank(bank)
         inputs = make_inputs(bank, options.ctx, options.windows, "training")
@@ -115,18 +128,15 @@ def body(options: TrainOptions) -> None:
         config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
-        label = f" phase {options.phase}" if options.phase else ""
-        runs.name_run(f"{config.model} ctx {inputs.windows.ctx} {config.recipe}{label}")
-        tags = {"model": config.model, "phase": options.phase or "none", "recipe": config.recipe}
-        tags |= {"init": config.init or "none", "experts_control": config.experts_control}
-        tags |= {"training_sha256": training_sha256(config, inputs.windows, initial)}
-        runs.set_tags(tags)
+        label(config, options.phase, inputs.windows.ctx, typed)
+        runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
         key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
         rivals = validation.measure(free)
         print(validation.told(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
+        automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         result = train(
             inputs.bank,
@@ -135,6 +145,11 @@ def body(options: TrainOptions) -> None:
             validate=validation.figures,
             on_epoch=lambda record: log_epoch(record, inputs),
             on_warnings=warnings.update,
+            on_start=lambda plan, size: print(
+                training_header(inputs.bank, inputs.windows, config, automatic, plan, size),
+                flush=True,
+            ),
+            on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
             state_path=state,
             world=world,
             initial=initial,
@@ -148,18 +163,27 @@ def body(options: TrainOptions) -> None:
     state.unlink(missing_ok=True)
 
 
+def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
+    """Name and tag the run so that it differs from others in the run list."""
+    words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
+    runs.name_run(" ".join(filter(None, words)))
+    tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
+    tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+    runs.set_tags(tags)
+
+
 def follow(options: TrainOptions) -> None:
     """Train along with rank 0, whose configuration holds, once it has prepared the data.
 
     Raises ValueError where this process finds other data.
     """
-    options = with_phase(options)
     for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
         config, initial, *digests = shared
         bank = read_bank(options.bank)
+        options = with_phase(options, longest_context(bank))
         windows = ensure_windows(bank, options.ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")

@@ -9,6 +9,7 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
+    check_bank,
     check_report,
     option,
 )
@@ -113,4 +114,5 @@ class ExportOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)

@@ -7,6 +7,7 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
+    check_bank,
     check_report,
     option,
 )
@@ -33,6 +34,7 @@ class MeasureOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -113,6 +115,7 @@ class ShadowOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -134,6 +137,7 @@ class PredictOptions:
     registry: str = option(REGISTRY, REGISTRY_HELP)
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         if (self.text is None) == (self.context is None):
             raise ValueError("text, context: give exactly one of the two files")
 

@@ -5,7 +5,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000
+COMPARED = ("hidden", "lr", "seed")
 BANK_HELP = "Bank folder or .npz file."
 REGISTRY = "lvm"
 REGISTRY_HELP = "Registered model of the bank: its versions, its alias baseline."
@@ -117,6 +118,19 @@ def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def changed(options: Any, omitted: Collection[str]) -> str:
+    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`.
+
+    Those of COMPARED come first: the run list cuts long names.
+    """
+    typed = {
+        field.name: f"{field.name} {typed_text(field, value)}"
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default and field.name not in omitted
+    }
+    return " ".join(typed[name] for name in dict.fromkeys([*COMPARED, *typed]) if name in typed)
+
+
 def click_options(options_class: type[Any]) -> list[click.Parameter]:
     """Return one click option per field of the dataclass, of the field's type and default."""
     hints = typing.get_type_hints(options_class)
@@ -146,6 +160,15 @@ def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
         str: click.STRING,
     }
     return scalars[hint]
+
+
+def check_bank(path: str | None) -> None:
+    """Raise ValueError, before any work, if there is no bank at `path`; the default may be made."""
+    if path in (None, DEFAULT_BANK) or Path(str(path)).exists():
+        return
+    raise ValueError(
+        f"bank {path}: no such folder or .npz file; make it with `lvm ingest --bank {path}`"
+    )
 
 
 def check_report(path: str | None) -> None:

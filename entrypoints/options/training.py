@@ -12,6 +12,7 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
+    check_bank,
     check_report,
     option,
 )
@@ -35,7 +36,9 @@ class TrainOptions:
 
     bank: str = option(DEFAULT_BANK, BANK_HELP)
     ctx: int | None = option(
-        None, f"Rows of context (auto: the phase's, else {DEFAULT_CTX}).", low=2
+        None,
+        f"Rows of context (auto: the phase's, else {DEFAULT_CTX}, or the longest there is).",
+        low=2,
     )
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     phase: str | None = option(
@@ -111,6 +114,7 @@ class TrainOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -143,6 +147,7 @@ class ScalingOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)
 
 
@@ -177,4 +182,5 @@ class PhasesOptions:
     report: str | None = option(None, REPORT_HELP, unset="none")
 
     def __post_init__(self) -> None:
+        check_bank(self.bank)
         check_report(self.report)

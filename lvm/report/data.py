@@ -7,7 +7,16 @@ from typing import Any
 from lvm.bank.store import Bank
 from lvm.chains.ingest import ChainReport
 from lvm.corpus.ingest import IngestReport
-from lvm.report.tables import MARKDOWN, NOTE_LINES, TEXT, bullets, page_table, queries_line, table
+from lvm.report.tables import (
+    MARKDOWN,
+    NOTE_LINES,
+    TEXT,
+    bullets,
+    page_table,
+    queries_line,
+    table,
+    wrapped,
+)
 from lvm.windows.planning import SPLITS, Windows
 
 SHOWN = 12
@@ -18,7 +27,8 @@ def counts_table(report: IngestReport) -> str:
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
     for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
-        lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
+        if counts:
+            lines.append(f"{len(counts):,} {title}: {_largest(counts)}")
     lines += [f"dropped {count:,} rows: {reason}" for reason, count in report.dropped.items()]
     if report.files:
         lines += ["", drops_table(report), ""]
@@ -127,6 +137,39 @@ def windows_text(report: Mapping[str, Any]) -> str:
     mark = "LEAKY (split=random)" if report["leaky"] else "no leak"
     size = f"{report['bytes']:,} bytes, {report['share_of_bank']:.2%} of the bank"
     return "\n".join([*lines, f"audit: {mark}; {size}"])
+
+
+def last_screen(
+    ctx: int,
+    shadow: Mapping[str, Any],
+    example: Mapping[str, Any],
+    model: str,
+    commands: Mapping[str, str],
+) -> str:
+    """Return a pipeline's end: what was asked, who won and why, one prediction, what to type next.
+
+    `example` is a line of `example_table` of `model`; `commands` map what one wants to a command.
+    """
+    asked = (
+        f"Which passage comes next, after up to {ctx:,} others? {shadow['num_queries']:,} test "
+        f"queries from {shadow['num_documents']:,} documents; every one of the "
+        f"{shadow['num_rows']:,} passages could be the answer."
+    )
+    decision = shadow["decision"]
+    # The last sentences of the context are those that a reader can judge the prediction by.
+    before = " / ".join(str(example["context"]).split(" / ")[-2:])
+    lines = [
+        ("ASKED", asked),
+        ("WON", f"{decision['winner'] or 'nobody'}: {'; '.join(decision['reasons'][:2])}"),
+        ("EXAMPLE", f"of {model}, {example['outcome']} at rank {example['rank']:,.0f}"),
+        ("  after", before),
+        ("  found", str(example["found_1"])),
+        ("  true", str(example["truth"])),
+    ]
+    body = [wrapped(f"{name:<9}{text}", TEXT, hanging=" " * 9) for name, text in lines]
+    width = max(map(len, commands), default=0)
+    typed = [f"  {want:<{width}}  {command}" for want, command in commands.items()]
+    return "\n".join([*body, "TYPE NEXT", *typed])
 
 
 def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:

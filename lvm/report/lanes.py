@@ -77,6 +77,48 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
     return "\n\n".join([*blocks, diagnosis.sentence])
 
 
+def lanes_screen(diagnosis: Diagnosis, ceilings: Ceilings) -> str:
+    """Return what a terminal shows: a line per lane, then in words the confusion, the decision.
+
+    The artifact lanes.txt has the rest.
+    """
+    lines = [
+        [
+            lane.lane,
+            f"{lane.num_queries:,}",
+            interval_cell(lane.figures["hit_at_5"], lane.ci95["hit_at_5"]),
+            lane.best_baseline or "",
+            difference_cell(lane.lift) if lane.lift else "",
+            _marks(lane.lane, diagnosis),
+        ]
+        for lane in _by_hit(diagnosis.lanes)
+    ]
+    headers = ["lane", "queries", "Hit@5 %", "best free", "lift, points", ""]
+    caption = [
+        f"Lanes of {diagnosis.model}, lowest first: {diagnosis.num_queries:,} queries, overall "
+        f"Hit@5 {percent(diagnosis.hit_at_5)} %",
+        "[95 % interval by document]; lift: over the free predictor that is best in the lane",
+    ]
+    told = [
+        f"Most confused: {confusion_words(diagnosis)}",
+        ceilings.sentence(),
+        "Confusions, ceilings, Hit@1 and Hit@10 of each lane: lanes.txt of the run.",
+    ]
+    body = captioned(caption, table(lines, headers, "lrrlrl", TEXT), diagnosis.leaky)
+    return "\n\n".join([body, "\n".join(told), diagnosis.sentence])
+
+
+def confusion_words(diagnosis: Diagnosis) -> str:
+    """Return the pair of lanes whose first hits exceed chance most, in words."""
+    if not diagnosis.pairs:
+        return "no lane more than by chance."
+    pair = diagnosis.pairs[0]
+    return (
+        f"the first hit for {pair.truth} lies in {pair.found} for {percent(pair.share)} % of its "
+        f"queries ({pair.count:,}; by chance {pair.expected:,.0f})."
+    )
+
+
 def _by_hit(lanes: Sequence[LaneFigures]) -> list[LaneFigures]:
     return sorted(lanes, key=lambda lane: lane.figures["hit_at_5"])
 
@@ -102,10 +144,10 @@ def supply_line(diagnosis: Diagnosis) -> str:
     """Say which lanes have few chains."""
     few, least = diagnosis.small_supply, diagnosis.rules.min_chains
     if not few:
-        return f"Supply: every lane has {least:,} chains or more."
+        return f"Supply: every lane has {least:,} chains to train on or more."
     if len(few) == len(diagnosis.supply):
-        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains."
-    return f"Supply: fewer than {least:,} chains in {', '.join(few)}."
+        return f"Supply: all {len(few)} lanes have fewer than {least:,} chains to train on."
+    return f"Supply: fewer than {least:,} chains to train on in {', '.join(few)}."
 
 
 def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:
@@ -130,6 +172,7 @@ def ceilings_table(ceilings: Ceilings, leaky: bool, style: str = TEXT) -> str:
     caption = [
         "Ceilings, %: searching with the answer's own vector, exactly or through the index; Hit@10",
         "of the model, by exact search or as served. *: corrected scores, context rows kept.",
+        "Limited by: index, where serving loses hits that exact search has; else by the model.",
         f"Serving: {ceilings.index}",
     ]
     first = captioned(caption, table(lines, headers, "lrrrrrrrl", style), leaky)
@@ -182,6 +225,16 @@ def assignment_table(assignment: Assignment, agreement: Agreement | None, style:
         lines.append([label, f"{count_L.sum():,}", agreement.best_match.get(label, ""), found])
     headers = ["label", "rows", "best match", "lanes of its rows, %"]
     return captioned(caption, table(lines, headers, "lrll", style), leaky=False)
+
+
+def assignment_line(assignment: Assignment, agreement: Agreement | None) -> str:
+    """Say how many rows were assigned, and how well the lanes agree with the bank's labels."""
+    num_assigned = sum(assignment.facts["rows"].values())
+    total = num_assigned + assignment.facts["unassigned_rows"]
+    line = f"Lanes by {assignment.method}: {num_assigned:,} of {total:,} rows assigned"
+    if agreement is None:
+        return line
+    return f"{line}; agreement with the bank's labels {agreement.adjusted_rand:.2f} (adjusted Rand)"
 
 
 def lane_figure(

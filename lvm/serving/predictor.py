@@ -1,4 +1,4 @@
-"""The predictor that MLflow serves: contexts in, vectors or passages out.
+"""The predictor that MLflow serves: contexts of vectors or texts in, vectors or passages out.
 
 Shapes: B batch, T time, D vector dim, K passages, C candidates.
 """
@@ -18,7 +18,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from lvm.bank.files import map_array
-from lvm.bank.store import SAME_SCORE, open_bank
+from lvm.bank.store import SAME_SCORE, Bank, open_bank
 from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (
@@ -39,6 +39,7 @@ from lvm.retrieval.rerank import (
     Shortlist,
     lane_scores,
 )
+from lvm.serving.texts import TextEncoder, sentences_of, texts_in
 from lvm.system.errors import one_line
 
 Answer = NDArray[np.float32] | dict[str, Any]
@@ -197,8 +198,9 @@ def _ordered(row_BC: IntArray, score_BC: FloatArray, size: int) -> tuple[IntArra
 class ServedPredictor(PythonModel):
     """Maps contexts (B, T, D) float32 to predicted unit vectors (B, D) float32.
 
-    With the model's bank on this machine, the parameter k returns the best k passages, too. In one
-    process, `stream` and `retrieve` answer after each new vector without the context being sent.
+    With the model's bank on this machine, the parameter k returns the best k passages, too. With
+    the bank's encoder, contexts may be texts. In one process, `stream` and `retrieve` answer after
+    each new vector without the context being sent.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -211,7 +213,9 @@ class ServedPredictor(PythonModel):
         reranker = context.artifacts.get("reranker")
         self.reranker = None if reranker is None else Reranker.load(Path(reranker))
         self._stepping = self.model
+        self._bank: Bank | None = None
         self._retriever: Retriever | None = None
+        self._encoder: TextEncoder | None = None
 
     def predict(
         self,
@@ -220,6 +224,9 @@ class ServedPredictor(PythonModel):
         params: dict[str, Any] | None = None,
     ) -> Answer:
         """Return the predicted next vectors (B, D), unit length, for contexts (B, T, D).
+
+        A context may also be a text, as one string, which is split as a corpus is, or as a list of
+        sentences; the encoder of the model's bank embeds them.
 
         The last ctx vectors of each context are read, with the ctx of the training. With k in
         `params`, return a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first, `scores`
@@ -237,32 +244,48 @@ class ServedPredictor(PythonModel):
             return self._answer(model_input, params or {})
         except ValueError as error:
             raise Refusal(str(error)) from error
-        except OSError as error:  # only passages are read from files
+        except OSError as error:  # only passages and encoders are read from files
             reason = (
                 f"k: the bank cannot be read ({error}); mend that, or ask without k for vectors"
             )
             raise Refusal(reason) from error
 
-    def _answer(self, model_input: np.ndarray, params: Mapping[str, Any]) -> Answer:
+    def _answer(self, model_input: Any, params: Mapping[str, Any]) -> Answer:
         wanted = Wanted(
             int(params.get("k", 0)),
             params.get("rerank", NONE),
             bool(params.get("keep_context", False)),
         )
-        contexts_BTD, packed = np.asarray(model_input), params.get("packed", "")
-        if packed:
-            contexts_BTD = unpack(packed, contexts_BTD)
-        unit_BTD = unit_contexts(contexts_BTD, self.facts.dim)
-        wanted.check_batch(len(unit_BTD))
+        batches = self._contexts(model_input, params.get("packed", ""))
+        wanted.check_batch(sum(map(len, batches)))
         retriever = None if wanted.k == 0 else self._opened()
-        vector_BD = predict_contexts(self.model, unit_BTD[:, -self.facts.ctx :])
+        predicted = [predict_contexts(self.model, one[:, -self.facts.ctx :]) for one in batches]
+        vector_BD = np.concatenate(predicted)
         if retriever is None:
             return vector_BD
-        row_BK, score_BK = retriever.best(unit_BTD, vector_BD, wanted)
+        pairs = zip(batches, predicted, strict=True)
+        rows, scores = zip(*(retriever.best(*pair, wanted) for pair in pairs), strict=True)
+        row_BK, score_BK = np.concatenate(rows), np.concatenate(scores)
         found = [retriever.describe(*one) for one in zip(row_BK, score_BK, strict=True)]
         lowest = np.finfo(np.float32).min  # JSON has no infinity
         score_BK = np.maximum(score_BK, lowest)
         return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK, "passages": found}
+
+    def _contexts(self, model_input: Any, packed: str) -> list[NDArray[np.float32]]:
+        """Return the contexts in batches (B, T, D) of one length each: a text is one by itself."""
+        texts = texts_in(model_input)
+        if texts is not None:
+            sentences = [sentences_of(one) for one in texts]
+            if self._encoder is None:
+                self._encoder = TextEncoder(self._own_bank("text"), download=False)
+            return [self._encoder.encode(one)[None] for one in sentences]
+        try:
+            contexts_BTD = np.asarray(model_input)
+        except ValueError:  # lists of several lengths
+            contexts_BTD = np.asarray(None)
+        if packed:
+            contexts_BTD = unpack(packed, contexts_BTD)
+        return [unit_contexts(contexts_BTD, self.facts.dim)]
 
     def stream(self) -> Stream:
         """Return an empty stream of the model, bounded by the ctx that it was trained with."""
@@ -287,15 +310,22 @@ class ServedPredictor(PythonModel):
 
     def _opened(self) -> Retriever:
         if self._retriever is None:
-            bank = open_bank(self.facts.bank, verify=True)
-            if bank.sha256 != self.facts.bank_sha256:
-                raise ValueError(
-                    f"k: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than the "
-                    f"model's ({self.facts.bank_sha256[:12]}); ask without k for vectors"
-                )
+            bank = self._own_bank("k")
             index = ensure_index(bank, self.model, self.facts, self.row_correction)
             self._retriever = Retriever(index, self.facts.ctx, self.reranker)
         return self._retriever
+
+    def _own_bank(self, asked: str) -> Bank:
+        """Open the model's bank, once; `asked` names what needs it."""
+        if self._bank is None:
+            bank = open_bank(self.facts.bank, verify=True)
+            if bank.sha256 != self.facts.bank_sha256:
+                raise ValueError(
+                    f"{asked}: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than "
+                    f"the model's ({self.facts.bank_sha256[:12]}); ask without k for vectors"
+                )
+            self._bank = bank
+        return self._bank
 
 
 def unpack(packed: str, shape_BTD: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -66,7 +66,8 @@ def measure_subject(
     bank, windows = inputs.bank, inputs.windows
     plan = {"split_kind": windows.split, "split_seed": windows.seed}
     runs.log_config(dict(settings) | {"ctx": windows.ctx, "bank": str(bank.path)} | plan)
-    runs.name_run(f"{subject.name} ctx {windows.ctx} {split}")
+    asked = [f"{key} {settings[key]}" for key in ("max_queries", "rerank") if settings.get(key)]
+    runs.name_run(" ".join([subject.title(), split, *asked]).removesuffix(" rerank none"))
     runs.set_tags(subject.tags())
     report, evaluations = evaluate(
         subject.name,
@@ -185,7 +186,7 @@ def measured_by(run_id: str) -> Answers:
         raise ValueError(f"eval_run: {run_id} was measured on another bank than {bank.path} is now")
     registry = Registry(config.get("registry", NAME))  # an earlier lvm had this one alone
     subject = open_subject(config["model"], config["bank"], config["ctx"], registry)
-    runs.name_run(f"{subject.name} ctx {subject.inputs.windows.ctx} {config['split']}")
+    runs.name_run(f"{subject.title()} {config['split']}")
     runs.set_tags(subject.tags())
     prediction_QD = runs.read_array(run_id, "predictions.npy")
     queries = subject.inputs.windows.queries[config["split"]].head(COMPARED)

@@ -36,7 +36,7 @@ from lvm.tracking.registry import (
     Card,
     Registry,
 )
-from lvm.tracking.store import link_to_moved, missing_folder
+from lvm.tracking.store import configure, link_to_moved, missing_folder
 
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"
@@ -66,6 +66,12 @@ class Subject:
     predictor: Predictor
     inputs: Inputs
 
+    def title(self) -> str:
+        """Return the name with the version, where it has one, and ctx: `skip v2 ctx 1000`."""
+        version = self.predictor.version
+        name = self.name if version is None else f"{self.name} v{version}"
+        return f"{name} ctx {self.inputs.windows.ctx}"
+
     def tags(self) -> dict[str, str]:
         """Return the tags of the predictor for the run list, beside those of its inputs."""
         facts = self.predictor.facts
@@ -94,8 +100,7 @@ def log_predictor(
 ) -> str:
     """Log a predictor to the active run as safetensors without pickle; return its model id."""
     tensor = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(tensor, (-1, -1, facts.dim))]),
+    signature = ModelSignature(  # without inputs, which are vectors or texts: lvm checks them
         outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
         params=ParamSchema(
             [
@@ -204,6 +209,13 @@ def reference_in(registry: Registry, reference: str) -> str:
     if reference == BASELINE_URI:
         return registry.baseline_uri
     return registry.uri(reference) if reference.isdecimal() else reference
+
+
+def check_subject(reference: str, registry: Registry) -> None:
+    """Raise ValueError if `open_subject` would find no predictor of this name."""
+    configure()
+    if reference not in FREE_MODELS:
+        read_card(reference_in(registry, reference))
 
 
 def open_subject(
@@ -317,8 +329,8 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         if not reference.startswith("models:/"):
             if not reference.startswith("runs:/"):
                 raise ValueError(
-                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, "
-                    f"{BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
+                    f"model: unknown '{reference}'; give {', '.join(FREE_MODELS)}, a version's "
+                    f"number, {BASELINE_URI}, models:/{NAME}/<version> or runs:/<run id>/{ARTIFACT}"
                 )
             return None
         if alias:

@@ -33,6 +33,9 @@ from lvm.tracking.store import (
     configure,
     link_to_moved,
     missing_folder,
+    name_first_experiment,
+    own_experiment,
+    runs_page,
     saved_view,
     warn_of_moved_artifacts,
     why_not_claimable,
@@ -41,6 +44,7 @@ from lvm.tracking.store import (
 ENTRY = "entry"
 SPENT = "time.json"  # seconds and matrix products of each part of the command
 RUN_ID = "MLFLOW_RUN_ID"
+EXPERIMENT_VARIABLES = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 FINISHED, FAILED, KILLED = (
     RunStatus.to_string(status)
     for status in (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.KILLED)
@@ -54,6 +58,7 @@ GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     """Open the run that `mlflow run` made for this process, or a new one; yield its id.
 
+    A new one belongs to the experiment `lvm`, unless MLFLOW_EXPERIMENT_NAME or _ID names another.
     Stale runs of the same experiment are closed first. `parameters` are logged unless the launcher
     has logged them. The run ends FINISHED; KILLED on a stop signal; FAILED on any exception, with
     the tag `error` and the traceback as the artifact `error.txt`.
@@ -62,7 +67,9 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     release_unclaimable_run()
     dirty = is_dirty()
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
-    opened = mlflow.start_run(tags=tags | {PROCESS: process_identifier()}).info
+    tags |= {PROCESS: process_identifier()}
+    name_first_experiment()
+    opened = mlflow.start_run(experiment_id=_experiment_of_new_run(), tags=tags).info
     status = FAILED
     try:
         with stoppable():
@@ -147,6 +154,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
             str(root),
             entry,
             parameters=dict(parameters),
+            experiment_id=_active_experiment_id(),
             env_manager="local",
             run_name=entry,
         )
@@ -159,7 +167,12 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a run nested under the open one, which is then logged to until the block ends."""
-    with mlflow.start_run(run_name=name, nested=True, tags={PROCESS: process_identifier()}):
+    with mlflow.start_run(
+        run_name=name,
+        experiment_id=_active_experiment_id(),
+        nested=True,
+        tags={PROCESS: process_identifier()},
+    ):
         mlflow.log_params(dict(parameters))
         yield
 
@@ -295,6 +308,11 @@ def active_run_id() -> str:
     return str(active.info.run_id)
 
 
+def active_runs_page() -> str:
+    """Return the path of the run list that has the open run."""
+    return runs_page(_active_experiment_id())
+
+
 def child_runs(run_id: str) -> list[Run]:
     """Return the runs nested under `run_id`, the latest first."""
     return matching(run_id, f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
@@ -392,6 +410,16 @@ def count_decisions(queries_sha256: str) -> int:
 
 def _tagged(tag: str, value: str) -> list[Run]:
     return matching(active_run_id(), f"tags.`{tag}` = '{value}'")
+
+
+def _experiment_of_new_run() -> str | None:
+    """Return the id of the experiment `lvm`; None where the run or its experiment is given."""
+    is_given = any(os.environ.get(name) for name in (RUN_ID, *EXPERIMENT_VARIABLES))
+    return None if is_given else own_experiment()
+
+
+def _active_experiment_id() -> str:
+    return str(mlflow.get_run(active_run_id()).info.experiment_id)
 
 
 def _prepare(entry: str, parameters: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Experiment, Run, RunStatus, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
@@ -33,7 +33,7 @@ from lvm.system.processes import has_ended
 
 STORE_ERRORS = (MlflowException, *DATABASE_ERRORS)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-ARTIFACTS = "mlruns"
+DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LOG_LEVELS = {
     "mlflow": logging.WARNING,
@@ -53,7 +53,8 @@ ENVIRONMENT = {
 # MLflow's pages (3.17) save a view as a tag of the experiment, read by their own script.
 SAVED_VIEW = "mlflow.sharedViewState."
 VIEW = "lvm"
-RUNS_PAGE = f"/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+EXPERIMENT = "lvm"
+FIRST_ID, FIRST_NAME = "0", "Default"  # the experiment that MLflow makes in every store
 # Column -> pixels, from left to right: a window of 1280 pixels shows all but the last.
 FIXED = {"attributes.`Run Name`": 200, "runDateAndNestInfo": 100}
 CHOSEN = {
@@ -84,7 +85,7 @@ def configure(root: Path | None = None) -> str:
         logging.getLogger(name).setLevel(level)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    own = URL.create("sqlite", database=str((root or project_root()) / "mlflow.db"))
+    own = URL.create("sqlite", database=str((root or project_root()) / DATABASE))
     uri = os.environ.get(URI_VARIABLE) or _text(own)
     path = database_file(uri)
     if path is not None:
@@ -126,6 +127,38 @@ def is_sqlite(uri: str) -> bool:
 def ui_command() -> str:
     """Return the shell command that shows the runs of this store."""
     return f"mlflow ui --backend-store-uri {shlex.quote(mlflow.get_tracking_uri())}"
+
+
+def runs_page(experiment_id: str = FIRST_ID) -> str:
+    """Return the path of the run list with lvm's columns."""
+    view = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"/#/experiments/{experiment_id}/runs?{view}"
+
+
+def name_first_experiment() -> None:
+    """Rename the experiment Default, which MLflow makes first, in the project's own store."""
+    if database_file(mlflow.get_tracking_uri()) != project_root() / DATABASE:
+        return
+    client = MlflowClient()
+    is_default = client.get_experiment(FIRST_ID).name == FIRST_NAME
+    if is_default and client.get_experiment_by_name(EXPERIMENT) is None:
+        client.rename_experiment(FIRST_ID, EXPERIMENT)
+
+
+def own_experiment() -> str:
+    """Return the id of the experiment `lvm`, which is made if it is missing.
+
+    Raises ValueError if it was deleted.
+    """
+    found = MlflowClient().get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        return str(MlflowClient().create_experiment(EXPERIMENT))
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(
+            f"experiment {EXPERIMENT}: was deleted; restore it, or name another one in "
+            "MLFLOW_EXPERIMENT_NAME"
+        )
+    return str(found.experiment_id)
 
 
 def warn_of_moved_artifacts(experiment: Experiment) -> None:
@@ -232,6 +265,7 @@ def _create_sqlite(path: Path) -> None:
         made = scratch / path.name
         url = _text(URL.create("sqlite", database=str(made)))
         made_store = SqlAlchemyStore(url, _artifact_root(path.parent))
+        made_store.rename_experiment(FIRST_ID, EXPERIMENT)
         made_store.engine.dispose()
         try:
             os.link(made, path)

@@ -17,12 +17,13 @@ from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import HITS
+from lvm.report.training import next_commands
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import Registry
+from lvm.tracking.registry import ARTIFACT, Registry
 from lvm.tracking.runs import publish_report
 from lvm.tracking.version_page import metric_tags
 from lvm.training.expert_gate import lane_table, mutual_information
@@ -162,10 +163,10 @@ def finish_training(
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = None if registry is None else registry.register(model_id, facts, reached)
     print(evaluation_table(report))
-    for warning in result.warnings:
-        print(f"warning: {warning}")
     where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
+    reference = version or f"runs:/{runs.active_run_id()}/{ARTIFACT}"
+    print(next_commands(reference, None if registry is None else registry.name), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
     runs.describe_run(training_note(report, where))
     publish_report(report, report_path)

@@ -226,13 +226,17 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
     if plan.steps < MIN_STEPS:
         warnings.append(
             f"only {plan.steps} optimizer steps are planned ({plan.steps_per_epoch} an epoch, "
-            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model"
+            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model; "
+            f"epochs={math.ceil(MIN_STEPS / max(1, plan.steps_per_epoch))} without max_steps takes "
+            "as many"
         )
     if plan.examples_per_epoch < MIN_EXAMPLES:
+        is_dense = plan.own_negatives is None
+        more = MIN_EXAMPLES / max(1, plan.examples_per_epoch)
+        remedy = f"a bank of {more:.1f} times the rows" if is_dense else "recipe=dense"
         warnings.append(
             f"only {plan.examples_per_epoch:,} training examples an epoch: below {MIN_EXAMPLES:,} "
-            "a lack of data looks like a lack of targets; recipe=dense makes every "
-            "position one"
+            f"a lack of data looks like a lack of targets; {remedy} would have enough"
         )
     if plan.own_negatives is not None and plan.own_negatives < MIN_NEGATIVES:
         warnings.append(
@@ -268,26 +272,36 @@ def validation_warnings(
 def epoch_warnings(
     history: Sequence[dict[str, float]], best_epoch: int, has_ended: bool = False
 ) -> list[str]:
-    """Return the warnings about the epochs so far."""
+    """Return the warnings about the epochs so far.
+
+    Where the best epoch lies matters only once training has ended: until then it may improve.
+    """
     warnings = []
     best = next((record for record in history if record["epoch"] == best_epoch), {})
     later = [record for record in history if best and record["epoch"] > best_epoch]
-    is_settled = has_ended or any(_has_fallen(best, record) for record in later)
-    if best_epoch == 1 and later and is_settled:
-        warnings.append("best at epoch 1: the model got worse with training, or hardly trained")
+    smaller_lr = f"lr={max((one.get('train/lr', 0.0) for one in history), default=0.0) / 3:.1g}"
+    if best_epoch == 1 and later and has_ended:
+        warnings.append(
+            f"best at epoch 1 of {len(history)}: the model got worse with training, or hardly "
+            f"trained; {smaller_lr} changes it less a step, model=skip has less to learn"
+        )
     skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
     if skipped:
         warnings.append(
-            f"{skipped} optimizer steps were skipped: loss, gradient or weights not finite"
+            f"{skipped} optimizer steps were skipped: loss, gradient or weights not finite; "
+            f"{smaller_lr} or precision=fp32 is safer"
         )
     returns = sum(int(record.get("train/rollbacks", 0)) for record in history)
     if returns:
         warnings.append(
             f"training went back to its last good weights {returns} times: the loss spiked, or the "
-            "weights overflowed; a smaller lr is safer"
+            f"weights overflowed; {smaller_lr} is safer"
         )
-    if any(_rose_while_hits_fell(best, record) for record in later):
-        warnings.append("val cosine rose while Hit@5 fell: cosine does not choose the epoch")
+    if has_ended and any(_rose_while_hits_fell(best, record) for record in later):
+        warnings.append(
+            f"val cosine rose while Hit@5 fell after epoch {best_epoch}: a closer prediction is "
+            "not a better query; nothing to do, Hit@5 chooses the epoch"
+        )
     return warnings
 
 
@@ -320,5 +334,8 @@ def training_warnings(
             "without it); model=skip predicts the same for less"
         )
     if optimiser_steps < MIN_STEPS <= plan.steps:
-        warnings.append(f"only {optimiser_steps} optimizer steps: too few to judge the model by")
+        warnings.append(
+            f"only {optimiser_steps} of {plan.steps} optimizer steps were taken: too few to judge "
+            f"the model by; patience={plan.epochs} takes them all"
+        )
     return warnings

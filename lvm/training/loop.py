@@ -45,9 +45,12 @@ from lvm.windows.planning import Windows
 Validate = Callable[[nn.Module], dict[str, float]]
 OnEpoch = Callable[[dict[str, float]], None]
 OnWarnings = Callable[[list[str]], object]
+OnStart = Callable[[TrainingPlan, int], object]
+OnPace = Callable[[float, int], object]
 
 ALONE = World()
 MAX_SKIPPED_IN_A_ROW = 20
+PACED_STEPS = 3  # after the first, which is slower, the pace is measured on so many
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def train(
     validate: Validate,
     on_epoch: OnEpoch = lambda record: None,
     on_warnings: OnWarnings = lambda sentences: None,
+    on_start: OnStart = lambda plan, num_parameters: None,
+    on_pace: OnPace = lambda seconds, num_steps: None,
     state_path: Path | None = None,
     checkpoint_steps: int | None = None,
     world: World = ALONE,
@@ -79,11 +84,12 @@ def train(
     """Train `config.model` on the train rows of `windows`; `validate`'s `hit_at_5` picks the epoch.
 
     validate maps a model to its val figures. on_epoch receives the record of each epoch, counted
-    from 1; on_warnings receives all current warnings before each epoch. With a `state_path` the
-    state is written after each epoch, and within epochs every `checkpoint_steps` optimizer steps
-    (None: every two minutes). A run that finds the state of the same data and config resumes from
-    it, to the same result. `initial` is the predictor that `config.init` names; training starts
-    from its weights.
+    from 1; on_warnings receives all current warnings before each epoch. on_start receives the plan
+    and the number of parameters before the first; on_pace, after a few steps, the seconds of a step
+    and the number of steps to come. With a `state_path` the state is written after each epoch, and
+    within epochs every `checkpoint_steps` optimizer steps (None: every two minutes). A run that
+    finds the state of the same data and config resumes from it, to the same result. `initial` is
+    the predictor that `config.init` names; training starts from its weights.
 
     Every process of `world` calls this and gets the result; each trains on its share of the windows
     of every batch. Rank 0 alone validates, calls on_epoch and writes the state.
@@ -98,6 +104,9 @@ def train(
     state = StateFile(state_path, identity, checkpoint_steps)
     loop = _Loop(bank, windows, settings, state, world, initial)
     loop.restore()
+    loop.on_pace = on_pace
+    if world.is_main:
+        on_start(loop.plan, sum(one.numel() for one in loop.model.parameters()))
     while not loop.finished():
         if world.is_main:
             on_warnings(loop.warnings())
@@ -151,6 +160,8 @@ class _Loop:
             supervised, self.batches, self.hard, world, self.device, self.lanes
         )
         self.progress = Progress()
+        self.on_pace: OnPace = lambda seconds, num_steps: None
+        self._step_ends: list[float] = []
         self.products: float | None = None  # operations of a step
 
     def finished(self) -> bool:
@@ -183,6 +194,7 @@ class _Loop:
                 self._mine(epoch, number - len(pending))
                 is_last = number == num_batches or progress.step + 1 >= self.plan.steps
                 progress.losses.append(self._step(pending, is_last))
+                self._tell_pace()
                 bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
                 pending = []
                 if progress.step >= self.plan.steps:
@@ -192,6 +204,15 @@ class _Loop:
                     progress.seconds, started = progress.seconds + now - started, now
                     self.save()
         return self._record(epoch, progress.seconds + time.monotonic() - started)
+
+    def _tell_pace(self) -> None:
+        """Tell the pace once the first steps of this process have been taken."""
+        if len(self._step_ends) > PACED_STEPS or not self.world.is_main:
+            return
+        self._step_ends.append(time.monotonic())
+        if len(self._step_ends) > PACED_STEPS:
+            seconds = (self._step_ends[-1] - self._step_ends[0]) / PACED_STEPS
+            self.on_pace(seconds, self.plan.steps - self.progress.step)
 
     def close_epoch(self, record: dict[str, float], validate: Validate) -> dict[str, float]:
         """Validate on rank 0, remember the best weights; return the record, equal on all ranks."""

@@ -69,6 +69,11 @@ def plan_windows(
     return dataclasses.replace(draft, audit=audit)
 
 
+def longest_context(bank: Bank) -> int:
+    """Return the rows of the longest context of a bank: all but the last of a sequence."""
+    return int(np.bincount(bank.sequence_N).max()) - 1
+
+
 def _check_settings(bank: Bank, ctx: int, overlap: int, split: str) -> None:
     if split not in SPLIT_KINDS:
         raise ValueError(f"split: {split!r} is unknown; choose one of {', '.join(SPLIT_KINDS)}")
@@ -76,7 +81,7 @@ def _check_settings(bank: Bank, ctx: int, overlap: int, split: str) -> None:
         raise ValueError(f"ctx: {ctx} is too short; at least 2 rows of context are needed")
     if not 0 <= overlap < ctx:
         raise ValueError(f"overlap: {overlap} is outside 0 ... ctx - 1 = {ctx - 1}")
-    longest = bank.num_rows if split == "random" else int(np.bincount(bank.sequence_N).max())
+    longest = bank.num_rows if split == "random" else longest_context(bank) + 1
     if longest < 3:
         raise ValueError(
             f"bank: {bank.path} has no sequence of three rows or more, so that no context of two "

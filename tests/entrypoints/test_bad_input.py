@@ -260,3 +260,14 @@ def test_bad_input_is_refused(case, workplace, capsys, monkeypatch):
     assert ended.info.status == "FAILED"
     assert f"error: {ended.data.tags['error']}" == line
     assert contents(workplace) == before
+
+
+@pytest.mark.parametrize(
+    "case", ["missing bank", "unknown phase to train", "lr of zero", "no baseline yet"]
+)
+def test_a_wrong_option_opens_no_run(case, workplace, capsys):
+    command, arguments, reason = CASES[case]
+    before = {run.info.run_id for run in MlflowClient().search_runs(["0"])}
+    assert command.main(arguments.split()) == 2
+    assert reason in capsys.readouterr().err
+    assert {run.info.run_id for run in MlflowClient().search_runs(["0"])} == before

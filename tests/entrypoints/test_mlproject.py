@@ -311,6 +311,13 @@ def test_click_reads_values_and_the_words_for_none():
         }
 
 
+def test_a_runs_name_has_the_options_that_are_not_default():
+    options = TrainOptions(ctx=20, model="skip", seed=1, lr=0.01, negatives=64, register=False)
+    named = ("ctx", "model", "register")
+    assert fields.changed(options, named) == "lr 0.01 seed 1 negatives 64"
+    assert fields.changed(TrainOptions(), named) == ""
+
+
 def test_help_shows_choices_ranges_and_the_word_for_none_as_they_are_typed():
     command = click.Command("example", params=click_options(Example))
     with command.make_context("example", []) as context:

@@ -21,9 +21,11 @@ from lvm.evaluation.lane_diagnosis import diagnose
 from lvm.evaluation.metrics import Difference
 from lvm.report.lanes import (
     agreement_figure,
+    assignment_line,
     assignment_table,
     ceilings_table,
     hits_table,
+    lanes_screen,
     larger_k_figure,
     supply_line,
 )
@@ -96,17 +98,38 @@ def test_hits_and_supply_are_told_for_each_lane(tiny_bank: Bank) -> None:
         line = next(line for line in text.splitlines() if line.startswith(lane.lane))
         for key in ("hit_at_1", "hit_at_5", "hit_at_10"):
             assert f"{100 * lane.figures[key]:.1f} [" in line
-    assert supply_line(found) == "Supply: all 3 lanes have fewer than 300 chains."
+    assert supply_line(found) == "Supply: all 3 lanes have fewer than 300 chains to train on."
     one = dataclasses.replace(found, small_supply=("lane-1",))
-    assert supply_line(one) == "Supply: fewer than 300 chains in lane-1."
+    assert supply_line(one) == "Supply: fewer than 300 chains to train on in lane-1."
     none = dataclasses.replace(found, small_supply=())
-    assert supply_line(none) == "Supply: every lane has 300 chains or more."
+    assert supply_line(none) == "Supply: every lane has 300 chains to train on or more."
+
+
+def test_a_screen_has_a_line_a_lane_and_ends_with_the_decision(tiny_bank: Bank) -> None:
+    windows = plan_windows(tiny_bank, 10)
+    target_row_Q = windows.queries["test"].target_row_Q
+    measured = pd.DataFrame({"target_row": target_row_Q, "top_row": 480 + target_row_Q // 2})
+    measured["rank"] = 1.0 + target_row_Q % 9
+    found = diagnose("model", {"model": measured}, tiny_bank, windows, read_lane_rules(), False)
+    lines = lanes_screen(found, ceilings()).splitlines()
+    assert len(lines) <= len(found.lanes) + 12
+    assert lines[-1] == found.sentence
+    for lane in found.lanes:
+        (line,) = (line for line in lines if line.startswith(f"{lane.lane} "))
+        assert f"{100 * lane.figures['hit_at_5']:.1f} [" in line
+    (told,) = (line for line in lines if line.startswith("Most confused: "))
+    pair = found.pairs[0]
+    assert f"the first hit for {pair.truth} lies in {pair.found} for" in told
+    assert ceilings().sentence() in lines and "lanes.txt" in lines[-3]
+    alike = dataclasses.replace(found, pairs=())
+    assert "no lane more than by chance" in lanes_screen(alike, ceilings())
 
 
 def test_agreement_is_told_by_label(tiny_bank: Bank) -> None:
     assignment, found = agreement(tiny_bank)
     assert 0.4 < found.adjusted_rand < 0.7
     assert found.best_match_accuracy > found.best_match_of_labelled
+    assert assignment_line(assignment, found).endswith("labels 0.48 (adjusted Rand)")
     text = assignment_table(assignment, found)
     line = next(line for line in text.splitlines() if line.startswith("lane-2"))
     assert "cluster-01 66.7, unassigned 33.3" in line

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lvm.report.data import counts_note, pipeline_note
+from lvm.report.data import counts_note, last_screen, pipeline_note
 from lvm.report.evaluation import evaluation_note, training_note
 from lvm.report.shadow import shadow_note
 from lvm.report.tables import NOTE_LINES
@@ -79,3 +79,20 @@ def test_a_pipeline_tells_how_it_ended() -> None:
     note = pipeline_note("data/mine", 1000, result.report() | {"decision": decision})
     assert note.startswith("**Baseline: model**\n\ndata/mine, ctx 1,000: 2,000 queries from 60")
     assert note.endswith(f"* {decision['reasons'][-1]}")
+
+
+def test_a_pipelines_last_screen_tells_question_winner_example_and_next_commands() -> None:
+    result = winning_case()
+    decision = decide(result, result.baseline_name, read_gate_rules()).report()
+    told = "The first. / The second. / The third."
+    example = {"outcome": "hit", "rank": 2.0, "context": told, "truth": "T " * 80, "found_1": "F."}
+    shadow = result.report() | {"decision": decision}
+    commands = {"predict": "lvm predict --text mine.txt", "look": "mlflow ui"}
+    screen = last_screen(1000, shadow, example, "skip", commands)
+    asked, won, rest = screen.index("ASKED"), screen.index("WON"), screen.index("EXAMPLE")
+    assert asked < won < rest
+    assert "after up to 1,000 others? 2,000 test" in screen and "model: " in screen[won:rest]
+    assert "of skip, hit at rank 2" in screen and "The second. / The third." in screen
+    assert "The first." not in screen and "F." in screen
+    assert screen.endswith("  predict  lvm predict --text mine.txt\n  look     mlflow ui")
+    assert max(map(len, screen.splitlines())) <= 100 and len(screen.splitlines()) < 24

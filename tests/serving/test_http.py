@@ -83,6 +83,15 @@ def packed_text(text: str) -> bytes:
 
 
 OWN = {
+    "another D": (json_body(CONTEXT_BTD[..., 1:]), "shape (2, 30, 15) is not (batch, time, 16)"),
+    "no batch": (json_body(CONTEXT_BTD[0]), "shape (30, 16) is not (batch, time, 16)"),
+    "empty batch": (b'{"inputs": []}', "is not (batch, time, 16)"),
+    "empty context": (json_body(CONTEXT_BTD[:, :0]), "is not (batch, time, 16)"),
+    "strings": (b'{"inputs": [[["a", "b"]]]}', "could not convert string to float"),
+    "a text beside a bank of no known encoder": (
+        b'{"inputs": ["A sentence of five words."]}',
+        "text: ",
+    ),
     "NaN": (json_body(changed(np.nan)), "hold NaN or infinite"),
     "packed NaN": (packed_body(changed(np.nan)), "hold NaN or infinite"),
     "zero vector": (json_body(changed(0)), "hold a zero vector"),
@@ -118,15 +127,10 @@ def test_what_cannot_be_answered_is_refused_in_one_line(address, case):
 
 
 SCHEMA = {
-    "another D": (json_body(CONTEXT_BTD[..., 1:]), "does not match expected shape"),
-    "no batch": (json_body(CONTEXT_BTD[0]), "does not match expected shape"),
-    "empty batch": (b'{"inputs": []}', "suggests a numpy array input"),
-    "empty context": (json_body(CONTEXT_BTD[:, :0]), "does not match expected shape"),
     "ragged lists": (
         json.dumps({"inputs": [CONTEXT_BTD[0].tolist(), CONTEXT_BTD[1, 1:].tolist()]}).encode(),
         "inhomogeneous shape",
     ),
-    "strings": (b'{"inputs": [[["a", "b"]]]}', "could not convert string to float"),
     "k that is a word": (json_body(CONTEXT_BTD, k="three"), "Invalid parameters found"),
     "no inputs": (b"{}", "exactly one of the input fields"),
     "no JSON": (b"{", "valid JSON"),

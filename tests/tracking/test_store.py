@@ -13,16 +13,17 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 from sqlalchemy import URL, make_url
 
 from lvm.tracking import runs
 from lvm.tracking.store import (
-    RUNS_PAGE,
     SAVED_VIEW,
     VIEW,
     configure,
     database_file,
     missing_folder,
+    runs_page,
     ui_command,
 )
 
@@ -42,8 +43,43 @@ def test_a_run_leaves_the_view_to_its_experiment_once(store):
     assert MlflowClient().get_experiment("0").tags[SAVED_VIEW + VIEW] == "changed by a user"
 
 
+@pytest.mark.parametrize("name", ["lvm", "mine"])
+def test_a_run_belongs_to_the_experiment_lvm_unless_another_is_named(name, store, monkeypatch):
+    client = MlflowClient()
+    client.rename_experiment("0", "of other projects")
+    if name != "lvm":
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        client.create_experiment(name)
+    for _ in range(2):
+        with runs.run("scaling", {}), runs.child_run("cell", {}):
+            pass
+    (mine,) = (one for one in client.search_experiments() if one.name == name)
+    assert len(client.search_runs([mine.experiment_id])) == 4
+    assert client.search_runs(["0"]) == []
+
+
+def test_the_first_experiment_of_the_projects_own_store_is_named_lvm(store, monkeypatch):
+    """`mlflow run` makes the store, and its run, before any code of ours."""
+    client = MlflowClient()
+    client.rename_experiment("0", "Default")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched_run())
+    with runs.run("train", {}):
+        pass
+    assert client.get_experiment("0").name == "Default", "the store may be that of others"
+    monkeypatch.setattr("lvm.tracking.store.project_root", lambda: store)
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched_run())
+    with runs.run("train", {}):
+        pass
+    assert client.get_experiment("0").name == "lvm"
+
+
+def launched_run() -> str:
+    tags = {MLFLOW_PROJECT_ENTRY_POINT: "train"}
+    return str(MlflowClient().create_run("0", tags=tags).info.run_id)
+
+
 def test_make_ui_tells_the_address_of_the_view():
-    assert RUNS_PAGE.replace("#", "\\#") in (ROOT / "Makefile").read_text()
+    assert runs_page().replace("#", "\\#") in (ROOT / "Makefile").read_text()
 
 
 def test_default_store_lies_in_the_project_with_its_artifacts(empty_store):

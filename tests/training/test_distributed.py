@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.battery]
 ROOT = Path(__file__).parents[2]
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m".split()
 ARGUMENTS = (
-    "--bank bank --ctx 20 --hidden 8 --layers 2 --chunk 5 --slots 2 --negatives 32 --epochs 2 "
-    "--batch-size 5 --report report.json"
+    "--bank bank --ctx 20 --model memory_gru --hidden 8 --layers 2 --chunk 5 --slots 2 "
+    "--negatives 32 --epochs 2 --batch-size 5 --report report.json"
 ).split()
 # Sums of float32 in another order. Without dropout: its masks are each process's own.
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lvm.tracking.registry import Registry
-from lvm.tracking.store import RUNS_PAGE
+from lvm.tracking.store import runs_page
 from tests.conftest import copy_store
 from tests.ui.project import make_project
 
@@ -43,7 +43,7 @@ def page(project, tmp_path_factory):
         served(mlflow.get_tracking_uri()) as address,
         opened(tmp_path_factory.mktemp("profile")) as page,
     ):
-        page.goto(address + RUNS_PAGE)
+        page.goto(address + runs_page())
         page.get_by_label("Close").first.click()
         yield page
 
@@ -78,9 +78,9 @@ def run_page(run: mlflow.entities.Run) -> str:
 
 
 def test_the_run_list_has_our_names_and_columns(visit, see):
-    visit(RUNS_PAGE)
+    visit(runs_page())
     columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
-    names = ("train memory_gru ctx 10", "eval memory_gru ctx 20", "shadow-eval 7 candidates")
+    names = ("memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 7 candidates")
     cells = [re.compile(f"^{word}$") for word in ("memory_gru", "2B", "3.5", "dense")]
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
@@ -105,7 +105,7 @@ def test_a_trainings_page_tells_its_figures(project, visit, see, page):
     run = project["train", "3.5"]
     visit(run_page(run))
     hit = f"{100 * run.data.metrics['best/hit_at_5']:.1f}"
-    see("train", "train memory_gru ctx 20 dense phase 3.5", f"Hit@5 {hit} [", "of 3; version 2")
+    see("train", "memory_gru ctx 20 dense phase 3.5", f"Hit@5 {hit} [", "of 3; version 2")
     page.get_by_text("Show more").click()
     see("train-figures", re.compile(f"^\\s*{INTERVAL}$"), "(best free)")
 
@@ -158,5 +158,5 @@ def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
 def test_a_trained_versions_page_leads_to_its_run(visit, see, page):
     visit("/#/models/lvm/versions/2")
     see("version", "memory_gru (trained), ctx 20, recipe dense, phase 3.5", "end of training")
-    page.get_by_text("train memory_gru ctx 20 dense phase 3.5").click()
+    page.get_by_text("memory_gru ctx 20 dense phase 3.5").click()
     see("version-source", "of 3; version 2")

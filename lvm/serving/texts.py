@@ -1,0 +1,74 @@
+"""Contexts that are given as texts: their sentences, embedded by the encoder of a bank.
+
+Shapes: B batch, T time, D vector dim.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvm.bank.store import Bank
+from lvm.corpus.encoders import load_encoder
+from lvm.corpus.sentences import split_sentences
+from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
+
+Context = str | list[str]
+
+
+def texts_in(model_input: Any) -> list[Context] | None:
+    """Return the contexts of a batch if they are texts, each one string or a list of sentences.
+
+    One string alone is a batch of one. None if they are not texts.
+    """
+    contexts = model_input.tolist() if isinstance(model_input, np.ndarray) else model_input
+    contexts = [contexts] if isinstance(contexts, str) else contexts
+    is_text = isinstance(contexts, list) and bool(contexts) and all(map(_is_text, contexts))
+    return contexts if is_text else None
+
+
+def sentences_of(context: Context) -> list[str]:
+    """Return the sentences of a context; a list of sentences is taken as it is.
+
+    Raises ValueError if there is none.
+    """
+    sentences = split_sentences(context) if isinstance(context, str) else context
+    if not sentences:
+        raise ValueError("text: holds no sentence of three words or more")
+    return sentences
+
+
+class TextEncoder:
+    """The encoder that made the vectors of a bank.
+
+    Raises ValueError where the bank does not record it, naming what to give `instead` of texts.
+    """
+
+    def __init__(self, bank: Bank, download: bool = True, instead: str = "vectors") -> None:
+        if bank.encoder in UNNAMED_ENCODERS:
+            raise ValueError(
+                f"text: bank {bank.path} does not record what made its vectors; give {instead}, "
+                "or ingest it with encoder=<name>"
+            )
+        self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim
+
+    def encode(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors (T, D); a sentence of which the encoder knows no word is left out.
+
+        Raises ValueError if none is left, or if the encoder is not the bank's after all.
+        """
+        vector_TD = self.encoder.encode(sentences)
+        if vector_TD.shape[1] != self.dim:
+            raise ValueError(
+                f"text: {self.encoder.name} gives {vector_TD.shape[1]} dims, not {self.dim}"
+            )
+        known_TD = vector_TD[vector_TD.any(axis=1)]
+        if not len(known_TD):
+            raise ValueError(f"text: the encoder {self.encoder.name} knows no word of it")
+        return known_TD
+
+
+def _is_text(context: Any) -> bool:
+    is_list = isinstance(context, list) and bool(context)
+    return isinstance(context, str) or (is_list and all(isinstance(one, str) for one in context))
