@@ -61,12 +61,10 @@ class Whole(click.IntRange):
 class Switch(click.types.BoolParamType):
     """True or false in a word; click takes an empty one for false."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> bool | None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         if isinstance(value, str) and not value.strip():
             self.fail(f"{value!r} is not a valid boolean; use true or false.", param, ctx)
-        return super().convert(value, param, ctx)
+        return bool(super().convert(value, param, ctx))
 
 
 class OrUnset(click.ParamType):

@@ -36,7 +36,7 @@ def test_a_default_bank_that_is_made_first_is_told_beside_the_output(tmp_path, m
     """`predict format=json` prints JSON alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        datasets, "ingest", lambda source, encoder, path: make_bank(tmp_path / path)
+        datasets, "ingest", lambda source, encoder, path, options: make_bank(tmp_path / path)
     )
     assert read_bank(DEFAULT_BANK).num_rows == 1440
     printed = capsys.readouterr()

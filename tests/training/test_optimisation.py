@@ -12,7 +12,7 @@ from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batches, HardNegatives
 from lvm.training.distributed import World
-from lvm.training.loss import TEMPERATURE_RANGE, SampledSoftmax
+from lvm.training.loss import FIRST_WARMTH, TEMPERATURE_RANGE, SampledSoftmax
 from lvm.training.optimizer import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
 from tests.training.test_loop import TOY, train_toy
@@ -150,7 +150,7 @@ def test_a_step_leaves_the_temperature_in_its_range(tiny_bank, at_step, pushed: 
         scalar.data.fill_(pushed)
 
     at_step(push)
-    bound = TEMPERATURE_RANGE[pushed > 0]
+    bound = FIRST_WARMTH * TEMPERATURE_RANGE[pushed > 0]
     assert one_step(tiny_bank)["train/temperature"] == pytest.approx(bound)
 
 
