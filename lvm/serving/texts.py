@@ -51,7 +51,10 @@ class TextEncoder:
                 f"text: bank {bank.path} does not record what made its vectors; give {instead}, "
                 "or ingest it with encoder=<name>"
             )
-        self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim
+        try:
+            self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim
+        except ValueError as error:
+            raise ValueError(f"text: {error}") from error
 
     def encode(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors (T, D); a sentence of which the encoder knows no word is left out.

@@ -282,6 +282,7 @@ class _Loop:
         finite = [loss for loss in losses if math.isfinite(loss)]
         if losses and not finite:
             raise self._diverged("no loss of an epoch is finite")
+        self._anneal(self.progress.step - 1)  # not done yet if a run resumes at an epoch's end
         learnt, given = self.objective.temperature().item(), self.config.temperature
         record = {
             "epoch": epoch,
@@ -289,7 +290,7 @@ class _Loop:
             "train/skipped_steps": len(losses) - len(finite),
             "train/rollbacks": self.progress.rollbacks,
             "train/temperature": learnt if self.config.recipe == "dense" else given,
-            # Not read from the optimizer: it has taken no step if a run resumes at an epoch's end.
+            # Not read from the optimizer: it has taken no step then, either.
             "train/lr": self._rate(self.progress.step - 1),
             "train/seconds": seconds,
             **{f"train/{name}": value for name, value in self.progress.norms.items()},
@@ -328,6 +329,11 @@ class _Loop:
             progress.mined_epoch = epoch
             forget(progress)  # new negatives change the scale of the loss
 
+    def _anneal(self, step: int) -> None:
+        """Set the loss to what it is at a step."""
+        if self.config.recipe == "dense":
+            self.objective.anneal(self.config.focus, step / self.plan.steps)
+
     def _step(self, pending: list[Batch], is_last: bool) -> float:
         """Take one optimizer step over the accumulated batches; return their mean loss.
 
@@ -338,8 +344,7 @@ class _Loop:
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.step)
-        if self.config.recipe == "dense":
-            self.objective.anneal(self.config.focus, progress.step / self.plan.steps)
+        self._anneal(progress.step)
         if self.config.focus and progress.step == (self.plan.steps + 1) // 2:
             forget(progress)  # the loss is the same from here on, and so is its scale
         total = self._backward(pending)

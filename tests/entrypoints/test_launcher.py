@@ -68,7 +68,7 @@ def test_main_runs_every_step_below_itself(piped, clone):
     assert [run.data.tags["entry"] for run in children] == STEPS
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in found} == {"FINISHED"}
-    assert parent.data.params == {"size": "tiny", "report": "none"}
+    assert parent.data.params == {"size": "tiny", "registry": "lvm", "report": "none"}
     assert (clone / "mlruns").is_dir()
 
 

@@ -247,7 +247,9 @@ def test_eval_on_another_bank_tunes_the_index_on_its_own_windows(promoted, monke
     inverted = functools.partial(evaluation_runs.ensure_index, sizes=(9, 9))
     monkeypatch.setattr(evaluation_runs, "ensure_index", inverted)
     make_bank(promoted / "other", num_sequences=40, num_documents=15, document_rows=1)
-    arguments = "--bank other --ctx 4 --max-queries 9 --controls false --report other.json"
+    arguments = (
+        "--model 1 --bank other --ctx 4 --max-queries 9 --controls false --report other.json"
+    )
     before = planned()
     assert eval_command.main(arguments.split()) == 0
     report = json.loads(Path("other.json").read_text())

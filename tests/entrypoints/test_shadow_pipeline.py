@@ -273,6 +273,7 @@ def test_a_rollback_to_a_version_that_cannot_be_read_is_refused(promoted, capsys
     model_id = logged_models.read_card(f"models:/lvm/{first}").model_id
     (stored,) = Path("store").rglob(f"{model_id}/artifacts/artifacts/model.safetensors")
     aside = stored.rename(stored.with_name("aside"))
+    capsys.readouterr()
     assert rollback.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "rollback: the previous baseline, version" in line and "entry point promote" in line

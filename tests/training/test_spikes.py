@@ -181,13 +181,13 @@ def test_a_rate_that_overflows_stops_with_the_reason(tiny_bank: Bank, tmp_path: 
 
 def test_an_epoch_without_a_step_is_no_training(tiny_bank: Bank) -> None:
     config = TrainConfig(**(vars(TOY) | {"lr": 1e30, "max_steps": 3}))
-    with pytest.raises(ValueError, match="lr: .* diverged, no loss of an epoch finite"):
+    with pytest.raises(ValueError, match="lr: .* diverged, no loss of an epoch is finite"):
         train_toy(tiny_bank, config)
 
 
 def test_figures_that_are_no_numbers_choose_nothing(tiny_bank: Bank) -> None:
     config = TrainConfig(**(vars(TOY) | {"patience": 1}))
-    with pytest.raises(ValueError, match="lr: .* diverged, val Hit@5 of no epoch a number"):
+    with pytest.raises(ValueError, match="lr: .* diverged, val Hit@5 is NaN in every epoch"):
         train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": math.nan})
 
 
