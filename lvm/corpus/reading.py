@@ -72,7 +72,7 @@ class SourceOptions:
 
 ALL_ROWS = SourceOptions()
 EVERY = "all"
-# With these the headline command of README keeps to its budget (benchmarks/whole.py).
+# Estimated so that the headline command of README needs 20 to 25 TFLOP of products; not measured.
 EMBEDDED_ROWS = 150_000
 
 
