@@ -9,14 +9,13 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
-    check_bank,
-    check_report,
+    Checked,
     option,
 )
 
 
 @dataclass(frozen=True)
-class MainOptions:
+class MainOptions(Checked):
     """Run the whole pipeline on the embedded text.
 
     These are ingest, export, train, eval, lane-diagnostics and shadow-eval with promotion, as
@@ -31,9 +30,6 @@ class MainOptions:
     )
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_report(self.report)
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class IngestOptions:
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Checked):
     """Split a bank by document, cut windows, freeze queries.
 
     Also audits the split for leaks.
@@ -112,7 +108,3 @@ class ExportOptions:
     windows: str | None = option(None, "Folder to write to (auto: data/windows/ctx<ctx>).")
     seed: int = option(0, "Seed of the split and of the queries' order.", low=0)
     report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)

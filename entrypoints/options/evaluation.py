@@ -7,8 +7,7 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
-    check_bank,
-    check_report,
+    Checked,
     option,
 )
 
@@ -22,7 +21,7 @@ PROTOTYPES = "prototypes"
 
 
 @dataclass(frozen=True)
-class MeasureOptions:
+class MeasureOptions(Checked):
     """What `eval` and `lane-diagnostics` measure."""
 
     model: str = option(BASELINE_URI, MODEL_HELP)
@@ -32,10 +31,6 @@ class MeasureOptions:
     max_queries: int | None = option(None, "Queries at most; auto: 10,000.", low=1)
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def _refuse_measuring(options: LaneOptions) -> None:
 
 
 @dataclass(frozen=True)
-class ShadowOptions:
+class ShadowOptions(Checked):
     """Replay all candidates, decide who is the baseline.
 
     All answer the same queries; the gates decide.
@@ -114,13 +109,9 @@ class ShadowOptions:
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)
-
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(Checked):
     """Retrieve the passages that most likely come next."""
 
     model: str = option(BASELINE_URI, MODEL_HELP)
@@ -137,7 +128,7 @@ class PredictOptions:
     registry: str = option(REGISTRY, REGISTRY_HELP)
 
     def __post_init__(self) -> None:
-        check_bank(self.bank)
+        super().__post_init__()
         if (self.text is None) == (self.context is None):
             raise ValueError("text, context: give exactly one of the two files")
 

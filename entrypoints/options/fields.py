@@ -184,3 +184,11 @@ def check_report(path: str | None) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "cannot be written to" if folder.is_dir() else "is no folder"
         raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
+
+
+class Checked:
+    """Options that are checked before any work: the bank is there, the report can be written."""
+
+    def __post_init__(self) -> None:
+        check_bank(getattr(self, "bank", None))
+        check_report(getattr(self, "report", None))

@@ -12,8 +12,7 @@ from entrypoints.options.fields import (
     REGISTRY,
     REGISTRY_HELP,
     REPORT_HELP,
-    check_bank,
-    check_report,
+    Checked,
     option,
 )
 
@@ -27,7 +26,7 @@ DENSE_MODELS = ("delta_memory", "memory_gru", "transformer", "res_mlp")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Checked):
     """Train a model; val Hit@5 chooses the epoch.
 
     The bank and the windows are made first where they are missing. The model is logged and
@@ -113,13 +112,9 @@ class TrainOptions:
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)
-
 
 @dataclass(frozen=True)
-class ScalingOptions:
+class ScalingOptions(Checked):
     """Tell whether more data or a wider model is worth it.
 
     Trains a grid of data fractions, widths and seeds; the verdict has intervals.
@@ -146,13 +141,9 @@ class ScalingOptions:
     precision: str = option("auto", "Arithmetic.", choices=PRECISIONS)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)
-
 
 @dataclass(frozen=True)
-class PhasesOptions:
+class PhasesOptions(Checked):
     """Train the table of phases, replay them together.
 
     Each is trained once, all answer the same queries, and the old figures stand beside theirs.
@@ -180,7 +171,3 @@ class PhasesOptions:
     )
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
-
-    def __post_init__(self) -> None:
-        check_bank(self.bank)
-        check_report(self.report)
