@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank
-from lvm.corpus.encoders import load_encoder
+from lvm.corpus.encoders import UNNAMED_ENCODERS, load_encoder
 from lvm.corpus.sentences import split_sentences
-from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 
 Context = str | list[str]
 
@@ -40,19 +38,21 @@ def sentences_of(context: Context) -> list[str]:
 
 
 class TextEncoder:
-    """The encoder that made the vectors of a bank.
+    """The encoder, by the name that a bank records, of its vectors of `dim` dims.
 
     Raises ValueError where the bank does not record it, naming what to give `instead` of texts.
     """
 
-    def __init__(self, bank: Bank, download: bool = True, instead: str = "vectors") -> None:
-        if bank.encoder in UNNAMED_ENCODERS:
+    def __init__(
+        self, name: str, dim: int, download: bool = True, instead: str = "vectors"
+    ) -> None:
+        if name in UNNAMED_ENCODERS:
             raise ValueError(
-                f"text: bank {bank.path} does not record what made its vectors; give {instead}, "
-                "or ingest it with encoder=<name>"
+                f"text: the bank does not record what made its vectors; give {instead}, or ingest "
+                "it with encoder=<name>"
             )
         try:
-            self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim
+            self.encoder, self.dim = load_encoder(name, download), dim
         except ValueError as error:
             raise ValueError(f"text: {error}") from error
 

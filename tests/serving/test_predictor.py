@@ -237,14 +237,16 @@ def test_a_bank_that_cannot_be_read_is_a_refusal(served, monkeypatch):
 
     fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
     monkeypatch.setattr("lvm.serving.predictor.open_bank", denied)
-    with pytest.raises(ValueError, match="k: the bank cannot be read .*Permission denied"):
+    with pytest.raises(
+        ValueError, match="k: the model's bank .* cannot be read .*Permission denied"
+    ):
         fresh.predict(contexts(), params={"k": 2})
     assert fresh.predict(contexts()).shape == (3, DIM)
 
 
 def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):
     """What is logged names one class: moves of other files leave old models loadable."""
-    (code,) = Path("store").rglob("logged.py")
+    (code,) = Path("store").rglob("artifacts/logged.py")
     lines = code.read_text().splitlines()
     assert [line for line in lines if "lvm." in line] == [
         "from lvm.serving.predictor import ServedPredictor"
