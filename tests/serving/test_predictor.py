@@ -201,6 +201,16 @@ def test_a_warm_stream_answers_like_the_whole_context(served, workplace, correct
     np.testing.assert_allclose(score_1K[0], score_BK[0], rtol=0, atol=1e-6)
 
 
+def test_without_a_cache_whole_contexts_are_answered_and_sessions_refused(served):
+    cacheless = mlflow.pyfunc.load_model("models:/lvm@baseline", model_config={"cache_bytes": 0})
+    for _ in range(2):
+        found = cacheless.predict(contexts(1), params={"k": 4})
+        assert np.array_equal(found["rows"], served.predict(contexts(1), params={"k": 4})["rows"])
+    with pytest.raises(ValueError, match="session: this server holds none, because LVM_CACHE_BYT"):
+        cacheless.predict(contexts(1), params={"session": "one"})
+    assert np.allclose(cacheless.predict(contexts(1)), found["vectors"], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [-1, 10**6])
 def test_an_impossible_k_is_refused(served, k):
     with pytest.raises(ValueError, match="k: "):
