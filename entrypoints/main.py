@@ -8,8 +8,8 @@ if __name__ == "__main__":
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.data import MainOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import MainOptions
 from lvm.report.data import last_screen, pipeline_note
 from lvm.system.progress import part
 from lvm.tracking import runs

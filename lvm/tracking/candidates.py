@@ -13,8 +13,7 @@ from lvm.models.table import FREE_MODELS
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
 from lvm.report.tables import HITS
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.lanes import check_lanes
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.decision import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
@@ -24,9 +23,19 @@ from lvm.system.settings import GateRules
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
-from lvm.tracking.registry import ARTIFACT, BASELINE, DEFAULT, Card, Registry, locked
+from lvm.tracking.registry import (
+    ARTIFACT,
+    BASELINE,
+    DECIDED,
+    DEFAULT,
+    LOG,
+    SHADOW,
+    Card,
+    Registry,
+    locked,
+    metric_tags,
+)
 from lvm.tracking.runs import Dataset
-from lvm.tracking.version_page import DECIDED, LOG, SHADOW, metric_tags
 from lvm.windows.planning import Windows
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}

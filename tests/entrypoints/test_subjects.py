@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints.options.evaluation import PredictOptions
+from entrypoints.options import PredictOptions
 from entrypoints.predict import read_contexts, score_name
 from lvm.bank.store import write_bank
 from lvm.models.baselines import CopyLast

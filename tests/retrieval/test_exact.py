@@ -10,9 +10,9 @@ import torch
 
 from lvm.bank.store import Bank, write_bank
 from lvm.retrieval import counting, search
-from lvm.retrieval.exact import Ranks, exact_ranks
+from lvm.retrieval.exact import Ranks, exact_ranks, top_rows
 from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty
-from lvm.retrieval.search import share_blocks, top_rows
+from lvm.system.processes import share_blocks
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, make_queries
 from tests import reference

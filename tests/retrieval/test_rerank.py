@@ -14,18 +14,16 @@ from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
 from lvm.retrieval import lanes as classifier
 from lvm.retrieval import rerank as reranking
-from lvm.retrieval.lanes import (
-    calibration,
-    context_features,
-    fit_lane_classifier,
-    lane_codes,
-    means_of,
-)
 from lvm.retrieval.rerank import (
     BETAS,
     Shortlist,
+    calibration,
+    context_features,
+    fit_lane_classifier,
     fit_reranker,
+    lane_codes,
     likely_temperature,
+    means_of,
     old_rule_scores,
     true_lane_ranks,
 )
