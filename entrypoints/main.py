@@ -29,10 +29,8 @@ class Size:
     train: dict[str, Any]
 
 
-# Small enough for minutes on two cores; 1,000 positions a step give 32 steps an epoch.
-QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
-    "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
+    "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, {}),
     "full": Size(f"{DEFAULT_BANK}-full", 1000, {"max_rows": "all"}, {}),
     "tiny": Size(
         f"{DEFAULT_BANK}-tiny",

@@ -21,7 +21,7 @@ from lvm.models.tmd_experts import has_gate
 from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
-from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
+from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
@@ -44,7 +44,7 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.windows.export import ensure_windows, longest_context
+from lvm.windows.export import ensure_windows
 
 STATES = Path("data/training")
 # Options that the name of a run gives by itself, or that do not change its result.
@@ -75,13 +75,13 @@ def decided(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if getattr(options, name) is None}
 
 
-def with_phase(options: TrainOptions, longest: int = DEFAULT_CTX) -> tuple[TrainOptions, int]:
+def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[TrainOptions, int]:
     """Return the options with what their phase decides, and the context length.
 
-    `longest` is the longest context that the bank has.
+    `default` is the context length where neither gives one.
     """
     settings = decided(options)
-    ctx: int = options.ctx or settings.get("ctx") or min(DEFAULT_CTX, longest)
+    ctx: int = options.ctx or settings.get("ctx") or default
     values: dict[str, Any] = settings | {"ctx": ctx}
     return replace(options, **values), ctx
 
@@ -117,7 +117,7 @@ def body(options: TrainOptions) -> None:
         print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
         bank, registry = read_bank(options.bank), Registry(options.registry)
-        options, ctx = with_phase(options, longest_context(bank))
+        options, ctx = with_phase(options, default_ctx(bank))
         if options.register:
             registry.check_bank(bank)
         inputs = make_inputs(bank, ctx, options.windows, "training")
@@ -184,7 +184,7 @@ def follow(options: TrainOptions) -> None:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
         config, initial, *digests = shared
         bank = read_bank(options.bank)
-        options, ctx = with_phase(options, longest_context(bank))
+        options, ctx = with_phase(options, default_ctx(bank))
         windows = ensure_windows(bank, ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
