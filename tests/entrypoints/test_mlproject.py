@@ -152,7 +152,7 @@ def entry_point(name: str) -> EntryPoint[Any]:
 def test_every_entry_point_of_the_contract_is_there():
     assert set(ENTRIES) == set(CONTRACT)
     files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
-    assert files - {"cli", "command"} == {name.replace("-", "_") for name in ENTRIES}
+    assert files - {"cli", "options"} == {name.replace("-", "_") for name in ENTRIES}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
