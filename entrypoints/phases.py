@@ -7,8 +7,8 @@ if __name__ == "__main__":
 
 from dataclasses import asdict
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.training import PhasesOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import PhasesOptions
 from lvm.bank.store import Bank
 from lvm.report.phases import plan_text
 from lvm.studies.phase_comparison import measure_phases

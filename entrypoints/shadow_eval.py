@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import ShadowOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import ShadowOptions
 from lvm.report.shadow import (
     reranked_table,
     shadow_note,

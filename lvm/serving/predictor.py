@@ -29,7 +29,6 @@ from lvm.prediction.predict import (
     unit_contexts,
 )
 from lvm.retrieval.index import ServingIndex, ensure_index
-from lvm.retrieval.lanes import lane_codes, lane_names, means_of
 from lvm.retrieval.rerank import (
     LANE,
     NONE,
@@ -37,7 +36,10 @@ from lvm.retrieval.rerank import (
     SIZE,
     Reranker,
     Shortlist,
+    lane_codes,
+    lane_names,
     lane_scores,
+    means_of,
 )
 from lvm.serving.texts import TextEncoder, sentences_of, texts_in
 from lvm.system.errors import one_line

@@ -24,7 +24,7 @@ from lvm.evaluation.metrics import (
     smallest_detectable,
 )
 from lvm.models.facts import FREE
-from lvm.retrieval.lanes import lane_codes, lane_names
+from lvm.retrieval.rerank import lane_codes, lane_names
 from lvm.system.atomic import cache_key
 from lvm.windows.planning import Queries, Windows
 
