@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import POOLS
 from lvm.report.phases import phases_table
 from lvm.studies.phase_comparison import measure_phases, old_checks
