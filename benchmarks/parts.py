@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import nn
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import Difference, figures, hit_at, paired_difference, points
 from lvm.models.skip import without

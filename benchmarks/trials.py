@@ -14,7 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from benchmarks.parts import Asked
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import figures, hit_at, points
 from lvm.training.config import TrainConfig

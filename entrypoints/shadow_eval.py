@@ -19,7 +19,7 @@ from lvm.report.shadow import (
 )
 from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
-from lvm.shadow.decision import Decision
+from lvm.shadow.promotion_gates import Decision
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.shadow.workers import Replayer

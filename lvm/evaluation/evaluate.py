@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.lane_diagnosis import lane_figures
 from lvm.evaluation.latency import measure_latency

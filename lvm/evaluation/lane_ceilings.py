@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.metrics import Difference, hit_at, paired_difference
 from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement

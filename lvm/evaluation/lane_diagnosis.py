@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import Difference, document_interval, figures, hit_at, paired_difference
 from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.settings import LaneRules

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.prediction.predict import open_stream, predict_contexts
 from lvm.retrieval.exact import top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement

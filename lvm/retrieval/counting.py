@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.system.environment import has_native_bf16
 from lvm.system.processes import share_blocks
 from lvm.system.progress import add_products

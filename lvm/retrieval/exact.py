@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.retrieval.counting import AUTO, Competition, Count, Job, count_candidates
 from lvm.system.processes import share_blocks
 from lvm.system.progress import add_products

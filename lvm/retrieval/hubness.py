@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.models.weights import Fit, cached_fit, model_digest
 from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score, unit_predictions

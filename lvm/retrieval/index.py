@@ -23,8 +23,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from lvm.bank.bank import Bank, FloatArray, duplicate_groups
 from lvm.bank.files import file_sha256
-from lvm.bank.store import Bank, FloatArray, duplicate_groups
 from lvm.models.facts import Facts
 from lvm.models.weights import model_digest
 from lvm.prediction.predict import predict_queries

@@ -21,8 +21,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 from torch import nn
 
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.row_table import UNASSIGNED
-from lvm.bank.store import Bank, FloatArray
 from lvm.models.weights import Fit, cached_fit, load_state, model_digest, save_state
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.counting import SCORE_TIE, Competition

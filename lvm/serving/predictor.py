@@ -17,8 +17,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from lvm.bank.bank import SAME_SCORE, Bank, open_bank
 from lvm.bank.files import map_array
-from lvm.bank.store import SAME_SCORE, Bank, open_bank
 from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
 from lvm.evaluation.metrics import (
     Difference,

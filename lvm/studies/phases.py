@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from scipy import stats
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import LEVEL
 from lvm.models.table import TRAINED_MODELS
 from lvm.retrieval.rerank import LANE, check_lanes

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
@@ -15,7 +15,7 @@ from lvm.report.tables import HITS
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
-from lvm.shadow.decision import Decision, Past, decide
+from lvm.shadow.promotion_gates import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals

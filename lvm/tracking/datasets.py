@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.tracking import MlflowClient
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.corpus.ingest import ingest
 from lvm.corpus.reading import SourceOptions, row_limit
 from lvm.system.progress import part

@@ -16,8 +16,8 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.bank.bank import Bank
 from lvm.bank.files import map_array
-from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.models.table import FREE_MODELS

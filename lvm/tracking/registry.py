@@ -27,7 +27,7 @@ from lvm.system.progress import part
 from lvm.tracking.store import STORE_ERRORS, database_file
 
 if TYPE_CHECKING:  # promote and rollback need no bank
-    from lvm.bank.store import Bank
+    from lvm.bank.bank import Bank
 
 NAME, ARTIFACT = "lvm", "model"  # of the registered model; of a trained model in its run
 BASELINE, PREVIOUS = "baseline", "previous"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
 from lvm.evaluation.metrics import figures, hit_at, smallest_detectable
 from lvm.models.facts import facts_of

@@ -11,7 +11,7 @@ import torch
 
 from entrypoints.options import TrainOptions
 from entrypoints.train import with_phase
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of

@@ -8,7 +8,7 @@ import pytest
 
 from entrypoints.options import PredictOptions
 from entrypoints.predict import read_contexts, score_name
-from lvm.bank.store import write_bank
+from lvm.bank.bank import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.lane_diagnosis import (
     confusion_counts,
     confusion_pairs,

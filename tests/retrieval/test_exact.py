@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.retrieval import counting, exact
 from lvm.retrieval.exact import Ranks, exact_ranks, top_rows
 from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty

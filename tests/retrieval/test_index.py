@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, duplicate_groups, write_bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.exact import top_rows

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.rerank import Shortlist, reranked_ranks, shortlist
 from lvm.windows.planning import Queries, Windows, context_queries

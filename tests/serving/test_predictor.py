@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm.bank.store import SAME_SCORE, open_bank
+from lvm.bank.bank import SAME_SCORE, open_bank
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import check_contexts, predict_contexts
