@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks.serving import register_and_load, scratch_store
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import ensure_windows
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.corpus.encoders import load_encoder
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lvm.bank.store import UNKNOWN_ENCODER
+from lvm.bank.bank import UNKNOWN_ENCODER
 
 UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")  # what made the vectors is not recorded
 WORDLLAMA = "wordllama"

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 CPU_FILE = Path("/proc/cpuinfo")
 # What may differ from server to server: a logged model's model_config, environment variables.
@@ -78,6 +76,8 @@ def checkout_root() -> Path:
 
 def entry_points() -> set[str]:
     """Return the names of the entry points in the MLproject file; empty outside a checkout."""
+    import yaml
+
     project = Path(__file__).resolve().parents[2] / "MLproject"
     return set(yaml.safe_load(project.read_text())["entry_points"]) if project.is_file() else set()
 
