@@ -373,7 +373,7 @@ class ServedPredictor(PythonModel):
         with self._opening:
             if self._encoder is None:
                 name = self.facts.encoder or self._own_bank("text").encoder
-                self._encoder = TextEncoder(name, self.facts.dim, download=False)
+                self._encoder = TextEncoder(self._bank_path, name, self.facts.dim, download=False)
             return self._encoder
 
     def _own_bank(self, asked: str) -> Bank:

@@ -4,6 +4,7 @@ Shapes: B batch, T time, D vector dim.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,23 @@ def sentences_of(context: Context) -> list[str]:
 
 
 class TextEncoder:
-    """The encoder, by the name that a bank records, of its vectors of `dim` dims.
+    """The encoder `name` of the vectors of a bank, which has `dim` dims.
 
     Raises ValueError where the bank does not record it, naming what to give `instead` of texts.
     """
 
     def __init__(
-        self, name: str, dim: int, download: bool = True, instead: str = "vectors"
+        self,
+        bank: str | Path,
+        name: str,
+        dim: int,
+        download: bool = True,
+        instead: str = "vectors",
     ) -> None:
         if name in UNNAMED_ENCODERS:
             raise ValueError(
-                f"text: the bank does not record what made its vectors; give {instead}, or ingest "
-                "it with encoder=<name>"
+                f"text: bank {bank} does not record what made its vectors; give {instead}, or "
+                "ingest it with encoder=<name>"
             )
         try:
             self.encoder, self.dim = load_encoder(name, download), dim

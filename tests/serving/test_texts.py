@@ -69,7 +69,7 @@ def test_texts_need_the_banks_encoder(bank, tmp_path):
     unnamed = tmp_path / "unnamed"
     write_bank(unnamed, bank.vectors)
     with pytest.raises(ValueError, match="does not record what made its vectors; give vectors"):
-        TextEncoder(open_bank(unnamed).encoder, bank.dim)
+        TextEncoder(unnamed, open_bank(unnamed).encoder, bank.dim)
 
 
 @pytest.mark.slow
