@@ -108,20 +108,6 @@ def log_predictor(
     The package lvm is logged with it, so that it can be loaded where lvm is not installed;
     `log_bank` logs a copy of its bank, too.
     """
-    tensor = np.dtype(np.float32)
-    signature = ModelSignature(  # without inputs, which are vectors or texts: lvm checks them
-        outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
-        params=ParamSchema(
-            [
-                ParamSpec("k", DataType.long, 0),
-                ParamSpec("rerank", DataType.string, NONE),
-                ParamSpec("keep_context", DataType.boolean, False),
-                ParamSpec("packed", DataType.string, ""),
-                ParamSpec("session", DataType.string, ""),
-                ParamSpec("position", DataType.long, -1),
-            ]
-        ),
-    )
     with tempfile.TemporaryDirectory() as scratch:
         optional: dict[str, Write] = {}
         artifacts = {"weights": WEIGHTS, "config": CONFIG}
@@ -142,8 +128,8 @@ def log_predictor(
             code_paths=[str(PACKAGE)],
             model_config=dict.fromkeys(SERVER_SETTINGS),
             artifacts=places,
-            signature=signature,
-            input_example=np.eye(2, facts.dim, dtype=tensor)[None],
+            signature=_signature(facts.dim),
+            input_example=np.eye(2, facts.dim, dtype=np.float32)[None],
             pip_requirements=[f"{name}=={_public_version(name)}" for name in needed],
             metadata=asdict(facts),
             params={"model": facts.model, "ctx": facts.ctx},
@@ -151,6 +137,23 @@ def log_predictor(
             step=step,
         )
     return str(logged.model_id)
+
+
+def _signature(dim: int) -> ModelSignature:
+    """Return what MLflow checks: not the inputs, which are vectors or texts and checked by lvm."""
+    return ModelSignature(
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dim))]),
+        params=ParamSchema(
+            [
+                ParamSpec("k", DataType.long, 0),
+                ParamSpec("rerank", DataType.string, NONE),
+                ParamSpec("keep_context", DataType.boolean, False),
+                ParamSpec("packed", DataType.string, ""),
+                ParamSpec("session", DataType.string, ""),
+                ParamSpec("position", DataType.long, -1),
+            ]
+        ),
+    )
 
 
 def read_card(reference: str) -> Card:
