@@ -255,7 +255,8 @@ class ShadowOptions(Checked):
     )
     queries: str = option(
         "test",
-        "test, or a log of target_row and sequence (csv too) or context_rows: .parquet, .jsonl.",
+        "test; a log of target_row and sequence (csv too) or context_rows: .parquet, .jsonl; or "
+        "the folder of a server's LVM_REQUEST_LOG.",
     )
     promote: str = option(
         "dry_run", "Whether the winner takes the alias.", choices=("dry_run", "enabled")
