@@ -421,7 +421,8 @@ def unpack(packed: str, shape_BTD: NDArray[np.float32]) -> NDArray[np.float32]:
     for another placeholder, and if `packed` is too long, no base64, or no whole vectors for each of
     the B contexts.
     """
-    if shape_BTD.ndim != 3 or len(shape_BTD) == 0 or shape_BTD.shape[1] != 1 or shape_BTD.any():
+    is_zero = shape_BTD.dtype.kind in "biuf" and not shape_BTD.any()
+    if shape_BTD.ndim != 3 or len(shape_BTD) == 0 or shape_BTD.shape[1] != 1 or not is_zero:
         raise ValueError("packed: holds the whole contexts; as inputs give zeros, (batch, 1, dim)")
     if len(packed) > 4 * -(-MAX_BYTES // 3):
         raise ValueError(f"packed: is longer than {MAX_BYTES // 2**20} MiB; send fewer contexts")

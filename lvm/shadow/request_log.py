@@ -27,7 +27,8 @@ FloatArray = NDArray[np.float32]
 FILES = "requests-*.parquet"
 FILE_BYTES = 16 * 2**20  # a file that has so many is complete, the next one begins
 WAITING_BYTES = 64 * 2**20  # held in memory while the folder cannot be written
-PAUSE = 1.0  # seconds from write to write: a kill loses the requests of so long
+PAUSES = 9.0  # times what a write took, and at least SHORTEST seconds, until the next
+SHORTEST = 0.05
 SERVER, NUMBER, SESSION, POSITION, VECTORS = "server", "number", "session", "position", "vectors"
 _log = logging.getLogger("mlflow.lvm")  # MLflow's servers show this logger's lines
 
@@ -52,9 +53,10 @@ class Request:
 class RequestLog:
     """Appends requests to the parquet files of a folder, in a thread of its own.
 
-    The newest file is replaced as a whole by each write, at most every PAUSE seconds, so files are
-    complete at any time. While the folder cannot be written, requests wait in memory, newer ones
-    beyond WAITING_BYTES are dropped; the first failure is a warning.
+    The newest file is replaced as a whole by each write, so files are complete at any time; writes
+    take a tenth of the thread's time, so a kill loses the requests of the last second. While the
+    folder cannot be written, requests wait in memory, newer ones beyond WAITING_BYTES are dropped;
+    the first failure is a warning.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -114,8 +116,9 @@ class RequestLog:
         while True:
             self._wake.wait()
             self._wake.clear()
+            begin = time.perf_counter()
             self.flush()
-            time.sleep(PAUSE)
+            time.sleep(max(SHORTEST, PAUSES * (time.perf_counter() - begin)))
 
     def _table(self, request: Request, number: int) -> pa.Table:
         vector = pa.list_(pa.float32(), request.sent_TD.shape[1])
