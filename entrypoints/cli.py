@@ -284,9 +284,9 @@ def start(*words: str) -> NoReturn:
 
 
 def _run(name: str, **values: Any) -> int:
-    from lvm.system.progress import part, watch
+    from lvm.system.progress import LOAD, part, watch
 
     with watch():
-        with part("start"):
+        with part(LOAD):
             module = importlib.import_module(f"entrypoints.{name.replace('-', '_')}")
         return int(module.main.run(**values))
