@@ -242,9 +242,7 @@ def _refuse_measuring(options: LaneOptions) -> None:
     """Raise ValueError if an option of a new measurement is given beside eval_run."""
     for field in fields(MeasureOptions):
         if field.name != "report" and getattr(options, field.name) != field.default:
-            raise ValueError(
-                f"{field.name}: would not be used, eval_run has its own; omit it"
-            )
+            raise ValueError(f"{field.name}: would not be used, eval_run has its own; omit it")
 
 
 @dataclass(frozen=True)
