@@ -83,7 +83,7 @@ def read_contents(folder: Path) -> dict:
     if is_damaged(contents):
         raise ValueError(f"{where}: differs from the sha256 in it; restore it or ingest again")
     if not all(isinstance(one, str) and _SHA256.fullmatch(one) for one in hashes.values()):
-        raise ValueError(f"{where}: files holds a value that is no sha256; ingest the bank again")
+        raise ValueError(f"{where}: files holds what is no sha256; ingest the bank again")
     if not all(_is_whole(contents[name]) for name in ("rows", "dim")):
         raise ValueError(f"{where}: rows, dim must be whole numbers; ingest the bank again")
     if not all(isinstance(contents[name], str) for name in ("dtype", "encoder", "created_by")):

@@ -135,7 +135,7 @@ def read_table(
     """
     kind = kind_of(path)
     if kind not in TABLES or not path.is_file():
-        raise ValueError(f"{path}: is not a {', '.join(TABLES)} file")
+        raise ValueError(f"{path}: is no {', '.join(TABLES)} file")
     if kind == ".parquet":
         return _read_parquet(path, columns, max_rows, max_values)
     if kind == ".jsonl":

@@ -104,7 +104,7 @@ def serving_lines(report: Mapping[str, Any]) -> str:
     """Return two lines: the serving index with its agreement, and latencies."""
     index, times = report["index"], report["latency_ms"]
     return (
-        f"Serving: {index['description']}; on these queries {index['agreement']:.3f}.\n"
+        f"Serving: {index['description']}; agreement on these queries {index['agreement']:.3f}.\n"
         f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
         f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
     )
@@ -160,8 +160,9 @@ def _context_sentence(controls: Mapping[str, Any]) -> str:
         )
     gain = -beaten["hit_at_5_difference"]["mean"]
     return (
-        f"Context helps beyond {beaten['ctx']:,} rows: all {controls['ctx']:,} rows give "
-        f"{percent(gain)} points more Hit@5 than the last {beaten['ctx']:,} alone."
+        f"Context helps beyond {beaten['ctx']:,} row{'s' * (beaten['ctx'] > 1)}: all "
+        f"{controls['ctx']:,} rows give {percent(gain)} points more Hit@5 than the last "
+        f"{beaten['ctx']:,} alone."
     )
 
 

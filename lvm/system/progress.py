@@ -185,11 +185,11 @@ def status_line() -> str:
     number, unit, seconds = shown["n"], shown["unit"].strip(), shown["elapsed"]
     of_all = f"{number:,} of {shown['total']:,} {unit}" if shown["total"] else f"{number:,} {unit}"
     rate = number / seconds if seconds else 0
-    speed = f", {rate:,.0f} a second" if rate >= 100 else f", {rate:.3g} a second" if rate else ""
+    speed = f", {rate:,.{int(rate < 10)}f} a second" if rate >= 1 else ""
     title = bars[-1].desc.removesuffix(": ")
     if names and title.startswith(names[-1].split()[0]):  # "read text: read notes" says it twice
         names.pop()
-    names.append(title)
+    names += [] if names and names[-1].startswith(title) else [title]
     return f"{': '.join(names)}: {of_all}{speed} ({seconds:.0f} s)"
 
 
@@ -231,5 +231,6 @@ def time_line() -> str:
     ]
     large.append((REST, whole - sum(seconds for _, seconds in large)))
     listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in large)
-    products = f"; {1e-12 * found['products']:.1f} TFLOP of products" if found["products"] else ""
+    tera = 1e-12 * found["products"]
+    products = f"; {tera:.1f} TFLOP of products" if tera >= 0.05 else ""
     return f"time: {whole:.0f} s ({listed}{products})"
