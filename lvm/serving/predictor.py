@@ -229,8 +229,8 @@ class ServedPredictor(PythonModel):
         max_bytes = cache_bytes(settings["cache_bytes"])
         self._stepping = laid_out_for_steps(self.model) if max_bytes else self.model
         self._memory = Memory(self._stepping, self.facts.ctx, max_bytes) if max_bytes else None
-        folder = settings["request_log"]
-        self._requests = RequestLog(Path(folder)) if folder else None
+        requests = settings["request_log"]
+        self._requests = RequestLog(Path(requests)) if requests else None
         self._opening = threading.RLock()  # a server answers in several threads
         self._bank: Bank | None = None
         self._retriever: Retriever | None = None
@@ -335,7 +335,7 @@ class ServedPredictor(PythonModel):
         """Hand the contexts of an answered request to the request log, if there is one."""
         if self._requests is None:
             return
-        nothing = [[]] * len(found["vectors"])
+        nothing: list[list[int]] = [[]] * len(found["vectors"])
         answers = found["vectors"], found.get("rows", nothing), found.get("scores", nothing)
         sent = (sent_TD for batch_BTD in batches for sent_TD in batch_BTD)
         for sent_TD, *answer in zip(sent, *answers, strict=True):
