@@ -62,8 +62,8 @@ IntArray = NDArray[np.int64]
 MAX_PASSAGES = 1000
 MAX_IN_ALL = 100_000  # passages of one request, each a dict of some 500 bytes
 COSINES = 2**24  # compared at a time: 64 MB
-# Candidates beyond those asked for, of which the context may hold some: 0.95 of 60 contexts of 1,000
-# docstring rows held at most 12 of the first 17. Each costs 0.04 ms at 768 dims.
+# Candidates beyond those asked for, of which the context may hold some: 95 % of 60 contexts of
+# 1,000 docstring rows held at most 12 of the best 17. Each costs 0.04 ms at 768 dims.
 SPARE = 12
 
 
