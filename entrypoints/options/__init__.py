@@ -11,7 +11,7 @@ from entrypoints.options.evaluation import (
     RollbackOptions,
     ShadowOptions,
 )
-from entrypoints.options.training import PhasesOptions, ScalingOptions, TrainOptions
+from entrypoints.options.training import PhasesOptions, ScalingOptions, TrainOptions, TuneOptions
 
 OPTIONS: dict[str, type[Any]] = {
     "main": MainOptions,
@@ -21,6 +21,7 @@ OPTIONS: dict[str, type[Any]] = {
     "eval": EvalOptions,
     "lane-diagnostics": LaneOptions,
     "shadow-eval": ShadowOptions,
+    "tune": TuneOptions,
     "scaling": ScalingOptions,
     "phases": PhasesOptions,
     "promote": PromoteOptions,

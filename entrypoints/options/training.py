@@ -171,3 +171,33 @@ class PhasesOptions(Checked):
     )
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
+
+
+@dataclass(frozen=True)
+class TuneOptions(Checked):
+    """Search a space for better settings than the defaults.
+
+    Each trial is a training, stopped early where it falls behind; the first is the default. The
+    best is registered, and its gain on val is measured again on test.
+    """
+
+    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    ctx: int | None = option(
+        None,
+        f"Rows of context of the default (auto: {DEFAULT_CTX}, or the longest there is).",
+        low=2,
+    )
+    space: str | None = option(None, "YAML file of what is varied (auto: lvm/tune.yaml).")
+    trials: int = option(20, "Trials of the study in all.", low=1)
+    study: str | None = option(None, "Name of the study, which goes on (auto: the registry's).")
+    model: str = option("delta_memory", "Predictor.", choices=MODELS)
+    epochs: int | None = option(None, "Epochs of each trial at most.", low=1)
+    max_steps: int | None = option(None, "Optimizer steps of each trial at most.", low=1)
+    batch_size: int | None = option(None, "Windows a batch.", low=1)
+    negatives: int | None = option(None, "Bank negatives a step.", low=0)
+    max_queries: int | None = option(None, "Test queries at most (auto: 10,000).", low=1)
+    device: str = option("auto", "Where to train.", choices=DEVICES)
+    precision: str = option("auto", "Arithmetic.", choices=PRECISIONS)
+    seed: int = option(0, "Seed of every training and of the draws.", low=0)
+    registry: str = option(REGISTRY, REGISTRY_HELP)
+    report: str | None = option(None, REPORT_HELP, unset="none")

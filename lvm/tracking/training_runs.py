@@ -26,10 +26,14 @@ from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, Registry
 from lvm.tracking.runs import publish_report
 from lvm.tracking.version_page import metric_tags
+from lvm.training.checkpoint import state_sha256
+from lvm.training.config import Settings
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
-from lvm.training.loop import TrainResult
+from lvm.training.loop import OnEpoch, TrainResult
+from lvm.windows.planning import Windows
 
+STATES = Path("data/training")
 CHOICE_QUERIES = 2000
 # The free predictors that can be the best; `eval` shows the others, too.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
@@ -118,8 +122,16 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     )
 
 
-def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
-    """Apply `resume`; log the epochs that an interrupted run has behind it.
+def state_path(
+    config: Settings, windows: Windows, num_processes: int = 1, initial: nn.Module | None = None
+) -> Path:
+    """Return the file of an unfinished training, from which the same training goes on."""
+    key = state_sha256(config, windows, num_processes, initial)[:12]
+    return STATES / f"{config.model}-ctx{windows.ctx}-{key}.safetensors"
+
+
+def prepare_state(state: Path, resume: str, on_epoch: OnEpoch) -> None:
+    """Apply `resume`; call `on_epoch` for the epochs that an interrupted run has behind it.
 
     Raises ValueError where it is true without anything to go on from.
     """
@@ -130,7 +142,7 @@ def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
     if state.is_file():
         print(f"going on from {state}")
         for record in load_state(state)[1]["history"]:
-            log_epoch(record, inputs)
+            on_epoch(record)
 
 
 def finish_training(

@@ -114,6 +114,15 @@ CONTRACT = {
         "encoder": "auto",
     },
     "shadow-eval": {"candidates": "all", "queries": "test", "promote": "dry_run"},
+    "tune": {
+        "bank": "data/bank",
+        "ctx": "auto",
+        "space": "auto",
+        "trials": "20",
+        "study": "auto",
+        "epochs": "auto",
+        "report": "none",
+    },
     "scaling": {
         "bank": "data/bank",
         "ctx": "1000",
@@ -218,6 +227,8 @@ def test_the_options_have_the_names_of_the_library():
     assert {name: chosen["scaling", name] for name in ("cell", "device", "precision")} == {
         name: known[name] for name in ("cell", "device", "precision")
     }
+    shared = ("model", "device", "precision")
+    assert {name: chosen["tune", name] for name in shared} == {name: known[name] for name in shared}
     assert chosen["phases", "recipe"] == (*RECIPES, "both")
     assert chosen["phases", "size"] == tuple(SIZES)
     assert chosen["main", "size"] == tuple(main.PLANS)
