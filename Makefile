@@ -54,7 +54,7 @@ test-ui: .venv/.installed-ui
 check: .venv/.installed-dev
 	ruff format --check .
 	ruff check .
-	mypy lvm
+	mypy lvm entrypoints
 	lint-imports
 	$(PYTEST) -q -m "not slow and not faults and not ui"
 

@@ -9,7 +9,7 @@ import click
 import numpy as np
 from tabulate import tabulate
 
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import DECAYS, PENALTIES, decay_models, ridge_models
 from lvm.evaluation.metrics import hit_at
 from lvm.prediction.predict import predict_queries

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from lvm.evaluation.metrics import Difference, holm
 from lvm.models.facts import FREE, TRAINED
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.shadow.decision import decide
+from lvm.shadow.promotion_gates import decide
 from lvm.system.seeding import generator
 from lvm.system.settings import read_gate_rules
 

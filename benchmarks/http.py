@@ -23,7 +23,7 @@ import mlflow
 import numpy as np
 
 from benchmarks.serving import register_and_load, scratch_store
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import ensure_windows
 

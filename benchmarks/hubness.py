@@ -10,7 +10,7 @@ import click
 import numpy as np
 from tabulate import tabulate
 
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.metrics import figures, hit_at, paired_difference, points
 from lvm.prediction.predict import predict_queries

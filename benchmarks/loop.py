@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.corpus.ingest import existing_bank, row_names
 from lvm.system.seeding import generator
 from lvm.tracking import runs

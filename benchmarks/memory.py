@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.drawn_banks import BANKS, Drawn
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, hit_at
 from lvm.models.table import FREE_MODELS

@@ -7,6 +7,7 @@ average; plain and corrected.
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import nn
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.metrics import figures, hit_at, paired_difference, points
+from lvm.evaluation.metrics import Difference, figures, hit_at, paired_difference, points
 from lvm.models.skip import without
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
@@ -32,32 +33,45 @@ FEW_ROWS = 20
 Hits = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
 class Asked:
-    """The queries of one split over a bank."""
+    """The first queries of one split of a bank."""
 
-    def __init__(self, bank: Bank, windows: Windows, split: str, most: int) -> None:
-        self.bank, self.windows = bank, windows
-        self.queries = windows.queries[split].head(most)
-        self.document_Q = bank.document_N[self.queries.target_row_Q]
+    bank: Bank
+    windows: Windows
+    queries: Queries
+
+    @classmethod
+    def of(cls, bank: Bank, windows: Windows, split: str, most: int) -> "Asked":
+        return cls(bank, windows, windows.queries[split].head(most))
 
     def ranks(
         self, model: nn.Module, corrections: list[Any], queries: Queries | None = None
     ) -> list[Hits]:
         """Return the ranks under each correction (None: plain)."""
-        queries = queries or self.queries
-        prediction_QD = predict_queries(model, self.bank, queries)
+        prediction_QD = predict_queries(model, self.bank, queries or self.queries)
         groups = self.windows.representative_N
         found = exact_ranks(prediction_QD, self.queries, self.bank, groups, corrections)
         return [ranks.rank_Q for ranks in found]
+
+    def both_ranks(self, model: nn.Module, seed: int) -> list[Hits]:
+        """Return the plain and the hubness-corrected ranks."""
+        correction = fit_hubness(model, self.bank, self.windows, seed).row_correction
+        return self.ranks(model, [None, correction])
 
     def hits(self, model: nn.Module, correction: Any, queries: Queries | None = None) -> list[Hits]:
         """Return the plain and the corrected Hit@5 of each query, each (Q,)."""
         return [hit_at(rank_Q, 5) for rank_Q in self.ranks(model, [None, correction], queries)]
 
+    def difference(self, one_Q: Hits, other_Q: Hits) -> Difference:
+        """Return the paired difference of two figures per query, with its interval."""
+        document_Q = self.bank.document_N[self.queries.target_row_Q]
+        return paired_difference(one_Q, other_Q, document_Q, seed=0)
+
 
 def trained(bank: Bank, windows: Windows, decay: float, seed: int, **sizes: Any) -> nn.Module:
     """Train with the defaults; the epoch is chosen on a sample of val queries."""
-    val = Asked(bank, windows, "val", VAL_QUERIES)
+    val = Asked.of(bank, windows, "val", VAL_QUERIES)
 
     def validate(model: nn.Module) -> dict[str, float]:
         return figures(val.ranks(model, [None])[0])
@@ -90,7 +104,7 @@ def compared(name: str, hits: list[list[Hits]], full: list[list[Hits]], asked: A
         own_Q = np.mean([found[kind] for found in hits], axis=0)
         full_Q = np.mean([found[kind] for found in full], axis=0)
         row.append(f"{100 * own_Q.mean():.2f}")
-        row.append(points(paired_difference(full_Q, own_Q, asked.document_Q, seed=0)))
+        row.append(points(asked.difference(full_Q, own_Q)))
     return row
 
 
@@ -105,7 +119,7 @@ def main(path: str, ctx: int, seeds: str, queries: int, split: str, model: str) 
     """Print what each part of a model contributes on a bank, paired over the same queries."""
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
-    asked = Asked(bank, windows, split, queries)
+    asked = Asked.of(bank, windows, split, queries)
     ema = fit_free_predictors(bank, windows, ("ema",), windows.seed)["ema"]
     decay = float(ema.config["decay"])  # type: ignore[index]
     hits: dict[str, list[list[Hits]]] = {}

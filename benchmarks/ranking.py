@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from benchmarks.text_bank import vectors
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.retrieval.counting import AUTO, BANK_BLOCK, BF16, FP32
 from lvm.retrieval.exact import exact_ranks
 from lvm.system.environment import has_native_bf16

@@ -16,7 +16,7 @@ from pathlib import Path
 import mlflow
 import torch
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.facts import facts_of
 from lvm.models.table import build_model

@@ -13,7 +13,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 
 SEQUENCE_ROWS, DOCUMENT_ROWS = 16_000, 100
 LATENT, PHRASES, PHRASE_SHARE = 96, 2000, 0.1

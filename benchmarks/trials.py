@@ -5,7 +5,7 @@ each word is one trial, settings of `TrainConfig` with commas between them.
 """
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -13,16 +13,13 @@ import yaml
 from tabulate import tabulate
 from torch import nn
 
-from lvm.bank.store import Bank, open_bank
+from benchmarks.parts import Asked
+from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.evaluation.metrics import Difference, figures, hit_at, paired_difference
-from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.hubness import fit_hubness
+from lvm.evaluation.metrics import figures, hit_at, points
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
-from lvm.windows.planning import Windows
 
 HEADERS = ["trial", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median", "against ema, points"] + [
     "corrected Hit@5 %",
@@ -30,32 +27,6 @@ HEADERS = ["trial", "Hit@1 %", "Hit@5 %", "Hit@10 %", "median", "against ema, po
     "best epoch",
     "seconds",
 ]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The first val queries of a bank."""
-
-    bank: Bank
-    windows: Windows
-    num_queries: int
-
-    def ranks(self, model: nn.Module, corrected: bool = False) -> list[Any]:
-        """Return the plain ranks; with `corrected` also the hubness-corrected ranks."""
-        queries = self.windows.queries["val"].head(self.num_queries)
-        corrections: list[Any] = [None]
-        if corrected:
-            hubness = fit_hubness(model, self.bank, self.windows, self.windows.seed)
-            corrections.append(hubness.row_correction)
-        prediction_QD = predict_queries(model, self.bank, queries)
-        groups = self.windows.representative_N
-        found = exact_ranks(prediction_QD, queries, self.bank, groups, corrections)
-        return [ranks.rank_Q for ranks in found]
-
-    def against(self, rank_Q: Any, other_Q: Any) -> Difference:
-        queries = self.windows.queries["val"].head(self.num_queries)
-        document_Q = self.bank.document_N[queries.target_row_Q]
-        return paired_difference(hit_at(rank_Q, 5), hit_at(other_Q, 5), document_Q, seed=0)
 
 
 def settings(trial: str) -> dict[str, Any]:
@@ -74,8 +45,8 @@ def settings(trial: str) -> dict[str, Any]:
 
 def row(name: str, asked: Asked, ranks: list[Any], rivals: list[Any], *more: object) -> list[Any]:
     plain, corrected = (figures(rank_Q) for rank_Q in ranks)
-    changes = [asked.against(own_Q, other_Q) for own_Q, other_Q in zip(ranks, rivals, strict=True)]
-    shown = [f"{100 * c.mean:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]" for c in changes]
+    pairs = zip(ranks, rivals, strict=True)
+    shown = [points(asked.difference(hit_at(own, 5), hit_at(other, 5))) for own, other in pairs]
     hits = [f"{100 * plain[f'hit_at_{k}']:.2f}" for k in (1, 5, 10)]
     median = f"{plain['median_rank']:.0f}"
     return [name, *hits, median, shown[0], f"{100 * corrected['hit_at_5']:.2f}", shown[1], *more]
@@ -90,21 +61,21 @@ def main(path: str, ctx: int, queries: int, trials: tuple[str, ...]) -> None:
     """Train each of TRIALS; print its val figures when it ends, and a table at the end."""
     bank = open_bank(path)
     windows = ensure_windows(bank, ctx)
-    asked = Asked(bank, windows, queries)
+    asked = Asked.of(bank, windows, "val", queries)
     ema = fit_free_predictors(bank, windows, ("ema",), windows.seed)["ema"]
-    rivals = asked.ranks(ema, corrected=True)
+    rivals = asked.both_ranks(ema, windows.seed)
     decay = float(ema.config["decay"])  # type: ignore[index]
     rows = [row("ema", asked, rivals, rivals, "", "")]
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return figures(asked.ranks(model)[0])
+        return figures(asked.ranks(model, [None])[0])
 
     for trial in trials:
         config = TrainConfig(**{"decay": decay, **settings(trial)})
         begin = time.monotonic()
         result = train(bank, windows, config, validate=validate)
         seconds = round(time.monotonic() - begin)
-        ranks = asked.ranks(result.model, corrected=True)
+        ranks = asked.both_ranks(result.model, windows.seed)
         rows.append(row(trial, asked, ranks, rivals, result.best_epoch, seconds))
         curve = " ".join(f"{100 * record['val/hit_at_5']:.2f}" for record in result.history)
         print(f"{trial}: val Hit@5 by epoch {curve}", flush=True)

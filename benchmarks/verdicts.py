@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from tabulate import tabulate
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.metrics import soft_hit_at
 from lvm.models.table import build_model
 from lvm.studies.scaling_cells import Trainer, divide_queries

@@ -1,20 +1,156 @@
-"""The command `lvm`: a group of all entry points, each loaded only when it runs."""
+"""The command `lvm` and its entry points: options, a run around the work, errors in one line.
 
+The help loads click alone: an entry point, and what it needs of lvm, is imported when it runs.
+"""
+
+import contextlib
+import dataclasses
+import gc
 import importlib
 import inspect
+import math
 import os
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from entrypoints import start_command
 from entrypoints.options import OPTIONS
-from entrypoints.options.fields import click_options
+
+Options = TypeVar("Options")
 
 EXIT_USER_ERROR = 2
+# Options that lead a run's name: the run list cuts long names.
+COMPARED = ("hidden", "lr", "seed")
+
+
+class Finite(click.FloatRange):
+    """A float that is neither NaN nor infinite."""
+
+    name = "float"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class Whole(click.IntRange):
+    """A whole number."""
+
+    name = "integer"
+
+
+class Switch(click.types.BoolParamType):
+    """True or false in a word; click takes an empty one for false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, str) and not value.strip():
+            self.fail(f"{value!r} is not a valid boolean; use true or false.", param, ctx)
+        return bool(super().convert(value, param, ctx))
+
+
+class OrUnset(click.ParamType):
+    """Another type, or the word that stands for None."""
+
+    def __init__(self, inner: click.ParamType, word: str) -> None:
+        self.inner, self.word = inner, word
+        self.name = f"{inner.name}|{word}"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what the inner type is shown as, then the word as it is typed."""
+        inner = self.inner.get_metavar(param, ctx)
+        if inner is None:
+            return f"{self.inner.name.upper()}|{self.word}"
+        return f"{inner.removesuffix(']')}|{self.word}]"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = self.inner.shell_complete(ctx, param, incomplete)
+        return found + [CompletionItem(self.word)] * self.word.startswith(incomplete)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is None or value == self.word:
+            return None
+        try:
+            return self.inner.convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}, nor the word '{self.word}'.", param, ctx)
+
+
+class RangedOption(click.Option):
+    """An option whose help shows the range of a number beside the word for None, too."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        inner = self.type.inner if isinstance(self.type, OrUnset) else None
+        if isinstance(inner, click.IntRange | click.FloatRange):
+            shown = inner._describe_range()
+            if shown:
+                extra["range"] = shown
+        return extra
+
+
+def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
+    """Return a value of the field as a user would type it: `auto`, `none`, `true`, `1000`."""
+    if value is None:
+        return str(field.metadata["unset"])
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def changed(options: Any, omitted: Collection[str]) -> str:
+    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`.
+
+    Those of COMPARED come first.
+    """
+    typed = {
+        field.name: f"{field.name} {typed_text(field, value)}"
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default and field.name not in omitted
+    }
+    return " ".join(typed[name] for name in dict.fromkeys([*COMPARED, *typed]) if name in typed)
+
+
+def click_options(options_class: type[Any]) -> list[click.Parameter]:
+    """Return one click option per field of the dataclass, of the field's type and default."""
+    hints = typing.get_type_hints(options_class)
+    return [
+        RangedOption(
+            [f"--{field.name.replace('_', '-')}", field.name],
+            type=_click_type(hints[field.name], field),
+            default=typed_text(field, field.default),
+            show_default=True,
+            help=field.metadata["help"],
+        )
+        for field in dataclasses.fields(options_class)
+    ]
+
+
+def _click_type(hint: Any, field: dataclasses.Field[Any]) -> click.ParamType:
+    if isinstance(hint, types.UnionType):
+        (inner,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return OrUnset(_click_type(inner, field), field.metadata["unset"])
+    if field.metadata["choices"]:
+        return click.Choice(field.metadata["choices"])
+    low, high = field.metadata["low"], field.metadata["high"]
+    scalars: dict[type, click.ParamType] = {
+        int: Whole(low, high),
+        float: Finite(low, high),
+        bool: Switch(),
+        str: click.STRING,
+    }
+    return scalars[hint]
 
 
 class InOrder(click.Group):
@@ -62,6 +198,83 @@ def refuse(reason: str) -> None:
 
         refuse_launched_run(line)
     print(f"error: {line}", file=sys.stderr)
+
+
+def no_check(options: Any) -> None:
+    """Accept every value that the options themselves accept."""
+
+
+@dataclass(frozen=True)
+class EntryPoint(Generic[Options]):
+    """A command: the dataclass of its options, the function that does its work in an MLflow run.
+
+    `check` raises ValueError on options that no run needs to be opened for. Calling the entry
+    point parses `arguments` (sys.argv if None) and returns the exit code. A user's mistake
+    prints one line on stderr, marks the run FAILED with that line and returns exit code 2.
+    """
+
+    name: str
+    options_class: type[Options]
+    body: Callable[[Options], None]
+    check: Callable[[Options], None] = no_check
+
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        return call(self.command(), f"lvm {self.name}", arguments)
+
+    def command(self) -> click.Command:
+        """Return the click command."""
+        return command(self.name, self.options_class, self.run)
+
+    def run(self, **values: Any) -> int:
+        """Do the work for parsed values; return the exit code."""
+        from lvm.system.errors import explain_failure
+        from lvm.tracking.store import STORE_ERRORS
+
+        if not gc.isenabled():  # see start_command; the exit would collect the imports for 1.4 s
+            gc.freeze()
+            gc.enable()
+        try:
+            with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
+                options = self.options_class(**values)
+                self.check(options)
+                self._open(options)
+        except (ValueError, OSError, *STORE_ERRORS) as error:
+            refuse(explain_failure(error))
+            return EXIT_USER_ERROR
+        return 0
+
+    def _open(self, options: Options) -> None:
+        from lvm.system import progress
+        from lvm.tracking import runs
+
+        fields = dataclasses.fields(self.options_class)  # type: ignore[arg-type]
+        typed = {f.name: typed_text(f, getattr(options, f.name)) for f in fields}
+        with runs.run(self.name, typed):
+            self.body(options)
+            runs.log_artifact(progress.report(), runs.SPENT)
+        print(progress.time_line(), file=sys.stderr, flush=True)
+
+
+class Printable:
+    """A text stream that prints any text: what the terminal cannot show becomes an escape.
+
+    So do control characters: names and texts from files must not steer the terminal.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`; escape control characters except tab and newline."""
+        from lvm.system.errors import printable
+
+        shown = printable(text, kept="\n\t")
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def start(*words: str) -> NoReturn:

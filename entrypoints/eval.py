@@ -6,8 +6,8 @@ if __name__ == "__main__":
     start("eval")
 
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import EvalOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import EvalOptions
 from lvm.evaluation.evaluate import (
     long_table,
 )
@@ -20,8 +20,7 @@ from lvm.report.evaluation import (
     reranking_table,
     serving_lines,
 )
-from lvm.retrieval.lanes import check_lanes
-from lvm.retrieval.rerank import LANE
+from lvm.retrieval.rerank import LANE, check_lanes
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
     MEASURED,

@@ -7,8 +7,8 @@ if __name__ == "__main__":
 
 from dataclasses import asdict
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.data import ExportOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import ExportOptions
 from lvm.report.data import counts_note, export_report, windows_text
 from lvm.tracking import runs
 from lvm.tracking.datasets import log_inputs, read_bank

@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.data import IngestOptions
-from lvm.bank.store import open_bank
+from entrypoints.cli import EntryPoint
+from entrypoints.options import IngestOptions
+from lvm.bank.bank import open_bank
 from lvm.chains.ingest import ChainPlan, ChainReport, holds_chains, ingest_chains
 from lvm.corpus.ingest import IngestReport, ingest
 from lvm.corpus.reading import SourceOptions, row_limit

@@ -7,8 +7,8 @@ if __name__ == "__main__":
 
 from dataclasses import replace
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import LaneOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import LaneOptions
 from lvm.evaluation.evaluate import lane_report
 from lvm.evaluation.lane_assignment import (
     BANK,

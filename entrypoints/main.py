@@ -8,8 +8,8 @@ if __name__ == "__main__":
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.data import MainOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import MainOptions
 from lvm.report.data import last_screen, pipeline_note
 from lvm.system.progress import part
 from lvm.tracking import runs
@@ -29,10 +29,8 @@ class Size:
     train: dict[str, Any]
 
 
-# Small enough for minutes on two cores; 1,000 positions a step give 32 steps an epoch.
-QUICK_MODEL = {"epochs": 12, "batch_size": 2, "negatives": 2048}
 PLANS = {
-    "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, QUICK_MODEL),
+    "quick": Size(f"{DEFAULT_BANK}-quick", 500, {"max_rows": 40_000}, {}),
     "full": Size(f"{DEFAULT_BANK}-full", 1000, {"max_rows": "all"}, {}),
     "tiny": Size(
         f"{DEFAULT_BANK}-tiny",

@@ -7,9 +7,9 @@ if __name__ == "__main__":
 
 from dataclasses import asdict
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.training import PhasesOptions
-from lvm.bank.store import Bank
+from entrypoints.cli import EntryPoint
+from entrypoints.options import PhasesOptions
+from lvm.bank.bank import Bank
 from lvm.report.phases import plan_text
 from lvm.studies.phase_comparison import measure_phases
 from lvm.studies.phases import Job, Planner, chosen_phases, read_phases

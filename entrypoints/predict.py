@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import PredictOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import PredictOptions
+from lvm.bank.bank import Bank
 from lvm.bank.files import map_array
-from lvm.bank.store import Bank
 from lvm.corpus.reading import read_text_file
 from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.table import FREE_MODELS

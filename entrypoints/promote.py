@@ -7,8 +7,8 @@ if __name__ == "__main__":
 
 from dataclasses import asdict
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import PromoteOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import PromoteOptions
 from lvm.tracking import runs
 from lvm.tracking.registry import BASELINE, BY_HAND, Registry
 

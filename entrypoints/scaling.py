@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.fields import changed
-from entrypoints.options.training import ScalingOptions
+from entrypoints.cli import EntryPoint, changed
+from entrypoints.options import ScalingOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, figures, soft_hit_at
 from lvm.studies.scaling_cells import Trainer, divide_queries

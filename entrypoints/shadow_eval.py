@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.evaluation import ShadowOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import ShadowOptions
 from lvm.report.shadow import (
     reranked_table,
     shadow_note,
@@ -19,7 +19,7 @@ from lvm.report.shadow import (
 )
 from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
-from lvm.shadow.decision import Decision
+from lvm.shadow.promotion_gates import Decision
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.shadow.workers import Replayer

@@ -13,16 +13,14 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.fields import changed
-from entrypoints.options.training import TrainOptions
+from entrypoints.cli import EntryPoint, changed
+from entrypoints.options import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
-from lvm.report.training import pace_line, training_header
 from lvm.studies.phases import read_phases
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
-from lvm.tracking.datasets import DEFAULT_CTX, make_inputs, read_bank
+from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
@@ -31,8 +29,10 @@ from lvm.tracking.training_runs import (
     Validation,
     finish_training,
     log_epoch,
+    pace_line,
     prepare_state,
     state_path,
+    training_header,
 )
 from lvm.training.checkpoint import training_sha256
 from lvm.training.config import (
@@ -44,7 +44,7 @@ from lvm.training.config import (
 )
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
-from lvm.windows.export import ensure_windows, longest_context
+from lvm.windows.export import ensure_windows
 
 # Options that the name of a run gives by itself, or that do not change its result.
 NAMED_OTHERWISE = set(
@@ -74,14 +74,15 @@ def decided(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if getattr(options, name) is None}
 
 
-def with_phase(options: TrainOptions, longest: int = DEFAULT_CTX) -> TrainOptions:
-    """Return the options with what their phase decides, with a context length.
+def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[TrainOptions, int]:
+    """Return the options with what their phase decides, and the context length.
 
-    `longest` is the longest context that the bank has.
+    `default` is the context length where neither gives one.
     """
     settings = decided(options)
-    ctx = options.ctx or settings.get("ctx") or min(DEFAULT_CTX, longest)
-    return replace(options, **{"ctx": ctx} | settings)
+    ctx: int = options.ctx or settings.get("ctx") or default
+    values: dict[str, Any] = settings | {"ctx": ctx}
+    return replace(options, **values), ctx
 
 
 def config_of(options: TrainOptions) -> TrainConfig:
@@ -115,19 +116,19 @@ def body(options: TrainOptions) -> None:
         print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
         bank, registry = read_bank(options.bank), Registry(options.registry)
-        options = with_phase(options, longest_context(bank))
+        options, ctx = with_phase(options, default_ctx(bank))
         if options.register:
             registry.check_bank(bank)
-        inputs = make_inputs(bank, options.ctx, options.windows, "training")
+        inputs = make_inputs(bank, ctx, options.windows, "training")
         validation = Validation(inputs)
         free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
         initial = read_initial(options.init, inputs, registry)
         decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
         chosen = replace(config_of(options), decay=decay)
-        config = resolve(chosen, inputs.windows.ctx, inputs.windows.num_train_rows)
+        config = resolve(chosen, ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
-        label(config, options.phase, inputs.windows.ctx, typed)
+        label(config, options.phase, ctx, typed)
         runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
         state = state_path(config, inputs.windows, launched_size(), initial)
         prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
@@ -181,8 +182,8 @@ def follow(options: TrainOptions) -> None:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
         config, initial, *digests = shared
         bank = read_bank(options.bank)
-        options = with_phase(options, longest_context(bank))
-        windows = ensure_windows(bank, options.ctx, options.windows)
+        options, ctx = with_phase(options, default_ctx(bank))
+        windows = ensure_windows(bank, ctx, options.windows)
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
         train(bank, windows, config, validate=lambda model: {}, world=world, initial=initial)

@@ -8,36 +8,34 @@ if __name__ == "__main__":
 import hashlib
 from typing import Any
 
-from entrypoints.command import EntryPoint
-from entrypoints.options.training import TuneOptions
+from entrypoints.cli import EntryPoint
+from entrypoints.options import TuneOptions
 from lvm.studies.tuning import SPACE_FILE, read_space
 from lvm.system.environment import checkout_root
 from lvm.tracking import datasets, runs
-from lvm.tracking.datasets import DEFAULT_CTX, read_bank
+from lvm.tracking.datasets import default_ctx, read_bank
 from lvm.tracking.registry import Registry
 from lvm.tracking.study_runs import one_at_a_time, replay_seed
 from lvm.tracking.tuning_runs import Setup, finish_tuning, run_trial, study_url
 from lvm.training.config import TrainConfig
-from lvm.windows.export import longest_context
 
 # Options that every trial trains with, as `train` knows them.
-SHARED = ("model", "epochs", "max_steps", "batch_size", "negatives", "seed", "device", "precision")
+SHARED = ("model", "epochs", "batch_size", "negatives", "seed")
 
 
 def check(options: TuneOptions) -> None:
     """Raise ValueError on a space or settings that no study can have, and outside a checkout."""
     checkout_root()
-    config, space = config_of(options), read_space(options.space or SPACE_FILE)
-    for name in space:
+    config_of(options)
+    for name in read_space(options.space or SPACE_FILE):
         if shared_of(options).get(name) is not None:
             raise ValueError(f"{name}: the space varies it; leave it at auto, or omit it there")
-    assert config.recipe == "dense"
 
 
 def shared_of(options: TuneOptions) -> dict[str, Any]:
     """Return the options of `train` that all trials share and that are not auto."""
     given = {name: getattr(options, name) for name in SHARED}
-    return {name: value for name, value in given.items() if value not in (None, "auto")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def config_of(options: TuneOptions) -> TrainConfig:
@@ -50,7 +48,7 @@ def body(options: TuneOptions) -> None:
     bank, registry = read_bank(options.bank), Registry(options.registry)
     registry.check_bank(bank)
     datasets.log_bank(bank, "tuning")
-    ctx = options.ctx or min(DEFAULT_CTX, longest_context(bank))
+    ctx = options.ctx or default_ctx(bank)
     study = options.study or registry.name
     setup = Setup(study, bank, config_of(options), ctx, replay_seed(registry, bank))
     runs.log_config(vars(options) | {"ctx": ctx, "study": study})
@@ -63,7 +61,7 @@ def body(options: TuneOptions) -> None:
         while len(tuning.ended()) < options.trials:
             run_trial(tuning, setup)
         shared = {"bank": options.bank, **shared_of(options)}
-        finish_tuning(tuning, setup, registry, shared, options.max_queries, options.report)
+        finish_tuning(tuning, setup, registry, shared, options.report)
 
 
 main = EntryPoint("tune", TuneOptions, body, check)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from tests.synthetic import make_bank
 
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow reports its use otherwise; tests need no network

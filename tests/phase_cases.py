@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.studies.phase_comparison import PhaseComparison, Trained, measure_phases
 from lvm.studies.phases import read_phases
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.prediction.predict import predict_queries
 from lvm.windows.planning import Queries, Windows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.rerank import Reranker

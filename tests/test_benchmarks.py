@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import duplicate_groups, open_bank
+from lvm.bank.bank import duplicate_groups, open_bank
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks import loop
 from benchmarks.loop import LATE, hold_back, run_of
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.tracking import runs
 
 

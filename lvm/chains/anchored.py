@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.files import read_columns
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, bank_pool, known_lanes, row_heads, row_lane_names
 from lvm.system.seeding import generator
 from lvm.system.settings import ChainRules

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lvm.bank.bank import FloatArray
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import FloatArray
 from lvm.chains.walks import Chain, Pool, flat_rows
 from lvm.system.progress import steps
 from lvm.system.seeding import generator

@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvm.bank.bank import Bank, FloatArray, open_bank, write_bank
 from lvm.bank.files import file_sha256
-from lvm.bank.store import Bank, FloatArray, open_bank, write_bank
 from lvm.bank.tables import TABLES, kind_of
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
 from lvm.chains.cpesh import Mined, mine
-from lvm.chains.gates import CoherenceRule, Gated, coherence_rule, pass_gates
+from lvm.chains.filters import CoherenceRule, Gated, coherence_rule, pass_gates
 from lvm.chains.ontologies import WORDNET_FILES, edge_files, ontology_kind
 from lvm.chains.walks import (
     Candidates,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
+from lvm.bank.bank import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray, duplicate_groups, unit_rows
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.progress import steps
 from lvm.system.seeding import generator

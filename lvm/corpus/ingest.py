@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from lvm.bank.bank import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
 from lvm.bank.tables import kind_of
 from lvm.bank.vector_tables import VectorTable, check_table, vector_table
 from lvm.corpus.encoders import WORDLLAMA, Encoder, load_encoder

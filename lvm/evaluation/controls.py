@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.free_predictors import fit_ridge
 from lvm.evaluation.metrics import (
     LEVEL,

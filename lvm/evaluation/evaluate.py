@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.lane_diagnosis import lane_figures
 from lvm.evaluation.latency import measure_latency
@@ -29,32 +29,29 @@ from lvm.evaluation.metrics import (
     pool_hit_at,
 )
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.exact import Ranks, exact_ranks, rank_together
+from lvm.retrieval.exact import Ranks, exact_ranks, rank_together, top_rows
 from lvm.retrieval.hubness import Hubness, fit_hubness
-from lvm.retrieval.lanes import (
-    UNASSIGNED_LANE,
-    calibration,
-    context_features,
-    lane_codes,
-    lane_names,
-    target_codes,
-)
 from lvm.retrieval.rerank import (
     SIZE,
+    UNASSIGNED_LANE,
     Shortlist,
     Weights,
+    calibration,
+    context_features,
     fit_reranker,
+    lane_codes,
+    lane_names,
     lane_scores,
     old_rule_scores,
     reranked_ranks,
     shortlist,
+    target_codes,
     true_lane_ranks,
 )
-from lvm.retrieval.search import IntArray, top_rows
 from lvm.system.atomic import jsonable
 from lvm.system.progress import part
 from lvm.system.seeding import generator
-from lvm.windows.planning import SPLITS, Queries, Windows
+from lvm.windows.planning import SPLITS, IntArray, Queries, Windows
 
 MAX_QUERIES = 10_000
 ORACLE_QUERIES = 1_000

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.baselines import (
     ContextMean,
     ContextRidge,

@@ -17,8 +17,8 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from lvm.bank.bank import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
-from lvm.bank.store import UNKNOWN_ENCODER, Bank, FloatArray
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed

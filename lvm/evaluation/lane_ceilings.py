@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.metrics import Difference, hit_at, paired_difference
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
-from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
-from lvm.retrieval.search import FloatArray, IntArray, top_rows
+from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.settings import LaneRules
-from lvm.windows.planning import Queries
+from lvm.windows.planning import IntArray, Queries
 
 KS = (5, 10, 50, 100, 200, 1000)
 SERVED_DEPTH = 200

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lvm.bank.store import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.prediction.predict import open_stream, predict_contexts
+from lvm.retrieval.exact import top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
-from lvm.retrieval.search import IntArray, top_rows
 from lvm.system.progress import part
-from lvm.windows.planning import Queries
+from lvm.windows.planning import IntArray, Queries
 
 MEASURED_QUERIES = 100
 MAX_SECONDS = 10.0

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, pad
 from lvm.models.layers import RunningAverage, moving_average
 
 RIDGE_DECAYS = (0.5, 0.9)
-TWIN = 0.999  # rows with this cosine or more are duplicates, as in lvm.bank.store
+TWIN = 0.999  # rows with this cosine or more are duplicates, as in lvm.bank.bank
 QUERY_BLOCK = 1024
 RIDGE_BLOCK = 64
 KEY_BLOCK = 1024  # a float32 block fits the CPU cache: for one query five times as fast as 4,096

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # reading facts must load neither numpy nor torch
-    from lvm.bank.store import Bank
+    from lvm.bank.bank import Bank
     from lvm.windows.planning import Windows
 
 FREE, TRAINED = "free", "trained"

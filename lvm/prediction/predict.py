@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.tmd_experts import TMDExperts, top_gates
 from lvm.system.progress import add_products, count_products, steps
 from lvm.system.seeding import generator

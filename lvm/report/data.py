@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.chains.ingest import ChainReport
 from lvm.corpus.ingest import IngestReport
 from lvm.report.tables import (

@@ -107,7 +107,12 @@ def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
         f"ranked over {found.num_rows:,} bank rows",
         f"({found.num_answers:,} distinct), the same for every phase; [95 % interval by document]",
     ]
-    return captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style), leaky=False)
+    body = captioned(caption, table(lines, headers, "lr" + "r" * 7 + "l", style), leaky=False)
+    shown = [(row.name, row.measured) for row in found.distinct] + free[:1]
+    served = [f"{name} {interval_cell(*one.served)}" for name, one in shown if one.served]
+    if not served:
+        return body
+    return f"{body}\n\n{wrapped('Hit@5 % as served (corrected): ' + '; '.join(served), style)}"
 
 
 def pools_table(found: PhaseComparison, style: str = TEXT) -> str:

@@ -49,7 +49,7 @@ from lvm.report.tables import (
     wrapped,
 )
 from lvm.shadow.comparison import Comparison, Outcome, Reranked, ShadowResult
-from lvm.shadow.decision import Decision
+from lvm.shadow.promotion_gates import Decision
 
 DRY_RUN = "Dry run: no alias is changed; promote=enabled changes it."
 

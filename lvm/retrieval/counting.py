@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from lvm.bank.store import Bank
-from lvm.retrieval.search import FloatArray, IntArray, share_blocks, unit_block
+from lvm.bank.bank import Bank, FloatArray
 from lvm.system.environment import has_native_bf16
+from lvm.system.processes import share_blocks
 from lvm.system.progress import add_products
-from lvm.windows.planning import ContextQueries, Queries
+from lvm.windows.planning import ContextQueries, IntArray, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties
 AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")
@@ -64,7 +64,7 @@ def count_candidates(
         tile = torch.empty(2, QUERY_BLOCK * BANK_BLOCK)
         for begin in starts:
             columns = slice(begin, min(begin + BANK_BLOCK, len(row_K)))
-            block = _Block.of(unit_block(bank, row_K[columns]), columns, product == BF16)
+            block = _Block.of(bank.unit_ascending(row_K[columns]), columns, product == BF16)
             for part, own_counts in zip(all_parts, counts, strict=True):
                 part.count(block, own_counts, tile)
         return counts

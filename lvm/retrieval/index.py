@@ -23,18 +23,12 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from lvm.bank.bank import Bank, FloatArray, duplicate_groups
 from lvm.bank.files import file_sha256
-from lvm.bank.store import Bank, duplicate_groups
 from lvm.models.facts import Facts
 from lvm.models.weights import model_digest
 from lvm.prediction.predict import predict_queries
-from lvm.retrieval.search import (
-    FloatArray,
-    IntArray,
-    checked_correction,
-    top_rows,
-    unit_predictions,
-)
+from lvm.retrieval.exact import checked_correction, top_rows, unit_predictions
 from lvm.system.atomic import (
     atomic_replace,
     is_damaged,
@@ -46,6 +40,7 @@ from lvm.system.errors import one_line
 from lvm.system.progress import part
 from lvm.system.seeding import generator
 from lvm.windows.export import ensure_windows, plan_windows
+from lvm.windows.planning import IntArray
 
 FORMAT = 3
 QUERY_BLOCK = (

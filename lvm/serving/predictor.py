@@ -17,8 +17,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from lvm.bank.bank import SAME_SCORE, Bank, open_bank
 from lvm.bank.files import map_array
-from lvm.bank.store import SAME_SCORE, Bank, open_bank
 from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (
@@ -29,7 +29,6 @@ from lvm.prediction.predict import (
     unit_contexts,
 )
 from lvm.retrieval.index import ServingIndex, ensure_index
-from lvm.retrieval.lanes import lane_codes, lane_names, means_of
 from lvm.retrieval.rerank import (
     LANE,
     NONE,
@@ -37,7 +36,10 @@ from lvm.retrieval.rerank import (
     SIZE,
     Reranker,
     Shortlist,
+    lane_codes,
+    lane_names,
     lane_scores,
+    means_of,
 )
 from lvm.serving.texts import TextEncoder, sentences_of, texts_in
 from lvm.system.errors import one_line

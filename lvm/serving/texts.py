@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.corpus.encoders import load_encoder
 from lvm.corpus.sentences import split_sentences
 from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS

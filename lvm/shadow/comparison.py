@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_diagnosis import LaneFigures, lane_figures
 from lvm.evaluation.metrics import (
     Difference,
@@ -24,7 +24,7 @@ from lvm.evaluation.metrics import (
     smallest_detectable,
 )
 from lvm.models.facts import FREE
-from lvm.retrieval.lanes import lane_codes, lane_names
+from lvm.retrieval.rerank import lane_codes, lane_names
 from lvm.system.atomic import cache_key
 from lvm.windows.planning import Queries, Windows
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.bank.tables import (
     TABLES,
     UNREADABLE,

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.evaluate import query_table
 from lvm.evaluation.latency import measure_latency
 from lvm.models.facts import Facts, omits_own_document

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import (
     POOLS,
     Difference,
@@ -55,12 +55,15 @@ class Measured:
     """Figures of one predictor over the whole bank, with intervals by document.
 
     `pools` holds the expected Hit@1/5/10 in a pool of that many candidates, from the same raw
-    ranks. It omits pools larger than the bank, and is empty for re-ranked answers.
+    ranks. It omits pools larger than the bank, and is empty for re-ranked answers. `served` holds
+    Hit@5 of the order that is served with its interval; it is None for replays that did not store
+    that order.
     """
 
     figures: dict[str, float]
     ci95: dict[str, list[float]]
     pools: dict[int, dict[str, float]]
+    served: tuple[float, list[float]] | None
 
 
 @dataclass(frozen=True)
@@ -275,10 +278,16 @@ class _Comparing:
         document_Q = self._documents(candidate)
         pools = POOLS if order == NONE else ()
         raw_Q = table["rank_raw"].to_numpy()
+        served = None
+        if "rank_served" in table:
+            served_Q = table["rank_served"].to_numpy()
+            interval = document_interval(served_Q, document_Q, self.seed)["hit_at_5"]
+            served = figures(served_Q)["hit_at_5"], interval
         return Measured(
             figures=figures(rank_Q),
             ci95=document_interval(rank_Q, document_Q, self.seed),
             pools={pool: self._pool(raw_Q, pool) for pool in pools if pool <= self.num_answers},
+            served=served,
         )
 
     def pairs(self, couples: Sequence[_Couple]) -> tuple[Pair, ...]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.metrics import figures
 from lvm.models.weights import FIT_VERSION, model_digest

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import LEVEL, Difference, hit_at, paired_difference, soft_hit_at
 from lvm.studies.scaling_cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
 from lvm.studies.scaling_fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid

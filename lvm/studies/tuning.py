@@ -23,7 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import evaluate_together
 from lvm.evaluation.metrics import Difference, hit_at, paired_difference
 from lvm.system.errors import one_line_errors

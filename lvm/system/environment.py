@@ -5,8 +5,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import yaml
-
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 CPU_FILE = Path("/proc/cpuinfo")
 
@@ -65,6 +63,8 @@ def checkout_root() -> Path:
 
 def entry_points() -> set[str]:
     """Return the names of the entry points in the MLproject file; empty outside a checkout."""
+    import yaml
+
     project = Path(__file__).resolve().parents[2] / "MLproject"
     return set(yaml.safe_load(project.read_text())["entry_points"]) if project.is_file() else set()
 

@@ -1,4 +1,4 @@
-"""Stop signals, child processes, process identifiers."""
+"""Stop signals, child processes, process identifiers, work shared among threads."""
 
 import ctypes
 import os
@@ -8,13 +8,18 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
+from lvm.system.environment import num_cores
+from lvm.system.progress import steps
+
+Result = TypeVar("Result")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 20.0
 # Setting the clock moves the start times of processes by less than this.
@@ -147,3 +152,43 @@ def _exists(number: int) -> bool:
 def _namespace() -> int:
     """Return the inode of the namespace of process ids, as in a container; 0 without /proc."""
     return NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
+
+
+def share_blocks(
+    work: Callable[[Iterator[int]], Result], starts: range, title: str
+) -> list[Result]:
+    """Run `work` in one thread per core on a shared iterator of block starts; return all results.
+
+    Each worker restricts torch to one thread. On a busy machine torch's own threads wait for each
+    other at every operation; these workers do not. The progress bar is called `title`.
+    """
+    import torch  # takes a second to load
+
+    num_workers = max(1, min(num_cores(), len(starts)))
+    before = torch.get_num_threads()
+    bar = steps(starts, title, "blocks")
+    supply, lock, stopped = iter(bar), threading.Lock(), threading.Event()
+
+    def next_start() -> int:
+        with lock:
+            return -1 if stopped.is_set() else next(supply, -1)
+
+    def worker() -> Result:
+        torch.set_num_threads(1)
+        try:
+            with torch.no_grad():
+                return work(iter(next_start, -1))
+        except BaseException:
+            stopped.set()  # the other workers stop after their current block
+            raise
+
+    try:
+        with ThreadPoolExecutor(num_workers) as pool:
+            futures = [pool.submit(worker) for _ in range(num_workers)]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                stopped.set()
+    finally:
+        bar.close()
+        torch.set_num_threads(before)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
@@ -13,20 +13,29 @@ from lvm.models.table import FREE_MODELS
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
 from lvm.report.tables import HITS
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.lanes import check_lanes
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
-from lvm.shadow.decision import Decision, Past, decide
+from lvm.shadow.promotion_gates import Decision, Past, decide
 from lvm.shadow.query_log import QueryLog, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
 from lvm.tracking import logged_models, runs
-from lvm.tracking.datasets import DEFAULT_CTX, make_inputs
+from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs
 from lvm.tracking.logged_models import LoggedFiles
-from lvm.tracking.registry import ARTIFACT, BASELINE, DEFAULT, Card, Registry, locked
+from lvm.tracking.registry import (
+    ARTIFACT,
+    BASELINE,
+    DECIDED,
+    DEFAULT,
+    LOG,
+    SHADOW,
+    Card,
+    Registry,
+    locked,
+    metric_tags,
+)
 from lvm.tracking.runs import Dataset
-from lvm.tracking.version_page import DECIDED, LOG, SHADOW, metric_tags
 from lvm.windows.planning import Windows
 
 FIGURES = {"forest.png": forest_figure, "hits.png": rank_figure, "lanes.png": shadow_lane_figure}
@@ -118,9 +127,11 @@ def gather(
     if baseline is not None and baseline.version not in {card.version for card in cards}:
         cards.append(baseline)
     trained = [c.facts for c in cards if c.facts.kind == TRAINED and is_made_from(c.facts, bank)]
-    length = wanted.ctx or max((facts.ctx for facts in trained), default=DEFAULT_CTX)
+    longest = max((facts.ctx for facts in trained), default=DEFAULT_CTX)
     seed = split_seed(None if baseline is None else baseline.facts, trained, bank)
-    inputs = make_inputs(bank, length, None, "shadow", split="document", seed=seed)
+    inputs = make_inputs(
+        bank, wanted.ctx or default_ctx(bank, longest), None, "shadow", split="document", seed=seed
+    )
     windows = inputs.windows
     if wanted.by_lane:
         check_lanes(bank, windows, seed)

@@ -11,12 +11,12 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.tracking import MlflowClient
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.corpus.ingest import ingest
 from lvm.corpus.reading import SourceOptions, row_limit
 from lvm.system.progress import part
 from lvm.tracking.runs import active_run_id, add_shared
-from lvm.windows.export import ensure_windows
+from lvm.windows.export import ensure_windows, longest_context
 from lvm.windows.planning import Windows
 
 DEFAULT_BANK = "data/bank"
@@ -49,6 +49,11 @@ def read_bank(path: str) -> Bank:
         rows = SourceOptions(max_rows=row_limit(None, DEFAULT_SOURCE))
         ingest(DEFAULT_SOURCE, DEFAULT_ENCODER, path, rows)
     return open_bank(path, verify=True)
+
+
+def default_ctx(bank: Bank, most: int = DEFAULT_CTX) -> int:
+    """Return the context length where none is given: `most`, or the longest that the bank has."""
+    return min(most, longest_context(bank))
 
 
 def make_inputs(

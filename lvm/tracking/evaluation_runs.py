@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvm.bank.store import FloatArray
+from lvm.bank.bank import FloatArray
 from lvm.evaluation.controls import run_ablations, run_controls
 from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_reranking, example_table
 from lvm.evaluation.lane_ceilings import Ceilings, lane_ceilings, search_table

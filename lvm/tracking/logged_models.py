@@ -16,8 +16,8 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.bank.bank import Bank
 from lvm.bank.files import map_array
-from lvm.bank.store import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.models.table import FREE_MODELS
@@ -26,7 +26,7 @@ from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.progress import part
-from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, Inputs, make_inputs, read_bank
+from lvm.tracking.datasets import DEFAULT_BANK, Inputs, default_ctx, make_inputs, read_bank
 from lvm.tracking.registry import (
     ARTIFACT,
     BASELINE_URI,
@@ -228,7 +228,7 @@ def open_subject(
     """
     if reference in FREE_MODELS:
         bank = read_bank(bank_path or DEFAULT_BANK)
-        inputs = make_inputs(bank, ctx or DEFAULT_CTX, None, "evaluation")
+        inputs = make_inputs(bank, ctx or default_ctx(bank), None, "evaluation")
         return Subject(reference, fit_free(reference, inputs), inputs)
     predictor = load(reference_in(registry, reference))
     facts = predictor.facts
@@ -237,7 +237,7 @@ def open_subject(
         registry.check_bank(bank)
     check_dim(reference, facts, bank)
     plan = {"split": facts.split, "seed": facts.seed}
-    inputs = make_inputs(bank, ctx or facts.ctx, None, "evaluation", **plan)
+    inputs = make_inputs(bank, ctx or default_ctx(bank, facts.ctx), None, "evaluation", **plan)
     return Subject(facts.model, predictor, inputs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.phases import PhaseStory, phase_figure, phases_markdown, phases_table, phases_text
 from lvm.report.scaling import (

@@ -1,6 +1,6 @@
-"""Runs of `train`: validation of each epoch, what is logged, the registered model."""
+"""Runs of `train`: header, validation of each epoch, what is logged, the registered model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
 from lvm.evaluation.metrics import figures, hit_at, smallest_detectable
 from lvm.models.facts import facts_of
@@ -17,26 +18,63 @@ from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import HITS
-from lvm.report.training import next_commands
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.system.environment import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import ARTIFACT, Registry
+from lvm.tracking.registry import ARTIFACT, Registry, metric_tags
 from lvm.tracking.runs import publish_report
-from lvm.tracking.version_page import metric_tags
 from lvm.training.checkpoint import state_sha256
-from lvm.training.config import Settings
+from lvm.training.config import Settings, as_dict
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
 from lvm.training.loop import OnEpoch, TrainResult
+from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
+STATES = Path("data/training")
 STATES = Path("data/training")
 CHOICE_QUERIES = 2000
 # The free predictors that can be the best; `eval` shows the others, too.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
+# Settings that have a line of their own or do not matter to most models.
+DERIVED = ("model", "device", "precision", "decay", "init", "trunk")
+
+
+def training_header(
+    bank: Bank,
+    windows: Windows,
+    config: Settings,
+    automatic: Collection[str],
+    plan: TrainingPlan,
+    num_parameters: int,
+) -> str:
+    """Return what is trained, on what, with what; `automatic` names the settings left to us."""
+    cores = f" (cores: {num_cores()})" if config.device == "cpu" else ""
+    lanes = f", {len(bank.lanes)} lanes" if bank.lanes else ""
+    counts = windows.counts
+    values = as_dict(config).items()
+    chosen = [f"{k} {v}" for k, v in values if k in automatic and k not in DERIVED]
+    lines = {
+        "bank": f"{bank.path}: {bank.num_rows:,} rows of {bank.dim} dims{lanes}, {bank.encoder}",
+        "windows": f"ctx {windows.ctx}, split by {windows.split}: {counts['train_windows']:,} to "
+        f"train on, {len(windows.queries['val']):,} val queries",
+        "model": f"{config.model}, {num_parameters:,} parameters",
+        "device": f"{config.device}{cores}, {config.precision}",
+        "auto": ", ".join(one for one in chosen if not one.endswith(" None")) or "nothing",
+        "plan": f"{plan.steps:,} steps, {plan.steps_per_epoch:,} of them an epoch; "
+        f"{plan.examples_per_epoch:,} examples an epoch",
+    }
+    return "\n".join(f"{name:<8} {words}" for name, words in lines.items())
+
+
+def pace_line(seconds: float, num_steps: int) -> str:
+    """Return how long `num_steps` take at so many seconds a step."""
+    minutes = seconds * num_steps / 60
+    total = f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
+    return f"time     {num_steps:,} steps of {seconds:.2f} s: {total}, and a validation each epoch"
 
 
 class Validation:
@@ -182,6 +220,15 @@ def finish_training(
     report |= {"history": result.history, "model_id": model_id, "version": version}
     runs.describe_run(training_note(report, where))
     publish_report(report, report_path)
+
+
+def next_commands(reference: str, registry: str | None) -> str:
+    """Return the commands that follow a training, as typed; `registry` None: not registered."""
+    named = "" if registry in (None, "lvm") else f" --registry {registry}"
+    lines = [f"next: lvm eval --model {reference}{named}   # test figures, beside free predictors"]
+    if registry is not None:
+        lines.append(f"then: lvm shadow-eval --promote enabled{named}   # the new baseline?")
+    return "\n".join(lines)
 
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:

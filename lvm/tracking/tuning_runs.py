@@ -10,7 +10,7 @@ import mlflow
 from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.report.tables import MARKDOWN, TEXT
@@ -25,7 +25,6 @@ from lvm.studies.tuning import (
     CTX,
     DEFAULT_TRIAL,
     VALUES,
-    Distributions,
     Gain,
     Space,
     Tuned,
@@ -74,11 +73,6 @@ class Setup:
     ctx: int
     split_seed: int
 
-    def default(self) -> Values:
-        """Return the resolved settings of the default."""
-        windows, settings = self.training({CTX: self.ctx})
-        return as_dict(settings) | {CTX: windows.ctx}
-
     def training(self, values: Mapping[str, Any]) -> tuple[Windows, Settings]:
         """Return the windows and the settings of the training with these values."""
         ctx, others = int(values.get(CTX, self.ctx)), {k: v for k, v in values.items() if k != CTX}
@@ -90,13 +84,12 @@ class Setup:
 
     def open(self, space: Space) -> Tuning:
         """Open the study, or begin it; raises ValueError if it was begun with anything else."""
-        windows, default = self.training({})[0], self.default()
-        distributions: Distributions = distributions_of(
-            space, self.config, default, longest_context(self.bank)
-        )
+        windows, settings = self.training({})
+        default = as_dict(settings) | {CTX: windows.ctx}
+        longest = longest_context(self.bank)
+        distributions = distributions_of(space, self.config, default, longest)
         shared = as_dict(self.config)
-        made_of = {name: shared[name] for name in shared if name not in ("device", "precision")}
-        made_of |= {"bank": self.bank.sha256, "windows": windows.sha256, CTX: self.ctx}
+        made_of = shared | {"bank": self.bank.sha256, "windows": windows.sha256, CTX: self.ctx}
         made_of |= {"version of lvm's training": TRAINING_VERSION}
         return open_study(study_url(), self.study, made_of, distributions, default, shared["seed"])
 
@@ -165,7 +158,6 @@ def finish_tuning(
     setup: Setup,
     registry: Registry,
     shared: Mapping[str, Any],
-    max_queries: int | None,
     report_path: str | None,
 ) -> None:
     """Train the winner as `train` does, measure its gain over the default, publish the report.
@@ -190,7 +182,7 @@ def finish_tuning(
         winner = logged_models.load(f"models:/{done.model_id}").model
         subjects = {"default": (default, own_windows), f"trial {best.number}": (winner, windows)}
         subjects |= {free: (fitted, windows)}
-        asked = {"val": CHOICE_QUERIES, "test": max_queries or MAX_QUERIES}
+        asked = {"val": CHOICE_QUERIES, "test": MAX_QUERIES}
         gains = tuple(measure_gain(split, subjects, setup.bank, k) for split, k in asked.items())
     command = "mlflow run . -e train " + " ".join(
         f"-P {name}={shlex.quote(str(value))}" for name, value in typed.items()

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.system.seeding import generator
 from lvm.training.config import HARD_DEPTH
 from lvm.training.distributed import World

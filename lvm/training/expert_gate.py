@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvm.bank.store import UNASSIGNED, Bank
+from lvm.bank.bank import UNASSIGNED, Bank
 from lvm.models.tmd_experts import top_gates
 from lvm.system.seeding import generator
 from lvm.training.config import Settings

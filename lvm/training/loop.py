@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import optimizer_tensors, restore_optimizer
 from lvm.system.progress import add_products, count_products, part, steps

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lvm.bank.bank import write_bank
 from lvm.bank.row_table import TMD_LANES, row_table
-from lvm.bank.store import write_bank
 
 VECTORS = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 

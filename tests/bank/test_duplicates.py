@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from lvm.bank.store import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, duplicate_groups, write_bank
 from lvm.system.seeding import generator
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, duplicate_groups, write_bank
 from lvm.corpus.ingest import row_names
-from lvm.retrieval.exact import exact_ranks
+from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.index import build_index
-from lvm.retrieval.search import top_rows
 from lvm.system.seeding import generator
 from lvm.training.config import TrainConfig
 from lvm.windows.export import plan_windows

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.chains import ingest
 from lvm.chains.ingest import ChainPlan, ingest_chains
 from lvm.corpus.encoders import load_encoder

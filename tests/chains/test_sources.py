@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, open_bank, write_bank
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.chains import anchored, walks
 from lvm.chains.anchored import AnchorPlan, anchored_candidates
-from lvm.chains.gates import lane_gate
+from lvm.chains.filters import lane_gate
 from lvm.chains.ontologies import read_ontology
 from lvm.chains.walks import (
     GraphWalk,

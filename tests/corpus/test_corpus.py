@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.bank.row_table import TMD_LANES
-from lvm.bank.store import Bank, open_bank, write_bank
 from lvm.corpus import python_docs
 from lvm.corpus.ingest import ingest
 from lvm.corpus.markup import read_sections

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvm.bank import vector_tables
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.corpus import hugging_face
 from lvm.corpus.ingest import ingest
 

@@ -22,8 +22,8 @@ from entrypoints import (
     shadow_eval,
     train,
 )
+from lvm.bank.bank import write_bank
 from lvm.bank.files import file_sha256
-from lvm.bank.store import write_bank
 from lvm.corpus.ingest import row_names
 from lvm.system.atomic import with_checksum
 from tests.conftest import copy_store

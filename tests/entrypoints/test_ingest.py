@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from entrypoints import ingest
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 
 
 def run_artifact(name: str) -> str:

@@ -16,10 +16,9 @@ import yaml
 from click.shell_completion import ShellComplete
 
 from entrypoints import cli, main
-from entrypoints.command import EntryPoint
-from entrypoints.options import OPTIONS, evaluation, fields
-from entrypoints.options.fields import click_options, option, typed_text
-from entrypoints.options.training import TrainOptions
+from entrypoints import options as declared
+from entrypoints.cli import EntryPoint, click_options, typed_text
+from entrypoints.options import OPTIONS, TrainOptions, option
 from entrypoints.train import config_of
 from lvm.chains.walks import WALKS
 from lvm.corpus.python_docs import PACKAGES
@@ -162,7 +161,7 @@ def entry_point(name: str) -> EntryPoint[Any]:
 def test_every_entry_point_of_the_contract_is_there():
     assert set(ENTRIES) == set(CONTRACT)
     files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
-    assert files - {"cli", "command"} == {name.replace("-", "_") for name in ENTRIES}
+    assert files - {"cli", "options"} == {name.replace("-", "_") for name in ENTRIES}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -227,8 +226,7 @@ def test_the_options_have_the_names_of_the_library():
     assert {name: chosen["scaling", name] for name in ("cell", "device", "precision")} == {
         name: known[name] for name in ("cell", "device", "precision")
     }
-    shared = ("model", "device", "precision")
-    assert {name: chosen["tune", name] for name in shared} == {name: known[name] for name in shared}
+    assert chosen["tune", "model"] == known["model"]
     assert chosen["phases", "recipe"] == (*RECIPES, "both")
     assert chosen["phases", "size"] == tuple(SIZES)
     assert chosen["main", "size"] == tuple(main.PLANS)
@@ -239,10 +237,10 @@ def test_the_options_have_the_names_of_the_library():
         assert chosen[command, "rerank"] == RERANKS
     (k,) = (one for one in dataclasses.fields(OPTIONS["predict"]) if one.name == "k")
     assert k.metadata["high"] == MAX_PASSAGES
-    assert (fields.DEFAULT_BANK, fields.DEFAULT_CTX) == (DEFAULT_BANK, DEFAULT_CTX)
+    assert (declared.DEFAULT_BANK, declared.DEFAULT_CTX) == (DEFAULT_BANK, DEFAULT_CTX)
     assert OPTIONS["ingest"]().source == DEFAULT_SOURCE
-    assert (fields.REGISTRY, evaluation.BASELINE_URI) == (NAME, BASELINE_URI)
-    assert ", ".join(FREE_MODELS) in evaluation.MODEL_HELP
+    assert (declared.REGISTRY, declared.BASELINE_URI) == (NAME, BASELINE_URI)
+    assert ", ".join(FREE_MODELS) in declared.MODEL_HELP
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--ctx", "no"]])
@@ -325,8 +323,8 @@ def test_click_reads_values_and_the_words_for_none():
 def test_a_runs_name_has_the_options_that_are_not_default():
     options = TrainOptions(ctx=20, model="skip", seed=1, lr=0.01, negatives=64, register=False)
     named = ("ctx", "model", "register")
-    assert fields.changed(options, named) == "lr 0.01 seed 1 negatives 64"
-    assert fields.changed(TrainOptions(), named) == ""
+    assert cli.changed(options, named) == "lr 0.01 seed 1 negatives 64"
+    assert cli.changed(TrainOptions(), named) == ""
 
 
 def test_help_shows_choices_ranges_and_the_word_for_none_as_they_are_typed():

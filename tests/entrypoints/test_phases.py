@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from entrypoints.options.training import TrainOptions
+from entrypoints.options import TrainOptions
 from entrypoints.train import with_phase
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
@@ -279,5 +279,5 @@ def test_torch_and_the_way_of_training_belong_to_it(planned_bank, monkeypatch):
     ],
 )
 def test_what_is_given_wins_over_the_table(given, decided):
-    options = with_phase(TrainOptions(**given))
+    options, _ = with_phase(TrainOptions(**given))
     assert {name: getattr(options, name) for name in decided} == decided

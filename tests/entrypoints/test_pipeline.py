@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
-from lvm.bank.store import SAME_SCORE, open_bank
+from lvm.bank.bank import SAME_SCORE, open_bank
 from lvm.tracking import evaluation_runs
 from lvm.tracking.registry import Registry
 from tests.conftest import copy_store

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from entrypoints import rollback, shadow_eval
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.models.baselines import CopyLast, Ridge
 from lvm.models.facts import TRAINED, Facts, facts_of
 from lvm.tracking import logged_models, runs

@@ -6,18 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints.options.evaluation import PredictOptions
+from entrypoints.options import PredictOptions
 from entrypoints.predict import read_contexts, score_name
-from lvm.bank.store import write_bank
+from lvm.bank.bank import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.report.evaluation import passages_table, shorten
 from lvm.retrieval.index import build_index
 from lvm.serving.predictor import Retriever
-from lvm.tracking.datasets import Inputs
-from lvm.tracking.logged_models import Predictor, Subject
-from lvm.windows.export import plan_windows
+from lvm.tracking import runs
+from lvm.tracking.candidates import Wanted, gather
+from lvm.tracking.datasets import DEFAULT_CTX, Inputs, read_bank
+from lvm.tracking.logged_models import Predictor, Subject, open_subject
+from lvm.windows.export import longest_context, plan_windows
+from tests.conftest import copy_store
+from tests.synthetic import make_bank
 
 
 @pytest.mark.parametrize("name", [*FREE_MODELS, "memory_gru"])
@@ -91,3 +95,15 @@ def test_a_text_is_read_in_any_unicode_encoding(tmp_path):
     for name, reason in (("bytes.txt", "not UTF-8 or UTF-16 text"), ("no.txt", "cannot be read")):
         with pytest.raises(ValueError, match=reason):
             read_contexts(PredictOptions(text=str(tmp_path / name)), bank)
+
+
+def test_the_default_context_is_no_longer_than_the_bank_has(tmp_path, monkeypatch, empty_store):
+    monkeypatch.chdir(tmp_path)
+    copy_store(empty_store, tmp_path / "store", monkeypatch)
+    bank = make_bank(tmp_path / "bank", num_sequences=8, num_documents=30, num_twins=0)
+    longest = longest_context(bank)
+    assert longest < DEFAULT_CTX
+    with runs.run("eval", {}):
+        subject = open_subject("ema", "bank", None)
+        field = gather(Wanted("all", "bank", register=False), read_bank)
+    assert subject.inputs.windows.ctx == field.windows.ctx == longest

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import phases, predict, promote, rollback, shadow_eval, train
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.tracking import logged_models
 from lvm.tracking.registry import Registry
 from tests.conftest import copy_store

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation import controls
 from lvm.evaluation.controls import Questions, longest_beaten, mirrored, run_controls
 from lvm.evaluation.evaluate import evaluate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import Evaluation, evaluate
 from lvm.evaluation.free_predictors import FREE
 from lvm.evaluation.metrics import FIGURES

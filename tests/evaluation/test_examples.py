@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.evaluate import EACH, Evaluation, evaluate_together, example_table
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.report.evaluation import examples_page

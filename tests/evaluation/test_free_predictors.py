@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation import free_predictors
 from lvm.evaluation.free_predictors import (
     DECAYS,

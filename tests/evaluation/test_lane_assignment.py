@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lvm.bank.bank import Bank, write_bank
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED
-from lvm.bank.store import Bank, write_bank
 from lvm.corpus.encoders import Encoder, load_encoder
 from lvm.corpus.ingest import row_names
 from lvm.evaluation.lane_assignment import (

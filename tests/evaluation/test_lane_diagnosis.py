@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_diagnosis import INGEST, PROCEED, UNKNOWN, Diagnosis, diagnose
 from lvm.system.settings import LaneRules, read_lane_rules
 from lvm.windows.export import plan_windows

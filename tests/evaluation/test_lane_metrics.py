@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.lane_diagnosis import (
     confusion_counts,
     confusion_pairs,
     lane_figures,
     lane_supply,
 )
-from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation import latency
 from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.baselines import MovingAverage

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.training.config import TrainConfig
 from lvm.training.distributed import World, joined
 from lvm.training.optimizer import Supervised

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.models.facts import facts_of
 from lvm.models.table import build_model
 from lvm.models.weights import Fit, cached_fit, load_model, optimizer_tensors, save_model

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
+from lvm.bank.bank import Bank, open_bank
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
-from lvm.bank.store import Bank, open_bank
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import (
     fuzz,

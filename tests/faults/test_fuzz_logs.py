@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.bank.tables import name_text
 from lvm.shadow.query_log import log_queries, read_query_log
 from tests.faults.conftest import Tally

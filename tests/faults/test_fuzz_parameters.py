@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from entrypoints.command import EntryPoint
+from entrypoints.cli import EntryPoint
 from tests.entrypoints.test_mlproject import ENTRIES
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD_TEXTS, assert_good_line, fuzz

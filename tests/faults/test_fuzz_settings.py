@@ -10,8 +10,8 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
+from lvm.bank.bank import Bank
 from lvm.bank.row_table import TMD_LANES
-from lvm.bank.store import Bank
 from lvm.evaluation.lane_assignment import DOMAINS_FILE, read_domains, with_lanes
 from lvm.models.facts import Facts, facts_from_tags
 from lvm.models.memory_gru import MemoryGRU

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from hypothesis import strategies as st
 
+from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.bank.row_table import TMD_LANES, row_table
-from lvm.bank.store import Bank, open_bank, write_bank
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD, fuzz, is_name, mutated_bytes, read_or_refused
 

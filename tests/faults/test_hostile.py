@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from lvm.bank.bank import Bank, open_bank
 from lvm.bank.files import CONTENTS, NPZ_COLUMNS, ROWS, VECTORS
-from lvm.bank.store import Bank, open_bank
 from lvm.evaluation.lane_assignment import read_domains
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of

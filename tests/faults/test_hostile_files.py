@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lvm.bank.bank import open_bank
 from lvm.bank.files import CONTENTS, FREE_BYTES, ROWS, VECTORS
-from lvm.bank.store import open_bank
 from lvm.chains.ontologies import read_edges, read_ontology
 from lvm.corpus.reading import read_corpus
 from lvm.models.baselines import MovingAverage

@@ -13,7 +13,7 @@ from mlflow.projects._project_spec import load_project
 
 from entrypoints import ingest as ingest_command
 from entrypoints import predict as predict_command
-from lvm.bank.store import write_bank
+from lvm.bank.bank import write_bank
 from lvm.report.evaluation import examples_page
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import assert_good_line

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor
 
 from entrypoints import train as train_command
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.weights import load_state
 from lvm.system.seeding import generator
 from lvm.training.config import TrainConfig

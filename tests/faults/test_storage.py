@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.windows.export import open_windows
 from tests.faults.commands import Command, Ended
 from tests.faults.disks import PAGE, Disk, mounted

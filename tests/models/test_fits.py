@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_ridge, tuned_decay
 from lvm.models.baselines import MovingAverage
 from lvm.models.weights import Fit, cached_fit, model_digest

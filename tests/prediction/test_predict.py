@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.table import build_model
 from lvm.prediction.predict import (
     plan_readings,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models import memory_gru
 from lvm.models.memory_gru import SlotMemory
 from lvm.models.table import MODELS, build_model

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.evaluation import context_figure, experts_figure, training_figure
 from lvm.report.lanes import confusion_figure, lane_figure

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_assignment import KMEANS, Agreement, Assignment, lane_agreement
 from lvm.evaluation.lane_ceilings import (
     ALL_LANES,

@@ -8,7 +8,7 @@ from lvm.report.data import counts_note, last_screen, pipeline_note
 from lvm.report.evaluation import evaluation_note, training_note
 from lvm.report.shadow import shadow_note
 from lvm.report.tables import NOTE_LINES
-from lvm.shadow.decision import decide
+from lvm.shadow.promotion_gates import decide
 from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import winning_case
 

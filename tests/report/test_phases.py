@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.report.phases import (
     PhaseStory,
     merged_warnings,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.lane_diagnosis import diagnose, lane_figures
 from lvm.report.evaluation import evaluation_table
 from lvm.report.lanes import hits_table, lanes_note, lanes_table
@@ -24,7 +24,7 @@ from lvm.report.shadow import (
 )
 from lvm.report.tables import MARKDOWN, PredictorRow, difference_cell, interval_cell, p_cell
 from lvm.report.tables import predictors_table as predictors
-from lvm.shadow.decision import decide
+from lvm.shadow.promotion_gates import decide
 from lvm.system.settings import read_gate_rules, read_lane_rules
 from lvm.windows.export import plan_windows
 from tests.shadow_cases import CLEAR_GAIN, difference, outcome, unscored, winning_case

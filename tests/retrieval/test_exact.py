@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lvm.bank.store import Bank, write_bank
-from lvm.retrieval import counting, search
-from lvm.retrieval.exact import Ranks, exact_ranks
+from lvm.bank.bank import Bank, write_bank
+from lvm.retrieval import counting, exact
+from lvm.retrieval.exact import Ranks, exact_ranks, top_rows
 from lvm.retrieval.hubness import mean_neighbour_score, neighbour_penalty
-from lvm.retrieval.search import share_blocks, top_rows
+from lvm.system.processes import share_blocks
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, make_queries
 from tests import reference
@@ -182,7 +182,7 @@ def test_wrong_shapes_are_refused(bank, windows, queries, predictions, correctio
 def test_top_rows_equal_the_reference(
     top_block, bank, queries, predictions, correction, monkeypatch
 ):
-    monkeypatch.setattr(search, "TOP_BLOCK", top_block)
+    monkeypatch.setattr(exact, "TOP_BLOCK", top_block)
     some, asked = predictions[1:40], queries.take(slice(1, 40))
     row_QK, score_QK = top_rows(some, bank, 15, correction, asked)
     assert row_QK.tolist() == reference.top_rows(some, bank, 15, correction, asked)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.models.facts import omits_own_document

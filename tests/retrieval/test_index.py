@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, duplicate_groups, write_bank
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
+from lvm.retrieval.exact import top_rows
 from lvm.retrieval.index import (
     FLAT,
     HNSW,
@@ -25,7 +26,6 @@ from lvm.retrieval.index import (
     open_index,
     write_index,
 )
-from lvm.retrieval.search import top_rows
 from lvm.windows.export import plan_windows
 from tests.synthetic import make_bank
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, duplicate_groups, write_bank
 from lvm.retrieval.exact import exact_ranks
 from lvm.windows.planning import make_queries
 

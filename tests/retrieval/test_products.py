@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.retrieval import counting
 from lvm.retrieval.counting import BF16, FP32, SCORE_TIE
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together

@@ -8,24 +8,21 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
-from lvm.retrieval import lanes as classifier
 from lvm.retrieval import rerank as reranking
-from lvm.retrieval.lanes import (
-    calibration,
-    context_features,
-    fit_lane_classifier,
-    lane_codes,
-    means_of,
-)
 from lvm.retrieval.rerank import (
     BETAS,
     Shortlist,
+    calibration,
+    context_features,
+    fit_lane_classifier,
     fit_reranker,
+    lane_codes,
     likely_temperature,
+    means_of,
     old_rule_scores,
     true_lane_ranks,
 )
@@ -89,7 +86,7 @@ def test_the_classifier_foretells_lanes_that_can_be_told(telling, tmp_path: Path
     log_p_QL = found.log_probability(context_features(queries, bank))
     assert log_p_QL.shape == (len(queries), 3) and np.isfinite(log_p_QL).all()
     np.testing.assert_allclose(np.exp(log_p_QL).sum(axis=1), 1, atol=1e-5)
-    known = calibration(log_p_QL, classifier.target_codes(queries, bank))
+    known = calibration(log_p_QL, reranking.target_codes(queries, bank))
     assert known["accuracy"] > 0.95 and known["calibration_error"] < 0.05
     blind = lane_bank(tmp_path / "bank", informative=False)
     blind_windows = plan_windows(blind, CTX)
@@ -97,7 +94,7 @@ def test_the_classifier_foretells_lanes_that_can_be_told(telling, tmp_path: Path
     log_p_QL = fit_lane_classifier(blind, blind_windows).log_probability(
         context_features(asked, blind)
     )
-    unsure = calibration(log_p_QL, classifier.target_codes(asked, blind))
+    unsure = calibration(log_p_QL, reranking.target_codes(asked, blind))
     assert unsure["accuracy"] < 0.7 and unsure["loss"] < np.log(2) + 0.1, "no false confidence"
 
 
@@ -106,7 +103,7 @@ def test_temperature_is_the_one_that_made_the_labels():
     logit_QC = random.normal(0, 4, (4000, 3))
     gumbel_QC = random.gumbel(size=logit_QC.shape)
     place_Q = (logit_QC / 2.5 + gumbel_QC).argmax(axis=1)
-    assert classifier._temperature(logit_QC, place_Q) == pytest.approx(2.5, rel=0.1)
+    assert reranking._temperature(logit_QC, place_Q) == pytest.approx(2.5, rel=0.1)
 
 
 def test_calibration_error_is_the_gap_of_confidence_to_accuracy():
@@ -128,7 +125,7 @@ def test_rows_without_a_lane_are_never_the_first_lane(telling, tmp_path: Path):
     queries = windows.queries["test"]
     log_p_QL = found.log_probability(context_features(queries, partly))
     assert np.exp(log_p_QL[:, 2]).mean() == pytest.approx(1 / 3, abs=0.05)
-    known = calibration(log_p_QL, classifier.target_codes(queries, partly))
+    known = calibration(log_p_QL, reranking.target_codes(queries, partly))
     assert known["calibration_error"] < 0.1
 
 

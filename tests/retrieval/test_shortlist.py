@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from lvm.bank.store import Bank
-from lvm.retrieval.exact import exact_ranks
+from lvm.bank.bank import Bank
+from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.rerank import Shortlist, reranked_ranks, shortlist
-from lvm.retrieval.search import top_rows
 from lvm.windows.planning import Queries, Windows, context_queries
 from tests.retrieval.test_exact import bank, correction, predictions, queries, windows
 

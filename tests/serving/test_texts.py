@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.http import ask, http_server
-from lvm.bank.store import open_bank, write_bank
+from lvm.bank.bank import open_bank, write_bank
 from lvm.corpus.encoders import load_encoder
 from lvm.serving.texts import TextEncoder
 from lvm.tracking.registry import BASELINE_URI

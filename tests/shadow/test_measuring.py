@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.baselines import ContextMean, CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import build_model

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.shadow import query_log
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.windows.planning import ContextQueries, Queries

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.report.shadow import comparison_table, shadow_table
 from lvm.shadow.comparison import Outcome, ShadowResult, compare
-from lvm.shadow.decision import Decision, decide
+from lvm.shadow.promotion_gates import Decision, decide
 from lvm.shadow.replay import Candidate, replay, replay_candidate
 from lvm.system.settings import read_gate_rules
 from lvm.windows.export import plan_windows

@@ -12,7 +12,7 @@ from benchmarks.contests import (
     passed_in_sequence,
 )
 from lvm.shadow.comparison import ShadowResult
-from lvm.shadow.decision import Decision, Past, challengers, decide
+from lvm.shadow.promotion_gates import Decision, Past, challengers, decide
 from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import POOLS
+from lvm.report.phases import phases_table
 from lvm.studies.phase_comparison import measure_phases, old_checks
 from lvm.studies.phases import read_old_gates
 from tests.phase_cases import NUM_ANSWERS, compared, per_query, replay, trained
@@ -132,6 +133,15 @@ def test_the_report_holds_old_and_new_figures(tiny_bank: Bank) -> None:
     assert first["figures"]["hit_at_5"] == 0.25
     assert (first["optimiser_steps"], first["plan"]["examples_per_epoch"]) == (30, 4000)
     assert report["best"] == "4" and report["queries"] == 240
+
+
+def test_figures_of_the_served_order_stand_below_the_plain_ones(tiny_bank: Bank) -> None:
+    assert "as served" not in phases_table(compared(tiny_bank))
+    table = per_query(tiny_bank).assign(rank_served=1.0)
+    found = measure_phases([trained("1", "short")], replay(), table, tiny_bank)
+    assert found.rows[0].measured.served == (1.0, [1.0, 1.0])
+    told = phases_table(found).splitlines()[-1]
+    assert told.startswith("Hit@5 % as served (corrected): 1 100.0 [100.0, 100.0]; ")
 
 
 def test_old_gates_pass_and_fail(tiny_bank: Bank) -> None:

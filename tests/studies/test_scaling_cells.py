@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.studies.scaling_cells import Cell, Trainer, divide_queries
 from lvm.training.config import TrainConfig
 from lvm.training.data import Batches

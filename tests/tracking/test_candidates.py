@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.facts import facts_of
 from lvm.tracking.candidates import Registered, choose_bank
 from lvm.tracking.registry import Card

@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from lvm.bank.store import write_bank
+from lvm.bank.bank import write_bank
 from lvm.system.environment import is_dirty
 from lvm.system.processes import SIGNALS, Stopped, hold_signals
 from lvm.tracking import datasets, runs

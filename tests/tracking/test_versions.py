@@ -15,8 +15,7 @@ from lvm.models.table import build_model
 from lvm.models.weights import load_model
 from lvm.prediction.predict import predict_contexts
 from lvm.tracking import logged_models, runs
-from lvm.tracking.registry import Registry
-from lvm.tracking.version_page import description, metric_tags
+from lvm.tracking.registry import Registry, description, metric_tags
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lvm.bank.store import Bank, open_bank
+from lvm.bank.bank import Bank, open_bank
 from lvm.training.config import TrainConfig
 from tests.training.test_loop import TOY, train_toy
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lvm.bank.store import open_bank
+from lvm.bank.bank import open_bank
 from lvm.training.config import TrainConfig
 from lvm.training.distributed import World, joined
 from tests.training.test_loop import TOY, of_recipe, train_toy

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.store import Bank, write_bank
+from lvm.bank.bank import Bank, write_bank
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batches
 from lvm.training.optimizer import plan_training

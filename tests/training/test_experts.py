@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.bank.store import UNASSIGNED, Bank
+from lvm.bank.bank import UNASSIGNED, Bank
 from lvm.models.table import build_model
 from lvm.models.tmd_experts import has_gate
 from lvm.training.checkpoint import starting_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from lvm.bank.store import UNASSIGNED
+from lvm.bank.bank import UNASSIGNED
 from lvm.training.expert_gate import lane_table, load_figures, mutual_information
 
 

@@ -5,7 +5,7 @@ Shapes: N bank rows, R runs, L lanes, X experts.
 
 import numpy as np
 
-from lvm.bank.store import UNASSIGNED, Bank
+from lvm.bank.bank import UNASSIGNED, Bank
 from lvm.training.expert_gate import expert_prior, lane_experts, permuted_lanes, train_lanes
 from lvm.windows.export import plan_windows
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from lvm.bank.store import UNASSIGNED
+from lvm.bank.bank import UNASSIGNED
 from lvm.training.expert_gate import (
     MEAN_DECAY,
     GateLoss,

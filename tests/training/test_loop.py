@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.prediction.predict import predict_queries
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.data import Batches

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batches, HardNegatives

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.weights import load_state, save_state
 from lvm.system.seeding import generator
 from lvm.training import guard as spikes

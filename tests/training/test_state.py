@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.weights import load_state
 from lvm.training import checkpoint as state
 from lvm.training.checkpoint import Progress, StateFile

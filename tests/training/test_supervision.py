@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.data import Batch, Batches

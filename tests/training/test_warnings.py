@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lvm.bank.store import Bank
+from lvm.bank.bank import Bank
 from lvm.training.config import TrainConfig
 from lvm.training.guard import (
     epoch_warnings,

@@ -6,8 +6,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from lvm.bank.store import Bank
-from lvm.chains import gates
+from lvm.bank.bank import Bank
+from lvm.chains import filters as gates
 from lvm.chains.cpesh import mine
 from lvm.chains.walks import Chain, Pool
 from lvm.system.seeding import generator

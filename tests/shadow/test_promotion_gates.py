@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lvm.shadow.comparison import Comparison, Outcome, ShadowResult
-from lvm.shadow.decision import MERIT, TURN, VALIDITY, Decision, Past, decide
+from lvm.shadow.promotion_gates import MERIT, TURN, VALIDITY, Decision, Past, decide
 from lvm.system.settings import read_gate_rules
 from tests.shadow_cases import (
     CLEAR_FALL,

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.row_table import IntArray
-from lvm.bank.store import Bank, FloatArray
 from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts

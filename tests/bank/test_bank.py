@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
+from lvm.bank.bank import UNKNOWN_ENCODER, Bank, open_bank, write_bank
 from lvm.bank.row_table import TMD_LANES
-from lvm.bank.store import UNKNOWN_ENCODER, Bank, open_bank, write_bank
 from lvm.system.atomic import with_checksum
 from lvm.system.seeding import generator
 from tests.synthetic import make_bank, noise_bank, rotation, rotation_bank

@@ -101,6 +101,12 @@ class Bank:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
         return unit_rows(self.vectors, rows)
 
+    def unit_ascending(self, row_B: IntArray) -> FloatArray:
+        """Return `unit` of ascending rows, (B, D); contiguous rows are read as one slice."""
+        first, last = int(row_B[0]), int(row_B[-1])
+        is_run = last - first + 1 == len(row_B)
+        return self.unit(slice(first, last + 1) if is_run else row_B)
+
     def unit_blocks(self, block: int = 16384) -> Iterator[tuple[int, FloatArray]]:
         """Yield (first row, unit vectors (b, D)) over the whole bank in row order."""
         for start in range(0, self.num_rows, block):
