@@ -38,7 +38,8 @@ WEIGHTS = ("weight_decay", "alpha", "temperature", "focus", "dropout")
 OPTIONS = (CTX, "lr", *WEIGHTS, "negatives", "hard_negatives", *SIZES)
 DEFAULT_TRIAL = 0
 RANDOM_TRIALS = 5  # drawn at random before TPE models the space
-MEASURED_TRIALS, FREE_EPOCHS = 3, 1  # before pruning begins; epochs that no trial is pruned after
+MEASURED_TRIALS = 3  # complete ones before pruning begins
+FIRST_PRUNED = 2  # the epoch after which a trial is pruned at the earliest
 DIGITS = 3  # of a value that is tried, so that its command can be typed
 MADE_OF, VALUES, STATE = "made_of", "values", "state"
 
@@ -282,7 +283,7 @@ def open_study(
     if the study was begun with anything else.
     """
     optuna.logging.set_verbosity(logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(MEASURED_TRIALS, FREE_EPOCHS)
+    pruner = optuna.pruners.MedianPruner(MEASURED_TRIALS, FIRST_PRUNED)
     study = optuna.create_study(
         storage=url, study_name=name, pruner=pruner, direction="maximize", load_if_exists=True
     )

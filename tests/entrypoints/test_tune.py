@@ -58,6 +58,7 @@ def test_a_study_registers_its_winner_and_measures_what_is_left_on_test(workplac
     assert [one["trial"] for one in trials] == list(range(6))
     assert trials[0]["outcome"] == "complete" and trials[0]["ctx"] == 20
     assert {one["outcome"] for one in trials} <= {"complete", "pruned"}
+    assert all(one["epochs"] in (2, 3) for one in trials), "none is pruned after its first epoch"
     assert {one["ctx"] for one in trials} <= {10, 20}, "the bank has no context of 9999"
     winner, parent = report["winner"], latest("tune")
     assert winner["version"] in {str(card.version) for card in Registry().cards()}
