@@ -59,8 +59,8 @@ def check_bank(path: str | None) -> None:
     )
 
 
-def check_report(path: str | None) -> None:
-    """Raise ValueError, before any work, if no report can be written to `path`."""
+def check_writable(name: str, path: str | None) -> None:
+    """Raise ValueError, before any work, if no file can be written to `path`."""
     if path is None:
         return
     try:
@@ -68,12 +68,12 @@ def check_report(path: str | None) -> None:
         folder = next(one for one in Path(path).absolute().parents if one.exists())
     except OSError as error:  # a name that is too long
         why = f"{error.strerror}; give another file"
-        raise ValueError(f"report: {path} cannot be written: {why}") from error
+        raise ValueError(f"{name}: {path} cannot be written: {why}") from error
     if is_folder:
-        raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
+        raise ValueError(f"{name}: {path} is a folder; give a file such as {path}/{name}.json")
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "cannot be written to" if folder.is_dir() else "is no folder"
-        raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
+        raise ValueError(f"{name}: {path} cannot be written, for {folder} {why}; give another file")
 
 
 class Checked:
@@ -81,7 +81,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         check_bank(getattr(self, "bank", None))
-        check_report(getattr(self, "report", None))
+        check_writable("report", getattr(self, "report", None))
 
 
 @dataclass(frozen=True)
@@ -275,10 +275,10 @@ class PredictOptions(Checked):
     """Retrieve the passages that most likely come next."""
 
     model: str = option(BASELINE_URI, MODEL_HELP)
-    text: str | None = option(
-        None, "File that is the context: .txt, .md, .rst or .html.", unset="none"
-    )
+    text: str | None = option(None, "Context as .txt, .md, .rst or .html.", unset="none")
     context: str | None = option(None, "Contexts as .npy, (T, D) or (B, T, D) float.", unset="none")
+    queries: str | None = option(None, "Contexts of test, val or a query log.", unset="none")
+    out: str | None = option(None, "Table of all answers to write, .parquet.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=1000)
     rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that the context holds.")
@@ -289,8 +289,8 @@ class PredictOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.text is None) == (self.context is None):
-            raise ValueError("text, context: give exactly one of the two files")
+        if [self.text, self.context, self.queries].count(None) != 2:
+            raise ValueError("text, context, queries: give exactly one of the three")
 
 
 @dataclass(frozen=True)

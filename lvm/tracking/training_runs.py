@@ -17,7 +17,7 @@ from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
-from lvm.report.tables import HITS
+from lvm.report.tables import SERVED, hit_metrics
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.system.environment import num_cores
@@ -233,8 +233,9 @@ def next_commands(reference: str, registry: str | None) -> str:
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
     """Log the figures of the best epoch with the model, beside the training curve."""
-    best = {f"best/{name}": own.report[name] for name in HITS}
-    best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
+    served = own.report["corrected"]
+    best = hit_metrics("best/", own.report, own.report["ci95"])
+    best |= hit_metrics("best/corrected_", served, served["ci95"], SERVED)
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
         step=len(result.history),  # after those of the epochs, which are of the sample

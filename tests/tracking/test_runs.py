@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.fluent import run_id_to_system_metrics_monitor
 from mlflow.utils import mlflow_tags
 
 from lvm.bank.bank import write_bank
@@ -40,6 +41,22 @@ def launched(monkeypatch, params: dict[str, str]) -> str:
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     return run.info.run_id
+
+
+def test_a_run_logs_system_metrics_unless_they_are_turned_off(store, monkeypatch):
+    for word, is_on in (("true", True), ("false", False)):
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", word)
+        with runs.run("train", {}) as run_id:
+            monitor = run_id_to_system_metrics_monitor.get(run_id)
+            assert (monitor is not None) == is_on
+            if monitor is not None:
+                monitor.collect_metrics()
+                monitor.publish_metrics(monitor.aggregate_metrics())
+        known = [name for name in finished(run_id).data.metrics if name.startswith("system/")]
+        assert ("system/cpu_utilization_percentage" in known) == is_on
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    runs.configure()
+    assert os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] == "true"
 
 
 def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
