@@ -398,6 +398,7 @@ class TrainOptions(Checked):
         choices=("auto", "true", "false"),
     )
     register: bool = option(True, "Register the model as a version of lvm.")
+    log_bank: bool = option(False, "Log a copy of the bank with the model, for small banks.")
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 

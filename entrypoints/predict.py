@@ -195,7 +195,9 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         raise ValueError(f"text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
-    return TextEncoder(bank, instead="context=<.npy>").encode(sentences)[None]
+    return TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>").encode(
+        sentences
+    )[None]
 
 
 main = EntryPoint("predict", PredictOptions, body, check)

@@ -26,6 +26,7 @@ from lvm.tracking.registry import Registry
 from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import (
     SHOWN_FREE,
+    Publication,
     Validation,
     finish_training,
     log_epoch,
@@ -48,7 +49,7 @@ from lvm.windows.export import ensure_windows
 
 # Options that the name of a run gives by itself, or that do not change its result.
 NAMED_OTHERWISE = set(
-    "bank ctx windows phase model recipe device resume register registry report".split()
+    "bank ctx windows phase model recipe device resume register log_bank registry report".split()
 )
 
 
@@ -154,9 +155,9 @@ def body(options: TrainOptions) -> None:
             initial=initial,
         )
     result = replace(result, warnings=warnings.update(result.warnings))
-    phase = options.phase or "none"
     own = registry if options.register else None
-    finish_training(inputs, result, rivals, phase, own, options.report)
+    published = Publication(options.phase or "none", own, options.log_bank, options.report)
+    finish_training(inputs, result, rivals, published)
     if has_gate(result.model):
         runs.log_artifact(validation.experts_figure(result.model), "experts.png")
     state.unlink(missing_ok=True)

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import Bank, open_bank, write_bank
+from lvm.corpus.encoders import load_encoder
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.rerank import Reranker
@@ -16,6 +19,17 @@ from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
 
 registry = Registry()
+WORDS = "the sum of an array over its axis is a number with the type of all elements".split()
+
+
+def text_bank(folder: Path) -> Bank:
+    """Write a bank of wordllama's vectors: 10 documents of 40 sentences."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(WORDS, 8)) for _ in range(400)]
+    names = {"sequence": "book", "document": [f"page {n // 40}" for n in range(400)]}
+    vectors = load_encoder("wordllama").encode(texts)
+    write_bank(folder, vectors, pd.DataFrame(names | {"text": texts}), encoder="wordllama")
+    return open_bank(folder)
 
 
 @contextmanager

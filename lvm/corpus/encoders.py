@@ -13,6 +13,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lvm.bank.bank import UNKNOWN_ENCODER
+
+UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")  # what made the vectors is not recorded
 WORDLLAMA = "wordllama"
 WORDLLAMA_BATCH = 256  # 32,000 sentences a second on two cores; 1,024 at a time is half as fast
 TALKATIVE = ("huggingface_hub", "transformers", "sentence_transformers")  # each retry is a warning

@@ -17,9 +17,9 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from lvm.bank.bank import UNKNOWN_ENCODER, Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
-from lvm.corpus.encoders import Encoder, load_encoder
+from lvm.corpus.encoders import UNNAMED_ENCODERS, Encoder, load_encoder
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed
 from lvm.system.settings import LaneRules, read_yaml
@@ -27,7 +27,6 @@ from lvm.windows.planning import Windows
 
 BANK, PROTOTYPES, KMEANS = METHODS = ("bank", "prototypes", "kmeans")
 DOMAINS_FILE = Path(__file__).with_name("domains.yaml")
-UNNAMED_ENCODERS = ("", UNKNOWN_ENCODER, "none")
 CHECKED_ROWS = 8
 SAME_ENCODER = 0.9  # cosine: the bank's own encoder reaches 0.99 or more, others less than 0.5
 CLUSTERS = 16  # for a bank without lanes

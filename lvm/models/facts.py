@@ -19,7 +19,8 @@ class Facts:
     """Facts of one predictor; `bank` is the path of its bank, `seed` the seed of the split.
 
     `fit_version` is the FIT_VERSION of a free predictor's fit and of each hubness correction,
-    `recipe` the recipe of a trained predictor.
+    `recipe` the recipe of a trained predictor, `encoder` what made the vectors of its bank ("" in
+    facts that were recorded before).
     """
 
     model: str
@@ -35,6 +36,7 @@ class Facts:
     leaky: bool
     fit_version: int = 0
     recipe: str = "none"
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -71,6 +73,7 @@ def facts_of(
         leaky=windows.leaky,
         fit_version=FIT_VERSION,
         recipe=recipe,
+        encoder=bank.encoder,
     )
 
 

@@ -256,9 +256,7 @@ class Stream:
         """
         unit_TD = self._unit(np.asarray(context_TD, dtype=np.float32))
         if self._ctx is not None:
-            stride = _stride(self._ctx)
-            steps = -(-max(0, len(unit_TD) - self._ctx) // stride)
-            unit_TD = unit_TD[steps * stride :]
+            unit_TD = unit_TD[first_read(len(unit_TD), self._ctx) :]
         prediction_D = self._begin(unit_TD)
         if (
             self._ctx is not None
@@ -319,6 +317,10 @@ def laid_out_for_steps(model: nn.Module) -> nn.Module:
     return turned
 
 
-def _stride(ctx: int) -> int:
-    """Return the grid step of contexts, as in `plan_readings`."""
-    return max(1, ctx // 5)
+def first_read(num_rows: int, ctx: int) -> int:
+    """Return the first row that is read of a context of `num_rows` rows, as in `plan_readings`.
+
+    A context beyond ctx loses its oldest fifths of ctx: at least its last 0.8 ctx rows are read.
+    """
+    stride = max(1, ctx // 5)
+    return -(-max(0, num_rows - ctx) // stride) * stride

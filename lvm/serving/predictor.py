@@ -4,7 +4,9 @@ Shapes: B batch, T time, D vector dim, K passages, C candidates.
 """
 
 import base64
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (
     Stream,
+    first_read,
     laid_out_for_steps,
     open_stream,
     predict_contexts,
@@ -41,12 +44,18 @@ from lvm.retrieval.rerank import (
     lane_scores,
     means_of,
 )
+from lvm.serving.sessions import Memory, cache_bytes
 from lvm.serving.texts import TextEncoder, sentences_of, texts_in
+from lvm.system.environment import server_settings
 from lvm.system.errors import one_line
 
 Answer = NDArray[np.float32] | dict[str, Any]
 MAX_BYTES = 64 * 2**20  # 43,690 vectors of 384 dims
 VALUE = np.dtype("<f4")
+WAYS = (
+    "give its folder as LVM_BANK or in load_model(..., model_config={'bank': ...}), or ask without "
+    "k for vectors"
+)
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 MAX_PASSAGES = 1000
@@ -206,15 +215,20 @@ class ServedPredictor(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights that were logged with the model."""
+        """Load the weights that were logged with the model; read the settings of the server."""
         folder = Path(context.artifacts["config"]).parent
         self.model = load_model(folder)
         self.facts = Facts(**(Model.load(str(folder.parent)).metadata or {}))
+        settings = server_settings(context.model_config or {})
+        self._bank_path = settings["bank"] or context.artifacts.get("bank") or self.facts.bank
         correction = context.artifacts.get("row_correction")
         self.row_correction = None if correction is None else np.array(map_array(Path(correction)))
         reranker = context.artifacts.get("reranker")
         self.reranker = None if reranker is None else Reranker.load(Path(reranker))
-        self._stepping = self.model
+        max_bytes = cache_bytes(settings["cache_bytes"])
+        self._stepping = laid_out_for_steps(self.model) if max_bytes else self.model
+        self._memory = Memory(self._stepping, self.facts.ctx, max_bytes) if max_bytes else None
+        self._opening = threading.RLock()  # a server answers in several threads
         self._bank: Bank | None = None
         self._retriever: Retriever | None = None
         self._encoder: TextEncoder | None = None
@@ -230,17 +244,20 @@ class ServedPredictor(PythonModel):
         A context may also be a text, as one string, which is split as a corpus is, or as a list of
         sentences; the encoder of the model's bank embeds them.
 
-        The last ctx vectors of each context are read, with the ctx of the training. With k in
-        `params`, return a dict of `vectors` (B, D), `rows` (B, k) of the bank, best first, `scores`
-        (B, k) and `passages`, one list per context, see `Retriever.describe`. Scores are cosines
-        with the model's row correction; rerank=lane changes order and scores, see
-        `Retriever.best`. Passages equal to a row of the context are omitted unless
-        keep_context=True; if fewer than k are left, the rest have row -1 and the lowest float32 as
-        score. `packed` holds the contexts as text, see `unpack`.
+        At least the last 0.8 ctx rows of each context are read, and at most ctx, as in evaluation;
+        ctx is that of the training. With k in `params`, return a dict of `vectors` (B, D), `rows`
+        (B, k) of the bank, best first, `scores` (B, k) and `passages`, one list per context, see
+        `Retriever.describe`. Scores are cosines with the model's row correction; rerank=lane
+        changes order and scores, see `Retriever.best`. Passages equal to a row of the context are
+        omitted unless keep_context=True; if fewer than k are left, the rest have row -1 and the
+        lowest float32 as score. `packed` holds the contexts as text, see `unpack`. With the name of
+        a `session`, the one context of the input follows what the session sent before, or its first
+        `position` rows; the answer is a dict with `context_rows`, the rows of the session.
 
         Raises Refusal, a ValueError, for an empty batch or context, another D, zero or non-finite
         vectors, an impossible k or one too large for B; with k, if the model's bank is missing or
-        cannot be read; for rerank=lane, if the model was logged without lanes.
+        cannot be read; for rerank=lane, if the model was logged without lanes; for a session that
+        has fewer rows than `position`, or on a server that holds none.
         """
         try:
             return self._answer(model_input, params or {})
@@ -261,10 +278,44 @@ class ServedPredictor(PythonModel):
         batches = self._contexts(model_input, params.get("packed", ""))
         wanted.check_batch(sum(map(len, batches)))
         retriever = None if wanted.k == 0 else self._opened()
-        predicted = [predict_contexts(self.model, one[:, -self.facts.ctx :]) for one in batches]
+        name = params.get("session", "")
+        if not name:
+            predicted = [self._predict(one) for one in batches]
+            found = self._found(retriever, batches, predicted, wanted)
+            return found if retriever else found["vectors"]
+        with self._session(name, params.get("position", -1), batches) as (context_TD, vector_D):
+            found = self._found(retriever, [context_TD[None]], [vector_D[None]], wanted)
+            return found | {"context_rows": len(context_TD)}
+
+    def _predict(self, unit_BTD: FloatArray) -> FloatArray:
+        """Return the predictions (B, D); a context by itself may continue an earlier one."""
+        if self._memory is not None and len(unit_BTD) == 1:
+            return self._memory.predict(unit_BTD[0])[None]
+        start = first_read(unit_BTD.shape[1], self.facts.ctx)
+        return predict_contexts(self.model, unit_BTD[:, start:])
+
+    def _session(
+        self, name: str, position: int, batches: list[FloatArray]
+    ) -> AbstractContextManager[tuple[FloatArray, FloatArray]]:
+        if self._memory is None:
+            raise ValueError(
+                "session: this server holds none, because LVM_CACHE_BYTES is 0; send whole contexts"
+            )
+        if [len(one) for one in batches] != [1]:
+            raise ValueError("session: takes one context; send the others in requests of their own")
+        return self._memory.session(name, batches[0][0], None if position < 0 else position)
+
+    def _found(
+        self,
+        retriever: Retriever | None,
+        batches: list[FloatArray],
+        predicted: list[FloatArray],
+        wanted: Wanted,
+    ) -> dict[str, Any]:
+        """Return the predictions, with their passages if there is a retriever."""
         vector_BD = np.concatenate(predicted)
         if retriever is None:
-            return vector_BD
+            return {"vectors": vector_BD}
         pairs = zip(batches, predicted, strict=True)
         rows, scores = zip(*(retriever.best(*pair, wanted) for pair in pairs), strict=True)
         row_BK, score_BK = np.concatenate(rows), np.concatenate(scores)
@@ -278,9 +329,8 @@ class ServedPredictor(PythonModel):
         texts = texts_in(model_input)
         if texts is not None:
             sentences = [sentences_of(one) for one in texts]
-            if self._encoder is None:
-                self._encoder = TextEncoder(self._own_bank("text"), download=False)
-            return [self._encoder.encode(one)[None] for one in sentences]
+            encoder = self._own_encoder()
+            return [encoder.encode(one)[None] for one in sentences]
         try:
             contexts_BTD = np.asarray(model_input)
         except ValueError:  # lists of several lengths
@@ -311,23 +361,38 @@ class ServedPredictor(PythonModel):
         return self._opened().index
 
     def _opened(self) -> Retriever:
-        if self._retriever is None:
-            bank = self._own_bank("k")
-            index = ensure_index(bank, self.model, self.facts, self.row_correction)
-            self._retriever = Retriever(index, self.facts.ctx, self.reranker)
-        return self._retriever
+        with self._opening:
+            if self._retriever is None:
+                bank = self._own_bank("k")
+                index = ensure_index(bank, self.model, self.facts, self.row_correction)
+                self._retriever = Retriever(index, self.facts.ctx, self.reranker)
+            return self._retriever
+
+    def _own_encoder(self) -> TextEncoder:
+        """Load the encoder of the model's bank, once; facts recorded before do not name it."""
+        with self._opening:
+            if self._encoder is None:
+                name = self.facts.encoder or self._own_bank("text").encoder
+                self._encoder = TextEncoder(self._bank_path, name, self.facts.dim, download=False)
+            return self._encoder
 
     def _own_bank(self, asked: str) -> Bank:
         """Open the model's bank, once; `asked` names what needs it."""
-        if self._bank is None:
-            bank = open_bank(self.facts.bank, verify=True)
-            if bank.sha256 != self.facts.bank_sha256:
-                raise ValueError(
-                    f"{asked}: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) than "
-                    f"the model's ({self.facts.bank_sha256[:12]}); ask without k for vectors"
-                )
-            self._bank = bank
-        return self._bank
+        with self._opening:
+            if self._bank is None:
+                digest = self.facts.bank_sha256[:12]
+                try:
+                    bank = open_bank(self._bank_path, verify=True)
+                except (OSError, ValueError) as error:
+                    reason = f"the model's bank {digest} cannot be read ({error})"
+                    raise ValueError(f"{asked}: {reason}; {WAYS}") from error
+                if bank.sha256 != self.facts.bank_sha256:
+                    raise ValueError(
+                        f"{asked}: bank {bank.path} is another one (sha256 {bank.sha256[:12]}) "
+                        f"than the model's ({digest}); {WAYS}"
+                    )
+                self._bank = bank
+            return self._bank
 
 
 def unpack(packed: str, shape_BTD: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,15 +4,14 @@ Shapes: B batch, T time, D vector dim.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvm.bank.bank import Bank
-from lvm.corpus.encoders import load_encoder
+from lvm.corpus.encoders import UNNAMED_ENCODERS, load_encoder
 from lvm.corpus.sentences import split_sentences
-from lvm.evaluation.lane_assignment import UNNAMED_ENCODERS
 
 Context = str | list[str]
 
@@ -40,19 +39,26 @@ def sentences_of(context: Context) -> list[str]:
 
 
 class TextEncoder:
-    """The encoder that made the vectors of a bank.
+    """The encoder `name` of the vectors of a bank, which has `dim` dims.
 
     Raises ValueError where the bank does not record it, naming what to give `instead` of texts.
     """
 
-    def __init__(self, bank: Bank, download: bool = True, instead: str = "vectors") -> None:
-        if bank.encoder in UNNAMED_ENCODERS:
+    def __init__(
+        self,
+        bank: str | Path,
+        name: str,
+        dim: int,
+        download: bool = True,
+        instead: str = "vectors",
+    ) -> None:
+        if name in UNNAMED_ENCODERS:
             raise ValueError(
-                f"text: bank {bank.path} does not record what made its vectors; give {instead}, "
-                "or ingest it with encoder=<name>"
+                f"text: bank {bank} does not record what made its vectors; give {instead}, or "
+                "ingest it with encoder=<name>"
             )
         try:
-            self.encoder, self.dim = load_encoder(bank.encoder, download), bank.dim
+            self.encoder, self.dim = load_encoder(name, download), dim
         except ValueError as error:
             raise ValueError(f"text: {error}") from error
 

@@ -1,12 +1,16 @@
-"""Where lvm runs: the cores of the processor, the checkout of the project."""
+"""Where lvm runs: the cores of the processor, the checkout of the project, settings of a server."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 CPU_FILE = Path("/proc/cpuinfo")
+# What may differ from server to server: a logged model's model_config, environment variables.
+SERVER_SETTINGS = {"bank": "LVM_BANK", "cache_bytes": "LVM_CACHE_BYTES"}
 
 
 def num_cores() -> int:
@@ -42,6 +46,15 @@ def has_amx_bf16() -> bool:
     import torch  # takes a second to load
 
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def server_settings(model_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return SERVER_SETTINGS, each from `model_config`, else from the environment; "" if unset."""
+    given = {name: model_config.get(name) for name in SERVER_SETTINGS}
+    return {
+        name: os.environ.get(variable, "") if given[name] is None else str(given[name])
+        for name, variable in SERVER_SETTINGS.items()
+    }
 
 
 def project_root() -> Path:

@@ -18,12 +18,14 @@ from torch import nn
 
 from lvm.bank.bank import Bank
 from lvm.bank.files import map_array
+from lvm.corpus.encoders import WORDLLAMA
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.facts import FREE, TRAINED, Facts, facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
+from lvm.system.environment import SERVER_SETTINGS
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.progress import part
 from lvm.tracking.datasets import DEFAULT_BANK, Inputs, default_ctx, make_inputs, read_bank
@@ -41,9 +43,11 @@ from lvm.tracking.store import configure, link_to_moved, missing_folder
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"
 OPTIONAL = (ROW_CORRECTION, RERANKER)
+PACKAGE = Path(__file__).parents[1]
+# What the modules that `lvm.serving` imports need; a test compares. Texts need the encoder, too.
 REQUIREMENTS = (
-    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "pyarrow"),
-    *("safetensors", "scipy", "torch", "tqdm"),
+    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "psutil", "pyarrow", "pydantic"),
+    *("pyyaml", "regex", "safetensors", "scipy", "sentencex", "torch", "tqdm"),
 )
 READ_ERRORS = (MlflowException, OSError, TypeError, EOFError, ValueError)
 UNFITTED = ("copy-last", "context-mean")
@@ -97,20 +101,13 @@ def log_predictor(
     row_correction: NDArray[np.float32] | None = None,
     step: int = 0,
     reranker: Reranker | None = None,
+    log_bank: bool = False,
 ) -> str:
-    """Log a predictor to the active run as safetensors without pickle; return its model id."""
-    tensor = np.dtype(np.float32)
-    signature = ModelSignature(  # without inputs, which are vectors or texts: lvm checks them
-        outputs=Schema([TensorSpec(tensor, (-1, facts.dim))]),
-        params=ParamSchema(
-            [
-                ParamSpec("k", DataType.long, 0),
-                ParamSpec("rerank", DataType.string, NONE),
-                ParamSpec("keep_context", DataType.boolean, False),
-                ParamSpec("packed", DataType.string, ""),
-            ]
-        ),
-    )
+    """Log a predictor to the active run as safetensors without pickle; return its model id.
+
+    The package lvm is logged with it, so that it can be loaded where lvm is not installed;
+    `log_bank` logs a copy of its bank, too.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         optional: dict[str, Write] = {}
         artifacts = {"weights": WEIGHTS, "config": CONFIG}
@@ -121,19 +118,42 @@ def log_predictor(
             optional[RERANKER] = reranker.save
             artifacts["reranker"] = RERANKER
         folder = save_model(model, Path(scratch) / ARTIFACT, optional)
+        places = {key: str(folder / name) for key, name in artifacts.items()}
+        if log_bank:
+            places["bank"] = facts.bank
+        needed = REQUIREMENTS + (WORDLLAMA,) * (facts.encoder == WORDLLAMA)
         logged = mlflow.pyfunc.log_model(
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
-            python_model=str(Path(__file__).parents[1] / "serving" / "logged.py"),
-            artifacts={key: str(folder / name) for key, name in artifacts.items()},
-            signature=signature,
-            input_example=np.eye(2, facts.dim, dtype=tensor)[None],
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
+            python_model=str(PACKAGE / "serving" / "logged.py"),
+            code_paths=[str(PACKAGE)],
+            model_config=dict.fromkeys(SERVER_SETTINGS),
+            artifacts=places,
+            signature=_signature(facts.dim),
+            input_example=np.eye(2, facts.dim, dtype=np.float32)[None],
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in needed],
             metadata=asdict(facts),
             params={"model": facts.model, "ctx": facts.ctx},
             model_type=facts.model,
             step=step,
         )
     return str(logged.model_id)
+
+
+def _signature(dim: int) -> ModelSignature:
+    """Return what MLflow checks: not the inputs, which are vectors or texts and checked by lvm."""
+    return ModelSignature(
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dim))]),
+        params=ParamSchema(
+            [
+                ParamSpec("k", DataType.long, 0),
+                ParamSpec("rerank", DataType.string, NONE),
+                ParamSpec("keep_context", DataType.boolean, False),
+                ParamSpec("packed", DataType.string, ""),
+                ParamSpec("session", DataType.string, ""),
+                ParamSpec("position", DataType.long, -1),
+            ]
+        ),
+    )
 
 
 def read_card(reference: str) -> Card:

@@ -1,6 +1,7 @@
 """Runs of `train`: header, validation of each epoch, what is logged, the registered model."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +184,24 @@ def prepare_state(state: Path, resume: str, on_epoch: OnEpoch) -> None:
             on_epoch(record)
 
 
+@dataclass(frozen=True)
+class Publication:
+    """How a trained model is published; `registry` None: it is not registered."""
+
+    phase: str
+    registry: Registry | None
+    log_bank: bool
+    report_path: str | None
+
+
 def finish_training(
     inputs: Inputs,
     result: TrainResult,
     rivals: Mapping[str, Mapping[str, Any]],
-    phase: str,
-    registry: Registry | None,
-    report_path: str | None,
+    wanted: Publication,
 ) -> None:
-    """Evaluate the best model on val, log it with its figures, register it unless None."""
+    """Evaluate the best model on val, log it with its figures, register it if wanted."""
+    registry = wanted.registry
     name = result.config.model
     bank, windows = inputs.bank, inputs.windows
     report, (own,) = evaluate(name, result.model, bank, windows, "val", baselines=False)
@@ -201,10 +211,12 @@ def finish_training(
         "warnings": result.warnings,
     }
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
-    facts = facts_of(name, phase, bank, windows, result.config.recipe)
+    facts = facts_of(name, wanted.phase, bank, windows, result.config.recipe)
     step = result.best_epoch
     reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
-    model_id = logged_models.log_predictor(result.model, facts, own.row_correction, step, reranker)
+    model_id = logged_models.log_predictor(
+        result.model, facts, own.row_correction, step, reranker, wanted.log_bank
+    )
     log_best(inputs, model_id, result, own)
     hits = {name: rival["sample"]["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
@@ -219,7 +231,7 @@ def finish_training(
     print(next_commands(reference, None if registry is None else registry.name), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
     runs.describe_run(training_note(report, where))
-    publish_report(report, report_path)
+    publish_report(report, wanted.report_path)
 
 
 def next_commands(reference: str, registry: str | None) -> str:

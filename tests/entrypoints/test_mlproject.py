@@ -97,6 +97,7 @@ CONTRACT = {
         "seed": "0",
         "resume": "auto",
         "register": "true",
+        "log_bank": "false",
         "report": "none",
     },
     "eval": {

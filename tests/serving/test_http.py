@@ -2,6 +2,7 @@
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -68,6 +69,48 @@ def test_passages_come_with_text_and_origin(address, bank, body_of, rerank):
 def test_both_ways_are_the_same_answer(address):
     answers = [ask(address, body_of(CONTEXT_BTD, k=3)) for body_of in (json_body, packed_body)]
     assert answers[0] == answers[1]
+
+
+def send(address: str, body: bytes) -> dict:
+    status, answer = ask(address, body)
+    assert status == 200, answer
+    return json.loads(answer)["predictions"]
+
+
+def test_eight_sessions_at_once_are_answered_as_whole_contexts(address):
+    contexts = np.random.default_rng(1).standard_normal((8, 1, 30, DIM)).astype(np.float32)
+
+    def converse(number: int) -> list[dict]:
+        parts = [contexts[number][:, begin : begin + 3] for begin in range(0, 30, 3)]
+        return [send(address, json_body(part, k=3, session=f"s{number}")) for part in parts]
+
+    with ThreadPoolExecutor(8) as pool:
+        conversations = list(pool.map(converse, range(8)))
+    for context_1TD, found in zip(contexts, conversations, strict=True):
+        whole = send(address, packed_body(context_1TD, k=3))
+        assert found[-1].pop("context_rows") == 30 and found[0]["context_rows"] == 3
+        assert found[-1]["rows"] == whole["rows"]
+        assert np.allclose(found[-1]["vectors"], whole["vectors"], rtol=0, atol=4e-6)
+
+
+def test_a_session_goes_on_after_what_it_may_not_send(address):
+    own = {"session": "one"}
+    assert send(address, json_body(CONTEXT_BTD[:1], **own))["context_rows"] == 30
+    refused = {
+        "is not (batch, time, 16)": json_body(CONTEXT_BTD[:1, :2, 1:], **own),
+        "session: takes one context": json_body(CONTEXT_BTD, **own),
+        "session: 'one' has 30 rows on this server, not 40": json_body(
+            CONTEXT_BTD[:1], position=40, **own
+        ),
+    }
+    for reason, body in refused.items():
+        status, answer = ask(address, body)
+        message = json.loads(answer)["message"]
+        assert status == 400 and reason in message and len(message.splitlines()) == 1
+    found = send(address, packed_body(CONTEXT_BTD[1:, :2], **own))
+    both = np.concatenate([CONTEXT_BTD[:1], CONTEXT_BTD[1:, :2]], axis=1)
+    assert found["context_rows"] == 32
+    assert np.allclose(found["vectors"], send(address, json_body(both)), rtol=0, atol=4e-6)
 
 
 def changed(value: float) -> np.ndarray:

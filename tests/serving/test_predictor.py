@@ -200,6 +200,16 @@ def test_a_warm_stream_answers_like_the_whole_context(served, workplace, correct
     np.testing.assert_allclose(score_1K[0], score_BK[0], rtol=0, atol=1e-6)
 
 
+def test_without_a_cache_whole_contexts_are_answered_and_sessions_refused(served):
+    cacheless = mlflow.pyfunc.load_model("models:/lvm@baseline", model_config={"cache_bytes": 0})
+    for _ in range(2):
+        found = cacheless.predict(contexts(1), params={"k": 4})
+        assert np.array_equal(found["rows"], served.predict(contexts(1), params={"k": 4})["rows"])
+    with pytest.raises(ValueError, match="session: this server holds none, because LVM_CACHE_BYT"):
+        cacheless.predict(contexts(1), params={"session": "one"})
+    assert np.allclose(cacheless.predict(contexts(1)), found["vectors"], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [-1, 10**6])
 def test_an_impossible_k_is_refused(served, k):
     with pytest.raises(ValueError, match="k: "):
@@ -236,14 +246,16 @@ def test_a_bank_that_cannot_be_read_is_a_refusal(served, monkeypatch):
 
     fresh = mlflow.pyfunc.load_model("models:/lvm@baseline")
     monkeypatch.setattr("lvm.serving.predictor.open_bank", denied)
-    with pytest.raises(ValueError, match="k: the bank cannot be read .*Permission denied"):
+    with pytest.raises(
+        ValueError, match="k: the model's bank .* cannot be read .*Permission denied"
+    ):
         fresh.predict(contexts(), params={"k": 2})
     assert fresh.predict(contexts()).shape == (3, DIM)
 
 
 def test_the_code_of_a_logged_model_is_that_of_the_installed_lvm(served):
     """What is logged names one class: moves of other files leave old models loadable."""
-    (code,) = Path("store").rglob("logged.py")
+    (code,) = Path("store").rglob("artifacts/logged.py")
     lines = code.read_text().splitlines()
     assert [line for line in lines if "lvm." in line] == [
         "from lvm.serving.predictor import ServedPredictor"

@@ -5,7 +5,6 @@ import re
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 
 from benchmarks.http import ask, http_server
@@ -13,9 +12,8 @@ from lvm.bank.bank import open_bank, write_bank
 from lvm.corpus.encoders import load_encoder
 from lvm.serving.texts import TextEncoder
 from lvm.tracking.registry import BASELINE_URI
-from tests.served import baseline_of
+from tests.served import baseline_of, text_bank
 
-WORDS = "the sum of an array over its axis is a number with the type of all elements".split()
 TEXT = "The routine adds the elements. The axis may be negative! No error is raised here."
 SENTENCES = ["The routine adds the elements.", "The axis may be negative!"]
 SENTENCES += ["No error is raised here."]
@@ -23,18 +21,7 @@ SENTENCES += ["No error is raised here."]
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
-    """A bank of wordllama's vectors: 10 documents of 40 sentences."""
-    draw = np.random.default_rng(0)
-    texts = [" ".join(draw.choice(WORDS, 8)) for _ in range(400)]
-    names = {"sequence": "book", "document": [f"page {n // 40}" for n in range(400)]}
-    folder = tmp_path_factory.mktemp("texts") / "bank"
-    write_bank(
-        folder,
-        load_encoder("wordllama").encode(texts),
-        pd.DataFrame(names | {"text": texts}),
-        encoder="wordllama",
-    )
-    return open_bank(folder)
+    return text_bank(tmp_path_factory.mktemp("texts") / "bank")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +69,7 @@ def test_texts_need_the_banks_encoder(bank, tmp_path):
     unnamed = tmp_path / "unnamed"
     write_bank(unnamed, bank.vectors)
     with pytest.raises(ValueError, match="does not record what made its vectors; give vectors"):
-        TextEncoder(open_bank(unnamed))
+        TextEncoder(unnamed, open_bank(unnamed).encoder, bank.dim)
 
 
 @pytest.mark.slow
