@@ -388,9 +388,7 @@ class TrainOptions(Checked):
     gate_lanes: float = option(0.1, "First weight of the targets' lanes, 0 at the end.", low=0)
     device: str = option("auto", "Where to train.", choices=DEVICES)
     precision: str = option("auto", "Arithmetic.", choices=PRECISIONS)
-    gradient_checkpointing: bool = option(
-        False, "Compute activations twice instead of keeping them."
-    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice, keep none.")
     seed: int = option(0, "Seed of weights, batches, negatives.", low=0)
     resume: str = option(
         "auto",
