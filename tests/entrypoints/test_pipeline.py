@@ -289,7 +289,6 @@ def a_split_is_answered_in_blocks_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
         ("--queries val --context x.npy --out o.parquet", "text, context, queries: give exactly"),
         ("--text x.txt --out o.parquet", "out: text is one context, which is printed; omit out"),
         ("--queries val --out o.csv", "out: o.csv is not the name of a .parquet file"),
-        ("--queries val --out none/\0.parquet", "out: "),
         ("--queries nothing.parquet --out o.parquet", "queries: nothing.parquet"),
         ("--context none.npy --out o.parquet", "context: none.npy is not a readable .npy array"),
         ("--context zero.npy --out o.parquet", "contexts: hold a zero vector"),
