@@ -24,6 +24,7 @@ import torch
 from tabulate import tabulate
 
 from lvm.system.environment import has_native_bf16, machine, num_cores
+from lvm.system.progress import LOAD, REST
 from lvm.tracking import runs
 
 LARGE = ["bank=data/large", "ctx=2000"]
@@ -104,7 +105,7 @@ def spent_rows(store: str, rate: dict[str, float]) -> tuple[list[list[Any]], flo
         entry = run.data.tags[runs.ENTRY]
         parts = sorted(spent["parts"].items(), key=lambda item: -item[1]["seconds"])
         if entry == "main":  # the parts of its own are the other runs
-            parts = [(name, part) for name, part in parts if name in ("start", "rest")]
+            parts = [(name, part) for name, part in parts if name in (LOAD, REST)]
         rows += [_row(entry, name, part, rate) for name, part in parts]
         all_seconds += sum(part["seconds"] for _, part in parts)
         all_products += sum(part["products"] for _, part in parts)

@@ -52,7 +52,7 @@ class Whole(click.IntRange):
 
 
 class Switch(click.types.BoolParamType):
-    """True or false in a word; click takes an empty one for false."""
+    """True or false as a word; click reads an empty word as false, this refuses it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         if isinstance(value, str) and not value.strip():
@@ -61,14 +61,14 @@ class Switch(click.types.BoolParamType):
 
 
 class OrUnset(click.ParamType):
-    """Another type, or the word that stands for None."""
+    """A type extended by a word that stands for None."""
 
     def __init__(self, inner: click.ParamType, word: str) -> None:
         self.inner, self.word = inner, word
         self.name = f"{inner.name}|{word}"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Return what the inner type is shown as, then the word as it is typed."""
+        """Return the metavar of the inner type, then the word."""
         inner = self.inner.get_metavar(param, ctx)
         if inner is None:
             return f"{self.inner.name.upper()}|{self.word}"
@@ -90,7 +90,7 @@ class OrUnset(click.ParamType):
 
 
 class RangedOption(click.Option):
-    """An option whose help shows the range of a number beside the word for None, too."""
+    """An option that shows the range of its numbers also if its type is OrUnset."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
@@ -103,14 +103,14 @@ class RangedOption(click.Option):
 
 
 def typed_text(field: dataclasses.Field[Any], value: Any) -> str:
-    """Return a value of the field as a user would type it: `auto`, `none`, `true`, `1000`."""
+    """Return a value as a user would type it: `auto`, `none`, `true`, `1000`."""
     if value is None:
         return str(field.metadata["unset"])
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changed(options: Any, omitted: Collection[str]) -> str:
-    """Return the options that are not their defaults, as typed, for a run's name: `lr 0.001`.
+    """Return the options that differ from their defaults, for the name of a run: `lr 0.001`.
 
     Those of COMPARED come first.
     """
@@ -189,7 +189,7 @@ def call(parser: click.Command, name: str, arguments: list[str] | None = None) -
 
 
 def refuse(reason: str) -> None:
-    """Print a user's mistake in one line; mark the run that `mlflow run` opened FAILED with it."""
+    """Print a user's mistake in one line; mark a run opened by `mlflow run` as FAILED with it."""
     from lvm.system.errors import one_line
 
     line = one_line(reason)
@@ -201,16 +201,16 @@ def refuse(reason: str) -> None:
 
 
 def no_check(options: Any) -> None:
-    """Accept every value that the options themselves accept."""
+    """Accept all options."""
 
 
 @dataclass(frozen=True)
 class EntryPoint(Generic[Options]):
-    """A command: the dataclass of its options, the function that does its work in an MLflow run.
+    """A command: its options, and the function that does its work in an MLflow run.
 
-    `check` raises ValueError on options that no run needs to be opened for. Calling the entry
-    point parses `arguments` (sys.argv if None) and returns the exit code. A user's mistake
-    prints one line on stderr, marks the run FAILED with that line and returns exit code 2.
+    `check` raises ValueError for options that need no run to be refused. Calling the entry point
+    parses `arguments` (sys.argv if None) and returns the exit code. A user's mistake prints one
+    line on stderr, marks the run FAILED with that line and returns exit code 2.
     """
 
     name: str
@@ -230,7 +230,7 @@ class EntryPoint(Generic[Options]):
         from lvm.system.errors import explain_failure
         from lvm.tracking.store import STORE_ERRORS
 
-        if not gc.isenabled():  # see start_command; the exit would collect the imports for 1.4 s
+        if not gc.isenabled():  # see start_command; otherwise the exit spends 1.4 s on the imports
             gc.freeze()
             gc.enable()
         try:
@@ -256,9 +256,9 @@ class EntryPoint(Generic[Options]):
 
 
 class Printable:
-    """A text stream that prints any text: what the terminal cannot show becomes an escape.
+    """A text stream that escapes what the terminal cannot show, and control characters.
 
-    So do control characters: names and texts from files must not steer the terminal.
+    Names and texts from files must not steer the terminal.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -278,15 +278,15 @@ class Printable:
 
 
 def start(*words: str) -> NoReturn:
-    """Be the process of `lvm`, of its subcommand `words` where it is named."""
+    """Run `lvm`, or its subcommand `words`, and end the process with its exit code."""
     start_command()
     sys.exit(call(group(), "lvm", [*words, *sys.argv[1:]]))
 
 
 def _run(name: str, **values: Any) -> int:
-    from lvm.system.progress import part, watch
+    from lvm.system.progress import LOAD, part, watch
 
     with watch():
-        with part("start"):
+        with part(LOAD):
             module = importlib.import_module(f"entrypoints.{name.replace('-', '_')}")
         return int(module.main.run(**values))

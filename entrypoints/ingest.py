@@ -19,14 +19,15 @@ from lvm.report.data import chain_metrics, chains_text, counts_note, counts_tabl
 from lvm.report.tables import MARKDOWN
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import DEFAULT_ENCODER
+from lvm.tracking.registry import NAME, Registry
 from lvm.tracking.runs import publish_report
 
 
 def body(options: IngestOptions) -> None:
-    """Read text, chains or vectors, embed what is text, write a bank.
+    """Read text, vectors or chains; embed text; write a bank.
 
-    Chains are runs of 8 to 14 concepts, each a sequence of the bank; with --base they are pinned
-    to train. Their CPESH records lie in the bank's folder as cpesh.parquet.
+    Chains are sequences of 8 to 14 concepts; with --base they are train rows. Their CPESH records
+    are in the bank's folder as cpesh.parquet.
     """
     runs.log_config(asdict(options))
     if holds_chains(options.source):
@@ -41,11 +42,14 @@ def body(options: IngestOptions) -> None:
         order=options.order,
     )
     report = ingest(options.source, options.encoder, options.bank, reading)
-    datasets.log_bank(open_bank(options.bank), "ingestion")
+    bank = open_bank(options.bank)
+    datasets.log_bank(bank, "ingestion")
     runs.log_metrics({"bank/rows": report.rows, "bank/dim": report.dim})
     if report.files:
         runs.log_artifact(drops_table(report, MARKDOWN) + "\n", "dropped.md")
-    print(f"{counts_table(report)}\nnext: lvm train --bank {shlex.quote(options.bank)}")
+    registry = Registry().name_for(bank)
+    own = "" if registry == NAME else f" --registry {registry}"
+    print(f"{counts_table(report)}\nnext: lvm train --bank {shlex.quote(options.bank)}{own}")
     describe(options, report.sequences, report)
     publish_report(asdict(report), None)
 
@@ -57,7 +61,7 @@ def _ingest_chains(options: IngestOptions) -> None:
     defaults = {one.name: one.default for one in fields(options)}
     for name in ("max_rows", "language", "order"):
         if values.pop(name) != defaults[name]:
-            raise ValueError(f"{name}: is for text or vectors, not for chains; leave it out")
+            raise ValueError(f"{name}: is for text or vectors, not for chains; omit it")
     values["encoder"] = options.encoder or DEFAULT_ENCODER
     report = ingest_chains(ChainPlan(**values))
     datasets.log_bank(open_bank(options.bank), "ingestion")
@@ -90,7 +94,7 @@ def _refuse_chain_options(options: IngestOptions) -> None:
 
 
 def check(options: IngestOptions) -> None:
-    """Raise ValueError for an impossible number of rows."""
+    """Raise ValueError if max_rows is not a number of rows."""
     row_limit(options.max_rows, options.source)
 
 

@@ -1,4 +1,4 @@
-"""Command: which lanes are weak, what to do about them."""
+"""Command: which lanes are weak, and for which to ingest more."""
 
 if __name__ == "__main__":
     from entrypoints.cli import start
@@ -52,7 +52,7 @@ def check(options: LaneOptions) -> None:
 
 
 def body(options: LaneOptions) -> None:
-    """Judge the lanes of a predictor: figures, lift, ceilings, supply, confusions, the decision."""
+    """Evaluate a predictor lane by lane: figures, lift, ceilings, supply, confusions, decision."""
     rules = read_lane_rules()
     if options.eval_run is None:
         registry = Registry(options.registry)
@@ -97,7 +97,7 @@ def body(options: LaneOptions) -> None:
 def assigned(
     subject: Subject, options: LaneOptions, rules: LaneRules
 ) -> tuple[Subject, Assignment, Agreement | None]:
-    """Give the subject's bank the lanes that are asked for; log how far they are its labels."""
+    """Assign the lanes that the options ask for; log how far they agree with the bank's labels."""
     inputs = subject.inputs
     assignment = assign_lanes(
         inputs.bank, inputs.windows, rules, options.lanes, options.encoder, inputs.windows.seed

@@ -21,7 +21,7 @@ from lvm.tracking.store import ui_command
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of the steps; what is not named keeps its default."""
+    """Parameters of the steps; those not named keep their defaults."""
 
     bank: str
     ctx: int
@@ -50,7 +50,7 @@ def body(options: MainOptions) -> None:
     launched: dict[str, str] = {}
 
     def launch(entry: str, **parameters: Any) -> None:
-        with part(entry, told=False):  # it speaks for itself
+        with part(entry, told=False):  # it prints lines of its own
             launched[entry] = runs.launch(entry, parameters)
 
     launch("ingest", bank=plan.bank, **plan.ingest)
@@ -70,7 +70,7 @@ def body(options: MainOptions) -> None:
     commands = {
         "what follows a text of yours": "lvm predict --text mine.txt",
         "train on texts of yours": "lvm ingest --source <folder> --bank data/mine; "
-        "lvm train --bank data/mine",
+        "lvm train --bank data/mine --registry mine",
         "the runs in the MLflow UI": ui_command(),
         "  with lvm's columns": f"http://127.0.0.1:5000{runs.active_runs_page()}",
     }

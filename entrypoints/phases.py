@@ -1,4 +1,4 @@
-"""Command: the phase table trained, replayed, reported."""
+"""Command: train the phases, replay them together, report them."""
 
 if __name__ == "__main__":
     from entrypoints.cli import start
@@ -33,7 +33,7 @@ def check(options: PhasesOptions) -> None:
 
 
 def body(options: PhasesOptions) -> None:
-    """Train the phases, each once, replay all on the same queries, report them beside the old."""
+    """Train each phase once, replay all on the same queries, report them beside the old figures."""
     bank, registry = read_bank(options.bank), Registry(options.registry)
     registry.check_bank(bank)
     datasets.log_bank(bank, "phases")
@@ -53,7 +53,7 @@ def body(options: PhasesOptions) -> None:
 
 
 def plan_all(options: PhasesOptions, bank: Bank, registry: Registry) -> list[Job]:
-    """Plan all trainings before the first begins, so that an impossible one is refused at once."""
+    """Plan all trainings before the first starts, so that an impossible one is refused at once."""
     recipes = RECIPES if options.recipe == "both" else (options.recipe,)
     limits = {"epochs": options.epochs, "max_steps": options.max_steps}
     given = {"bank": options.bank, "seed": options.seed, "registry": registry.name}

@@ -14,7 +14,7 @@ from lvm.tracking.registry import BASELINE, BY_HAND, Registry
 
 
 def body(options: PromoteOptions) -> None:
-    """Make a version the baseline by hand, passing over the gates, for a logged reason."""
+    """Make a version the baseline by hand, without the gates, for a logged reason."""
     assert options.version is not None and options.reason is not None
     from lvm.tracking.logged_models import load  # loads torch, which the help does not need
 

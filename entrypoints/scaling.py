@@ -1,4 +1,4 @@
-"""Command: is a model limited by its data or by its size."""
+"""Command: whether a model is limited by its data or by its size."""
 
 if __name__ == "__main__":
     from entrypoints.cli import start
@@ -26,13 +26,13 @@ CELLS = Path("data/scaling")
 
 
 def check(options: ScalingOptions) -> None:
-    """Raise ValueError on sizes that no grid, settings that no training can have."""
+    """Raise ValueError for impossible sizes or training settings."""
     plan_of(options, 1.0)
     config_of(options)
 
 
 def plan_of(options: ScalingOptions, lr: float) -> Plan:
-    """Return the sizes of the grid; raises ValueError on a list that cannot be one."""
+    """Return the sizes of the grid; raises ValueError for a malformed list."""
     return Plan(
         fractions=tuple(_numbers("fractions", options.fractions, float)),
         widths=tuple(_numbers("widths", options.widths, int)),
@@ -43,13 +43,13 @@ def plan_of(options: ScalingOptions, lr: float) -> Plan:
 
 
 def config_of(options: ScalingOptions) -> TrainConfig:
-    """Return what all cells share."""
+    """Return the settings that all cells share."""
     shared = set(as_dict(TrainConfig())) & set(vars(options))
     return TrainConfig(**{name: getattr(options, name) for name in shared})
 
 
 def body(options: ScalingOptions) -> None:
-    """Train a grid of data fractions, widths, seeds; say what limits, with intervals."""
+    """Train a grid of data fractions, widths and seeds; say what limits, with intervals."""
     inputs = make_inputs(read_bank(options.bank), options.ctx, options.windows, "training")
     rules = read_scaling_rules()
     bank, windows = inputs.bank, inputs.windows

@@ -39,7 +39,7 @@ from lvm.tracking.runs import publish_report
 
 
 def body(options: ShadowOptions) -> None:
-    """Replay the same queries through every candidate, decide by the gates who is baseline."""
+    """Replay the same queries through every candidate; decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
     wanted = wanted_by(options)
@@ -94,7 +94,7 @@ def body(options: ShadowOptions) -> None:
 
 
 def wanted_by(options: ShadowOptions) -> Wanted:
-    """Return which candidates take part: in a dry run none is registered."""
+    """Return which candidates take part; a dry run registers none."""
     return Wanted(
         candidates=options.candidates,
         bank=options.bank,

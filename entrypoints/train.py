@@ -47,14 +47,14 @@ from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
 
-# Options that the name of a run gives by itself, or that do not change its result.
+# Options that the run's name already shows, or that do not change the result.
 NAMED_OTHERWISE = set(
     "bank ctx windows phase model recipe device resume register log_bank registry report".split()
 )
 
 
 def check(options: TrainOptions) -> None:
-    """Raise ValueError on an unknown phase, on settings that no training can have."""
+    """Raise ValueError for an unknown phase, and for settings that no training can have."""
     known = read_phases()
     if options.phase is not None and options.phase not in known:
         raise ValueError(f"phase: unknown '{options.phase}'; the table has {', '.join(known)}")
@@ -62,9 +62,9 @@ def check(options: TrainOptions) -> None:
 
 
 def decided(options: TrainOptions) -> dict[str, Any]:
-    """Return what the phase decides: its settings of the options that are auto.
+    """Return the settings of the phase for the options that are auto.
 
-    Its sizes are those of its own model; another model keeps its own sizes.
+    Its sizes are those of its own model; another model keeps its default sizes.
     """
     if options.phase is None:
         return {}
@@ -76,9 +76,9 @@ def decided(options: TrainOptions) -> dict[str, Any]:
 
 
 def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[TrainOptions, int]:
-    """Return the options with what their phase decides, and the context length.
+    """Return the options completed by their phase, and the context length.
 
-    `default` is the context length where neither gives one.
+    `default` is the context length if neither gives one.
     """
     settings = decided(options)
     ctx: int = options.ctx or settings.get("ctx") or default
@@ -87,17 +87,17 @@ def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[Train
 
 
 def config_of(options: TrainOptions) -> TrainConfig:
-    """Return the part that training reads; what is auto is left to `TrainConfig`."""
+    """Return the training config; what is auto is left to `TrainConfig`."""
     given = vars(options) | decided(options)
     shared = {field.name for field in fields(TrainConfig)} & given.keys()
     return TrainConfig(**{name: given[name] for name in shared if given[name] is not None})
 
 
 class SharedEntryPoint(EntryPoint[TrainOptions]):
-    """Under torchrun, rank 0 alone opens a run, validates, logs, writes; the others train along."""
+    """Under torchrun only rank 0 opens a run, validates, logs and writes."""
 
     def run(self, **values: Any) -> int:
-        """Do the work of this rank."""
+        """Do the work of this rank; return the exit code."""
         if launched_rank() > 0:
             os.environ.pop("MLFLOW_RUN_ID", None)
         return super().run(**values)
@@ -164,7 +164,7 @@ def body(options: TrainOptions) -> None:
 
 
 def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
-    """Name and tag the run so that it differs from others in the run list."""
+    """Name and tag the run so that it can be told apart in the run list."""
     words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
     runs.name_run(" ".join(filter(None, words)))
     tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
@@ -173,11 +173,13 @@ def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
 
 
 def follow(options: TrainOptions) -> None:
-    """Train along with rank 0, whose configuration holds, once it has prepared the data.
+    """Train as a rank above 0, with the configuration of rank 0, once that has prepared the data.
 
-    Raises ValueError where this process finds other data.
+    Raises ValueError if this process finds other data.
     """
-    for number in SIGNALS:  # nothing to record here: a stop ends the process, even in a collective
+    for number in (
+        SIGNALS
+    ):  # no run to close here: a stop signal ends the process, even in a collective operation
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)

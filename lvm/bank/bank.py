@@ -48,12 +48,12 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.float32]
-UNKNOWN_ENCODER = "unknown"  # of vectors that came without the name of what made them
+UNKNOWN_ENCODER = "unknown"  # encoder of vectors that came without its name
 
 PROJECTION_DIMS = 8  # fastest of 4 to 32 on 120,000 text vectors: fewer pairs, yet a short search
 SAMPLE_ROWS = 4096
 BLOCK_PAIRS = 65536
-SAME_SCORE = 0.999  # rows with such a cosine say the same thing
+SAME_SCORE = 0.999  # rows with at least this cosine are duplicates
 SCORE_SLACK = 1e-6  # rounding of a float32 cosine
 DISTANCE_SLACK = 1e-5  # rounding of a float32 projection
 
@@ -66,13 +66,13 @@ def unit_rows(vectors: np.ndarray, rows: IntArray | slice) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """N vectors in reading order, checked at opening.
+    """N vectors in reading order, checked when opened.
 
     `vectors` (N, D) is float16 or float32 as stored, memory-mapped for a folder. `document_N`
-    counts contiguous (sequence, document) runs in row order, `documents` holds their own names.
+    numbers contiguous (sequence, document) runs in row order; `documents` holds their own names.
     `lane_N` is None without lanes, -1 in rows without one. `pinned_N` marks rows that are train
-    rows in every split. `sha256` identifies the contents; `bases` are those of the banks that this
-    one extends: their rows stand first, unchanged, in their order, all later ones are pinned.
+    rows in every split. `sha256` identifies the contents. `bases` are the sha256 of the banks that
+    this one extends: their rows come first, unchanged and in order; all later rows are pinned.
     """
 
     path: Path
@@ -113,15 +113,15 @@ class Bank:
             yield start, self.unit(slice(start, start + block))
 
     def verify(self) -> None:
-        """Raise ValueError where a file is no longer the one whose hash was recorded.
+        """Raise ValueError if a file no longer has its recorded hash.
 
-        An .npz was hashed when it was opened, as it was read whole.
+        An .npz needs no check: opening it reads and hashes the whole file.
         """
         if self.path.is_dir():
             files.check_hashes(self.path, files.read_contents(self.path))
 
     def texts(self) -> npt.NDArray[np.object_] | None:
-        """Read the N texts ("" where a row has none); None where the bank has no texts."""
+        """Return the N texts ("" for a row without one); None if the bank has no texts."""
         if self.path.suffix == ".npz":
             rows = files.read_npz(self.path)[1]
         else:
@@ -133,12 +133,12 @@ class Bank:
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
 
     def sequence_start_N(self) -> npt.NDArray[np.int64]:
-        """First row of the sequence of each row."""
+        """Return the first row of each row's sequence."""
         start_R = run_starts(self.sequence_N)
         return np.repeat(start_R, np.diff(start_R, append=self.num_rows))
 
     def document_table(self) -> pd.DataFrame:
-        """One line per document in row order: first_row, num_rows, sequence and document codes."""
+        """Return one line per document, in row order: first_row, num_rows and the two codes."""
         first_row = run_starts(self.document_N)
         return pd.DataFrame(
             {
@@ -154,8 +154,8 @@ class Bank:
 def open_bank(path: str | Path, verify: bool = False) -> Bank:
     """Open the bank folder or .npz file at `path`; `verify` also recomputes the hashes.
 
-    Raises ValueError where it is not a whole, finite, ordered bank: a missing or damaged file,
-    another shape than recorded, zero rows, a sequence in two pieces, pickled arrays.
+    Raises ValueError for a missing or damaged file, a shape other than the recorded one, rows that
+    are zero or not finite, a sequence in two pieces, and pickled arrays.
     """
     path = Path(path)
     if path.is_dir():
@@ -171,7 +171,7 @@ def open_bank(path: str | Path, verify: bool = False) -> Bank:
 def open_loose(path: str | Path) -> Bank:
     """Open a folder with vectors.npy and rows.parquet but no bank.json, checked as a bank is.
 
-    `encoder` is UNKNOWN_ENCODER, as that of an .npz; nothing records what the files should be.
+    Its encoder is unknown, and there are no recorded hashes to verify.
     """
     path = Path(path)
     where = file_inside(path, files.VECTORS)
@@ -180,7 +180,7 @@ def open_loose(path: str | Path) -> Bank:
     rows, _ = with_sequence(files.read_rows(path, len(vectors)), len(vectors), path.name)
     table = row_table(rows, str(path / files.ROWS))
     names = (files.VECTORS, files.ROWS)
-    sha256 = files.identity({name: files.file_sha256(path / name) for name in names})
+    sha256 = files.files_sha256({name: files.file_sha256(path / name) for name in names})
     return Bank(
         path, vectors, **vars(table), encoder=UNKNOWN_ENCODER, created_by="rows", sha256=sha256
     )
@@ -252,7 +252,7 @@ def _check_target(path: Path, overwrite: bool) -> None:
 
 
 def _open_written(folder: Path, path: Path) -> Bank:
-    """Open the new bank, still in a scratch folder, and refuse it by its path to be."""
+    """Open the new bank in its scratch folder; errors name its final path."""
     try:
         return _open_folder(folder, verify=False)
     except ValueError as error:
@@ -260,7 +260,7 @@ def _open_written(folder: Path, path: Path) -> Bank:
 
 
 def _plain_array(vectors: Any) -> Any:
-    """Return what is a column of vectors, or an array of another library, as an array."""
+    """Convert a column of vectors, or an array of another library, to a numpy array."""
     if not isinstance(vectors, pd.Series | list):
         return np.asarray(vectors) if hasattr(vectors, "__array__") else vectors
     try:
@@ -284,7 +284,7 @@ def _open_folder(path: Path, verify: bool) -> Bank:
         **vars(table),
         encoder=str(contents["encoder"]),
         created_by=str(contents["created_by"]),
-        sha256=files.identity(contents["files"]),
+        sha256=files.files_sha256(contents["files"]),
         bases=tuple(contents.get("bases", ())),
     )
 
@@ -292,7 +292,7 @@ def _open_folder(path: Path, verify: bool) -> Bank:
 def _open_npz(path: Path) -> Bank:
     vectors, rows = files.read_npz(path)
     table = row_table(rows, str(path))
-    sha256 = files.identity({"npz": files.file_sha256(path)})
+    sha256 = files.files_sha256({"npz": files.file_sha256(path)})
     return Bank(
         path, vectors, **vars(table), encoder=UNKNOWN_ENCODER, created_by="npz", sha256=sha256
     )
@@ -300,7 +300,7 @@ def _open_npz(path: Path) -> Bank:
 
 @part("duplicates")
 def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[np.int64]:
-    """Return for each row the smallest row of its duplicate group, itself where it is alone.
+    """Return for each row the smallest row of its duplicate group (itself if it has no duplicates).
 
     Rows with a cosine of at least `threshold` are in one group, as are rows joined by a chain of
     such rows. The search is exact: an orthonormal projection never lengthens a distance, so pairs
@@ -323,9 +323,9 @@ def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[n
 
 
 def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Code each row by its stored bytes; return the codes and the first row of each code.
+    """Number the rows by their stored bytes; return the numbers and the first row of each.
 
-    Hundreds of copies of one sentence are common; left apart they would be quadratic in pairs.
+    Hundreds of copies of one sentence are common, and their pairs would grow quadratically.
     """
     digests = [hashlib.blake2b(vector, digest_size=16).digest() for vector in bank.vectors]
     copy_N, _ = pd.factorize(np.array(digests, dtype="V16").astype(object))
@@ -334,8 +334,8 @@ def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 
 def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np.int64]:
-    """Pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`, none missed."""
-    # Here, because most processes read groups that were written; loading it takes 0.2 s.
+    """Return all pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`."""
+    # Imported here: it takes 0.2 s, and most processes read the groups from disk.
     from scipy.spatial import cKDTree
 
     basis_DE = _principal_basis(bank, row_U)
@@ -346,7 +346,7 @@ def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np
 
 
 def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
-    """Orthonormal columns (D, E) along which a sample of the rows varies most."""
+    """Return orthonormal columns (D, E) along which a sample of the rows varies most."""
     random = generator(0, "duplicates")
     sample = random.choice(row_U, min(SAMPLE_ROWS, len(row_U)), replace=False)
     unit_SD = bank.unit(np.sort(sample)).astype(np.float64)
@@ -356,7 +356,7 @@ def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
 
 
 def _pair_scores(bank: Bank, pair_P2: IntArray) -> npt.NDArray[np.float32]:
-    """Cosine of each pair of rows."""
+    """Return the cosine of each pair of rows."""
     score_P = np.empty(len(pair_P2), dtype=np.float32)
     for start in range(0, len(pair_P2), BLOCK_PAIRS):
         block = slice(start, start + BLOCK_PAIRS)

@@ -1,4 +1,4 @@
-"""Files of a bank, .npy and .npz among them, each checked as it is read or written.
+"""Files of a bank (.npy and .npz among them), checked as they are read or written.
 
 The sizes of arrays are checked before anything is read or inflated. Shapes: N bank rows, D vector
 dim, b rows of one block.
@@ -35,10 +35,10 @@ KEYS = ("format", "rows", "dim", "dtype", "encoder", "created_by", "files")
 TEXT = "text"
 CODED = ("sequence", "document", "lane", "split")
 CHECK_ROWS = 16384
-# Within them float32 holds the squares of all that counts in a vector of any usual dim.
+# Between these lengths of a row, float32 can hold the squares of its numbers.
 LENGTHS = (1e-15, 1e15)
 MAX_TURN = 0.01
-# Constant values shrink a thousandfold; text padded to its longest, hardly more than a hundredfold.
+# Constant values compress a thousandfold, but padded text hardly more than a hundredfold.
 FREE_BYTES = 256 * 2**20
 MAX_RATIO = 200
 NAME_CHARACTERS = 100
@@ -62,7 +62,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def read_contents(folder: Path) -> dict:
-    """Read bank.json and check that it says what every bank says."""
+    """Read and check bank.json."""
     where = folder / CONTENTS
     if not where.exists():
         raise ValueError(f"bank {folder}: no {CONTENTS}; this is not a bank folder")
@@ -96,7 +96,7 @@ def _is_whole(value: object) -> bool:
 
 
 def map_vectors(folder: Path, contents: dict) -> np.ndarray:
-    """Map vectors.npy read-only, shaped as bank.json says, every row of a usual length."""
+    """Memory-map vectors.npy read-only; check its shape and the lengths of its rows."""
     where = file_inside(folder, VECTORS)
     try:
         vectors = map_array(where)
@@ -113,7 +113,7 @@ def map_vectors(folder: Path, contents: dict) -> np.ndarray:
 
 
 def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
-    """Read the columns sequence, document, lane, split, as far as they are there."""
+    """Read those of the columns sequence, document, lane and split that exist."""
     where = file_inside(folder, ROWS)
     try:
         schema, total = pq.read_schema(where), pq.read_metadata(where).num_rows
@@ -129,7 +129,7 @@ def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
 
 
 def read_columns(where: Path, names: list[str]) -> pd.DataFrame:
-    """Read columns of a parquet file; text that is repeated in the file is in memory once."""
+    """Read columns of a parquet file; repeated texts are held in memory once."""
     try:
         return frame_of(pq.read_table(where, columns=names, read_dictionary=names))
     except UNREADABLE as error:
@@ -141,7 +141,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def check_hashes(folder: Path, contents: dict) -> None:
-    """Raise ValueError where a file is not the one that bank.json records."""
+    """Raise ValueError if a file does not have the hash in bank.json."""
     for name, recorded in contents["files"].items():
         where = file_inside(folder, name)
         try:
@@ -155,7 +155,7 @@ def check_hashes(folder: Path, contents: dict) -> None:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read `vectors` and the row table of an .npz; raises ValueError with all that is wrong."""
+    """Read `vectors` and the row table of an .npz; ValueError lists every problem."""
     try:
         vectors = read_arrays(path, ("vectors",)).get("vectors")
     except Pickled as error:
@@ -176,7 +176,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> None:
-    """Raise ValueError unless `vectors` is (N, D) floats, every row of a usual length."""
+    """Raise ValueError unless `vectors` is (N, D) floats whose rows have lengths within LENGTHS."""
     if vectors.ndim != 2 or not all(vectors.shape):
         raise ValueError(f"{where}: vectors have shape {vectors.shape}; they must be (N, D)")
     if vectors.dtype.name not in DTYPES:
@@ -200,7 +200,7 @@ def check_vectors(vectors: np.ndarray, where: str) -> None:
 
 
 def _lengths(block_bD: np.ndarray) -> np.ndarray:
-    """Return the length of each row, in float64 where its squares leave float32."""
+    """Return the length of each row, in float64 if its squares leave the range of float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         length_b = np.linalg.norm(block_bD.astype(np.float32), axis=1).astype(np.float64)
         unsure_b = ~((length_b > LENGTHS[0]) & (length_b < LENGTHS[1]))
@@ -209,7 +209,7 @@ def _lengths(block_bD: np.ndarray) -> np.ndarray:
 
 
 def _check_kept(stored_bD: np.ndarray, given_bD: np.ndarray, first_row: int) -> None:
-    """Raise ValueError where rounding to the stored dtype turns finite rows by 1 % or more."""
+    """Raise ValueError if the stored dtype turns the direction of rows by 1 % or more."""
     if stored_bD.dtype.itemsize >= np.asarray(given_bD).dtype.itemsize:
         return
     with np.errstate(invalid="ignore", over="ignore"):
@@ -228,7 +228,7 @@ def _blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _read_blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks of rows; those of a mapped file are read, as mapped pages count as memory."""
+    """Yield blocks of rows, read into memory: pages of a mapped file would count as memory."""
     if not isinstance(vector_ND, np.memmap) or vector_ND.filename is None:
         yield from _blocks(vector_ND)
         return
@@ -252,7 +252,7 @@ def write_vectors(
     with path.open("wb") as file:
         with write_errors_name(
             path
-        ):  # never through a map: a full disk would end the process with SIGBUS
+        ):  # not through a memory map: a full disk would end the process with SIGBUS
             write_header(file, shape, np.dtype(dtype))
         for block in itertools.chain([first], blocks):
             end = start + len(block)
@@ -275,13 +275,13 @@ def write_vectors(
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the sha256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(files: dict[str, str]) -> str:
-    """Digest of the sorted (file name, file sha256) pairs: the identity of a bank's contents."""
+def files_sha256(files: dict[str, str]) -> str:
+    """Return the sha256 of the sorted (file name, file sha256) pairs, which identifies a bank."""
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
@@ -297,13 +297,14 @@ def write_rows(folder: Path, rows: pd.DataFrame) -> None:
 
 
 class Pickled(ValueError):
-    """The error of an array that could only be read by running what it holds."""
+    """Raised for an array that would have to be unpickled, which could run code."""
 
 
 def npz_columns(path: Path, num_rows: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the columns of an .npz by the names of a row table, with all that is wrong with them.
+    """Return the columns of an .npz under their names in a row table, and a list of problems.
 
-    Long texts fill an array of plain strings with padding; the refusals name parquet for them.
+    The problems suggest parquet for long texts: a plain string array pads every text to the
+    longest.
     """
     columns: dict[str, np.ndarray] = {}
     problems = []
@@ -322,7 +323,7 @@ def npz_columns(path: Path, num_rows: int) -> tuple[dict[str, np.ndarray], list[
         if found.shape != (num_rows,):
             problems.append(f"{name} is {found.shape}; it must be ({num_rows},)")
         elif found.dtype.kind == "U" and not _is_text(found):
-            problems.append(f"{name} holds what is no text; store array.astype(str)")
+            problems.append(f"{name} holds values that are no text; store array.astype(str)")
         elif found.dtype.kind not in kinds:
             problems.append(f"{name} holds {found.dtype}; store numbers or plain strings")
         elif column in columns:
@@ -341,13 +342,13 @@ def npz_columns(path: Path, num_rows: int) -> tuple[dict[str, np.ndarray], list[
 
 
 def _is_text(column: np.ndarray) -> bool:
-    """Whether every code of an array of strings is that of a character."""
+    """Return whether every code in an array of strings is that of a character."""
     code = np.frombuffer(column.tobytes(), f"{column.dtype.str[0]}u4")
     return not ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any()
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Map a .npy file read-only; raises ValueError where it is none, or shorter than it says."""
+    """Memory-map a .npy file read-only; raises ValueError if it is not one or is truncated."""
     if not path.is_file():
         raise ValueError(f"{path}: missing, or not a regular file")
     try:
@@ -361,11 +362,11 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def read_arrays(path: Path, known: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz that are `known` by name.
+    """Return those arrays of an .npz whose names are in `known`.
 
-    Raises Pickled, a ValueError, for objects; ValueError for any other file, a name that is a path
-    or appears twice, an array of another size than its header says, one that shrinks more
-    than MAX_RATIO beyond FREE_BYTES.
+    Raises Pickled (a ValueError) for objects, and ValueError for a file of another format, names
+    that are paths or appear twice, arrays whose size contradicts their header, and arrays beyond
+    FREE_BYTES that inflate more than MAX_RATIO times.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -380,7 +381,7 @@ def read_arrays(path: Path, known: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _other_shapes(path: Path, known: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays that are not `known`, by their headers alone."""
+    """Return the shapes of the arrays that are not in `known`, read from their headers."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         for name, info in _members(archive, path).items():

@@ -33,8 +33,8 @@ TMD_LANES = (
     "Software",
 )
 UNASSIGNED = -1
-PINNED = "train"  # the value of the column `split` that keeps a sequence out of val, out of test
-BLOCK_ROWS = 100  # rows of a document where the table names none
+PINNED = "train"  # value of the column `split` that makes a sequence train-only
+BLOCK_ROWS = 100  # rows per document if the table names no documents
 MAX_LANES = 32_767  # codes are int16
 NAMES, NUMBERS = ("string", "empty"), ("integer", "floating")
 KINDS = {
@@ -50,9 +50,9 @@ KINDS = {
 class RowTable:
     """Integer codes of every row.
 
-    `document_N` counts contiguous (sequence, document) runs in row order; `documents` holds their
+    `document_N` numbers contiguous (sequence, document) runs in row order; `documents` holds their
     own names, which may repeat in other sequences. `lane_N` is None without a lane column.
-    `pinned_N` tells which rows are train rows whatever the split.
+    `pinned_N` marks rows that are train rows in every split.
     """
 
     sequence_N: npt.NDArray[np.int32]
@@ -65,12 +65,12 @@ class RowTable:
 
 
 def row_table(rows: pd.DataFrame, where: str) -> RowTable:
-    """Code and check `rows`, one line a bank row; `where` names the file.
+    """Encode and check `rows`, one line per bank row; `where` names the file in errors.
 
-    Columns: sequence; optional document, lane, split, text. Raises ValueError on an empty table, on
-    a missing name, one with control characters, values of several kinds in one column, a sequence
-    or document in two pieces, a split other than PINNED or none, a sequence of which only some rows
-    are pinned.
+    Columns: sequence; optional document, lane, split, text. Raises ValueError for an empty table,
+    missing names, names with control characters, mixed types in a column, a sequence or document in
+    two pieces, a split other than PINNED or none, and a sequence of which only some rows are
+    pinned.
     """
     rows = _without_categories(rows)
     _check_kinds(rows, where)
@@ -92,10 +92,10 @@ def row_table(rows: pd.DataFrame, where: str) -> RowTable:
 def with_sequence(
     rows: pd.DataFrame, num_rows: int, stem: str
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the table with a column `sequence`, and a note where that was missing.
+    """Return the table with a column `sequence`, and a note if it was missing.
 
-    Without it each document is a sequence of its own; without documents all rows are the one
-    sequence `stem`.
+    Without the column each document is a sequence of its own. Without documents all rows are one
+    sequence, `stem`.
     """
     if "sequence" in rows:
         return rows, ()
@@ -107,14 +107,14 @@ def with_sequence(
 
 
 def _without_categories(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the values of its categories: numbers of lanes stay numbers."""
+    """Replace categorical columns by their values, so that lane numbers stay numbers."""
     once = [name for name in KINDS if (rows.columns == name).sum() == 1]
     coded = [name for name in once if isinstance(rows[name].dtype, pd.CategoricalDtype)]
     return rows.astype(dict.fromkeys(coded, object)) if coded else rows
 
 
 def _check_kinds(rows: pd.DataFrame, where: str) -> None:
-    """Raise ValueError where a column appears twice, or holds other things than it may."""
+    """Raise ValueError if a column appears twice or holds values of a wrong type."""
     for column, kinds in KINDS.items():
         if (rows.columns == column).sum() > 1:
             raise ValueError(f"{where}: has two columns {column!r}; give one")
@@ -128,7 +128,7 @@ def _check_kinds(rows: pd.DataFrame, where: str) -> None:
 
 
 def _labels(unique: pd.Index, column: str, where: str) -> tuple[str, ...]:
-    """Return names as text; a name is printed, so that control characters are refused."""
+    """Return names as text; control characters are refused, since names are printed."""
     names = tuple(map(name_text, unique))
     wrong = next((name for name in names if CONTROL.search(name)), None)
     if wrong is not None:
@@ -137,14 +137,14 @@ def _labels(unique: pd.Index, column: str, where: str) -> tuple[str, ...]:
 
 
 def run_starts(code_N: IntArray) -> npt.NDArray[np.int64]:
-    """First rows of the runs of equal codes."""
+    """Return the first row of each run of equal codes."""
     return np.concatenate([[0], np.flatnonzero(np.diff(code_N)) + 1]).astype(np.int64)
 
 
 def _name_codes(
     names: pd.Series, column: str, where: str
 ) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
-    """Codes by first appearance; a missing or empty name is refused."""
+    """Number the names by first appearance; missing and empty names are refused."""
     missing = names.isna().to_numpy() | (names == "").to_numpy(dtype=bool, na_value=False)
     if missing.any():
         raise ValueError(
@@ -152,7 +152,7 @@ def _name_codes(
             f"name the {column} of every row"
         )
     code_N, unique = pd.factorize(names)
-    # Names that differ in nothing but their Unicode form are one name.
+    # Names that differ only in their Unicode normal form are the same name.
     name_U, labels = pd.factorize(np.array(_labels(unique, column, where), dtype=object))
     return name_U[code_N].astype(np.int32), tuple(labels)
 
@@ -188,7 +188,7 @@ def _document_runs(
 def _document_blocks(
     sequence_N: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
-    """Documents of BLOCK_ROWS rows, numbered from 0 in each sequence."""
+    """Cut each sequence into documents of BLOCK_ROWS rows, numbered from 0."""
     row_N = np.arange(len(sequence_N))
     start_R = run_starts(sequence_N)
     run_N = np.searchsorted(start_R, row_N, side="right") - 1
@@ -203,7 +203,7 @@ def _document_blocks(
 def _pinned(
     rows: pd.DataFrame, sequence_N: npt.NDArray[np.int32], sequences: tuple[str, ...], where: str
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows the column `split` pins to train; null or "" leaves the choice open."""
+    """Return which rows the column `split` pins to train; null and "" mean not pinned."""
     if "split" not in rows.columns:
         return np.zeros(len(rows), dtype=bool)
     values = rows["split"].where(rows["split"].notna() & (rows["split"] != ""), None)
@@ -226,9 +226,9 @@ def _pinned(
 
 
 def _lane_codes(values: pd.Series, where: str) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
-    """Codes in alphabetical order of the lane names; null and "" are UNASSIGNED.
+    """Number the lanes in alphabetical order; null and "" are UNASSIGNED.
 
-    Numbers are those of TMD_LANES, with -1 for unassigned.
+    Lanes given as numbers are indices into TMD_LANES, -1 for unassigned.
     """
     if pd.api.types.infer_dtype(values, skipna=True) in NUMBERS:
         values = _tmd_names(values, where)

@@ -56,7 +56,7 @@ UNREADABLE = (
 )
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -73,7 +73,7 @@ def kind_of(path: str | Path) -> str:
 
 
 def nfc(text: str) -> str:
-    """Return `text` in Unicode's composed form, in which equal texts have equal characters."""
+    """Return `text` in Unicode normal form NFC, in which equal texts have equal characters."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -125,13 +125,13 @@ def read_table(
     max_rows: int = MAX_ROWS,
     max_values: int | None = None,
 ) -> pd.DataFrame:
-    """Read a .csv, .tsv, .jsonl or .parquet table; of `columns`, those that it has.
+    """Read a .csv, .tsv, .jsonl or .parquet table, or those of its columns that are in `columns`.
 
-    CSV and TSV give text as it is written: a cell of TSV ends at a tab and has no quoting; CSV is
-    separated by comma, semicolon, tab or bar, whichever cuts its first line in most names. JSONL
-    and parquet keep their types; a null is None or NaN, lists are lists or arrays. `max_values`
-    bounds the numbers in all lists together. Raises ValueError for any other file, a name that
-    appears twice, a damaged or too large table.
+    CSV and TSV give text as written. A TSV cell ends at a tab and has no quoting. CSV is separated
+    by comma, semicolon, tab or bar, whichever splits its first line into most names. JSONL and
+    parquet keep their types; a null is None or NaN, lists are lists or arrays. `max_values` bounds
+    the numbers in all lists together. Raises ValueError for a file of another kind, a repeated
+    column name, and a damaged or too large table.
     """
     kind = kind_of(path)
     if kind not in TABLES or not path.is_file():
@@ -144,7 +144,7 @@ def read_table(
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the names of the columns of a table; of JSONL, those of its first line."""
+    """Return the names of the columns of a table; for JSONL, those of its first line."""
     if kind_of(path) == ".parquet":
         try:
             return list(pq.read_schema(path).names)
@@ -166,7 +166,7 @@ def _encoding(start: bytes) -> str:
     for mark, name in _MARKS:
         if start.startswith(mark):
             return name
-    # UTF-16 without a mark: every second byte of its ASCII characters is zero, and no UTF-8
+    # UTF-16 without a byte order mark: every second byte of ASCII is zero, and no UTF-8
     # text has a zero byte.
     even, odd = start[::2].count(0), start[1::2].count(0)
     if max(even, odd) > len(start) // 8 and min(even, odd) == 0:
@@ -175,7 +175,7 @@ def _encoding(start: bytes) -> str:
 
 
 def _not_text(path: Path) -> ValueError:
-    return ValueError(f"{path}: not UTF-8 or UTF-16 text; convert it, or take it away")
+    return ValueError(f"{path}: not UTF-8 or UTF-16 text; convert it, or remove it")
 
 
 def _check_header(path: Path, names: list[str]) -> None:
@@ -299,7 +299,7 @@ def _check_values(path: Path, num_values: int, max_values: int | None) -> None:
 def _read_parquet(
     path: Path, columns: Collection[str] | None, max_rows: int, max_values: int | None
 ) -> pd.DataFrame:
-    """Read columns of parquet; a text that the file repeats is in memory once."""
+    """Read columns of parquet; repeated texts are held in memory once."""
     try:
         file = pq.ParquetFile(path)
         fields = [one for one in file.schema_arrow if columns is None or one.name in columns]
@@ -361,7 +361,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that pandas knows for one that it does not."""
+    """Return a type that pandas knows in place of one that it does not."""
     if pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_dictionary(kind) and not is_text(kind):
@@ -372,7 +372,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _num_values(file: pq.ParquetFile, names: list[str]) -> int:
-    """Return how many values the lists of these columns hold, by the file's own count."""
+    """Return how many values the lists of these columns hold, according to the file."""
     if not names:
         return 0
     file.scan_contents(names)  # raises for damaged counts, at which column() ends the process

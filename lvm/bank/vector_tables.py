@@ -1,7 +1,7 @@
-"""Tables that hold a vector a row: parquet, JSONL, Arrow batches of any source.
+"""Tables with a vector in each row: parquet, JSONL, Arrow batches of any source.
 
 The column `vector` or `embedding` holds lists of numbers, each of the same length. The columns
-`sequence`, `document`, `lane`, `text` are those of a bank; an order column sorts the rows.
+`sequence`, `document`, `lane` and `text` are those of a bank; an order column sorts the rows.
 
 Shapes: N rows, D vector dim, b rows of one batch.
 """
@@ -29,15 +29,14 @@ NO_ORDER = "none"
 NO_NUMBERS = "does not hold a number or a time in every row"
 MAX_NAMED = 8
 BATCH_ROWS = 8192
-BUFFER_BYTES = 2**20  # read of a column chunk at a time
+BUFFER_BYTES = 2**20  # bytes of a column chunk read at a time
 
 
 @dataclass(frozen=True)
 class VectorTable:
-    """A table of vectors, read batch by batch; `place` names it in every refusal.
+    """A table of vectors, read batch by batch; error messages begin with `place`.
 
-    `batches` yields Arrow tables of the columns that it is given, of those that `names` lists, in
-    the order of the file.
+    `batches` receives some of the column `names` and yields Arrow tables of these, in file order.
     """
 
     place: str
@@ -54,8 +53,8 @@ class VectorTable:
 class CheckedTable:
     """A table of vectors that has passed all checks.
 
-    `rows` is its row table in reading order, `order_N` the file's row of each of them, None where
-    that is the same order. `dtype` is float16 where the file holds that, else float32.
+    `rows` is its row table in reading order. `order_N` gives the file row of each row, None if the
+    file is in reading order. `dtype` is float16 if the file holds that, else float32.
     """
 
     table: VectorTable
@@ -66,7 +65,7 @@ class CheckedTable:
     notes: tuple[str, ...]
 
     def blocks(self, beside: Path) -> Iterator[np.ndarray]:
-        """Yield the vectors (b, D) in reading order; a scratch file beside `beside` sorts them."""
+        """Yield the vectors (b, D) in reading order, sorted in a scratch file beside `beside`."""
         if self.order_N is None:
             yield from self._in_file_order()
             return
@@ -87,7 +86,7 @@ class CheckedTable:
 
 
 def vector_table(path: Path) -> VectorTable | None:
-    """Return the .parquet or .jsonl file as a table of vectors; None where it has no vectors."""
+    """Return a .parquet or .jsonl file as a table of vectors; None if it has no vectors."""
     if kind_of(path) == ".parquet" and path.is_file():
         try:
             file = pq.ParquetFile(path)
@@ -107,9 +106,9 @@ def vector_table(path: Path) -> VectorTable | None:
 def arrow_table(
     place: str, schema: pa.Schema, batches: Callable[[list[str]], Iterator[pa.Table]]
 ) -> VectorTable | None:
-    """Return a table of vectors with this schema; None where no column of lists is one of them.
+    """Return a table of vectors with this schema; None if it has no column of vectors.
 
-    Raises ValueError where a column of vectors holds something else than lists, or two are there.
+    Raises ValueError if such a column holds anything but lists, or if there are two.
     """
     found = [name for name in VECTOR_COLUMNS if name in schema.names]
     if not found:
@@ -126,7 +125,7 @@ def arrow_table(
 
 
 def unread_note(names: Sequence[str]) -> str:
-    """Say which columns of a table are not read."""
+    """Return a note that names the columns of a table that are not read."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"columns that are not read: {', '.join(map(printable, names[:MAX_NAMED]))}{more}"
 
@@ -134,7 +133,7 @@ def unread_note(names: Sequence[str]) -> str:
 def langchain_row(row: dict[str, Any], place: str) -> dict[str, Any]:
     """Return a row with LangChain's `page_content` and `metadata` under the names of a bank.
 
-    The metadata's `source` is the sequence, its `page` the document, where it does not name those.
+    The metadata's `source` becomes the sequence and its `page` the document, unless it has these.
     """
     if "page_content" not in row or "text" in row:
         return row
@@ -155,11 +154,11 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def check_table(table: VectorTable, stem: str, order: str | None = None) -> CheckedTable:
-    """Read all columns, check all vectors; raises ValueError that says all that is wrong.
+    """Read all columns and check all vectors; ValueError lists every problem.
 
-    `order` names the column that sorts the rows of each sequence; None takes the one of
-    ORDER_COLUMNS that holds numbers, "none" the order of the file. `stem` names the sequence where
-    the table has neither sequences nor documents.
+    `order` names the column that sorts the rows of each sequence. None means the first of
+    ORDER_COLUMNS that holds numbers; "none" means file order. `stem` names the sequence if the
+    table has neither sequences nor documents.
     """
     name, problems, kept = table.vector, _Problems(table.place), []
     if order not in (None, NO_ORDER) and order not in table.names:
@@ -208,14 +207,14 @@ def check_table(table: VectorTable, stem: str, order: str | None = None) -> Chec
 
 
 class _Problems:
-    """Gathers all that is wrong with a table, so that one refusal tells it."""
+    """Collects the problems of a table, to be reported together."""
 
     def __init__(self, place: str) -> None:
         self.place = place
         self.found: dict[str, tuple[int, int]] = {}  # how many rows, the first of them
 
     def add(self, what: str, num_rows: int = 0, first: int = 0) -> None:
-        """Note a problem, of rows or of the table."""
+        """Note a problem of the table, or of some of its rows."""
         before, first_before = self.found.get(what, (0, first))
         self.found[what] = (before + num_rows, first_before)
 
@@ -240,7 +239,7 @@ class _Problems:
             self.add(what, int(wrong_b.sum()), start + int(wrong_b.argmax()))
 
     def refuse(self) -> None:
-        """Raise ValueError with all problems, where there is one."""
+        """Raise ValueError with all problems, if there are any."""
         told = [
             f"{num_rows:,} {what}, first row {first}" if num_rows else what
             for what, (num_rows, first) in self.found.items()
@@ -251,7 +250,7 @@ class _Problems:
 
 
 def _first_length(column: pa.Array) -> int:
-    """Return the length of the first vector that is there; 1 where none is."""
+    """Return the length of the first vector; 1 if there is none."""
     length_b = pc.list_value_length(column).drop_null()
     return max(1, length_b[0].as_py()) if len(length_b) else 1
 
@@ -277,10 +276,10 @@ def _plain(batch: pa.Table) -> pa.Table:
 def _order(
     columns: pd.DataFrame, rows: pd.DataFrame, order: str | None
 ) -> tuple[np.ndarray | None, str]:
-    """Return the rows of the file in reading order (N,), None for the file's own, and by what.
+    """Return the file rows in reading order (N,), None for file order; and the column used.
 
-    Sequences come in the order of their first rows, as do the documents of a sequence where the
-    column begins anew in each of them.
+    Sequences come in the order of their first rows. So do the documents of a sequence, if the
+    column starts again in each of them.
     """
     found = [order] if order else [name for name in ORDER_COLUMNS if name in columns]
     if order == NO_ORDER or not found:
@@ -298,7 +297,7 @@ def _order(
         document_N = pd.factorize(rows["document"])[0]
     if _repeats(sequence_N, document_N, value_N):
         raise ValueError(
-            f"{name} repeats within a sequence, so that it does not order the rows; give "
+            f"{name} repeats within a sequence, so it cannot order the rows; give "
             f"order=<column>, or order={NO_ORDER} for the order of the file"
         )
     order_N = np.lexsort((value_N, document_N, sequence_N))
@@ -324,7 +323,7 @@ def _repeats(*keys_N: np.ndarray) -> bool:
 
 
 def _parquet_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
-    """Yield batches; of a row group, however large, only their pages are in memory."""
+    """Yield batches; only pages of a row group are in memory, however large the group is."""
     # With pre_buffer, which is the default, pyarrow holds whole column chunks.
     file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
     for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):

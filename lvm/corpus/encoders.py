@@ -22,7 +22,7 @@ TALKATIVE = ("huggingface_hub", "transformers", "sentence_transformers")  # each
 
 
 class Encoder(Protocol):
-    """What lvm asks of an encoder; a bank records `name`, by which `load_encoder` finds it."""
+    """The interface of an encoder; a bank records its `name` for `load_encoder`."""
 
     name: str
     dim: int
@@ -84,18 +84,18 @@ class SentenceTransformerEncoder:
 
 
 def load_encoder(name: str, download: bool = True) -> Encoder:
-    """Load `wordllama`, or the sentence-transformers model called `name` (hub name or folder).
+    """Load `wordllama`, or a sentence-transformers model (hub name or folder).
 
-    Without `download`, or where HF_HUB_OFFLINE=1 is set, a hub name is looked for in the local
-    cache alone. Raises ValueError where the extra lvm[encoders] is missing, where the model cannot
-    be loaded, or where the name is a misspelt `wordllama`.
+    Without `download`, or with HF_HUB_OFFLINE=1, a hub name is only looked up in the local cache.
+    Raises ValueError if the extra lvm[encoders] is missing, if the model cannot be loaded, or if
+    the name is a misspelling of `wordllama`.
     """
     return WordLlamaEncoder() if name == WORDLLAMA else SentenceTransformerEncoder(name, download)
 
 
 @contextmanager
 def _quiet(names: Sequence[str]) -> Iterator[None]:
-    """Let these loggers report errors alone: a failure is reported in one line by the caller."""
+    """Show only errors of these loggers: the caller reports a failure in one line."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

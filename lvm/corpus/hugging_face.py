@@ -15,7 +15,7 @@ from lvm.system.settings import parse_json, read_small_text
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"
 SPLITS, STATE = "dataset_dict.json", "state.json"  # of save_to_disk
-# Of the hub's client, file systems and parsers, beside the errors that `datasets` declares.
+# Raised by the hub's client, file systems and parsers, beyond the errors that `datasets` declares.
 LIBRARY_ERRORS = (
     pa.ArrowException,
     AttributeError,
@@ -30,14 +30,14 @@ LIBRARY_ERRORS = (
 
 @cache
 def hub_builder(datasets: ModuleType, name: str) -> Any:
-    """Return what reads a dataset on the hub, of one commit for the whole command."""
+    """Return the reader of a hub dataset, at one commit for the whole command."""
     return datasets.load_dataset_builder(name)
 
 
 class HuggingFaceSource:
-    """One split of a dataset on the hub, of a folder of files, or of a folder of save_to_disk.
+    """One split of a dataset: on the hub, a folder of files, or a folder of save_to_disk.
 
-    Raises ValueError where the library is missing or the dataset cannot be opened.
+    Raises ValueError if the library is missing or the dataset cannot be opened.
     """
 
     def __init__(self, source: str) -> None:
@@ -50,18 +50,18 @@ class HuggingFaceSource:
 
     @property
     def stem(self) -> str:
-        """Return the name of a sequence that the rows do not name."""
+        """Return the name of the sequence of rows that name none."""
         return Path(self.name).name
 
     def revision(self) -> str:
-        """Return the commit of a dataset on the hub; "" of a folder."""
+        """Return the commit of a dataset on the hub; "" for a folder."""
         if self.folder is not None:
             return ""
         with self._refusing() as datasets:
             return str(hub_builder(datasets, self.name).hash or "")
 
     def vectors(self) -> VectorTable | None:
-        """Return the dataset as a table of vectors; None where it has no column of them."""
+        """Return the dataset as a table of vectors; None if it has no column of vectors."""
         dataset = self._open()
         if dataset.features is None:
             schema = next(iter(dataset.with_format("arrow").iter(1))).schema
@@ -101,7 +101,7 @@ class HuggingFaceSource:
 
     @contextmanager
     def _refusing(self) -> Iterator[Any]:
-        """Yield the library; its errors while a dataset is opened become a ValueError."""
+        """Yield the library; errors while a dataset is opened become ValueError."""
         try:
             import datasets
             from datasets.exceptions import DatasetsError
@@ -117,11 +117,11 @@ class HuggingFaceSource:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"source {self.source}: cannot be opened ({reason}); give a dataset's name or "
-                "folder, then :<split> where it has several"
+                "folder, then :<split> if it has several"
             ) from error
 
     def _saved_files(self) -> dict[str, list[str]]:
-        """Return the Arrow files of each split that save_to_disk wrote; none of another source."""
+        """Return the Arrow files of each split written by save_to_disk; empty for other sources."""
         if self.folder is None:
             return {}
         if (self.folder / SPLITS).is_file():

@@ -40,14 +40,14 @@ from lvm.system.progress import part, steps
 
 BATCH_ROWS = 4096
 ZERO_VECTOR = "zero vector: the encoder knows no token of the text"
-READER = "3"  # raised where the same text would give other rows
+READER = "3"  # raise this number if equal text would give other rows
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingestion did; `dropped` counts sentences by reason, `notes` are lines for the user.
+    """Report of an ingestion; `dropped` counts sentences by reason, `notes` are lines for the user.
 
-    `files` has, for each file or package that lost sentences or gave none, how many were kept and
+    `files` gives, for each file or package that lost sentences or gave none, how many were kept and
     how many were dropped by reason.
     """
 
@@ -70,7 +70,7 @@ class IngestReport:
 
 @dataclass
 class _Made:
-    """A bank that was just written, with what was left out of it."""
+    """A bank that was just written, and what was omitted from it."""
 
     bank: Bank
     dropped: Counter[str] = field(default_factory=Counter)
@@ -88,12 +88,12 @@ def ingest(
 ) -> IngestReport:
     """Make the bank at `path` from `source`; reuse a bank there that was made in the same way.
 
-    Text, which `encoder` (None: wordllama) turns into vectors: "python-docs", a folder of text
-    files, a table with a column `text`. Vectors, which are copied through all checks, `encoder`
-    then naming what made them: an .npz, a folder with vectors.npy and rows.parquet, a bank, a
-    parquet or JSONL file with a column `vector`. "hf:<name or folder>" is either. One process at a
-    time makes the bank. Raises ValueError where `path` holds something made otherwise, unless
-    `overwrite`.
+    Sources of text are "python-docs", a folder of text files, and a table with a column `text`;
+    `encoder` (None: wordllama) embeds them. Sources of vectors are an .npz, a folder with
+    vectors.npy and rows.parquet, a bank, and a parquet or JSONL file with a column `vector`; they
+    are checked and copied, and `encoder` names what made them. "hf:<name or folder>" is either. One
+    process at a time makes the bank. Raises ValueError if `path` holds a bank made in another way,
+    unless `overwrite`.
     """
     started = time.monotonic()
     path = Path(path)
@@ -107,7 +107,7 @@ def ingest(
         make = _maker(source, opened, encoder, path, options, created_by)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / f".{path.name}.lock"):
-            if overwrite or not path.exists():  # else another process made it meanwhile
+            if overwrite or not path.exists():  # otherwise another process made it meanwhile
                 made = make()
     result = made or _Made(existing_bank(path, created_by))
     bank, missing = result.bank, missing_packages() if source == PYTHON_DOCS else []
@@ -135,19 +135,19 @@ def ingest(
 
 
 def holds_vectors(source: str) -> bool:
-    """Whether `source` is an .npz or a bank folder."""
+    """Return whether `source` is an .npz or a bank folder."""
     return kind_of(source) == ".npz" or (Path(source) / CONTENTS).is_file()
 
 
 def is_loose(source: str) -> bool:
-    """Whether `source` is a folder with the two files of a bank, but not the third."""
+    """Return whether `source` is a folder with vectors.npy and rows.parquet but no bank.json."""
     folder = Path(source)
     there = all((folder / name).exists() for name in (VECTORS, ROWS))
     return there and not (folder / CONTENTS).exists()
 
 
 def _open_source(source: str, options: SourceOptions) -> Bank | VectorTable | str:
-    """Open a source of vectors; a source of text is its name."""
+    """Open a source of vectors; return the name of a source of text unchanged."""
     if source.startswith(PREFIX):
         found: Bank | VectorTable | None = HuggingFaceSource(source).vectors()
     elif is_loose(source):
@@ -160,7 +160,7 @@ def _open_source(source: str, options: SourceOptions) -> Bank | VectorTable | st
         return source
     for name in ("language", "lanes"):
         if getattr(options, name) != getattr(ALL_ROWS, name):
-            raise ValueError(f"{name}: is for text, but {source} holds vectors; leave it out")
+            raise ValueError(f"{name}: is for text, but {source} holds vectors; omit it")
     return found
 
 
@@ -172,7 +172,7 @@ def _maker(
     options: SourceOptions,
     created_by: str,
 ) -> Callable[[], _Made]:
-    """Check the source; return what makes the bank of it."""
+    """Check the source; return the function that makes its bank."""
     if isinstance(opened, Bank):
         return lambda: _Made(_copy_bank(opened, encoder, path, options, created_by))
     if isinstance(opened, VectorTable):
@@ -189,8 +189,8 @@ def _maker(
 def _created_by(
     source: str, opened: Bank | VectorTable | str, encoder: str, options: SourceOptions
 ) -> str:
-    """What decides the contents: the settings, then versions or a digest of the source."""
-    # Not `encoder`: older banks of vectors record that of texts there, whose name they do not have.
+    """Return what decides the contents: the settings, and versions or a digest of the source."""
+    # Not `encoder`: older banks of vectors recorded the default encoder of texts there.
     made_by = "encoder" if isinstance(opened, str) else "vectors_of"
     parts = [f"source={source}", f"{made_by}={encoder}"]
     if options.max_rows is None:
@@ -218,7 +218,7 @@ def _created_by(
 
 
 def _source_files(source: str) -> list[Path]:
-    """Return the files that a source reads; none of what is not on this machine."""
+    """Return the files that a source reads; empty if it is not on this machine."""
     if source.startswith(PREFIX):
         folder = HuggingFaceSource(source).folder
         return sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
@@ -226,7 +226,7 @@ def _source_files(source: str) -> list[Path]:
 
 
 def existing_bank(path: Path, created_by: str) -> Bank:
-    """Open the bank at `path`; raises ValueError where it was made in another way."""
+    """Open the bank at `path`; raises ValueError if it was made in another way."""
     bank = open_bank(path, verify=True)
     if bank.created_by == created_by:
         return bank
@@ -255,7 +255,7 @@ def _encode_bank(corpus: Corpus, model: Encoder, path: Path, created_by: str) ->
 def encode_texts(
     texts: list[str], model: Encoder
 ) -> tuple[list[npt.NDArray[np.float16]], npt.NDArray[np.bool_]]:
-    """Return the unit vectors in blocks, zero ones left out, with which texts have one (N,)."""
+    """Return unit vectors in blocks, and which texts have one (N,); zero vectors are omitted."""
     blocks: list[npt.NDArray[np.float16]] = []
     keep_N = np.zeros(len(texts), dtype=bool)
     name = model.name
@@ -273,9 +273,9 @@ def encode_texts(
 def _copy_bank(
     source: Bank, encoder: str, path: Path, options: SourceOptions, created_by: str
 ) -> Bank:
-    """Write a checked copy of `source`, or of whole documents of it within max_rows.
+    """Write a checked copy of `source`, or of as many whole documents as max_rows allows.
 
-    A whole copy extends the banks that `source` extends; a cut one may lack rows of theirs.
+    A whole copy extends the banks that `source` extends; a part may lack some of their rows.
     """
     rows = row_names(source)
     kept = drawn_rows(source.sequence_N, source.document_N, options)
@@ -296,7 +296,7 @@ def _copy_bank(
 def _copy_table(
     table: VectorTable, encoder: str, path: Path, options: SourceOptions, created_by: str
 ) -> _Made:
-    """Write a checked bank of a table of vectors, or of whole documents of it within max_rows."""
+    """Write a bank from a table of vectors, or from as many whole documents as max_rows allows."""
     checked = check_table(table, Path(table.place.removeprefix(PREFIX)).stem, options.order)
     rows = checked.rows
     sequence_N = pd.factorize(rows["sequence"])[0]
@@ -312,7 +312,7 @@ def _copy_table(
 
 
 def _only(blocks: Iterable[np.ndarray], kept: IntArray) -> Iterable[np.ndarray]:
-    """Yield the rows `kept`, in ascending order, of blocks."""
+    """Yield from blocks the rows `kept`, which are ascending."""
     start = 0
     for block in blocks:
         first, last = np.searchsorted(kept, (start, start + len(block)))
@@ -326,7 +326,7 @@ def _starts(num_rows: int) -> range:
 
 
 def row_names(bank: Bank) -> pd.DataFrame:
-    """Return the row table of a bank by names, with its `split` where it has one."""
+    """Return the row table of a bank with names instead of codes, and `split` if it has one."""
     rows = pd.DataFrame(
         {
             "sequence": np.array(bank.sequences, dtype=object)[bank.sequence_N],
@@ -345,6 +345,6 @@ def row_names(bank: Bank) -> pd.DataFrame:
 
 
 def _row_counts(code_N: IntArray, names: tuple[str, ...]) -> dict[str, int]:
-    """Rows of each name; "" counts the rows without one."""
+    """Return the number of rows of each name; "" counts the rows without a name."""
     count = np.bincount(code_N.astype(np.int64) + 1, minlength=len(names) + 1).tolist()
     return dict(zip(names, count[1:], strict=True)) | ({"": count[0]} if count[0] else {})

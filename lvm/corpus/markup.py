@@ -1,8 +1,7 @@
-"""Markdown, reStructuredText and HTML read by their parsers into sections of plain paragraphs.
+"""Markdown, reStructuredText and HTML, parsed into sections of plain paragraphs.
 
-Not prose, and left out: code, formulas on lines of their own, images, comments, front matter,
-scripts, navigation. Headings name sections; cells of tables are paragraphs. A format is known by
-the suffix of its file.
+Omitted as no prose: code, display formulas, images, comments, front matter, scripts, navigation.
+Headings name sections; cells of tables are paragraphs. The suffix of a file tells its format.
 """
 
 import re
@@ -23,7 +22,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.footnote import footnote_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 
-# A parser's own mistakes on odd input beside the errors that it declares.
+# What parsers raise on odd input, beyond the errors that they declare.
 PARSER_ERRORS = (
     docutils.ApplicationError,
     etree.LxmlError,
@@ -53,11 +52,11 @@ RST_SETTINGS = {
     "file_insertion_enabled": False,
     "halt_level": 5,
     "input_encoding": "unicode",
-    "line_length_limit": 10**9,  # docutils refuses longer lines, which are whole paragraphs here
+    "line_length_limit": 10**9,  # docutils refuses longer lines, but here a line may be a paragraph
     "raw_enabled": False,
     "report_level": 1,  # keeps unknown directives in the tree, see `_unknown_directive`
     "syntax_highlight": "none",
-    "traceback": True,  # else docutils ends the process
+    "traceback": True,  # otherwise docutils ends the process
     "warning_stream": False,
 }
 MAX_NESTING = 100  # of Markdown's quotes and lists
@@ -88,14 +87,14 @@ _VERSION = re.compile(r"\s*v?[0-9][\w.]*:?(?=\s|$)")
 
 
 class Section(NamedTuple):
-    """The paragraphs under one heading, without those under the next; `title` may be ""."""
+    """The paragraphs below one heading, up to the next heading; `title` may be ""."""
 
     title: str
     paragraphs: list[str]
 
 
 class _Sections:
-    """Gathers sections in reading order."""
+    """Collects sections in reading order."""
 
     def __init__(self) -> None:
         self.found = [Section("", [])]
@@ -111,14 +110,14 @@ class _Sections:
             self.found[-1].paragraphs.append(line)
 
     def whole(self) -> list[Section]:
-        """Return the sections; the untitled first only where it has paragraphs."""
+        """Return the sections; an untitled first one only if it has paragraphs."""
         return [one for one in self.found if one.title or one.paragraphs]
 
 
 def read_sections(kind: str, text: str) -> list[Section]:
     """Return the sections of a text whose file has the suffix `kind`.
 
-    Raises ValueError where the parser cannot read the text.
+    Raises ValueError if the parser cannot read the text.
     """
     sections = _Sections()
     try:
@@ -139,7 +138,7 @@ def _read_markdown(text: str, sections: _Sections) -> None:
 
 
 def _escape_open_brackets(state: StateCore) -> None:
-    """Escape the brackets that begin no link, in paragraphs with very many of them."""
+    """Escape brackets that do not begin a link, in paragraphs with very many of them."""
     for token in state.tokens:
         if token.type != "inline" or token.content.count("[") <= MAX_OPEN_BRACKETS:
             continue
@@ -188,7 +187,7 @@ def _read_tokens(parser: MarkdownIt, text: str, sections: _Sections) -> None:
 
 
 def _is_prose_directive(info: str) -> bool:
-    """Tell whether the words behind a fence name a MyST directive of prose, as in {note}."""
+    """Return whether the words after a fence name a MyST directive of prose, as in {note}."""
     found = re.match(r"\{([\w:.+-]+)\}", info.strip())
     return found is not None and found[1] not in NO_PROSE
 
@@ -210,7 +209,7 @@ def _inline_text(tokens: Iterable[Token]) -> Iterator[str]:
 
 
 def _inliner() -> states.Inliner:
-    """Return docutils' reader of inline markup, by which a role of Sphinx's is its title."""
+    """Return docutils' parser of inline markup that replaces Sphinx's roles by their titles."""
     inliner = states.Inliner()
     known, parse = inliner.interpreted, inliner.parse
 
@@ -235,7 +234,7 @@ def _inliner() -> states.Inliner:
 
 
 def _short_lines(line: str) -> list[str]:
-    """Break a line that is longer than a paragraph of markup may be."""
+    """Break lines that are longer than a paragraph may be."""
     if len(line) <= MAX_RST_PARAGRAPH:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
@@ -269,7 +268,7 @@ def _read_nodes(node: nodes.Node, sections: _Sections) -> None:
 
 
 def _read_field(field: nodes.field, sections: _Sections) -> None:
-    """Read `:param int size: Its size.` as "size: Its size."; types are no prose."""
+    """Read `:param int size: Its size.` as "size: Its size."; types are omitted."""
     words = field.children[0].astext().split()
     if words and words[0] in TYPE_FIELDS:
         return
@@ -296,7 +295,7 @@ def _node_text(node: nodes.Node) -> str:
 
 
 def _unknown_directive(message: nodes.system_message, sections: _Sections) -> None:
-    """Read the text of a directive that docutils does not know, which it puts in its complaint."""
+    """Return the text of an unknown directive from the error that docutils made of it."""
     for block in message.findall(nodes.literal_block):
         first, _, rest = block.astext().partition("\n")
         found = _DIRECTIVE.match(first)
@@ -363,7 +362,9 @@ def _read_html(text: str, sections: _Sections) -> None:
 
 def _is_skipped(element: Any) -> bool:
     role = element.get("role", "")
-    is_mark = "headerlink" in element.get("class", "").split()  # Sphinx's sign beside headings
+    is_mark = (
+        "headerlink" in element.get("class", "").split()
+    )  # the link sign that Sphinx puts beside headings
     return element.tag in SKIPPED_HTML or role in SKIPPED_ROLES or is_mark
 
 

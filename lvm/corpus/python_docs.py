@@ -1,7 +1,8 @@
-"""Docstrings of the libraries that lvm itself depends on: read as prose, never imported.
+"""Docstrings of the libraries that lvm itself depends on: parsed, never imported.
 
 A docstring mixes numpydoc, Google's style, Sphinx's fields and Markdown, which no parser reads
-together; `paragraphs` follows their lines. Its rules decide the embedded corpus: keep them stable.
+together; `paragraphs` goes through its lines. Its rules decide the embedded corpus: keep them
+stable.
 """
 
 import ast
@@ -23,7 +24,7 @@ SKIPPED_FOLDERS = frozenset(
 
 
 class Package(NamedTuple):
-    """One importable package, the distribution it comes in, the lane of its subject."""
+    """An importable package, its distribution, and the lane of its subject."""
 
     name: str
     distribution: str
@@ -91,7 +92,7 @@ _TERM = re.compile(r"^[A-Za-z_][\w.]*$")
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of each distribution of PACKAGES that is installed."""
+    """Return the version of each installed distribution of PACKAGES."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -102,7 +103,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def missing_packages() -> list[str]:
-    """Names of PACKAGES that cannot be found in this environment."""
+    """Return the names of PACKAGES that are not installed."""
     return [package.name for package in PACKAGES if _folder(package) is None]
 
 
@@ -116,7 +117,7 @@ def python_modules() -> Iterator[tuple[Package, str, Path]]:
 
 
 def module_sentences(source: bytes, tally: Tally | None = None) -> list[str]:
-    """Return the sentences of all docstrings of a module; none where it does not parse."""
+    """Return the sentences of all docstrings of a module; none if it cannot be parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
@@ -133,7 +134,7 @@ def module_sentences(source: bytes, tally: Tally | None = None) -> list[str]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a node, then of all it contains, in source order."""
+    """Yield the docstring of a node, then those of its contents, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
@@ -150,7 +151,7 @@ def _folder(package: Package) -> Path | None:
 
 
 def _modules(name: str, folder: Path) -> list[tuple[str, Path]]:
-    """Dotted names and files of the modules below `folder`, a package before its modules."""
+    """Yield dotted names and files of the modules below `folder`, a package before its modules."""
     modules = []
     for path in folder.rglob("*.py"):
         parts = path.relative_to(folder).with_suffix("").parts
@@ -163,12 +164,12 @@ def _modules(name: str, folder: Path) -> list[tuple[str, Path]]:
 
 @dataclass
 class _Reader:
-    """Walks the lines of one text, gathering paragraphs."""
+    """Reads the lines of one text and collects its paragraphs."""
 
     lines: list[str]
     position: int = 0
     heading: str = ""
-    section_indent: int | None = None  # of the Google section ("Args:") that the line is in
+    section_indent: int | None = None  # indent of the Google section ("Args:") that the line is in
     item_indent: int | None = None
     words: list[str] = field(default_factory=list)
     paragraphs: list[str] = field(default_factory=list)
@@ -180,7 +181,7 @@ class _Reader:
         self.words = []
 
     def skip_deeper(self, indent: int) -> None:
-        """Pass over the lines that are blank or indented deeper than `indent`."""
+        """Skip lines that are blank or indented deeper than `indent`."""
         while self.position < len(self.lines):
             line = self.lines[self.position]
             if line.strip() and _indent(line) <= indent:
@@ -188,12 +189,12 @@ class _Reader:
             self.position += 1
 
     def skip_until_blank(self) -> None:
-        """Pass over the rest of a block without blank lines."""
+        """Skip the lines up to the next blank one."""
         while self.position < len(self.lines) and self.lines[self.position].strip():
             self.position += 1
 
     def next_is_deeper(self, indent: int) -> bool:
-        """Whether the line after this one is indented deeper."""
+        """Return whether the next line is indented deeper than this one."""
         if self.position >= len(self.lines):
             return False
         line = self.lines[self.position]
@@ -203,7 +204,7 @@ class _Reader:
 def paragraphs(text: str) -> list[str]:
     """Return the prose paragraphs of `text`, one line each, without markup.
 
-    Dropped are doctests, literal and code blocks, formulas, tables, headings, citations and types.
+    Doctests, literal and code blocks, formulas, tables, headings, citations and types are dropped.
     An item of a parameter list becomes "name: description".
     """
     reader = _Reader(inspect.cleandoc(text).expandtabs().splitlines())
@@ -219,7 +220,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def _skip_block(reader: _Reader, line: str, indent: int) -> bool:
-    """Pass over what is no prose; return whether `line` began such a block."""
+    """Skip a block that is not prose; return whether `line` began one."""
     directive = _DIRECTIVE.match(line)
     if _FENCE.match(line):
         reader.flush()
@@ -275,7 +276,7 @@ def _read_line(reader: _Reader, line: str, indent: int) -> None:
 
 
 def _item(reader: _Reader, line: str, indent: int) -> str | None:
-    """The words with which the list item at `line` begins ("" for none); None if it is no item."""
+    """Return the first words of the list item at `line` ("" for none); None if it is no item."""
     bullet = _BULLET.match(line)
     if bullet:
         line = line[bullet.end() :]
@@ -303,7 +304,7 @@ def _item(reader: _Reader, line: str, indent: int) -> str | None:
 
 
 def _numpy_item(reader: _Reader, name: str, rest: str, indent: int) -> str:
-    """`x : int` with a description below gives "x:"; `f : Adds two.` is its own description."""
+    """Return "x:" for `x : int` with a description below; `f : Adds two.` describes itself."""
     if reader.heading == "see also":
         return f"{name}: {rest}"
     if reader.next_is_deeper(indent):
@@ -335,7 +336,7 @@ _INLINE = (
 
 
 def plain(text: str) -> str:
-    """Strip inline markup: roles, literals, links, emphasis, citations, escapes."""
+    """Remove inline markup: roles, literals, links, emphasis, citations, escapes."""
     for pattern, replacement in _INLINE:
         text = pattern.sub(replacement, text)
     return text.strip()

@@ -34,7 +34,7 @@ from lvm.system.settings import file_inside
 
 PYTHON_DOCS = "python-docs"
 FOLDER_LANES = "folder"
-WAYS = {  # to bring files that are not read as they are, by what is said of a source
+WAYS = {  # other ways to bring a file, by what is found in the source
     ".parquet": "hf:{source} for its tables",
     ".npy": "a folder with it as vectors.npy and with rows.parquet, or an .npz with vectors",
     ".json": "JSONL, an object a line",
@@ -43,17 +43,17 @@ PROSE = (".md", ".rst", ".txt", ".html")
 SUFFIXES = (*PROSE, ".jsonl")  # read from a folder; a single file may be any table, too
 NAMES = ("sequence", "document", "lane")
 TEXT_COLUMNS = ("text", "page_content", "metadata", *NAMES)
-SPARE = 0.05  # of max_rows: with less room left, no more files are read
+SPARE = 0.05  # share of max_rows: with less left, no more files are read
 _CHARSET = re.compile(rb"charset=[\"']?([\w-]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a source is read: which rows of it, in what language, with which lanes.
+    """How a source is read: which rows, in what language, with which lanes.
 
-    `max_rows` None takes all rows; else whole files or modules are drawn by `seed`, kept in reading
-    order. `lanes` "folder" makes the first folder of a file its lane. `order` names the column that
-    sorts a table of vectors.
+    `max_rows` None takes all rows; otherwise whole files or modules are drawn by `seed` and kept in
+    reading order. `lanes` "folder" makes the top folder of a file its lane. `order` names the
+    column that sorts a table of vectors.
     """
 
     max_rows: int | None = None
@@ -77,9 +77,9 @@ EMBEDDED_ROWS = 150_000
 
 
 def row_limit(max_rows: str | None, source: str) -> int | None:
-    """Return what `max_rows` of a command means: a number, or None for every row of the source.
+    """Convert `max_rows` as typed to a number, or to None for every row of the source.
 
-    None stands for auto. Raises ValueError for another word than `all`, or no number from 1 on.
+    None stands for auto. Raises ValueError unless it is `all` or a number from 1 on.
     """
     if max_rows is None:
         return EMBEDDED_ROWS if source == PYTHON_DOCS else None
@@ -92,7 +92,7 @@ def row_limit(max_rows: str | None, source: str) -> int | None:
 
 @dataclass(frozen=True)
 class Document:
-    """Consecutive rows of one sequence; `lane` is "" where the source names none."""
+    """Consecutive rows of one sequence; `lane` is "" if the source names none."""
 
     sequence: str
     name: str
@@ -102,7 +102,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Part:
-    """One file or module, read when it is needed; drops are counted under `name`."""
+    """One file or module, read when it is needed; its drops are counted under `name`."""
 
     name: str
     read: Callable[[Tally], list[Document]]
@@ -110,9 +110,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows of a source: sequence, document, text, and lane where it has lanes.
+    """The rows of a source: sequence, document, text, and lane if it has lanes.
 
-    `tallies` says for each file or package what was kept or dropped, `notes` what was left out.
+    `tallies` says what was kept and dropped of each file or package, `notes` what was omitted.
     """
 
     rows: pd.DataFrame
@@ -124,8 +124,8 @@ class Corpus:
 def read_corpus(source: str, options: SourceOptions = ALL_ROWS) -> Corpus:
     """Read `source`: "python-docs", a folder of text files, or one file of text or of texts.
 
-    Raises ValueError where it is not there, where a file cannot be read, or where more than half
-    of its text is dropped.
+    Raises ValueError if it is missing, if a file cannot be read, or if more than half of its text
+    is dropped.
     """
     return _read_parts(source, *corpus_parts(source, options), options)
 
@@ -134,7 +134,7 @@ def read_corpus(source: str, options: SourceOptions = ALL_ROWS) -> Corpus:
 def read_rows(
     source: str, entries: Iterable[tuple[str, dict[str, Any]]], stem: str, options: SourceOptions
 ) -> Corpus:
-    """Read a table of texts, given as (place, row); `stem` names a sequence without a name."""
+    """Read a table of texts given as (place, row); `stem` names the sequence if a row does not."""
     part = Part(source, lambda tally: list(text_rows(entries, stem, "", tally)))
     return _read_parts(source, [part], (), options)
 
@@ -177,7 +177,7 @@ def read_text_file(path: Path, language: str = AUTO) -> list[str]:
 
 
 def corpus_files(source: Path) -> list[Path]:
-    """Return the files of a corpus in a fixed order; raises ValueError where there are none."""
+    """Return the files of a corpus in a fixed order; raises ValueError if there are none."""
     if source.is_file():
         found = [source] if kind_of(source) in (*SUFFIXES, *TABLES) else []
     else:
@@ -201,7 +201,7 @@ def corpus_files(source: Path) -> list[Path]:
 
 
 def corpus_parts(source: str, options: SourceOptions) -> tuple[list[Part], tuple[str, ...]]:
-    """Return the parts of a source in reading order, with notes on files that are left out."""
+    """Return the parts of a source in reading order, with notes on omitted files."""
     if source == PYTHON_DOCS:
         return [_module_part(*found) for found in python_modules()], ()
     path = Path(source)
@@ -224,7 +224,7 @@ def _regular_files(source: Path) -> list[Path]:
 
 
 def _others(source: Path) -> str:
-    """Return how many files of which suffix are not read."""
+    """Return how many files with which suffixes are not read."""
     files = [source] if source.is_file() else _regular_files(source)
     kinds = (path.suffix.lower() for path in files if kind_of(path) not in SUFFIXES)
     count = Counter(kind or "without a suffix" for kind in kinds)
@@ -257,7 +257,7 @@ def _file_part(source: Path, path: Path, options: SourceOptions) -> Part:
 
 
 def block_documents(sequence: str, texts: list[str], lane: str = "") -> Iterator[Document]:
-    """Cut a sequence without inner borders into documents of 100 rows."""
+    """Cut a sequence without documents into documents of 100 rows."""
     for block, start in enumerate(range(0, len(texts), BLOCK_ROWS)):
         yield Document(sequence, f"block-{block:06d}", texts[start : start + BLOCK_ROWS], lane)
 
@@ -265,7 +265,7 @@ def block_documents(sequence: str, texts: list[str], lane: str = "") -> Iterator
 def _section_documents(
     path: Path, sequence: str, lane: str, language: str, tally: Tally
 ) -> Iterator[Document]:
-    """One document a heading; a title that comes again is numbered."""
+    """Return one document per heading; repeated titles are numbered."""
     sections = _file_sections(path)
     seen: Counter[str] = Counter()
     for title, paragraphs in sections:
@@ -290,7 +290,7 @@ def _file_sections(path: Path) -> list[Section]:
 
 
 def _markup(path: Path, kind: str) -> str:
-    """Return the text of a file of markup; HTML may declare another encoding than Unicode's."""
+    """Return the text of a file of markup; HTML may declare an encoding of its own."""
     try:
         return read_text(path)
     except ValueError:
@@ -324,7 +324,7 @@ def row_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def text_rows(
     entries: Iterable[tuple[str, dict[str, Any]]], sequence: str, lane: str, tally: Tally
 ) -> Iterator[Document]:
-    """Yield the documents of rows {"text": ..., "sequence"?, "document"?, "lane"?}, texts as is.
+    """Yield documents of rows {"text": ..., "sequence"?, "document"?, "lane"?}, texts unchanged.
 
     Rows of LangChain are read by `langchain_row`.
     """
@@ -349,7 +349,7 @@ def _text_row(
     if vector is not None:
         raise ValueError(
             f'{place}: has a vector ("{vector}"); give a file of vectors as the source by itself, '
-            "or leave the vectors out"
+            "or omit the vectors"
         )
     row = langchain_row(row, place)
     if not isinstance(row.get("text"), str):
@@ -370,7 +370,7 @@ def _text_row(
 def _documents(
     parts: list[Part], read: Callable[[Part], list[Document]], options: SourceOptions
 ) -> list[Document]:
-    """Return the documents of all parts, or of parts that are drawn by seed up to max_rows."""
+    """Return the documents of all parts, or of parts drawn by seed up to max_rows."""
     if options.max_rows is None:
         return [document for part in parts for document in read(part)]
     drawn: dict[tuple[int, int], Document] = {}
@@ -397,8 +397,11 @@ def _documents(
 def drawn_rows(
     sequence_N: IntArray, document_N: IntArray | None, options: SourceOptions
 ) -> npt.NDArray[np.int64]:
-    """Return the rows of a table within max_rows: sequences drawn by seed, of each the first whole
-    documents (of 100 rows where there are none), in reading order."""
+    """Return the rows of a table within max_rows, in reading order.
+
+    Sequences are drawn by seed; of each, the first whole documents are taken (of 100 rows each if
+    there are none).
+    """
     num_rows = len(sequence_N)
     if options.max_rows is None or options.max_rows >= num_rows:
         return np.arange(num_rows)
@@ -424,7 +427,7 @@ def drawn_rows(
 
 
 def _check_drops(source: str, documents: list[Document], tallies: dict[str, Tally]) -> None:
-    """Raise ValueError where more than half of the text, by characters, is dropped."""
+    """Raise ValueError if more than half of the text, by characters, is dropped."""
     reasons: Counter[str] = Counter()
     for tally in tallies.values():
         reasons.update(tally.dropped)

@@ -1,9 +1,8 @@
-"""Plain text of any script cut into sentences that are worth a vector each.
+"""Plain text of any script, split into sentences that are worth a vector each.
 
-sentencex ends sentences by the rules of a language; the language follows from the script of a
-paragraph unless it is given. Scripts without spaces are measured in characters: a Han character
-counts as a word (as in Unicode's UAX 29), three letters of kana, Thai, Lao, Khmer, Burmese or
-Tibetan do.
+sentencex splits by the rules of a language. Unless the language is given, it follows from the
+script of a paragraph. Scripts without spaces are measured in characters: a Han character counts as
+a word (as in Unicode's UAX 29), as do three letters of kana, Thai, Lao, Khmer, Burmese or Tibetan.
 """
 
 import re
@@ -21,7 +20,9 @@ MIN_DENSE_WORDS = 2  # in scripts whose words carry the small words of others as
 MAX_WORDS = 60
 MIN_LETTERS = 0.7  # share of letters among the characters that are not spaces
 LETTERS_A_WORD = 3  # in scripts without spaces, Han apart
-BLOCK = 2000  # characters from which a paragraph is cut: sentencex' time grows by their square
+BLOCK = (
+    2000  # longer paragraphs are cut: the time of sentencex grows with the square of their length
+)
 SHORT, SIGNS, CODE = "fewer than 3 words", "mostly digits or signs", "reads as code"
 LANGUAGES = {  # by script; a script that is not here is read by the rules of English
     "Han": "zh",
@@ -85,10 +86,9 @@ _CODE = re.compile(
 
 @dataclass
 class Tally:
-    """Counts the sentences of one file: those kept, and those dropped by reason.
+    """Counts of the sentences of one file: those kept, and those dropped by reason.
 
-    `characters` are those of the whole text, `kept_characters` of the kept sentences, both without
-    spaces.
+    `characters` counts the whole text, `kept_characters` the kept sentences, both without spaces.
     """
 
     kept: int = 0
@@ -97,7 +97,7 @@ class Tally:
     kept_characters: int = 0
 
     def split(self, text: str, language: str = AUTO) -> list[str]:
-        """Return `split_sentences` of a text, and count them."""
+        """Return the sentences of a text (see `split_sentences`), and count them."""
         found = split_sentences(text, language, self.dropped)
         self.kept += len(found)
         self.characters += _size(text)
@@ -120,9 +120,9 @@ def split_sentences(
 ) -> list[str]:
     """Return the sentences of `text` in order; blank lines end a sentence too.
 
-    Dropped are sentences of fewer than 3 words, code, and lines of digits or signs; `dropped`
-    counts them by reason. A sentence of more than 60 words is cut into pieces. `language` is
-    "auto", by the script of each paragraph, or a code such as "de".
+    Sentences of fewer than 3 words, code, and lines of digits or signs are dropped; `dropped`
+    counts them by reason. A sentence of more than 60 words is cut into pieces. `language` is "auto"
+    (by the script of each paragraph) or a code such as "de".
     """
     sentences = []
     for sentence in _segments(text, language):
@@ -135,7 +135,7 @@ def split_sentences(
 
 
 def drop_reason(sentence: str) -> str:
-    """Return why a sentence is not worth a vector; "" where it is."""
+    """Return why a sentence is not worth a vector; "" if it is."""
     is_ascii = sentence.isascii()
     words = [word for word in sentence.split() if any(map(str.isalpha, word))]
     least = MIN_WORDS if is_ascii or not _DENSE.search(sentence) else MIN_DENSE_WORDS
@@ -189,7 +189,7 @@ def _segments(text: str, language: str) -> Iterator[str]:
 
 
 def _blocks(line: str) -> Iterator[str]:
-    """Cut a long paragraph where a sentence surely ends; at a space where none does."""
+    """Cut a long paragraph at a certain end of a sentence, or else at a space."""
     start = 0
     while len(line) - start > BLOCK:
         least, most = start + BLOCK, start + 2 * BLOCK
@@ -201,7 +201,7 @@ def _blocks(line: str) -> Iterator[str]:
 
 
 def _phrases(sentence: str) -> Iterator[str]:
-    """Cut Thai and its like at spaces, which end phrases there; join what is too short to stand."""
+    """Cut Thai and similar scripts at spaces, which end phrases there; join short pieces."""
     phrases: list[str] = []
     begun = ""
     for part in _PHRASE.split(sentence):
@@ -215,7 +215,7 @@ def _phrases(sentence: str) -> Iterator[str]:
 
 
 def _pieces(sentence: str) -> list[str]:
-    """Cut a sentence into pieces of at most MAX_WORDS, as equal in length as can be."""
+    """Cut a sentence into pieces of at most MAX_WORDS words and about equal length."""
     words = sentence.split()
     if sentence.isascii() or not (_HAN.search(sentence) or _UNSPACED_LETTER.search(sentence)):
         num_pieces = -(-len(words) // MAX_WORDS)

@@ -76,11 +76,11 @@ class Ceilings:
             first = f"the index limits {', '.join(limited)}; let it read more before training again"
         rules = self.rules
         gain = f"{100 * rules.larger_k_gain:.0f} points or more from Hit@5 to Hit@{rules.larger_k}"
-        second = f"A larger k helps in {', '.join(helped)}: {gain}, for a re-ranking to win."
+        second = f"A larger k helps in {', '.join(helped)}: {gain}, which a re-ranking could win."
         if not helped:
             second = f"A larger k helps in no lane (it would with {gain})."
         elif len(helped) == len(judged):
-            second = f"A larger k helps in every judged lane: {gain}, for a re-ranking to win."
+            second = f"A larger k helps in every judged lane: {gain}, which a re-ranking could win."
         return f"Search: {first}. {second}"
 
     def report(self) -> dict[str, Any]:

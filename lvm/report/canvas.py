@@ -141,7 +141,7 @@ def heat_map(
 
 
 def log_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with these ticks alone."""
+    """Make the x axis logarithmic, with only these ticks."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
@@ -185,16 +185,16 @@ def _coded(text: str) -> str:
 
 
 def _cut(name: str) -> str:
-    """Return a name with its middle left out where it is longer than NAME_WIDTH."""
+    """Return a name, without its middle if it is longer than NAME_WIDTH."""
     half = NAME_WIDTH // 2
     return name if len(name) <= NAME_WIDTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
 @lru_cache
 def _fallbacks(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return installed families that have what the default font lacks, then what none of them has.
+    """Return installed fonts for the characters that the default lacks, and those that none has.
 
-    The family with the most of the missing characters comes first.
+    The font with the most of the missing characters comes first.
     """
     default = font_manager.findfont(FontProperties())
     missing = {one for one in characters if not one.isascii()} - _available(default, characters)
@@ -214,6 +214,6 @@ def _fallbacks(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[s
 
 
 def _available(path: font_manager.FontPath, characters: Collection[str]) -> set[str]:
-    """Return those of the characters that the font at this path has."""
+    """Return the characters that the font at this path has."""
     charmap = font_manager.get_font(path).get_charmap()
     return {one for one in characters if ord(one) in charmap}

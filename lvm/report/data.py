@@ -1,4 +1,4 @@
-"""Reports of `ingest`, `export` and `main`: rows, drops, chains, windows, the audit, the end."""
+"""Reports of `ingest`, `export` and `main`: counts, drops, chains, windows, the last screen."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ SHOWN = 12
 
 
 def counts_table(report: IngestReport) -> str:
-    """Return the rows of each sequence and of each lane, then what was dropped, and why."""
+    """Return the rows of each sequence and lane, then what was dropped and why."""
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     lines = [f"bank {report.path}: {report.rows:,} rows x {report.dim} dims, {verb}"]
     for title, counts in (("sequences", report.sequences), ("lanes", report.lanes)):
@@ -36,7 +36,7 @@ def counts_table(report: IngestReport) -> str:
 
 
 def drops_table(report: IngestReport, style: str = TEXT) -> str:
-    """Return a line a file that lost sentences, those with the most first, or gave none."""
+    """Return one line per file that lost sentences or gave none, the largest loss first."""
     reasons = list(report.dropped) if report.dropped else []
     reasons = [name for name in reasons if any(name in counts for counts in report.files.values())]
     ordered = sorted(
@@ -50,13 +50,16 @@ def drops_table(report: IngestReport, style: str = TEXT) -> str:
     ]
     if len(ordered) > len(shown):
         lines.append(
-            [f"{len(ordered) - len(shown):,} more, see dropped.md", *[""] * (len(reasons) + 1)]
+            [
+                f"{len(ordered) - len(shown):,} more: dropped.md of the run",
+                *[""] * (len(reasons) + 1),
+            ]
         )
     return table(lines, ["sentences of", "kept", *reasons], "l" + "r" * (len(reasons) + 1), style)
 
 
 def chains_text(report: ChainReport, style: str = TEXT) -> str:
-    """Return what was made, its lanes, then the table of what each gate dropped."""
+    """Return the number of chains, their lanes, and a table of what each gate dropped."""
     verb = "found as asked" if report.reused else f"written in {report.seconds:.0f} s"
     cpesh, coherence = report.cpesh, report.coherence
     lines = [
@@ -82,7 +85,7 @@ def chains_text(report: ChainReport, style: str = TEXT) -> str:
 
 
 def chain_metrics(report: ChainReport) -> Mapping[str, float]:
-    """Return the counts of the run: rows, chains, drops of each gate, CPESH."""
+    """Return the metrics of the run: rows, chains, drops of each gate, CPESH."""
     return {
         "bank/rows": report.rows,
         "bank/dim": report.dim,
@@ -103,7 +106,7 @@ def _largest(counts: Mapping[str, int]) -> str:
 
 
 def export_report(bank: Bank, windows: Windows, path: Path) -> dict[str, Any]:
-    """Return the counts with the audit of the windows in the folder `path`, as JSON-able values."""
+    """Return the counts and the audit of the windows in the folder `path` as JSON values."""
     num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     bank_bytes = bank.vectors.nbytes
     return {
@@ -125,7 +128,7 @@ def export_report(bank: Bank, windows: Windows, path: Path) -> dict[str, Any]:
 
 
 def windows_text(report: Mapping[str, Any]) -> str:
-    """Return rows, windows, queries of each split, then the audit."""
+    """Return the rows, windows and queries of each split, then the audit."""
     counts = report["counts"]
     lines = [f"{report['windows']}: ctx {report['ctx']}, overlap {report['overlap']}"]
     lines.append(f"{'split':8}{'rows':>12}{'windows':>12}{'queries':>12}")
@@ -146,9 +149,9 @@ def last_screen(
     model: str,
     commands: Mapping[str, str],
 ) -> str:
-    """Return a pipeline's end: what was asked, who won and why, one prediction, what to type next.
+    """Return the end of `main`: the question, the winner and why, one prediction, commands.
 
-    `example` is a line of `example_table` of `model`; `commands` map what one wants to a command.
+    `example` is a line of `example_table` of `model`; `commands` maps a purpose to its command.
     """
     asked = (
         f"Which passage comes next, after up to {ctx:,} others? {shadow['num_queries']:,} test "
@@ -156,7 +159,7 @@ def last_screen(
         f"{shadow['num_rows']:,} passages could be the answer."
     )
     decision = shadow["decision"]
-    # The last sentences of the context are those that a reader can judge the prediction by.
+    # The last two sentences of the context are enough to judge the prediction.
     before = " / ".join(str(example["context"]).split(" / ")[-2:])
     lines = [
         ("ASKED", asked),
@@ -173,7 +176,7 @@ def last_screen(
 
 
 def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> str:
-    """Return what a run made, one line a name, numbers with separated thousands."""
+    """Return what a run made as a table, one line per count."""
     lines = [
         [name, f"{value:,}" if isinstance(value, int) else str(value)]
         for name, value in counts.items()
@@ -183,7 +186,7 @@ def counts_note(counts: Mapping[str, object], remarks: Sequence[str] = ()) -> st
 
 
 def pipeline_note(bank: str, ctx: int, shadow: Mapping[str, Any]) -> str:
-    """Return how a pipeline ended: its data, the queries of the replay, the decision, reasons."""
+    """Return the data of a pipeline, the queries of its replay, the decision with its reasons."""
     decision = shadow["decision"]
     asked = queries_line(shadow["num_queries"], shadow["num_documents"], shadow["num_rows"])
     blocks = [

@@ -69,7 +69,7 @@ TEXT_WIDTH, SOURCE_WIDTH = 80, 36
 
 
 def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
-    """Return the report of `eval` as a table: the model among the free predictors, best first."""
+    """Return the table of `eval`: the model among the free predictors, the best first."""
     leaky = bool(report["leaky"])
     named = [(report["model"], report, "model")]
     named += [(name, entry, "free") for name, entry in report["baselines"].items()]
@@ -101,10 +101,10 @@ def evaluation_table(report: Mapping[str, Any], style: str = TEXT) -> str:
 
 
 def serving_lines(report: Mapping[str, Any]) -> str:
-    """Return two lines: the serving index with its agreement, and the time of an answer."""
+    """Return two lines: the serving index with its agreement, and latencies."""
     index, times = report["index"], report["latency_ms"]
     return (
-        f"Serving: {index['description']}; on these queries {index['agreement']:.3f}.\n"
+        f"Serving: {index['description']}; agreement on these queries {index['agreement']:.3f}.\n"
         f"One answer, P95 in ms: cold context {times['p95']:.1f}, "
         f"warm stream with search {times['warm_p95']:.1f}, search alone {times['index_p95']:.1f}."
     )
@@ -117,7 +117,7 @@ def _predictor_row(name: str, entry: Mapping[str, Any], marks: Sequence[str]) ->
 
 
 def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:
-    """Return Hit@k by rows of context, a sentence on what it shows, the two controls of order."""
+    """Return Hit@k by context length, a sentence that sums it up, and the two controls of order."""
     lines = []
     for entry in controls["context"]:
         is_full = "p_holm" not in entry
@@ -134,7 +134,7 @@ def controls_table(controls: Mapping[str, Any], leaky: bool, style: str = TEXT) 
 
 
 def ablations_table(ablations: Mapping[str, Any], leaky: bool, style: str = TEXT) -> str:
-    """Return Hit@k of the whole predictor, then without each of its parts."""
+    """Return Hit@k of the whole model, then without each of its parts."""
     full = ablations["full"]
     lines = [["nothing", *hit_cells(full, full["ci95"]), "", ""]]
     for entry in ablations["without"]:
@@ -151,7 +151,7 @@ def ablations_table(ablations: Mapping[str, Any], leaky: bool, style: str = TEXT
 
 
 def _context_sentence(controls: Mapping[str, Any]) -> str:
-    """Say what the truncated contexts show; no other figure is evidence on context."""
+    """Say whether longer contexts help, by the shortened contexts alone."""
     beaten = longest_beaten(controls)
     if beaten is None:
         return (
@@ -160,13 +160,14 @@ def _context_sentence(controls: Mapping[str, Any]) -> str:
         )
     gain = -beaten["hit_at_5_difference"]["mean"]
     return (
-        f"Context helps beyond {beaten['ctx']:,} rows: all {controls['ctx']:,} rows give "
-        f"{percent(gain)} points more Hit@5 than the last {beaten['ctx']:,} alone."
+        f"Context helps beyond {beaten['ctx']:,} row{'s' * (beaten['ctx'] > 1)}: all "
+        f"{controls['ctx']:,} rows give {percent(gain)} points more Hit@5 than the last "
+        f"{beaten['ctx']:,} alone."
     )
 
 
 def _order_lines(controls: Mapping[str, Any]) -> list[str]:
-    """Write a line for the shuffled context, one for the reversed ridge where it was measured."""
+    """Return a line on the shuffled context, and one on the reversed ridge if it was measured."""
     shuffled, ridge = controls["shuffled"], controls["reversed_ridge"]
     ordered = percent(shuffled["ordered"]["hit_at_5"])
     lines = [
@@ -195,7 +196,7 @@ def _change_cells(entry: Mapping[str, Any], p_value: float | None = None) -> lis
 def reranking_table(
     reranked: Mapping[str, Any], report: Mapping[str, Any], leaky: bool, style: str = TEXT
 ) -> str:
-    """Return the original ranks above those of each order, then how well the lane is predicted.
+    """Return the ranks before and after re-ranking, then how well the lane is predicted.
 
     `reranked` is the report of `evaluate_reranking`, `report` that of the evaluation before it.
     """
@@ -227,7 +228,7 @@ def reranking_table(
 
 
 def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figure:
-    """Draw Hit@1/5/10 with intervals against the rows of context that were read."""
+    """Draw Hit@1/5/10 with intervals against the number of context rows."""
     entries = controls["context"]
     figure, [axes] = canvas(
         "Does context help? Hit@k by context length",
@@ -258,7 +259,7 @@ def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figur
 
 
 def examples_page(title: str, examples: pd.DataFrame, leaky: bool) -> str:
-    """Return the table of `example_table` as an HTML page with the texts in full."""
+    """Return the table of `example_table` as an HTML page with full texts."""
     counts = examples["outcome"].value_counts()
     drawn = ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
     mark = f"<p><b>{escape(LEAKY_NOTE)}</b></p>\n" if leaky else ""
@@ -277,7 +278,7 @@ def training_figure(
     baselines: Mapping[str, float],
     leaky: bool,
 ) -> Figure:
-    """Draw val Hit@1/5/10, the training loss, the shares of the model's parts, by epoch.
+    """Draw val Hit@1/5/10, the training loss, and the shares of the model's parts by epoch.
 
     `baselines` are val Hit@5, dashed. A model without parts has no third panel.
     """
@@ -319,7 +320,7 @@ def training_figure(
 def _draw_shares(
     axes: Axes, history: Sequence[Mapping[str, float]], parts: Sequence[str]
 ) -> list[tuple[float, str, str]]:
-    """Draw by epoch how far predictions turn without each part; return the ends of the lines."""
+    """Draw how far predictions turn without each part, by epoch; return the ends of the lines."""
     epochs = [record["epoch"] for record in history]
     ends = []
     for name, color in zip(parts, (PURPLE, BLUE, SKY, RED), strict=False):
@@ -332,7 +333,7 @@ def _draw_shares(
 
 
 def experts_figure(table_LX: NDArray[np.floating], lanes: Sequence[str], leaky: bool) -> Figure:
-    """Draw the load of each expert above the loads by lane; `table_LX` is that of `lane_table`."""
+    """Draw the load of each expert, above its load by lane; `table_LX` is from `lane_table`."""
     num_experts = table_LX.shape[1]
     figure, [axes, below] = canvas(
         "Which experts answer for which lane?",
@@ -366,7 +367,7 @@ def experts_figure(table_LX: NDArray[np.floating], lanes: Sequence[str], leaky: 
 
 
 def passages_table(report: Mapping[str, Any], k: int) -> str:
-    """Return the passages as a table, long cells cut, with a note where fewer than k were found."""
+    """Return the passages as a table with short cells; a note says if there are fewer than k."""
     found = report["passages"]
     lines = [
         [
@@ -387,7 +388,7 @@ def passages_table(report: Mapping[str, Any], k: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Put a text on one line of `width` characters at most, the last of them an ellipsis."""
+    """Return a text as one line of at most `width` characters, with an ellipsis if it was cut."""
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
@@ -395,7 +396,7 @@ def shorten(text: str, width: int) -> str:
 def training_note(report: Mapping[str, Any], registered: str) -> str:
     """Return the val figures of a training beside those of the best free predictor.
 
-    `registered` says as which version of which registry.
+    `registered` names the version and its registry.
     """
     last = len(report["history"])
     blocks = [_headline(report), f"Best epoch {report['best_epoch']} of {last}; {registered}."]
@@ -420,7 +421,7 @@ def evaluation_note(report: Mapping[str, Any]) -> str:
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    """Return the line that MLflow shows of a folded description."""
+    """Return the line that MLflow shows of a collapsed description."""
     served = _served(report)
     hit = interval_cell(served["hit_at_5"], served["ci95"]["hit_at_5"])
     line = f"**Hit@5 {hit} %** as served on {report['split']}"
@@ -455,6 +456,6 @@ def _best_free(report: Mapping[str, Any]) -> str | None:
 
 
 def _served(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the figures of the served order: corrected, where a run has these."""
+    """Return the figures of the served order: corrected if there are any, else plain."""
     corrected: Mapping[str, Any] = entry.get("corrected") or entry
     return corrected

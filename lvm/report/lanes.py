@@ -42,7 +42,7 @@ MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★"}
 
 
 def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
-    """Return the lanes from the lowest Hit@5 up, the top confusions, the decision."""
+    """Return the lanes from the lowest Hit@5 up, the largest confusions, the decision."""
     lines = []
     for lane in _by_hit(diagnosis.lanes):
         supply = diagnosis.supply.get(lane.lane)
@@ -78,7 +78,7 @@ def lanes_table(diagnosis: Diagnosis, style: str = TEXT) -> str:
 
 
 def lanes_screen(diagnosis: Diagnosis, ceilings: Ceilings) -> str:
-    """Return what a terminal shows: a line per lane, then in words the confusion, the decision.
+    """Return the terminal's report: a line per lane, then the confusion and the decision in words.
 
     The artifact lanes.txt has the rest.
     """
@@ -109,7 +109,7 @@ def lanes_screen(diagnosis: Diagnosis, ceilings: Ceilings) -> str:
 
 
 def confusion_words(diagnosis: Diagnosis) -> str:
-    """Return the pair of lanes whose first hits exceed chance most, in words."""
+    """Return in words the pair of lanes whose confusion most exceeds chance."""
     if not diagnosis.pairs:
         return "no lane more than by chance."
     pair = diagnosis.pairs[0]
@@ -195,7 +195,7 @@ def _larger_k_table(entries: Sequence[LaneCeiling], leaky: bool, style: str) -> 
 
 
 def assignment_table(assignment: Assignment, agreement: Agreement | None, style: str = TEXT) -> str:
-    """Return the rows of each assigned lane; beside the bank's own labels where it has any."""
+    """Return the rows of each assigned lane, beside the bank's own labels if it has any."""
     facts = assignment.facts
     num_assigned = sum(facts["rows"].values())
     total = num_assigned + facts["unassigned_rows"]
@@ -242,7 +242,7 @@ def lane_figure(
 ) -> Figure:
     """Draw Hit@5 per lane with intervals, a row of marks per predictor of `measured`.
 
-    Lanes stand in the order of the first predictor's Hit@5; a dashed line is its `overall`.
+    Lanes are in the order of the first predictor's Hit@5; a dashed line is its `overall`.
     """
     first, *_ = measured
     lanes = _by_hit(measured[first])
@@ -278,7 +278,7 @@ def lane_figure(
 
 
 def confusion_figure(diagnosis: Diagnosis) -> Figure:
-    """Draw the lane of the first retrieved row against the lane of the answer, rows sum to 100."""
+    """Draw the lane of the first hit against the lane of the answer; rows sum to 100."""
     figure, [axes] = canvas(
         "In which lane does the first hit lie?",
         f"{diagnosis.model}, {diagnosis.num_queries:,} queries; each row is one lane of answers, % "
@@ -296,7 +296,7 @@ def confusion_figure(diagnosis: Diagnosis) -> Figure:
 
 
 def agreement_figure(method: str, agreement: Agreement) -> Figure:
-    """Draw the assigned lane against the bank's own label, rows sum to 100."""
+    """Draw the assigned lane against the bank's own label; rows sum to 100."""
     figure, [axes] = canvas(
         "Assigned lanes against the bank's labels",
         f"{method}, {agreement.num_assigned:,} of {agreement.num_labelled:,} labelled rows "

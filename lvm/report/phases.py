@@ -1,4 +1,4 @@
-"""Report of `phases`: published figures beside the same phases under one evaluation, a figure."""
+"""Report of `phases`: published figures beside those of one evaluation for all phases."""
 
 import math
 import re
@@ -50,10 +50,10 @@ COLORS, SIDES = {"dense": GREEN, "seed": BLUE}, {"dense": -1, "seed": 1}
 
 @dataclass(frozen=True)
 class PhaseStory:
-    """What the report adds to the comparison: all known phases, the old decision, the new one.
+    """What the report adds to the comparison: all phases, the old decision, the new one.
 
-    `winner` is the candidate that is the baseline now, `reasons` say why; `checks` holds the old
-    gates, and is empty where they are off.
+    `winner` is the candidate that is the baseline now, and `reasons` say why. `checks` holds the
+    old gates; it is empty if they are off.
     """
 
     phases: Mapping[str, Phase]
@@ -85,7 +85,7 @@ def published_table(phases: Mapping[str, Phase], style: str = TEXT) -> str:
 
 
 def phases_table(found: PhaseComparison, style: str = TEXT) -> str:
-    """Return the phases under one evaluation, the best free predictor below them."""
+    """Return the phases under one evaluation, with the best free predictor."""
     lines = []
     for row in found.rows:
         report, plan = row.trained.report, row.trained.report["plan"]
@@ -140,7 +140,7 @@ def pools_table(found: PhaseComparison, style: str = TEXT) -> str:
 
 
 def _pool_note(found: PhaseComparison) -> str:
-    """Say what the pool size alone does to the figures of one model."""
+    """Say how much the pool size alone changes the figures of one model."""
     row = found.as_ranked
     if row is None:
         return (
@@ -173,7 +173,7 @@ def pairs_table(found: PhaseComparison, style: str = TEXT) -> str:
 
 
 def old_decision_text(old: OldDifference, style: str = TEXT) -> str:
-    """Return the old decision with the interval that it lacked."""
+    """Return the old decision with its missing interval."""
     interval = f"[{100 * old.low:+.1f}, {100 * old.high:+.1f}]"
     later = interval_cell(old.later_hits / old.later_pool, old.later_ci95)
     earlier = interval_cell(old.earlier_hits / old.earlier_pool, old.earlier_ci95)
@@ -207,7 +207,7 @@ def checks_table(checks: Sequence[OldCheck], style: str = TEXT) -> str:
 
 
 def warnings_text(found: PhaseComparison, style: str = TEXT) -> str:
-    """Return the warnings of the trainings, each kind once, with the names of the phases."""
+    """Return each kind of warning once, with the phases that raised it."""
     merged = merged_warnings({row.name: row.trained.report["warnings"] for row in found.distinct})
     lines = [wrapped(bullets([one], style), style) for one in merged]
     return "\n".join(lines) if lines else "No training raised a warning."
@@ -288,7 +288,7 @@ def _pair_cells(pair: Pair) -> list[str]:
 def merged_warnings(warnings: Mapping[str, Sequence[str]]) -> list[str]:
     """Return one line for each kind of warning, with the names of the trainings that raised it.
 
-    Warnings of a kind differ in their numbers alone, which are merged into a range: `1, 2: only 24
+    Warnings of one kind differ only in their numbers, which are merged into a range: `1, 2: only 24
     to 252 optimizer steps are planned`.
     """
     kinds: dict[str, list[tuple[str, str]]] = {}
@@ -380,7 +380,7 @@ def _in_pools(
 
 
 def _point(axes: Axes, row: Row, places: Mapping[str, float], value: float, form: str) -> float:
-    """Draw a phase with its number, `dense` left of its place, `seed` right; return its x."""
+    """Draw a phase with its number, `dense` to the left and `seed` to the right; return its x."""
     side = SIDES[row.trained.recipe]
     x, color = places[row.trained.label] + 0.1 * side, COLORS[row.trained.recipe]
     axes.plot([x], [value], "o", color=color, markersize=10)
@@ -415,7 +415,7 @@ def _whole_bank(
 
 
 def plan_text(jobs: Sequence[Job]) -> str:
-    """Return the table of what will be trained, with the warnings known by now."""
+    """Return the table of planned trainings, with the warnings known so far."""
     first = {job.sha256: job for job in reversed(jobs)}
     lines = []
     for job in jobs:

@@ -67,7 +67,7 @@ def scaling_note(scaling: Scaling) -> str:
 
 
 def scaling_page(scaling: Scaling, plan: Plan, free: Free, num_queries: int, bank: str) -> str:
-    """Return the same as one page of Markdown."""
+    """Return the text of `scaling_text` as one page of Markdown."""
     first, *others = _parts(scaling, plan, free, num_queries, MARKDOWN)
     parts = [f"**{first}**", f"Bank {bank}; {num_queries:,} val queries measured.", *others]
     return "\n\n".join(parts) + "\n"

@@ -95,7 +95,7 @@ def shadow_table(result: ShadowResult, decision: Decision | None = None, style: 
 
 
 def _decided_before(result: ShadowResult) -> str:
-    """Say how often the queries have decided: the more often, the less a small p-value means."""
+    """Say how often the queries have decided: with every reuse a small p-value means less."""
     times = "once" if result.num_earlier == 1 else f"{result.num_earlier} times"
     return f"they have decided {times} before" if result.num_earlier else "their first decision"
 
@@ -103,9 +103,9 @@ def _decided_before(result: ShadowResult) -> str:
 def comparison_table(
     result: ShadowResult, decision: Decision | None = None, style: str = TEXT
 ) -> str:
-    """Return the paired differences of a replay in points, one line a comparison.
+    """Return the paired differences of a replay in points, one line per comparison.
 
-    Whoever was not tested in `decision` has no p-value.
+    Candidates that `decision` did not test have no p-value.
     """
     lines = [
         [
@@ -156,7 +156,7 @@ def origin_note(result: ShadowResult) -> str:
 
 
 def measurement_table(result: ShadowResult, style: str = TEXT) -> str:
-    """Return how each candidate was measured: when, in how many seconds, with which latency."""
+    """Return when, how long and with what latency each candidate was measured."""
     lines = [
         [
             _versioned(one),
@@ -260,7 +260,7 @@ def _marks(outcome: Outcome, result: ShadowResult, decision: Decision | None) ->
 
 
 def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT) -> str:
-    """Return Hit@k of the re-ranked candidates, the change by re-ranking, their lead."""
+    """Return Hit@k of the re-ranked candidates, the change by re-ranking, and their lead."""
     lines = [
         [
             one.name,
@@ -279,9 +279,9 @@ def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT)
 
 
 def gates_table(decision: Decision, style: str = TEXT) -> str:
-    """Return candidates by gates, in the order of the tests: pass, FAIL, - after an exclusion.
+    """Return a table of candidates by gates: pass, FAIL, or - if not checked.
 
-    Gates at which nobody failed are named above the table.
+    Gates that nobody failed are named above the table.
     """
     gates = list(dict.fromkeys(check.gate for check in decision.checks))
     names = list(dict.fromkeys(check.candidate for check in decision.checks))
@@ -301,9 +301,9 @@ def gates_table(decision: Decision, style: str = TEXT) -> str:
 
 
 def decision_text(decision: Decision, style: str = TEXT) -> str:
-    """Return the outcome with its reasons, and the gates: above in a terminal, below on a page.
+    """Return the outcome with its reasons, and the gates.
 
-    A terminal shows the end of its output, a page its beginning.
+    The outcome is last on a terminal, which shows the end of its output, and first on a page.
     """
     lines = [wrapped(bullet(style) + reason, style, "    ") for reason in decision.reasons]
     winner = decision.winner or "none yet"
@@ -429,7 +429,7 @@ def shadow_lane_figure(result: ShadowResult) -> Figure:
 def shadow_text(
     result: ShadowResult, decision: Decision, is_enabled: bool, failure: str | None
 ) -> str:
-    """Return the text for the terminal; a failed promotion is reported at its end."""
+    """Return the report for the terminal; a failed promotion is reported at its end."""
     blocks = [] if is_enabled else [DRY_RUN]
     blocks += [
         shadow_table(result, decision),

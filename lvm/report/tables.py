@@ -19,7 +19,7 @@ LEAKY_NOTE = (
     "LEAKY: training saw rows of these queries, so no figure here is evidence; export with "
     "split=document and train again."
 )
-WIDTH = 100  # columns of a paragraph in the terminal
+WIDTH = 100  # characters per line of a paragraph in the terminal
 NOTE_LINES = 10  # candidates and reasons at most: MLflow limits the length of a description
 SPACE = "&ensp;"  # the tables of MLflow's pages have no space between their cells
 CI95 = Mapping[str, Sequence[float | None]]
@@ -27,9 +27,9 @@ CI95 = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class PredictorRow:
-    """One predictor of the table: fractions with 95 % intervals; `marks` stand under its name.
+    """One predictor of the table: fractions with 95 % intervals; `marks` are shown below its name.
 
-    `reranked` is empty unless its best candidates were ordered anew.
+    `reranked` is empty unless its best candidates were re-ranked.
     """
 
     name: str
@@ -43,10 +43,10 @@ class PredictorRow:
 
 
 def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
-    """Return a line per predictor for plain, corrected, re-ranked scores, if it has these.
+    """Return lines of plain, corrected and re-ranked scores per predictor, where it has these.
 
-    Hit@k in percent, the median rank; in Markdown also MRR@10, with the marks beside the name. The
-    last line of a predictor is the order that it is served in.
+    Hit@k in percent, and the median rank; in Markdown also MRR@10, with the marks beside the name.
+    The last line of a predictor is its served order.
     """
     is_page = style == MARKDOWN
     shown = (*HITS, "mrr_at_10") if is_page else HITS
@@ -71,7 +71,7 @@ def predictors_table(rows: Sequence[PredictorRow], style: str = TEXT) -> str:
 
 
 def served_hit_at_5(figures: Mapping[str, float], corrected: Mapping[str, float] | None) -> float:
-    """Return Hit@5 of the served order of a report: corrected where there is a correction."""
+    """Return Hit@5 of the served order of a report: corrected if there is a correction."""
     return (corrected or figures)["hit_at_5"]
 
 

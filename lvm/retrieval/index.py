@@ -88,7 +88,7 @@ class IndexFacts:
             return f"exhaustive search of {self.num_passages:,} passages"
         shape = f"{self.num_lists:,} lists, {self.effort} probed"
         if self.kind == HNSW:
-            shape = f"a graph, {self.effort} in sight"
+            shape = f"a graph, search effort {self.effort}"
         return (
             f"index of {self.num_passages:,} passages in {shape}; "
             f"agreement with exact search {self.agreement:.3f}"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 Result = TypeVar("Result")
 
 PERIOD = 4.0
-REST = "rest"
+LOAD, REST = "load libraries", "rest"
 SHOWN_SHARE = 0.02  # parts with less of the time are part of the rest of the line
 
 
@@ -153,7 +153,7 @@ def steps(
 def watch() -> Iterator[None]:
     """Say what the process does every PERIOD seconds, from its start."""
     reset()
-    _ledger.spent["start"] = Spent(max(0.0, time.time() - psutil.Process().create_time()))
+    _ledger.spent[LOAD] = Spent(max(0.0, time.time() - psutil.Process().create_time()))
     ended = threading.Event()
 
     def tell() -> None:
@@ -184,9 +184,12 @@ def status_line() -> str:
     shown = bars[-1].format_dict
     number, unit, seconds = shown["n"], shown["unit"].strip(), shown["elapsed"]
     of_all = f"{number:,} of {shown['total']:,} {unit}" if shown["total"] else f"{number:,} {unit}"
-    speed = f", {number / seconds:,.3g} a second" if seconds and number else ""
+    rate = number / seconds if seconds else 0
+    speed = f", {rate:,.{int(rate < 10)}f} a second" if rate >= 1 else ""
     title = bars[-1].desc.removesuffix(": ")
-    names += [] if title in names else [title]
+    if names and title.startswith(names[-1].split()[0]):  # "read text: read notes" says it twice
+        names.pop()
+    names += [] if names and names[-1].startswith(title) else [title]
     return f"{': '.join(names)}: {of_all}{speed} ({seconds:.0f} s)"
 
 
@@ -228,5 +231,6 @@ def time_line() -> str:
     ]
     large.append((REST, whole - sum(seconds for _, seconds in large)))
     listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in large)
-    products = f"; {1e-12 * found['products']:.1f} TFLOP of products" if found["products"] else ""
+    tera = 1e-12 * found["products"]
+    products = f"; {tera:.1f} TFLOP of products" if tera >= 0.05 else ""
     return f"time: {whole:.0f} s ({listed}{products})"

@@ -1,4 +1,4 @@
-"""A shadow replay in the registry: its candidates, its logged figures, the promotion after it."""
+"""Candidates of a shadow replay: found in the registry, logged, tagged, promoted."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ TellFailure = Callable[[Decision, tuple[str, ...], str], None]
 
 @dataclass(frozen=True)
 class Field:
-    """All candidates of one replay, the current baseline among them, and what they are asked on."""
+    """All candidates of one replay (the baseline among them), and the data to ask them on."""
 
     bank: Bank
     windows: Windows
@@ -87,7 +87,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Registered:
-    """The readable versions by number, oldest first; those named, or None if all are meant.
+    """The readable versions by number, oldest first; `named` is None if all are meant.
 
     `baseline` is the version that has the alias.
     """
@@ -98,7 +98,7 @@ class Registered:
 
     @property
     def trained(self) -> list[Card]:
-        """Return the trained ones of those named, or of all."""
+        """Return the trained versions among those named, or among all."""
         cards = self.named or self.versions.values()
         return [card for card in cards if card.facts.kind == TRAINED]
 
@@ -106,10 +106,10 @@ class Registered:
 def gather(
     wanted: Wanted, read_bank: Callable[[str | None], Bank], log: QueryLog | None = None
 ) -> Field:
-    """Find the candidates, and fit the free predictors that have no version of these windows yet.
+    """Find the candidates; fit the free predictors that have no version for these windows.
 
-    `read_bank` opens the bank at a path with its hashes checked, None being the default bank. `log`
-    and lanes are checked before anything is fitted or registered. Bank and windows are logged as
+    `read_bank` opens the bank at a path (None: the default bank) and checks its hashes. `log` and
+    lanes are checked before anything is fitted or registered. Bank and windows are logged as
     datasets of the active run.
     """
     registry = wanted.registry
@@ -155,8 +155,8 @@ def choose_bank(
 ) -> Bank:
     """Open the bank at `path`, or that of a version; print which, and which versions it omits.
 
-    Raises ValueError if another bank lies there now than the version was made from, or if several
-    banks have versions, none has a baseline yet, and the user has not named one.
+    Raises ValueError if the bank has changed since the version was made, or if several banks have
+    versions, none has a baseline, and the user named none.
     """
     card, role = (None, "") if path is not None else _bank_giver(registered)
     bank = read_bank(path or (None if card is None else card.facts.bank))
@@ -323,11 +323,11 @@ def promote_winner(
     """Decide, publish, then move the alias; return the decision. A dry run has no `tell_failure`.
 
     `version_by_name` gives the version of each candidate. The alias is read again under the
-    registry's lock, which is held to the end: of two promotions at one moment the second decides
+    registry's lock, which is held to the end: of two simultaneous promotions the second decides
     after the first. Versions to promote are loaded whole, then `publish` is called, then the alias
-    moves, so that no move lacks a report; stop signals are deferred. If a move fails,
-    `tell_failure` receives the names that took the alias and why the next one did not, for the
-    report; the error is raised again.
+    moves, so every move has a report; stop signals are deferred. If a move fails, `tell_failure`
+    receives the names that took the alias and the reason why the next one did not; the error is
+    raised again.
     """
     is_enabled = tell_failure is not None
     with ExitStack() as held:
@@ -365,7 +365,7 @@ def _past(
     version_by_name: Mapping[str, str | None],
     baseline: str | None,
 ) -> Past:
-    """Return what the registry knows of earlier decisions, by the names of this replay."""
+    """Return the earlier decisions that concern this replay, under the names of its candidates."""
     withdrawn = registry.withdrawn()
     lost = {} if baseline is None else registry.losses(baseline, result.queries_sha256)
     versions = {name: version for name, version in version_by_name.items() if version is not None}
@@ -382,7 +382,7 @@ def _record_loss(
     version_by_name: Mapping[str, str | None],
     run_id: str,
 ) -> None:
-    """Record which challenger ended the tests: it is not tested again on the same queries."""
+    """Record the challenger that ended the tests: it is not tested again on the same queries."""
     version = version_by_name.get(decision.failed or "")
     incumbent = version_by_name.get(decision.baseline or result.best_free or "")
     if version is not None and incumbent is not None:
@@ -407,7 +407,7 @@ def tag_measured(
     run_id: str,
     verdicts: Mapping[str, str],
 ) -> None:
-    """Tag every version of the replay with its metrics, their run and what became of it.
+    """Tag every version of the replay with its metrics, their run and its verdict.
 
     Metrics on a query log have the prefix `log_`, those on the frozen test split `shadow_`. An
     unscored candidate keeps its earlier metrics; the tag `<prefix>unscored` says why.

@@ -31,6 +31,7 @@ from lvm.system.progress import part
 from lvm.tracking.datasets import DEFAULT_BANK, Inputs, default_ctx, make_inputs, read_bank
 from lvm.tracking.registry import (
     ARTIFACT,
+    BASELINE,
     BASELINE_URI,
     DEFAULT,
     NAME,
@@ -367,6 +368,8 @@ def _resolve_version(reference: str) -> ModelVersion | None:
         registry = Registry(name.partition("/")[0])
         there = ", ".join([*registry.aliases(), *registry.versions()])
         there = there or "nothing yet; run train, then shadow-eval"
+        if alias == BASELINE and registry.versions():
+            there += "; give model=<version>, or run shadow-eval with promote=enabled"
         raise ValueError(f"model: {reference} does not exist; registered: {there}") from None
 
 

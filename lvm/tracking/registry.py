@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from tabulate import tabulate
@@ -93,17 +93,27 @@ class Registry:
         """Return the URI of the version that has the alias `baseline`."""
         return f"models:/{self.name}@{BASELINE}"
 
+    def name_for(self, bank: "Bank") -> str:
+        """Return this name, or a free one if all versions here are of other banks.
+
+        Versions of a bank that `bank` extends count as its own.
+        """
+        found = {card.facts.bank_sha256 for card in self.cards()}
+        if not found or found & {bank.sha256, *bank.bases}:
+            return self.name
+        own = bank.path.stem
+        return own if re.fullmatch(r"[\w.-]+", own) and own != self.name else f"{self.name}-2"
+
     def check_bank(self, bank: "Bank") -> None:
         """Raise ValueError if all versions are of other banks, none of which `bank` extends."""
-        found = self.cards()
-        if not found or {bank.sha256, *bank.bases} & {card.facts.bank_sha256 for card in found}:
+        other = self.name_for(bank)
+        if other == self.name:
             return
-        theirs, own = found[-1].facts, bank.path.stem
-        is_free = re.fullmatch(r"[\w.-]+", own) and own != self.name
+        theirs = self.cards()[-1].facts
         raise ValueError(
             f"registry: {self.name} holds versions of bank {theirs.bank} "
             f"({theirs.bank_sha256[:12]}), not of {bank.path} ({bank.sha256[:12]}); give this bank "
-            f"a registry of its own, such as registry={own if is_free else f'{self.name}-2'}"
+            f"a registry of its own, such as registry={other}"
         )
 
     @part("register")
@@ -199,14 +209,8 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Return the version of each alias; empty if no version was ever registered."""
-        try:
-            return {
-                k: str(v) for k, v in MlflowClient().get_registered_model(self.name).aliases.items()
-            }
-        except MlflowException as error:
-            if error.error_code not in UNKNOWN_CODES:
-                raise
-            return {}
+        found = self._registered()
+        return {} if found is None else {k: str(v) for k, v in found.aliases.items()}
 
     def promote(
         self, version: str, expected: str | None, evidence: Mapping[str, str], how: str = BY_GATES
@@ -382,12 +386,16 @@ class Registry:
             MlflowClient().delete_registered_model_alias(self.name, PREVIOUS)
 
     def _tags(self) -> dict[str, str]:
+        found = self._registered()
+        return {} if found is None else dict(found.tags)
+
+    def _registered(self) -> RegisteredModel | None:
         try:
-            return dict(MlflowClient().get_registered_model(self.name).tags)
+            return MlflowClient().get_registered_model(self.name)
         except MlflowException as error:
             if error.error_code not in UNKNOWN_CODES:
                 raise
-            return {}
+            return None
 
 
 DEFAULT = Registry()

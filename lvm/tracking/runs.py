@@ -94,18 +94,18 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
 
 
 def print_closed_runs(experiment_ids: Collection[str] | None = None) -> None:
-    """Close the stale runs of these experiments (None: all); print which.
+    """Close the stale runs of these experiments (None: all); print which ones.
 
-    On stderr, like everything that is no result: a command may print JSON on stdout.
+    This goes to stderr, since a command may print JSON on stdout.
     """
     for run_id in close_stale_runs(None if experiment_ids is None else list(experiment_ids)):
         print(f"run {run_id} is closed: its process is gone", file=sys.stderr, flush=True)
 
 
 def release_unclaimable_run() -> None:
-    """Unset MLFLOW_RUN_ID, with a warning, where `mlflow run` did not open it for this process.
+    """Unset MLFLOW_RUN_ID, with a warning, unless `mlflow run` opened that run for this process.
 
-    The variable may be left over from another command: its run must not be changed.
+    The variable may be left over from another command, whose run must not change.
     """
     run_id = os.environ.get(RUN_ID)
     if run_id is None:
@@ -130,7 +130,7 @@ def refuse_launched_run(reason: str) -> None:
     """Mark the run of `mlflow run` FAILED for `reason` unless this process has opened it."""
     if RUN_ID not in os.environ:
         return
-    with suppress(ValueError, *STORE_ERRORS):  # the command prints its reason all the same
+    with suppress(ValueError, *STORE_ERRORS):  # the command prints its reason anyway
         configure()
         release_unclaimable_run()
         run_id = os.environ.pop(RUN_ID, None)
@@ -142,7 +142,7 @@ def refuse_launched_run(reason: str) -> None:
 def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     """Run an entry point of the project as a nested run, with this Python; return its id.
 
-    Raises ValueError with the child's own reason if it fails, and outside of a checkout.
+    Raises ValueError outside of a checkout, and with the reason of the child if it fails.
     """
     root = checkout_root()
     words = " ".join(f"-P {key}={value}" for key, value in parameters.items())
@@ -166,7 +166,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Open a run nested under the open one, which is then logged to until the block ends.
+    """Open a nested run; everything in the block is logged to it.
 
     It ends FINISHED; KILLED on a stop signal; FAILED on any exception, with the tag `error`.
     """
@@ -190,8 +190,8 @@ def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
 def log_config(config: Mapping[str, Any], decided: Collection[str] = ()) -> None:
     """Log the resolved configuration as the artifact `config.json`.
 
-    What is `auto` among the parameters is also logged as `resolved/<name>`, as are the names in
-    `decided`: those that the command set to another value than was given.
+    Parameters that are `auto` are also logged as `resolved/<name>`, as are the names in `decided`,
+    which the command set to other values than were given.
     """
     mlflow.log_dict(dict(config), "config.json")
     given = mlflow.get_run(active_run_id()).data.params
@@ -217,9 +217,9 @@ def log_metrics(
 def metric_name(name: str) -> str:
     """Return a name that MLflow accepts; different names stay different.
 
-    MLflow accepts letters and digits of any script. In a part between slashes that holds anything
-    else, or that MLflow refuses as a part of a path, each other character becomes an underscore
-    and the first 8 hex digits of the part's sha256 are appended: `lanes/C#/hit_at_5` becomes
+    MLflow accepts letters and digits of any script. In a part (between slashes) with other
+    characters, or one that MLflow refuses in a path, each other character becomes an underscore and
+    the first 8 hex digits of the part's sha256 are appended: `lanes/C#/hit_at_5` becomes
     `lanes/C_-54d28a11/hit_at_5`.
     """
     legal = "/".join(_legal_part(part) for part in name.split("/"))
@@ -259,7 +259,7 @@ def log_artifact(content: Any, name: str) -> None:
 
 
 def publish_report(report: Mapping[str, Any], path: str | None) -> None:
-    """Log the report as `report.json`; write it to `path`, whole or not at all, unless None."""
+    """Log the report as `report.json`; also write it to `path`, atomically, unless None."""
     contents = jsonable(report)
     mlflow.log_dict(contents, "report.json")
     if path is None:
@@ -301,9 +301,9 @@ class WarningLog:
 
 
 def add_shared(add: Callable[[], object]) -> None:
-    """Call `add`, which adds a dataset or an experiment's tag; once more if the store refuses it.
+    """Call `add`, which adds a dataset or a tag of an experiment; retry once if the store refuses.
 
-    Of several runs that add the same at one moment a store refuses all but the first.
+    If several runs add the same thing at once, a store refuses all but the first.
     """
     try:
         add()

@@ -38,9 +38,9 @@ from lvm.windows.planning import Windows
 STATES = Path("data/training")
 STATES = Path("data/training")
 CHOICE_QUERIES = 2000
-# The free predictors that can be the best; `eval` shows the others, too.
+# The free predictors that can be the best; `eval` shows the others as well.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
-# Settings that have a line of their own or do not matter to most models.
+# Settings that have their own line, or that few models have.
 DERIVED = ("model", "device", "precision", "decay", "init", "trunk")
 
 
@@ -52,7 +52,7 @@ def training_header(
     plan: TrainingPlan,
     num_parameters: int,
 ) -> str:
-    """Return what is trained, on what, with what; `automatic` names the settings left to us."""
+    """Return what is trained, on what and how; `automatic` names the settings that were auto."""
     cores = f" (cores: {num_cores()})" if config.device == "cpu" else ""
     lanes = f", {len(bank.lanes)} lanes" if bank.lanes else ""
     counts = windows.counts
@@ -72,17 +72,17 @@ def training_header(
 
 
 def pace_line(seconds: float, num_steps: int) -> str:
-    """Return how long `num_steps` take at so many seconds a step."""
+    """Return the time that `num_steps` will take at `seconds` per step."""
     minutes = seconds * num_steps / 60
     total = f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
     return f"time     {num_steps:,} steps of {seconds:.2f} s: {total}, and a validation each epoch"
 
 
 class Validation:
-    """The questions that `eval -P split=val` asks, put to models in training.
+    """The val queries of a training, the same that `eval` asks with split=val.
 
     An epoch is measured on `sample`, the first CHOICE_QUERIES of them; their frozen order is
-    random. Differences between epochs are paired, so that few queries tell them apart.
+    random. Differences between epochs are paired, so a few queries tell them apart.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -94,7 +94,7 @@ class Validation:
 
     @part("validate")
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """Return the plain filtered figures on the sample, with the mean cosine to the truth."""
+        """Return the plain filtered figures on the sample, and the mean cosine to the truth."""
         found = {}
         if has_gate(model):
             asked = (model, self.bank, self.sample)
@@ -118,7 +118,7 @@ class Validation:
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
         """Return the figures of the free predictors, plain and corrected, in one pass of the bank.
 
-        They are of all questions, with intervals by document; `sample` has the plain ones of the
+        They are of all queries, with intervals by document; `sample` holds the plain ones of the
         sample.
         """
         measured = {}
@@ -130,21 +130,21 @@ class Validation:
         return measured
 
     def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return the Hit@5 of the free predictors in a line, on the sample where there is one."""
+        """Return a line with the Hit@5 of the free predictors on the sample."""
         few, many = len(self.sample), len(self.queries)
         on = f"{few:,} of {many:,} val queries, which choose the epoch" if few < many else "val"
         hits = [f"{name} {100 * one['sample']['hit_at_5']:.2f} %" for name, one in measured.items()]
         return f"Hit@5 of free predictors on {on}: {', '.join(hits)}"
 
     def warnings(self) -> list[str]:
-        """Return what these queries cannot see, by the two best of the free predictors."""
+        """Return warnings on what these queries cannot detect."""
         second_Q, first_Q = sorted(self._measured, key=lambda hit_Q: float(hit_Q.mean()))[-2:]
         document_Q = self.bank.document_N[self.queries.target_row_Q]
         detectable = smallest_detectable(first_Q - second_Q, document_Q)
         return validation_warnings(len(self.queries), detectable)
 
     def experts_figure(self, model: TMDExperts) -> Figure:
-        """Draw which experts the model chooses, lane by lane."""
+        """Draw which experts the model chooses in each lane."""
         table_LX = self.lane_table(predict_routed(model, self.bank, self.sample)[1])
         return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
 
@@ -170,9 +170,9 @@ def state_path(
 
 
 def prepare_state(state: Path, resume: str, on_epoch: OnEpoch) -> None:
-    """Apply `resume`; call `on_epoch` for the epochs that an interrupted run has behind it.
+    """Apply `resume`; call `on_epoch` for each epoch that an interrupted run has finished.
 
-    Raises ValueError where it is true without anything to go on from.
+    Raises ValueError if `resume` is true and there is nothing to resume.
     """
     if resume == "true" and not state.is_file():
         raise ValueError("resume: no interrupted run of this configuration is there; use auto")
@@ -200,7 +200,7 @@ def finish_training(
     rivals: Mapping[str, Mapping[str, Any]],
     wanted: Publication,
 ) -> None:
-    """Evaluate the best model on val, log it with its figures, register it if wanted."""
+    """Evaluate the best model on val; log it, and register it if wanted."""
     registry = wanted.registry
     name = result.config.model
     bank, windows = inputs.bank, inputs.windows
@@ -235,7 +235,7 @@ def finish_training(
 
 
 def next_commands(reference: str, registry: str | None) -> str:
-    """Return the commands that follow a training, as typed; `registry` None: not registered."""
+    """Return the commands to type after a training; `registry` is None if it was not registered."""
     named = "" if registry in (None, "lvm") else f" --registry {registry}"
     lines = [f"next: lvm eval --model {reference}{named}   # test figures, beside free predictors"]
     if registry is not None:
@@ -244,13 +244,13 @@ def next_commands(reference: str, registry: str | None) -> str:
 
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
-    """Log the figures of the best epoch with the model, beside the training curve."""
+    """Log the figures of the best epoch with the model."""
     served = own.report["corrected"]
     best = hit_metrics("best/", own.report, own.report["ci95"])
     best |= hit_metrics("best/corrected_", served, served["ci95"], SERVED)
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
-        step=len(result.history),  # after those of the epochs, which are of the sample
+        step=len(result.history),  # after the epochs, whose figures are of the sample
         model_id=model_id,
         dataset=inputs.dataset,
     )

@@ -21,6 +21,7 @@ from lvm.training.distributed import World
 from lvm.training.expert_gate import LaneSupervision, load_figures
 from lvm.training.guard import (
     MAX_ROLLBACKS,
+    MIN_STEPS,
     Guard,
     PartNorms,
     all_finite,
@@ -167,8 +168,10 @@ class _Loop:
     def finished(self) -> bool:
         """Tell whether all steps have run, or val Hit@5 has not improved for `patience` epochs."""
         epoch, progress = len(self.progress.history), self.progress
-        # A memory is often learnt suddenly after a flat start: patience counts in the second half.
-        is_late = 2 * progress.step >= self.plan.steps
+        # A memory is often learnt suddenly after a flat start: patience counts in the second half,
+        # and not before the steps that a model can be judged by.
+        least = MIN_STEPS if self.plan.steps >= MIN_STEPS else 0
+        is_late = progress.step >= max(least, self.plan.steps / 2)
         waited = is_late and epoch - progress.best_epoch >= self.config.patience
         return epoch >= self.config.epochs or progress.step >= self.plan.steps or waited
 

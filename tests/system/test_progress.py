@@ -82,6 +82,11 @@ def test_a_line_says_what_is_done_and_how_far_it_is(clock):
         bar.update(10)
         assert progress.status_line().startswith("validate: rank: 10 of 40 blocks, ")
         assert " a second (" in progress.status_line()
+    with part("read text"), steps(None, "read notes", "rows") as bar:
+        clock[0] += 2
+        bar.update(3210)
+        line = progress.status_line()
+        assert line.startswith("read notes: 3,210 rows, ") and "e+" not in line
     with part("register"):
         clock[0] += 7
         assert progress.status_line() == "register (7 s)"

@@ -119,6 +119,7 @@ def facts_of_kind(facts, kind):
     [
         ("banana", "unknown 'banana'; give copy-last, ema"),
         ("models:/lvm@champion", "models:/lvm@champion does not exist; registered: 1, 2, 3"),
+        ("models:/lvm@baseline", "registered: 1, 2, 3; give model=<version>, or run shadow-eval"),
         ("models:/lvm/9", "models:/lvm/9 does not exist; registered: 1, 2, 3"),
         ("models:/lvm/one", "models:/lvm/one does not exist"),
         ("models:/other/1", "models:/other/1 does not exist"),

@@ -18,6 +18,7 @@ from lvm.prediction.predict import predict_queries
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.data import Batches
 from lvm.training.distributed import World
+from lvm.training.guard import MIN_STEPS
 from lvm.training.loop import TrainResult, train
 from lvm.training.loss import SampledSoftmax
 from lvm.windows.export import plan_windows
@@ -152,6 +153,15 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tiny_bank: Bank) -> No
     result = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": next(scores)})
     assert result.best_epoch == 2
     assert len(result.history) == 5, "patience counts from the half of 9 epochs on"
+
+
+def test_patience_never_leaves_a_model_with_too_few_steps_to_judge_it_by(tiny_bank: Bank) -> None:
+    sizes = {"hidden": 4, "layers": 2, "negatives": 4, "batch_size": 1, "patience": 1}
+    config = TrainConfig(**(vars(TOY) | sizes | {"epochs": 30, "max_steps": 400}))
+    scores = iter(range(100, 0, -1))
+    result = train_toy(tiny_bank, config, validate=lambda model: {"hit_at_5": 1e-3 * next(scores)})
+    assert MIN_STEPS <= result.optimiser_steps < 400
+    assert not any("steps were taken" in warning for warning in result.warnings)
 
 
 def test_a_flat_start_does_not_end_a_run_before_half_of_its_steps(tiny_bank: Bank) -> None:
