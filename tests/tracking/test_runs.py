@@ -292,6 +292,21 @@ def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
         assert runs.find_finished("key", "z") == []
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (Stopped(signal.SIGTERM), "KILLED", None),
+        (ValueError("lr:\nfailed"), "FAILED", "lr: failed"),
+    ],
+)
+def test_a_nested_run_says_how_it_ended(error, status, reason, store):
+    with pytest.raises(type(error)), runs.run("tune", {}), runs.child_run("trial 1", {}):
+        child = runs.active_run_id()
+        raise error
+    assert finished(child).info.status == status
+    assert finished(child).data.tags.get("error") == reason
+
+
 def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):
     """Neither another entry point below it, nor what failed, nor what another run launched."""
     with pytest.raises(ValueError), runs.run("phases", {}):
