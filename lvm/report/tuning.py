@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lvm.evaluation.metrics import points
 from lvm.report.canvas import BLUE, FONT, GREY, LEGEND, RED, canvas, empty, label, legible
-from lvm.report.tables import MARKDOWN, hit_cells, percent, table, wrapped
+from lvm.report.tables import MARKDOWN, hit_cells, page_table, percent, table, wrapped
 from lvm.studies.tuning import DEFAULT_TRIAL, VALUES, Gain, Tuned
 
 SHOWN_TRIALS = 10
@@ -102,13 +102,19 @@ def _trials(tuned: Tuned, style: str) -> str:
         for line in shown.to_dict("records")
     ]
     headers = ["trial", "outcome", "epochs", "val Hit@5 %", *options]
-    return table(lines, headers, "ll" + "r" * (len(headers) - 2), style)
+    return _table(lines, headers, "ll" + "r" * (len(headers) - 2), style)
 
 
 def _gains(tuned: Tuned, style: str) -> str:
     lines = [line for gain in tuned.gains for line in _gain_lines(gain)]
     headers = ["split", "predictor", "score", "Hit@5 %", "- default"]
-    return table(lines, headers, "lllrr", style)
+    return _table(lines, headers, "lllrr", style)
+
+
+def _table(lines: list[list[str]], headers: list[str], alignment: str, style: str) -> str:
+    if style == MARKDOWN:
+        return page_table(lines, headers, alignment)
+    return table(lines, headers, alignment, style)
 
 
 def _gain_lines(gain: Gain) -> list[list[str]]:

@@ -114,7 +114,9 @@ def run_trial(tuning: Tuning, setup: Setup) -> None:
     state = state_path(settings, windows)
     try:
         with runs.child_run(f"{name}: {settings_text(values)}", {"trial": trial.number, **values}):
-            runs.set_tags({"study": setup.study, "model": settings.model, "recipe": "dense"})
+            runs.set_tags(
+                {"study": setup.study, "model": settings.model, "recipe": settings.recipe}
+            )
             inputs = log_inputs(setup.bank, windows, "training")
             told = partial(_tell_epoch, tuning, trial, inputs)
             try:
@@ -208,7 +210,8 @@ def publish_tuning(tuned: Tuned, setup: Setup, report_path: str | None) -> None:
     for gain in tuned.gains:
         bounds = {"": gain.plain.mean, "_low": gain.plain.low, "_high": gain.plain.high}
         runs.log_metrics({f"tune/{gain.split}_gain{end}": v for end, v in bounds.items()})
-    runs.set_tags({"study": setup.study, "best_trial": tuned.best.number})
+    told = {"study": setup.study, "best_trial": tuned.best.number}
+    runs.set_tags(told | {"model": setup.config.model, "recipe": setup.config.recipe})
     runs.log_artifact(tuning_figure(tuned), FIGURE)
     runs.log_artifact(tuned.command + "\n", "best_command.txt")
     runs.log_artifact(trials_table(tuned), "trials.json")
