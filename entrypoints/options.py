@@ -205,7 +205,7 @@ class ShadowOptions(Checked):
     queries: str = option(
         "test",
         "test, or a query log: target_row with sequence (.csv, .tsv, .jsonl, .parquet) or "
-        "context_rows (.jsonl, .parquet).",
+        "context_rows (.jsonl, .parquet), or the folder of a server's LVM_REQUEST_LOG.",
     )
     promote: str = option(
         "dry_run",

@@ -16,7 +16,7 @@ from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.promotion_gates import Decision, Past, decide
-from lvm.shadow.query_log import QueryLog, log_queries
+from lvm.shadow.query_log import Log, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
@@ -104,7 +104,7 @@ class Registered:
 
 
 def gather(
-    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: QueryLog | None = None
+    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: Log | None = None
 ) -> Field:
     """Find the candidates; fit the free predictors that have no version for these windows.
 
