@@ -11,7 +11,7 @@ from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
-from lvm.report.tables import HITS
+from lvm.report.tables import HITS, hit_metrics
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
@@ -459,8 +459,8 @@ def log_figures(
     model_ids = {one.name: one.model_id for one in candidates}
     for outcome in reversed(result.outcomes):
         if outcome.is_scored:
-            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
-            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures = {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures |= hit_metrics(f"{prefix}/", outcome.figures, outcome.ci95)
             figures[f"{prefix}/served_hit_at_5"] = outcome.served["hit_at_5"]
             model_id = model_ids[outcome.name]
             runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)
