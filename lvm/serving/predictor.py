@@ -25,7 +25,6 @@ from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (
     Stream,
-    first_read,
     laid_out_for_steps,
     open_stream,
     predict_contexts,
@@ -298,8 +297,7 @@ class ServedPredictor(PythonModel):
         """Return the predictions (B, D); a context by itself may continue an earlier one."""
         if self._memory is not None and len(unit_BTD) == 1:
             return self._memory.predict(unit_BTD[0])[None]
-        start = first_read(unit_BTD.shape[1], self.facts.ctx)
-        return predict_contexts(self.model, unit_BTD[:, start:])
+        return predict_contexts(self.model, unit_BTD, self.facts.ctx)
 
     def _session(
         self, name: str, position: int, batches: list[FloatArray]
