@@ -136,7 +136,7 @@ def body(options: TrainOptions) -> None:
         state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
         prepare_state(state, options.resume, inputs)
         rivals = validation.measure(free)
-        print(validation.told(rivals), flush=True)
+        print(validation.summary(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
         automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))

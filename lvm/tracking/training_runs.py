@@ -126,7 +126,7 @@ class Validation:
             self._measured.append(hit_at(rank_Q, 5))
         return measured
 
-    def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    def summary(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
         """Return a line with the Hit@5 of the free predictors on the sample."""
         few, many = len(self.sample), len(self.queries)
         on = f"{few:,} of {many:,} val queries, which choose the epoch" if few < many else "val"
