@@ -13,14 +13,15 @@ from typing import Any
 
 DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000
-BANK_HELP = "Bank folder or .npz file."
+BANK_HELP = "Bank folder or .npz file"
 REGISTRY = "lvm"
 REGISTRY_HELP = "Registered model that holds the versions of this bank."
 REPORT_HELP = "File to write the JSON report to."
 BASELINE_URI = "models:/lvm@baseline"
 MODEL_HELP = (
-    "A version number, models:/lvm@baseline, models:/lvm/latest, runs:/<id>/model, or a free "
-    "predictor: copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
+    "A version number, models:/lvm@baseline (the baseline of --registry), models:/lvm/latest, "
+    "runs:/<id>/model, or a free predictor: "
+    "copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
 )
 RERANKS = ("none", "lane")
 PROTOTYPES = "prototypes"
@@ -170,7 +171,7 @@ class ExportOptions(Checked):
     Also audits the split for leaks.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     overlap: int | None = option(None, "Rows that two windows share (auto: ctx / 2).", low=0)
     split: str = option(
@@ -189,7 +190,7 @@ class MeasureOptions(Checked):
 
     model: str = option(BASELINE_URI, MODEL_HELP)
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
-    ctx: int | None = option(None, "Rows of context; (auto: the model's own).", low=2)
+    ctx: int | None = option(None, "Rows of context (auto: the model's own).", low=2)
     split: str = option("test", "Split that the queries come from.", choices=("test", "val"))
     max_queries: int | None = option(None, "Most queries to measure (auto: 10,000).", low=1)
     registry: str = option(REGISTRY, REGISTRY_HELP)
@@ -293,7 +294,7 @@ class PredictOptions(Checked):
     rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that are in the context.")
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
-    ctx: int | None = option(None, "Rows of context at most; (auto: the model's own).", low=2)
+    ctx: int | None = option(None, "Most rows of context to read (auto: the model's own).", low=2)
     format: str = option("table", "What is printed.", choices=("table", "json"))
     registry: str = option(REGISTRY, REGISTRY_HELP)
 
@@ -338,7 +339,7 @@ class TrainOptions(Checked):
     is kept. `auto` follows the phase, else the recipe and the size of the bank.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int | None = option(
         None, f"Rows of context (auto: {DEFAULT_CTX}, or the longest sequence of the bank).", low=2
     )
@@ -365,7 +366,7 @@ class TrainOptions(Checked):
     temperature: float | None = option(None, "Softmax temperature.", low=0)
     focus: float | None = option(
         None,
-        "How far the loss favours targets that are nearly right: 0 (cross entropy) to 1.",
+        "q of the generalised cross entropy; above 0, unlikely targets count less.",
         low=0,
     )
     negatives: int | None = option(None, "Bank negatives per step.", low=0)
@@ -426,7 +427,7 @@ class ScalingOptions(Checked):
     Trains a grid of data fractions, widths and seeds; the verdict has intervals.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     fractions: str = option("0.125,0.25,0.5,1", "Fractions of the train documents, ascending.")
@@ -462,7 +463,7 @@ class PhasesOptions(Checked):
         "full: the defaults of train; quick: width 256, 8 epochs (seed: 30); tiny: a smoke test.",
         choices=("full", "quick", "tiny"),
     )
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     seed: int = option(0, "Seed of every training.", low=0)
     epochs: int | None = option(None, "Most epochs (auto: by size and recipe).", low=1)
     max_steps: int | None = option(None, "Most optimizer steps of each phase.", low=1)
