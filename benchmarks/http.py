@@ -57,8 +57,10 @@ def http_server(uri: str, log: Path, **settings: str) -> Iterator[str]:
             wait_until_healthy(address, process, log)
             yield address
         finally:
+            workers = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+            psutil.wait_procs(workers)
 
 
 def wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

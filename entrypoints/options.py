@@ -4,14 +4,11 @@ Importing this file loads nothing of lvm, so that help is fast. Values that lvm 
 out; a test compares them.
 """
 
-import dataclasses
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-DEFAULT_BANK = "data/bank"
+from entrypoints.fields import DEFAULT_BANK, Checked, option
+
 DEFAULT_CTX = 1000
 BANK_HELP = "Bank folder or .npz file"
 REGISTRY = "lvm"
@@ -32,57 +29,6 @@ PRECISIONS = ("auto", "fp32", "bf16")
 MODELS = ("memory_gru", "delta_memory", "skip", "transformer", "res_mlp", "tmd_experts")
 # Models of any width; experts grow from a trained one.
 DENSE_MODELS = ("delta_memory", "memory_gru", "transformer", "res_mlp")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    low: float | None = None,
-    high: float | None = None,
-    unset: str = "auto",
-) -> Any:
-    """Return a dataclass field that becomes a click option.
-
-    `unset` is the word that stands for None; `low` and `high` are inclusive bounds.
-    """
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "unset": unset}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def check_bank(path: str | None) -> None:
-    """Raise ValueError if there is no bank at `path`; the default bank can still be made."""
-    if path in (None, DEFAULT_BANK) or Path(str(path)).exists():
-        return
-    raise ValueError(
-        f"bank {path}: no such folder or .npz file; make it with `lvm ingest --bank {path}`"
-    )
-
-
-def check_report(path: str | None) -> None:
-    """Raise ValueError if no report can be written to `path`."""
-    if path is None:
-        return
-    try:
-        is_folder = Path(path).is_dir()
-        folder = next(one for one in Path(path).absolute().parents if one.exists())
-    except OSError as error:  # a name that is too long
-        why = f"{error.strerror}; give another file"
-        raise ValueError(f"report: {path} cannot be written: {why}") from error
-    if is_folder:
-        raise ValueError(f"report: {path} is a folder; give a file such as {path}/report.json")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "cannot be written to" if folder.is_dir() else "is no folder"
-        raise ValueError(f"report: {path} cannot be written, for {folder} {why}; give another file")
-
-
-class Checked:
-    """Options that check, before any work, the bank and the path of the report."""
-
-    def __post_init__(self) -> None:
-        check_bank(getattr(self, "bank", None))
-        check_report(getattr(self, "report", None))
 
 
 @dataclass(frozen=True)
@@ -260,7 +206,7 @@ class ShadowOptions(Checked):
     queries: str = option(
         "test",
         "test, or a query log: target_row with sequence (.csv, .tsv, .jsonl, .parquet) or "
-        "context_rows (.jsonl, .parquet).",
+        "context_rows (.jsonl, .parquet), or the folder of a server's LVM_REQUEST_LOG.",
     )
     promote: str = option(
         "dry_run",
@@ -284,12 +230,12 @@ class PredictOptions(Checked):
     """Retrieve the passages that most likely come next."""
 
     model: str = option(BASELINE_URI, MODEL_HELP)
-    text: str | None = option(
-        None, "Text file to continue: .txt, .md, .rst or .html.", unset="none"
-    )
+    text: str | None = option(None, "Text to continue: .txt, .md, .rst or .html.", unset="none")
     context: str | None = option(
         None, "Vectors to continue: .npy of shape (T, D), or (B, T, D) for several.", unset="none"
     )
+    queries: str | None = option(None, "Contexts of test, val or a query log.", unset="none")
+    out: str | None = option(None, "Table of all answers to write, .parquet.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=1000)
     rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that are in the context.")
@@ -300,8 +246,8 @@ class PredictOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.text is None) == (self.context is None):
-            raise ValueError("text, context: give exactly one of the two files")
+        if [self.text, self.context, self.queries].count(None) != 2:
+            raise ValueError("text, context, queries: give exactly one of the three")
 
 
 @dataclass(frozen=True)
@@ -421,6 +367,27 @@ class TrainOptions(Checked):
 
 
 @dataclass(frozen=True)
+class TuneOptions(Checked):
+    """Search a space for better settings than the defaults, which are the first trial.
+
+    The best trial is registered; its gain on val is measured again on test.
+    """
+
+    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    ctx: int | None = option(None, "Rows of context of the default (auto: as of train).", low=2)
+    space: str | None = option(None, "YAML file of what is varied (auto: lvm/tune.yaml).")
+    trials: int = option(20, "Trials of the study in all.", low=1)
+    study: str | None = option(None, "Study, which goes on where it ended (auto: the registry's).")
+    model: str = option("delta_memory", "Predictor.", choices=MODELS)
+    epochs: int | None = option(None, "Epochs of each trial at most.", low=1)
+    batch_size: int | None = option(None, "Windows a batch.", low=1)
+    negatives: int | None = option(None, "Bank negatives a step.", low=0)
+    seed: int = option(0, "Seed of every training and of the draws.", low=0)
+    registry: str = option(REGISTRY, REGISTRY_HELP)
+    report: str | None = option(None, REPORT_HELP, unset="none")
+
+
+@dataclass(frozen=True)
 class ScalingOptions(Checked):
     """Tell whether more data or a wider model would pay.
 
@@ -488,6 +455,7 @@ OPTIONS: dict[str, type[Any]] = {
     "eval": EvalOptions,
     "lane-diagnostics": LaneOptions,
     "shadow-eval": ShadowOptions,
+    "tune": TuneOptions,
     "scaling": ScalingOptions,
     "phases": PhasesOptions,
     "promote": PromoteOptions,

@@ -8,14 +8,16 @@ if __name__ == "__main__":
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entrypoints.cli import EntryPoint
+from entrypoints.fields import check_writable
 from entrypoints.options import PredictOptions
 from lvm.bank.bank import Bank
-from lvm.bank.files import map_array
+from lvm.bank.files import file_sha256
 from lvm.corpus.reading import read_text_file
 from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.table import FREE_MODELS
@@ -24,8 +26,10 @@ from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import LANE
+from lvm.serving.batch import ArrayContexts, Batch, QueryContexts, map_contexts
 from lvm.serving.predictor import Retriever, Wanted
 from lvm.serving.texts import TextEncoder
+from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs
 from lvm.tracking.datasets import read_bank
@@ -38,13 +42,23 @@ from lvm.tracking.logged_models import (
 )
 from lvm.tracking.registry import BASELINE_URI, Registry
 from lvm.tracking.runs import publish_report
+from lvm.windows.planning import SPLITS
 
 TABLE, JSON = "table", "json"
+BLOCKS = Path("data/predictions")
 DESCRIBED = 5  # passages in the run's description
 
 
 def check(options: PredictOptions) -> None:
-    """Raise ValueError if there is no such predictor."""
+    """Raise ValueError if there is no such predictor, or no table can be written."""
+    if options.queries is not None and options.out is None:
+        raise ValueError("queries: are answered to a table; give out=<a .parquet file>")
+    if options.out is not None:
+        if options.text is not None:
+            raise ValueError("out: text is one context, which is printed; omit out")
+        if not options.out.endswith(".parquet"):
+            raise ValueError(f"out: {options.out} is not the name of a .parquet file")
+        check_writable("out", options.out)
     check_subject(options.model, Registry(options.registry))
 
 
@@ -52,6 +66,8 @@ def body(options: PredictOptions) -> None:
     """Retrieve the k passages that most likely follow a context, or each of several."""
     predictor, bank = open_predictor(options)
     ctx = options.ctx or predictor.facts.ctx
+    if options.out is not None:
+        return answer_all(options, predictor, bank, ctx)
     context_BTD = read_contexts(options, bank)
     num_read = min(ctx, context_BTD.shape[1])
     runs.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
@@ -84,6 +100,45 @@ def body(options: PredictOptions) -> None:
     runs.log_artifact(shown + "\n", "predictions.txt")
     publish_report(report, None)
     print(json.dumps(jsonable(report), indent=1) if options.format == JSON else shown)
+
+
+def answer_all(options: PredictOptions, predictor: Predictor, bank: Bank, ctx: int) -> None:
+    """Write the passages after all contexts to a table; an interrupted run goes on."""
+    contexts = many_contexts(options, predictor, bank, ctx)
+    runs.log_config(asdict(options) | {"bank": str(bank.path), "contexts": len(contexts)})
+    asked = options.queries or str(options.context)
+    runs.name_run(f"{predictor.facts.model} ctx {ctx} after {Path(asked).name}")
+    retriever = open_retriever(options, predictor, bank, ctx)
+    wanted = Wanted(options.k, options.rerank, options.keep_context)
+    out = Path(str(options.out))
+    num = Batch(contexts, retriever, predictor.model, wanted, BLOCKS).write(out)
+    report: dict[str, Any] = {"model": predictor.facts.model, "bank_sha256": bank.sha256}
+    report |= {"out": str(out)} | {
+        "contexts": len(contexts),
+        "passages": num,
+        "search": str(retriever.index.facts),
+    }
+    score = score_name(retriever, options.rerank, predictor.facts)
+    publish_report(report | {"score": score, "sha256": file_sha256(out)}, None)
+    print(f"{num:,} passages after {len(contexts):,} contexts, by {score}: {out}")
+
+
+def many_contexts(
+    options: PredictOptions, predictor: Predictor, bank: Bank, ctx: int
+) -> ArrayContexts | QueryContexts:
+    """Open the contexts of an .npy file, of a split of the bank, or of a query log."""
+    model, facts = predictor.model, predictor.facts
+    if options.context is not None:
+        return ArrayContexts(Path(options.context), model, bank.dim, ctx)
+    asked = str(options.queries)
+    if asked in SPLITS[1:]:
+        plan = {"split": facts.split, "seed": facts.seed}
+        inputs = datasets.make_inputs(
+            bank, datasets.default_ctx(bank, ctx), None, "prediction", **plan
+        )
+        return QueryContexts(inputs.windows.queries[asked], model, bank)
+    log = log_queries(read_query_log(Path(asked)), bank, ctx)
+    return QueryContexts(log.as_read(ctx), model, bank)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
@@ -131,7 +186,7 @@ def score_name(retriever: Retriever, rerank: str, facts: Facts) -> str:
 def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
     """Return the contexts (B, T, D) as unit rows; raises ValueError if the file holds none."""
     if options.context is not None:
-        return _read_vectors(Path(options.context), bank.dim)
+        return unit_contexts(map_contexts(Path(options.context)), bank.dim)
     path = Path(str(options.text))
     try:
         sentences = read_text_file(path)
@@ -144,16 +199,6 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
     return TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>").encode(
         sentences
     )[None]
-
-
-def _read_vectors(path: Path, dim: int) -> NDArray[np.float32]:
-    try:
-        context = map_array(path)
-    except ValueError as error:
-        raise ValueError(f"context: {path} is not a readable .npy array: {error}") from None
-    if context.dtype.kind != "f":
-        raise ValueError(f"context: {path} holds {context.dtype}; floats are needed")
-    return unit_contexts(context[None] if context.ndim == 2 else context, dim)
 
 
 main = EntryPoint("predict", PredictOptions, body, check)

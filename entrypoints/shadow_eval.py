@@ -20,7 +20,7 @@ from lvm.report.shadow import (
 from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.promotion_gates import Decision
-from lvm.shadow.query_log import choose_queries, read_query_log
+from lvm.shadow.query_log import Requests, choose_queries, read_query_log
 from lvm.shadow.replay import lane_predictor, replay
 from lvm.shadow.workers import Replayer
 from lvm.system.settings import read_gate_rules
@@ -47,6 +47,8 @@ def body(options: ShadowOptions) -> None:
     bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
+    if isinstance(log, Requests):
+        runs.log_artifact(log.in_bank(bank).table(), "queries.parquet")
     runs.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
     rules = read_gate_rules()
     by_lane = lane_predictor(bank, windows) if wanted.by_lane else None

@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import os
 import signal
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -33,9 +32,10 @@ from lvm.tracking.training_runs import (
     log_epoch,
     pace_line,
     prepare_state,
+    state_path,
     training_header,
 )
-from lvm.training.checkpoint import state_sha256, training_sha256
+from lvm.training.checkpoint import training_sha256
 from lvm.training.config import (
     Settings,
     TrainConfig,
@@ -47,7 +47,6 @@ from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
 
-STATES = Path("data/training")
 # Options that the run's name already shows, or that do not change the result.
 NAMED_OTHERWISE = set(
     "bank ctx windows phase model recipe device resume register log_bank registry report".split()
@@ -132,9 +131,8 @@ def body(options: TrainOptions) -> None:
         runs.log_config(shown, settings)
         label(config, options.phase, ctx, typed)
         runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
-        key = state_sha256(config, inputs.windows, launched_size(), initial)[:12]
-        state = STATES / f"{config.model}-ctx{inputs.windows.ctx}-{key}.safetensors"
-        prepare_state(state, options.resume, inputs)
+        state = state_path(config, inputs.windows, launched_size(), initial)
+        prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
         rivals = validation.measure(free)
         print(validation.summary(rivals), flush=True)
         warnings = WarningLog(validation.warnings())

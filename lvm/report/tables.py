@@ -12,6 +12,7 @@ from lvm.evaluation.metrics import Difference, points
 
 TEXT, MARKDOWN = "simple", "pipe"
 HITS = ("hit_at_1", "hit_at_5", "hit_at_10")
+SERVED = ("hit_at_5",)  # what is shown of the served order
 HIT_HEADERS = ("Hit@1 %", "Hit@5 %", "Hit@10 %")
 LEAKY = "LEAKY"
 LEAKY_NOTE = (
@@ -93,6 +94,20 @@ def hit_cells(figures: Mapping[str, Any], ci95: CI95, shown: Sequence[str] = HIT
 def figure_cells(figures: Mapping[str, Any], ci95: CI95, shown: Sequence[str] = HITS) -> list[str]:
     """Write the cells of `hit_cells`, then the median rank."""
     return [*hit_cells(figures, ci95, shown), f"{figures['median_rank']:,.0f}"]
+
+
+def hit_metrics(
+    prefix: str, figures: Mapping[str, Any], ci95: CI95, shown: Sequence[str] = HITS
+) -> dict[str, float]:
+    """Return figures as metrics with the bounds of their intervals: test/hit_at_5, ..._low, _high.
+
+    Unknown bounds, as for queries of one document, are omitted.
+    """
+    found: dict[str, float] = {}
+    for key in shown:
+        bounds = zip(("", "_low", "_high"), (figures[key], *ci95[key]), strict=True)
+        found |= {f"{prefix}{key}{end}": float(v) for end, v in bounds if v is not None and v == v}
+    return found
 
 
 def read_difference(entry: Mapping[str, Any]) -> Difference:

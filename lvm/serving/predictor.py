@@ -46,6 +46,7 @@ from lvm.retrieval.rerank import (
 )
 from lvm.serving.sessions import Memory, cache_bytes
 from lvm.serving.texts import TextEncoder, sentences_of, texts_in
+from lvm.shadow.request_log import Request, RequestLog
 from lvm.system.environment import server_settings
 from lvm.system.errors import one_line
 
@@ -228,6 +229,8 @@ class ServedPredictor(PythonModel):
         max_bytes = cache_bytes(settings["cache_bytes"])
         self._stepping = laid_out_for_steps(self.model) if max_bytes else self.model
         self._memory = Memory(self._stepping, self.facts.ctx, max_bytes) if max_bytes else None
+        requests = settings["request_log"]
+        self._requests = RequestLog(Path(requests)) if requests else None
         self._opening = threading.RLock()  # a server answers in several threads
         self._bank: Bank | None = None
         self._retriever: Retriever | None = None
@@ -282,9 +285,11 @@ class ServedPredictor(PythonModel):
         if not name:
             predicted = [self._predict(one) for one in batches]
             found = self._found(retriever, batches, predicted, wanted)
+            self._record("", 0, batches, found)
             return found if retriever else found["vectors"]
         with self._session(name, params.get("position", -1), batches) as (context_TD, vector_D):
             found = self._found(retriever, [context_TD[None]], [vector_D[None]], wanted)
+            self._record(name, len(context_TD) - batches[0].shape[1], batches, found)
             return found | {"context_rows": len(context_TD)}
 
     def _predict(self, unit_BTD: FloatArray) -> FloatArray:
@@ -323,6 +328,18 @@ class ServedPredictor(PythonModel):
         lowest = np.finfo(np.float32).min  # JSON has no infinity
         score_BK = np.maximum(score_BK, lowest)
         return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK, "passages": found}
+
+    def _record(
+        self, session: str, position: int, batches: list[FloatArray], found: dict[str, Any]
+    ) -> None:
+        """Hand the contexts of an answered request to the request log, if there is one."""
+        if self._requests is None:
+            return
+        nothing: list[list[int]] = [[]] * len(found["vectors"])
+        answers = found["vectors"], found.get("rows", nothing), found.get("scores", nothing)
+        sent = (sent_TD for batch_BTD in batches for sent_TD in batch_BTD)
+        for sent_TD, *answer in zip(sent, *answers, strict=True):
+            self._requests.append(Request(session, position, sent_TD, *answer))
 
     def _contexts(self, model_input: Any, packed: str) -> list[NDArray[np.float32]]:
         """Return the contexts in batches (B, T, D) of one length each: a text is one by itself."""
@@ -404,7 +421,8 @@ def unpack(packed: str, shape_BTD: NDArray[np.float32]) -> NDArray[np.float32]:
     for another placeholder, and if `packed` is too long, no base64, or no whole vectors for each of
     the B contexts.
     """
-    if shape_BTD.ndim != 3 or len(shape_BTD) == 0 or shape_BTD.shape[1] != 1 or shape_BTD.any():
+    is_zero = shape_BTD.dtype.kind in "biuf" and not shape_BTD.any()
+    if shape_BTD.ndim != 3 or len(shape_BTD) == 0 or shape_BTD.shape[1] != 1 or not is_zero:
         raise ValueError("packed: holds the whole contexts; as inputs give zeros, (batch, 1, dim)")
     if len(packed) > 4 * -(-MAX_BYTES // 3):
         raise ValueError(f"packed: is longer than {MAX_BYTES // 2**20} MiB; send fewer contexts")

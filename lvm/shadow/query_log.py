@@ -4,7 +4,8 @@ Shapes: N bank rows, Q queries.
 """
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import SAME_SCORE, Bank
 from lvm.bank.tables import (
     TABLES,
     UNREADABLE,
@@ -26,6 +27,9 @@ from lvm.bank.tables import (
     read_table,
 )
 from lvm.evaluation.evaluate import MAX_QUERIES
+from lvm.prediction.predict import unit_contexts
+from lvm.retrieval.exact import top_rows
+from lvm.shadow.request_log import Conversation, read_conversations
 from lvm.system.errors import one_line_errors
 from lvm.windows.planning import (
     SPLITS,
@@ -47,27 +51,88 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class QueryLog:
-    """The columns of a log; `sequence_Q` or `contexts` is None if the log has no such column."""
+    """The columns of a log; `sequence_Q` or `contexts` is None if the log has no such column.
+
+    `note` tells how the log was made, where lvm made it.
+    """
 
     path: Path
     target_row_Q: IntArray
     sequence_Q: list[str] | None
     contexts: list[IntArray] | None
+    note: str = ""
 
     def place(self, query: int) -> str:
         """Return where a query stands, counted from 1."""
         return _place(self.path, query)
 
+    def table(self) -> pd.DataFrame:
+        """Return the log as a table that `read_query_log` reads."""
+        columns = {TARGET: self.target_row_Q, SEQUENCE: self.sequence_Q, CONTEXT: self.contexts}
+        return pd.DataFrame({name: one for name, one in columns.items() if one is not None})
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The sessions of a server's request log; which queries they are depends on the bank."""
+
+    path: Path
+    conversations: list[Conversation]
+    _found: dict[str, QueryLog] = field(default_factory=dict)
+
+    def in_bank(self, bank: Bank) -> QueryLog:
+        """Return the query log of the sessions: what each request was answered by.
+
+        The answer of a request is the next vector that its session sent, and its context are the
+        vectors before, each as the nearest row of the bank with a cosine of SAME_SCORE or more.
+        Requests are left out whose answer is not in the bank, or is in their context, or whose
+        context is not in the bank, or that repeat another. Raises ValueError if none is left.
+        """
+        if bank.sha256 not in self._found:
+            self._found[bank.sha256] = self._search(bank)
+        return self._found[bank.sha256]
+
+    def _search(self, bank: Bank) -> QueryLog:
+        targets, contexts, seen = [], [], set()
+        skipped: Counter[str] = Counter()
+        for one in self.conversations:
+            row_T = _same_rows(np.concatenate(one.parts), bank, self.path)
+            for end in np.cumsum([len(part_TD) for part_TD in one.parts])[:-1]:
+                target, context = int(row_T[end]), row_T[:end][row_T[:end] >= 0]
+                key = (target, context.tobytes())
+                if target < 0:
+                    skipped["whose answer is not in the bank"] += 1
+                elif not len(context):
+                    skipped["whose context is not in the bank"] += 1
+                elif target in context:
+                    skipped["whose answer is in the context"] += 1
+                elif key in seen:
+                    skipped["that repeat another"] += 1
+                else:
+                    seen.add(key)
+                    targets.append(target)
+                    contexts.append(context)
+        told = "".join(f"; without {number:,} {why}" for why, number in skipped.items())
+        note = f"{len(targets):,} queries of {len(self.conversations):,} sessions{told}"
+        if not targets:
+            raise ValueError(f"queries: {self.path} has no query for bank {bank.path}: {note}")
+        return QueryLog(self.path, np.array(targets, np.int64), None, contexts, note)
+
+
+Log = QueryLog | Requests
+
 
 @one_line_errors
-def read_query_log(path: Path) -> QueryLog:
+def read_query_log(path: Path) -> Log:
     """Read a table of queries: target_row with sequence, or target_row with context_rows.
 
-    `path` is a .parquet, .jsonl, .csv or .tsv file. `context_rows` are lists of bank row numbers in
-    reading order, which CSV and TSV cannot hold; the column `sequence` may stand beside them.
-    Sequences are compared as text: 1001 and "1001" are one name. Raises ValueError, in one line,
-    for any other file.
+    A folder holds the requests of a server. Any other `path` is a .parquet, .jsonl, .csv or .tsv
+    file. `context_rows` are lists of bank row numbers in reading order, which CSV and TSV cannot
+    hold; the column `sequence` may stand beside them. Sequences are compared as text: 1001 and
+    "1001" are one name. Raises ValueError, in one line, for any other file.
     """
+    if path.is_dir():
+        return Requests(path, read_conversations(path))
     columns = _read_columns(path)
     return QueryLog(
         path,
@@ -78,13 +143,15 @@ def read_query_log(path: Path) -> QueryLog:
 
 
 @one_line_errors
-def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
+def log_queries(log: Log, bank: Bank, ctx: int) -> Queries:
     """Return the queries of a log in its order, with its rows checked against `bank`.
 
     The context of a query is exactly its recorded rows, or else the up to `ctx` rows before its
     target. Raises ValueError for a row outside the bank, for a sequence that is not the row's, for
     a query without context, with its answer in its context, or logged twice.
     """
+    if isinstance(log, Requests):
+        log = log.in_bank(bank)
     _check_range(log, log.target_row_Q, bank)
     if log.sequence_Q is not None:
         _check_sequences(log, log.sequence_Q, bank)
@@ -104,7 +171,7 @@ def log_queries(log: QueryLog, bank: Bank, ctx: int) -> Queries:
 
 
 def choose_queries(
-    log: QueryLog | None, bank: Bank, windows: Windows, max_queries: int | None
+    log: Log | None, bank: Bank, windows: Windows, max_queries: int | None
 ) -> tuple[Queries, str]:
     """Return the first queries of the log, or of the frozen test split, with a description."""
     most = max_queries or MAX_QUERIES
@@ -119,9 +186,20 @@ def choose_queries(
     is_recorded = isinstance(asked, ContextQueries)
     contexts = "its recorded context" if is_recorded else "the rows before it"
     part = f"the first {len(asked):,} of " if len(asked) < len(queries) else ""
+    made = f" ({log.in_bank(bank).note})" if isinstance(log, Requests) else ""
     return asked, (
-        f"{part}the log {log.path.name}, each asked from {contexts}; rows by split: {shares}"
+        f"{part}the log {log.path.name}{made}, each asked from {contexts}; rows by split: {shares}"
     )
+
+
+def _same_rows(vector_TD: NDArray[np.float32], bank: Bank, path: Path) -> IntArray:
+    """Return the bank row that equals each vector (T,), -1 where there is none."""
+    try:
+        unit_TD = unit_contexts(vector_TD[None], bank.dim)[0]
+    except ValueError as error:
+        raise ValueError(f"queries: {path} is not of bank {bank.path}: {error}") from None
+    row_T1, score_T1 = top_rows(unit_TD, bank, 1)
+    return np.where(score_T1[:, 0] >= SAME_SCORE, row_T1[:, 0], -1)
 
 
 def _place(path: Path, query: int) -> str:
@@ -163,8 +241,8 @@ def _check_types(path: Path) -> None:
         schema = pq.read_schema(path)
     except UNREADABLE:
         return  # `read_table` tells why
-    for field in schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    for column in schema:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         value = kind.value_type if is_list(kind) else kind
         is_number = pa.types.is_primitive(value) or pa.types.is_null(value)
         wrong = {
@@ -172,9 +250,9 @@ def _check_types(path: Path) -> None:
             SEQUENCE: (is_list(kind) or not (is_number or is_text(kind)), "names"),
             CONTEXT: (not is_list(kind) or not is_number, "lists of row numbers"),
         }
-        is_wrong, right = wrong.get(field.name, (False, ""))
+        is_wrong, right = wrong.get(column.name, (False, ""))
         if is_wrong:
-            raise ValueError(f"{path}: {field.name} holds {field.type}; it must hold {right}")
+            raise ValueError(f"{path}: {column.name} holds {column.type}; it must hold {right}")
 
 
 def _is_whole(value: Any) -> bool:

@@ -10,7 +10,11 @@ from typing import Any
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 CPU_FILE = Path("/proc/cpuinfo")
 # What may differ from server to server: a logged model's model_config, environment variables.
-SERVER_SETTINGS = {"bank": "LVM_BANK", "cache_bytes": "LVM_CACHE_BYTES"}
+SERVER_SETTINGS = {
+    "bank": "LVM_BANK",
+    "cache_bytes": "LVM_CACHE_BYTES",
+    "request_log": "LVM_REQUEST_LOG",
+}
 
 
 def num_cores() -> int:

@@ -11,12 +11,12 @@ from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
 from lvm.models.table import FREE_MODELS
 from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
-from lvm.report.tables import HITS
+from lvm.report.tables import HITS, hit_metrics
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.promotion_gates import Decision, Past, decide
-from lvm.shadow.query_log import QueryLog, log_queries
+from lvm.shadow.query_log import Log, log_queries
 from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
@@ -104,7 +104,7 @@ class Registered:
 
 
 def gather(
-    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: QueryLog | None = None
+    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: Log | None = None
 ) -> Field:
     """Find the candidates; fit the free predictors that have no version for these windows.
 
@@ -461,8 +461,8 @@ def log_figures(
     model_ids = {one.name: one.model_id for one in candidates}
     for outcome in reversed(result.outcomes):
         if outcome.is_scored:
-            figures = {f"{prefix}/{key}": outcome.figures[key] for key in HITS}
-            figures |= {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures = {f"{prefix}/{outcome.name}/{key}": outcome.figures[key] for key in HITS}
+            figures |= hit_metrics(f"{prefix}/", outcome.figures, outcome.ci95)
             figures[f"{prefix}/served_hit_at_5"] = outcome.served["hit_at_5"]
             model_id = model_ids[outcome.name]
             runs.log_metrics(figures, step=1, model_id=model_id, dataset=dataset)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -123,11 +124,12 @@ def log_predictor(
         if log_bank:
             places["bank"] = facts.bank
         needed = REQUIREMENTS + (WORDLLAMA,) * (facts.encoder == WORDLLAMA)
-        logged = mlflow.pyfunc.log_model(
+        logged = Model.log(
+            artifact_path=None,
+            flavor=Flavor,
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
             python_model=str(PACKAGE / "serving" / "logged.py"),
             code_paths=[str(PACKAGE)],
-            model_config=dict.fromkeys(SERVER_SETTINGS),
             artifacts=places,
             signature=_signature(facts.dim),
             input_example=np.eye(2, facts.dim, dtype=np.float32)[None],
@@ -138,6 +140,18 @@ def log_predictor(
             step=step,
         )
     return str(logged.model_id)
+
+
+class Flavor:
+    """MLflow's pyfunc with a `model_config`: the settings of a server, which loading may give.
+
+    `pyfunc.log_model` would log them as parameters of the run, whose `bank` is another.
+    """
+
+    @staticmethod
+    def save_model(**more: Any) -> None:
+        """Write the model's folder."""
+        mlflow.pyfunc.save_model(model_config=dict.fromkeys(SERVER_SETTINGS), **more)
 
 
 def _signature(dim: int) -> ModelSignature:

@@ -23,7 +23,7 @@ from mlflow.utils import mlflow_tags
 
 from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
 from lvm.system.environment import checkout_root, is_dirty
-from lvm.system.errors import is_environment_error
+from lvm.system.errors import is_environment_error, one_line
 from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
 from lvm.tracking.store import (
     ERROR,
@@ -166,7 +166,10 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 
 @contextmanager
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Open a nested run; everything in the block is logged to it."""
+    """Open a nested run; everything in the block is logged to it.
+
+    It ends FINISHED; KILLED on a stop signal; FAILED on any exception, with the tag `error`.
+    """
     with mlflow.start_run(
         run_name=name,
         experiment_id=_active_experiment_id(),
@@ -174,7 +177,14 @@ def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
         tags={PROCESS: process_identifier()},
     ):
         mlflow.log_params(dict(parameters))
-        yield
+        try:
+            yield
+        except Stopped:
+            mlflow.end_run(KILLED)
+            raise
+        except ValueError as error:
+            mlflow.set_tag(ERROR, one_line(str(error)))
+            raise
 
 
 def log_config(config: Mapping[str, Any], decided: Collection[str] = ()) -> None:

@@ -93,17 +93,24 @@ def grow(job: Job, base: Done) -> Job:
 
 
 def train_or_find(registry: Registry, job: Job) -> Done:
-    """Return the latest complete training of these inputs; launch one if there is none."""
-    with one_at_a_time(job.sha256, f"phase {job.name}"):
-        for run_id in runs.find_finished(TRAINING_TAG, job.sha256):
+    """Return the latest complete training of a job's inputs; launch one if there is none."""
+    return find_or_launch(registry, f"phase {job.name}", job.sha256, job.parameters)
+
+
+def find_or_launch(
+    registry: Registry, what: str, sha256: str, parameters: Mapping[str, Any]
+) -> Done:
+    """Return the latest complete training of this sha256; launch `train` if there is none."""
+    with one_at_a_time(sha256, what):
+        for run_id in runs.find_finished(TRAINING_TAG, sha256):
             try:
                 done = read_done(registry, run_id)
             except ValueError as error:
-                print(f"phase {job.name}: run {run_id} is of no use: {error}", flush=True)
+                print(f"{what}: run {run_id} is of no use: {error}", flush=True)
                 continue
-            print(f"phase {job.name}: run {run_id} has these inputs, nothing to train", flush=True)
+            print(f"{what}: run {run_id} has these inputs, nothing to train", flush=True)
             return done
-        return read_done(registry, runs.launch("train", job.parameters))
+        return read_done(registry, runs.launch("train", parameters))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
-from lvm.report.tables import HITS
+from lvm.report.tables import SERVED, hit_metrics
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.system.environment import num_cores
@@ -27,13 +27,16 @@ from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, Registry, metric_tags
 from lvm.tracking.runs import publish_report
+from lvm.training.checkpoint import state_sha256
 from lvm.training.config import Settings, as_dict
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
-from lvm.training.loop import TrainResult
+from lvm.training.loop import OnEpoch, TrainResult
 from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
+STATES = Path("data/training")
+STATES = Path("data/training")
 CHOICE_QUERIES = 2000
 # The free predictors that can be the best; `eval` shows the others as well.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
@@ -158,8 +161,16 @@ def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     )
 
 
-def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
-    """Apply `resume`; log the epochs that an interrupted run has finished.
+def state_path(
+    config: Settings, windows: Windows, num_processes: int = 1, initial: nn.Module | None = None
+) -> Path:
+    """Return the file of an unfinished training, from which the same training goes on."""
+    key = state_sha256(config, windows, num_processes, initial)[:12]
+    return STATES / f"{config.model}-ctx{windows.ctx}-{key}.safetensors"
+
+
+def prepare_state(state: Path, resume: str, on_epoch: OnEpoch) -> None:
+    """Apply `resume`; call `on_epoch` for each epoch that an interrupted run has finished.
 
     Raises ValueError if `resume` is true and there is nothing to resume.
     """
@@ -170,7 +181,7 @@ def prepare_state(state: Path, resume: str, inputs: Inputs) -> None:
     if state.is_file():
         print(f"going on from {state}")
         for record in load_state(state)[1]["history"]:
-            log_epoch(record, inputs)
+            on_epoch(record)
 
 
 @dataclass(frozen=True)
@@ -234,8 +245,9 @@ def next_commands(reference: str, registry: str | None) -> str:
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
     """Log the figures of the best epoch with the model."""
-    best = {f"best/{name}": own.report[name] for name in HITS}
-    best |= {"best/corrected_hit_at_5": own.report["corrected"]["hit_at_5"]}
+    served = own.report["corrected"]
+    best = hit_metrics("best/", own.report, own.report["ci95"])
+    best |= hit_metrics("best/corrected_", served, served["ci95"], SERVED)
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
         step=len(result.history),  # after the epochs, whose figures are of the sample

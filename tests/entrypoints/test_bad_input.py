@@ -212,7 +212,7 @@ CASES = {
         "--bank good --ctx 20 --fractions 0.01,0.5,1",
         "queries: 58 val queries are left",
     ),
-    "nothing to predict from": (predict, "--model ema --bank good", "exactly one of the two"),
+    "nothing to predict from": (predict, "--model ema --bank good", "exactly one of the three"),
     "a text that is not there": (
         predict,
         "--model copy-last --bank good --ctx 20 --text missing.txt",

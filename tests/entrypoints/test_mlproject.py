@@ -18,7 +18,8 @@ from click.shell_completion import ShellComplete
 from entrypoints import cli, main
 from entrypoints import options as declared
 from entrypoints.cli import EntryPoint, click_options, typed_text
-from entrypoints.options import OPTIONS, TrainOptions, option
+from entrypoints.fields import option
+from entrypoints.options import OPTIONS, TrainOptions
 from entrypoints.train import config_of
 from lvm.chains.walks import WALKS
 from lvm.corpus.python_docs import PACKAGES
@@ -114,6 +115,15 @@ CONTRACT = {
         "encoder": "auto",
     },
     "shadow-eval": {"candidates": "all", "queries": "test", "promote": "dry_run"},
+    "tune": {
+        "bank": "data/bank",
+        "ctx": "auto",
+        "space": "auto",
+        "trials": "20",
+        "study": "auto",
+        "epochs": "auto",
+        "report": "none",
+    },
     "scaling": {
         "bank": "data/bank",
         "ctx": "1000",
@@ -153,7 +163,7 @@ def entry_point(name: str) -> EntryPoint[Any]:
 def test_every_entry_point_of_the_contract_is_there():
     assert set(ENTRIES) == set(CONTRACT)
     files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
-    assert files - {"cli", "options"} == {name.replace("-", "_") for name in ENTRIES}
+    assert files - {"cli", "fields", "options"} == {name.replace("-", "_") for name in ENTRIES}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -218,6 +228,7 @@ def test_the_options_have_the_names_of_the_library():
     assert {name: chosen["scaling", name] for name in ("cell", "device", "precision")} == {
         name: known[name] for name in ("cell", "device", "precision")
     }
+    assert chosen["tune", "model"] == known["model"]
     assert chosen["phases", "recipe"] == (*RECIPES, "both")
     assert chosen["phases", "size"] == tuple(SIZES)
     assert chosen["main", "size"] == tuple(main.PLANS)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -17,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
 from lvm.bank.bank import SAME_SCORE, open_bank
+from lvm.serving import batch
 from lvm.tracking import evaluation_runs
 from lvm.tracking.registry import Registry
 from tests.conftest import copy_store
@@ -98,6 +100,10 @@ def test_eval_equals_the_number_that_training_logged(trained):
     assert report["hit_at_5"] == max(metric.value for metric in history)
     evaluated = run_of("eval")
     assert evaluated.data.metrics["val/hit_at_5"] == report["hit_at_5"]
+    for prefix, metrics in (("val", evaluated.data.metrics), ("best", run.data.metrics)):
+        for name, ci95 in (("", report["ci95"]), ("corrected_", report["corrected"]["ci95"])):
+            bounds = [metrics[f"{prefix}/{name}hit_at_5_{end}"] for end in ("low", "high")]
+            assert bounds == ci95["hit_at_5"]
     assert {"per_query.parquet", "predictions.npy", "row_correction.npy"} <= artifacts(evaluated)
     curve = MlflowClient().get_metric_history(evaluated.info.run_id, "controls/hit_at_5_by_ctx")
     assert {metric.step: metric.value for metric in curve}[20] == report["hit_at_5"]
@@ -217,6 +223,82 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
     run = run_of("predict")
     assert run.info.run_name == "predict memory_gru ctx 20 after context.npy"
     assert all(line in run.data.tags["mlflow.note.content"] for line in passages)
+
+
+def test_predict_answers_many_contexts_to_a_table(promoted, monkeypatch, capsys):
+    """An array, a split, a log with contexts: each answered as one context alone is."""
+    bank = open_bank("bank")
+    starts, rows = [100, 350, 700], np.arange(12)
+    np.save("many.npy", bank.unit(np.add.outer(starts, rows)))
+    log = {"target_row": [one + 12 for one in starts]}
+    log["context_rows"] = [(one + rows).tolist() for one in starts]
+    pd.DataFrame(log).to_parquet("log.parquet")
+    assert predict.main(["--context", "many.npy", "--k", "3", "--format", "json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["contexts"]
+    for asked in ("--context many.npy", "--queries log.parquet"):
+        assert predict.main([*asked.split(), "--k", "3", "--out", "many.parquet"]) == 0
+        assert "9 passages after 3 contexts, by cosine" in capsys.readouterr().out
+        found = pd.read_parquet("many.parquet")
+        assert found["context"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+        assert found["place"].tolist() == [1, 2, 3] * 3
+        told = [one for report in alone for one in report["passages"]]
+        for name in ("row", "lane", "sequence", "document", "text"):
+            assert found[name].tolist() == [one[name] for one in told]
+        assert found["score"].tolist() == pytest.approx([one["score"] for one in told], abs=1e-5)
+    assert found["target_row"].tolist() == np.repeat(log["target_row"], 3).tolist()
+    a_split_is_answered_in_blocks_and_goes_on(monkeypatch)
+
+
+def a_split_is_answered_in_blocks_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies in the third block; the first two are not answered again, the table is the same."""
+    words = "--queries val --k 2 --out val.parquet".split()
+    assert predict.main(words) == 0
+    whole = pd.read_parquet("val.parquet")
+    queries = pd.read_parquet("data/windows/ctx20/queries.parquet")
+    assert whole["context"].nunique() == (queries["split"] == 1).sum()
+    Path("val.parquet").unlink()
+    monkeypatch.setattr(batch, "MAX_BLOCK", 100)
+    answer, answered = batch.Batch._answer, []
+
+    def dying(self: batch.Batch, place_B: np.ndarray) -> Any:
+        if len(answered) == 2:
+            raise ValueError("the machine is switched off")
+        answered.append(len(place_B))
+        return answer(self, place_B)
+
+    monkeypatch.setattr(batch.Batch, "_answer", dying)
+    assert predict.main(words) == 2 and not Path("val.parquet").exists()
+    assert len([*Path("data/predictions").glob("*.safetensors")]) == 2
+    rest = []
+    monkeypatch.setattr(
+        batch.Batch, "_answer", lambda self, place_B: rest.append(place_B) or answer(self, place_B)
+    )
+    assert predict.main(words) == 0
+    assert len(rest) == -(-whole["context"].nunique() // 100) - 2
+    exact = [name for name in whole if name != "score"]
+    again = pd.read_parquet("val.parquet")
+    pd.testing.assert_frame_equal(again[exact], whole[exact])
+    np.testing.assert_allclose(again["score"], whole["score"], atol=1e-5)
+    assert [*Path("data/predictions").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--queries val", "queries: are answered to a table; give out=<a .parquet file>"),
+        ("--queries val --context x.npy --out o.parquet", "text, context, queries: give exactly"),
+        ("--text x.txt --out o.parquet", "out: text is one context, which is printed; omit out"),
+        ("--queries val --out o.csv", "out: o.csv is not the name of a .parquet file"),
+        ("--queries nothing.parquet --out o.parquet", "queries: nothing.parquet"),
+        ("--context none.npy --out o.parquet", "context: none.npy is not a readable .npy array"),
+        ("--context zero.npy --out o.parquet", "contexts: hold a zero vector"),
+    ],
+)
+def test_a_wrong_batch_is_refused_in_one_line(promoted, words, reason, capsys):
+    np.save("zero.npy", np.zeros((3, 4, 16), np.float32))
+    assert predict.main(words.split(" ")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {reason}")
+    assert not Path("o.parquet").exists()
 
 
 def test_predict_leaves_out_what_a_context_beyond_ctx_holds(promoted, capsys):

@@ -221,6 +221,8 @@ def test_a_log_of_recorded_contexts_is_asked_as_served(promoted):
     assert "each asked from its recorded context" in report["source"]
     assert all(one["figures"] for one in report["outcomes"])
     run = run_of("shadow-eval")
+    shown = run.data.metrics
+    assert shown["shadow_log/hit_at_5_low"] <= shown["shadow_log/hit_at_5"]
     assert "shadow_log/hit_at_5" in run.data.metrics and "shadow/hit_at_5" not in run.data.metrics
     assert shadow_tags() == tags_before
     assert MlflowClient().get_model_version("lvm", "1").tags["log_run"] == run.info.run_id

@@ -168,7 +168,8 @@ def mutated_tree(draw: st.DrawFn, tree: Any, odd: list[Any] = ODD) -> Any:
         elif change == "wrap":
             holder[key] = draw(st.sampled_from([[value], {"value": value}, str(value)]))
         elif change == "nudge" and isinstance(value, int | float):
-            holder[key] = draw(st.sampled_from([value + 1, -value, value * 10, float(value)]))
+            whole = value if abs(value) > 2**1000 else float(value)
+            holder[key] = draw(st.sampled_from([value + 1, -value, value * 10, whole]))
         elif change == "swap":
             other, place = spots[draw(st.integers(0, len(spots) - 1))]
             holder[key], other[place] = copy.deepcopy(other[place]), value

@@ -31,7 +31,6 @@ GOOD = json.loads(json_body(CONTEXT_BTD, k=2, rerank="none", keep_context=True))
 PACKED = json.loads(packed_body(CONTEXT_BTD, k=2))
 KINDS = ["application/json", "application/json; charset=utf-8", "text/csv", "text/plain"]
 LONGEST = 20_000  # MLflow's own refusals show a print of the data; lvm's are one line
-KNOWN = {"k", "rerank", "keep_context", "packed"}
 
 
 @pytest.fixture(scope="module")

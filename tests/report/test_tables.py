@@ -22,7 +22,14 @@ from lvm.report.shadow import (
     shadow_markdown,
     shadow_table,
 )
-from lvm.report.tables import MARKDOWN, PredictorRow, difference_cell, interval_cell, p_cell
+from lvm.report.tables import (
+    MARKDOWN,
+    PredictorRow,
+    difference_cell,
+    hit_metrics,
+    interval_cell,
+    p_cell,
+)
 from lvm.report.tables import predictors_table as predictors
 from lvm.shadow.promotion_gates import decide
 from lvm.system.settings import read_gate_rules, read_lane_rules
@@ -44,6 +51,18 @@ def columns(text: str) -> list[tuple[int, int]]:
     """Return where the columns of a table begin and end, from its rule."""
     rule = next(line for line in text.splitlines() if set(line) <= set("- ") and line)
     return [match.span() for match in re.finditer("-+", rule)]
+
+
+def test_metrics_have_the_bounds_that_are_known() -> None:
+    ci95 = {"hit_at_1": [0.1, 0.2], "hit_at_5": [None, None], "hit_at_10": [np.nan, np.nan]}
+    found = hit_metrics("test/", {"hit_at_1": 0.15, "hit_at_5": 0.2, "hit_at_10": 0.3}, ci95)
+    assert found == {
+        "test/hit_at_1": 0.15,
+        "test/hit_at_1_low": 0.1,
+        "test/hit_at_1_high": 0.2,
+        "test/hit_at_5": 0.2,
+        "test/hit_at_10": 0.3,
+    }
 
 
 def test_cells() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.fluent import run_id_to_system_metrics_monitor
 from mlflow.utils import mlflow_tags
 
 from lvm.bank.bank import write_bank
@@ -40,6 +41,22 @@ def launched(monkeypatch, params: dict[str, str]) -> str:
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     return run.info.run_id
+
+
+def test_a_run_logs_system_metrics_unless_they_are_turned_off(store, monkeypatch):
+    for word, is_on in (("true", True), ("false", False)):
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", word)
+        with runs.run("train", {}) as run_id:
+            monitor = run_id_to_system_metrics_monitor.get(run_id)
+            assert (monitor is not None) == is_on
+            if monitor is not None:
+                monitor.collect_metrics()
+                monitor.publish_metrics(monitor.aggregate_metrics())
+        known = [name for name in finished(run_id).data.metrics if name.startswith("system/")]
+        assert ("system/cpu_utilization_percentage" in known) == is_on
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    runs.configure()
+    assert os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] == "true"
 
 
 def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store):
@@ -273,6 +290,21 @@ def test_finished_runs_with_a_tag_are_found_the_latest_first(store):
         runs.set_tags({"key": "x"})
         assert runs.find_finished("key", "x") == [made["newer"], made["older"]]
         assert runs.find_finished("key", "z") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (Stopped(signal.SIGTERM), "KILLED", None),
+        (ValueError("lr:\nfailed"), "FAILED", "lr: failed"),
+    ],
+)
+def test_a_nested_run_says_how_it_ended(error, status, reason, store):
+    with pytest.raises(type(error)), runs.run("tune", {}), runs.child_run("trial 1", {}):
+        child = runs.active_run_id()
+        raise error
+    assert finished(child).info.status == status
+    assert finished(child).data.tags.get("error") == reason
 
 
 def test_what_a_tagged_run_launched_is_found_however_that_run_ended(store):

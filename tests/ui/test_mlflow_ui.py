@@ -85,6 +85,11 @@ def test_the_run_list_has_our_names_and_columns(visit, see):
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
 
+def test_the_chart_view_begins_with_val_hit_at_5(visit, see, page):
+    visit(runs_page() + "&compareRunsMode=CHART")
+    see("charts", "val Hit@5 by epoch")
+
+
 def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
     from playwright.sync_api import expect
 
