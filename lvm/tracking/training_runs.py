@@ -36,7 +36,6 @@ from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
 STATES = Path("data/training")
-STATES = Path("data/training")
 CHOICE_QUERIES = 2000
 # The free predictors that can be the best; `eval` shows the others as well.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
