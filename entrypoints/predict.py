@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrypoints.cli import EntryPoint
-from entrypoints.fields import check_writable
-from entrypoints.options import PredictOptions
+from entrypoints.options import PredictOptions, check_writable
 from lvm.bank.bank import Bank
 from lvm.bank.files import file_sha256
 from lvm.corpus.reading import read_text_file
