@@ -135,9 +135,8 @@ def many_contexts(
         inputs = datasets.make_inputs(
             bank, datasets.default_ctx(bank, ctx), None, "prediction", **plan
         )
-        return QueryContexts(inputs.windows.queries[asked], model, bank)
-    log = log_queries(read_query_log(Path(asked)), bank, ctx)
-    return QueryContexts(log.as_read(ctx), model, bank)
+        return QueryContexts(inputs.windows.queries[asked], model, bank, ctx)
+    return QueryContexts(log_queries(read_query_log(Path(asked)), bank, ctx), model, bank, ctx)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:
