@@ -50,7 +50,7 @@ def body(options: MainOptions) -> None:
     launched: dict[str, str] = {}
 
     def launch(entry: str, **parameters: Any) -> None:
-        with part(entry, told=False):  # it prints lines of its own
+        with part(entry, is_shown=False):  # it prints lines of its own
             launched[entry] = runs.launch(entry, parameters)
 
     launch("ingest", bank=plan.bank, **plan.ingest)

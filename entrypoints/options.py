@@ -4,20 +4,24 @@ Importing this file loads nothing of lvm, so that help is fast. Values that lvm 
 out; a test compares them.
 """
 
+import dataclasses
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from entrypoints.fields import DEFAULT_BANK, Checked, option
-
+DEFAULT_BANK = "data/bank"
 DEFAULT_CTX = 1000
-BANK_HELP = "Bank folder or .npz file."
+BANK_HELP = "Bank folder or .npz file"
 REGISTRY = "lvm"
 REGISTRY_HELP = "Registered model that holds the versions of this bank."
 REPORT_HELP = "File to write the JSON report to."
 BASELINE_URI = "models:/lvm@baseline"
 MODEL_HELP = (
-    "A version number, models:/lvm@baseline, models:/lvm/latest, runs:/<id>/model, or a free "
-    "predictor: copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
+    "A version number, models:/lvm@baseline (the baseline of --registry), models:/lvm/latest, "
+    "runs:/<id>/model, or a free predictor: "
+    "copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
 )
 RERANKS = ("none", "lane")
 PROTOTYPES = "prototypes"
@@ -28,6 +32,57 @@ PRECISIONS = ("auto", "fp32", "bf16")
 MODELS = ("memory_gru", "delta_memory", "skip", "transformer", "res_mlp", "tmd_experts")
 # Models of any width; experts grow from a trained one.
 DENSE_MODELS = ("delta_memory", "memory_gru", "transformer", "res_mlp")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    unset: str = "auto",
+) -> Any:
+    """Return a dataclass field that becomes a click option.
+
+    `unset` is the word that stands for None; `low` and `high` are inclusive bounds.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "unset": unset}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_bank(path: str | None) -> None:
+    """Raise ValueError if there is no bank at `path`; the default bank can still be made."""
+    if path in (None, DEFAULT_BANK) or Path(str(path)).exists():
+        return
+    raise ValueError(
+        f"bank {path}: no such folder or .npz file; make it with `lvm ingest --bank {path}`"
+    )
+
+
+def check_writable(name: str, path: str | None) -> None:
+    """Raise ValueError if no file can be written to `path`, the option `name`."""
+    if path is None:
+        return
+    try:
+        is_folder = Path(path).is_dir()
+        folder = next(one for one in Path(path).absolute().parents if one.exists())
+    except OSError as error:  # a name that is too long
+        why = f"{error.strerror}; give another file"
+        raise ValueError(f"{name}: {path} cannot be written: {why}") from error
+    if is_folder:
+        raise ValueError(f"{name}: {path} is a folder; give a file such as {path}/{name}.json")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{name}: {path} cannot be written, for {folder} {why}; give another file")
+
+
+class Checked:
+    """Options that check, before any work, the bank and the path of the report."""
+
+    def __post_init__(self) -> None:
+        check_bank(getattr(self, "bank", None))
+        check_writable("report", getattr(self, "report", None))
 
 
 @dataclass(frozen=True)
@@ -75,15 +130,11 @@ class IngestOptions:
         "Most rows to keep, about; files are drawn by seed. all: every row (auto: 150,000 for "
         "python-docs, else all).",
     )
-    language: str = option(
-        "auto", "Language of text: auto (by its script), or a code such as de, pt, zh."
-    )
-    order: str | None = option(
-        None, "Column that sorts the rows of a table of vectors (auto, or none)."
-    )
+    language: str = option("auto", "Language of text: auto (by script), or a code such as de, pt.")
+    order: str | None = option(None, "Column that sorts a table of vectors (auto, or none).")
     base: str | None = option(None, "Chains: the bank that they widen.", unset="none")
     pool: str | None = option(
-        None, "graph:<edge list>: bank whose row numbers the edges name.", unset="none"
+        None, "graph:<edge list>: bank whose rows the edges name.", unset="none"
     )
     lanes: str | None = option(
         None,
@@ -116,12 +167,12 @@ class ExportOptions(Checked):
     Also audits the split for leaks.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     overlap: int | None = option(None, "Rows that two windows share (auto: ctx / 2).", low=0)
     split: str = option(
         "document",
-        "How rows are split into train, val, test; random leaks.",
+        "Split into train, val, test; random leaks.",
         choices=("document", "random"),
     )
     windows: str | None = option(None, "Folder to write to (auto: data/windows/ctx<ctx>).")
@@ -135,7 +186,7 @@ class MeasureOptions(Checked):
 
     model: str = option(BASELINE_URI, MODEL_HELP)
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
-    ctx: int | None = option(None, "Rows of context; (auto: the model's own).", low=2)
+    ctx: int | None = option(None, "Rows of context (auto: the model's own).", low=2)
     split: str = option("test", "Split that the queries come from.", choices=("test", "val"))
     max_queries: int | None = option(None, "Most queries to measure (auto: 10,000).", low=1)
     registry: str = option(REGISTRY, REGISTRY_HELP)
@@ -162,7 +213,7 @@ class LaneOptions(MeasureOptions):
     """Evaluate a predictor lane by lane; say for which lanes more text is needed."""
 
     eval_run: str | None = option(
-        None, "Run id of an eval whose results are used (none: measure now).", unset="none"
+        None, "Run of an eval to take results of (none: measure now).", unset="none"
     )
     lanes: str = option(
         "bank",
@@ -176,19 +227,16 @@ class LaneOptions(MeasureOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eval_run is not None:
-            _refuse_measuring(self)
+            for field in fields(MeasureOptions):
+                if field.name != "report" and getattr(self, field.name) != field.default:
+                    raise ValueError(
+                        f"{field.name}: would not be used, eval_run has its own; omit it"
+                    )
         if self.encoder is not None and self.lanes != PROTOTYPES:
             raise ValueError(
                 f"encoder: {self.encoder} would not be used with lanes={self.lanes}; give "
                 f"lanes={PROTOTYPES}, or omit it"
             )
-
-
-def _refuse_measuring(options: LaneOptions) -> None:
-    """Raise ValueError if an option of a new measurement is given beside eval_run."""
-    for field in fields(MeasureOptions):
-        if field.name != "report" and getattr(options, field.name) != field.default:
-            raise ValueError(f"{field.name}: would not be used, eval_run has its own; omit it")
 
 
 @dataclass(frozen=True)
@@ -239,7 +287,7 @@ class PredictOptions(Checked):
     rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that are in the context.")
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
-    ctx: int | None = option(None, "Rows of context at most; (auto: the model's own).", low=2)
+    ctx: int | None = option(None, "Most rows of context to read (auto: the model's own).", low=2)
     format: str = option("table", "What is printed.", choices=("table", "json"))
     registry: str = option(REGISTRY, REGISTRY_HELP)
 
@@ -284,21 +332,19 @@ class TrainOptions(Checked):
     is kept. `auto` follows the phase, else the recipe and the size of the bank.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int | None = option(
         None, f"Rows of context (auto: {DEFAULT_CTX}, or the longest sequence of the bank).", low=2
     )
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     phase: str | None = option(
-        None, "Phase of lvm/phases.yaml, which sets what is auto.", unset="none"
+        None, "Phase of lvm/phases.yaml; it sets what is auto.", unset="none"
     )
     model: str | None = option(None, "Architecture (auto: delta_memory).", choices=MODELS)
     init: str | None = option(
         None, "Model to start from: a version number, models:/..., runs:/...", unset="none"
     )
-    recipe: str = option(
-        "dense", "Loss and defaults; seed is that of the old system.", choices=RECIPES
-    )
+    recipe: str = option("dense", "Loss and defaults; seed: the old system's.", choices=RECIPES)
     epochs: int | None = option(None, "Most epochs.", low=1)
     max_steps: int | None = option(None, "Most optimizer steps (auto: no limit).", low=1)
     batch_size: int | None = option(None, "Windows per batch.", low=1)
@@ -311,26 +357,18 @@ class TrainOptions(Checked):
     temperature: float | None = option(None, "Softmax temperature.", low=0)
     focus: float | None = option(
         None,
-        "How far the loss favours targets that are nearly right: 0 (cross entropy) to 1.",
+        "Above 0, unlikely targets count less (generalised cross entropy).",
         low=0,
     )
     negatives: int | None = option(None, "Bank negatives per step.", low=0)
-    hard_negatives: int = option(
-        0, "Negatives per position that the model confuses with the target.", low=0
-    )
+    hard_negatives: int = option(0, "Hard negatives per position.", low=0)
     hard_from: float = option(0.25, "Share of the steps before hard negatives begin.", low=0)
-    patience: int | None = option(
-        None, "Epochs without a better val Hit@5 before training stops.", low=1
-    )
-    averaging: str | None = option(
-        None, "Averaging of the weights.", choices=("ema", "swa", "none")
-    )
+    patience: int | None = option(None, "Epochs without a better val Hit@5 before the end.", low=1)
+    averaging: str | None = option(None, "Weight averaging.", choices=("ema", "swa", "none"))
     chunk: int | None = option(None, "Rows per chunk of the context (auto: 200).", low=1)
     slots: int = option(16, "Slots of the memory.", low=1)
     cell: str = option("gru", "Recurrent cell.", choices=CELLS)
-    hidden: int | None = option(
-        None, "Width of the hidden states (auto: the model's default).", low=1
-    )
+    hidden: int | None = option(None, "Hidden width (auto: the model's default).", low=1)
     layers: int | None = option(None, "Layers (auto: the model's default).", low=1)
     dropout: float = option(0.2, "Dropout probability.", low=0)
     trunk: str | None = option(
@@ -347,9 +385,7 @@ class TrainOptions(Checked):
     )
     gate_balance: float = option(0.01, "Weight of the gate's load-balancing loss.", low=0)
     gate_z: float = option(1e-3, "Weight of the gate's z-loss.", low=0)
-    gate_lanes: float = option(
-        0.1, "Initial weight of the lane loss of the gate; it falls to 0.", low=0
-    )
+    gate_lanes: float = option(0.1, "Initial weight of the gate's lane loss; falls to 0.", low=0)
     device: str = option("auto", "Where to train.", choices=DEVICES)
     precision: str = option("auto", "Arithmetic.", choices=PRECISIONS)
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.")
@@ -393,7 +429,7 @@ class ScalingOptions(Checked):
     Trains a grid of data fractions, widths and seeds; the verdict has intervals.
     """
 
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     windows: str | None = option(None, "Folder of the windows (auto: data/windows/ctx<ctx>).")
     fractions: str = option("0.125,0.25,0.5,1", "Fractions of the train documents, ascending.")
@@ -429,7 +465,7 @@ class PhasesOptions(Checked):
         "full: the defaults of train; quick: width 256, 8 epochs (seed: 30); tiny: a smoke test.",
         choices=("full", "quick", "tiny"),
     )
-    bank: str = option(DEFAULT_BANK, BANK_HELP)
+    bank: str = option(DEFAULT_BANK, f"{BANK_HELP}.")
     seed: int = option(0, "Seed of every training.", low=0)
     epochs: int | None = option(None, "Most epochs (auto: by size and recipe).", low=1)
     max_steps: int | None = option(None, "Most optimizer steps of each phase.", low=1)

@@ -38,8 +38,8 @@ def body(options: PhasesOptions) -> None:
     registry.check_bank(bank)
     datasets.log_bank(bank, "phases")
     jobs = plan_all(options, bank, registry)
-    told = [one for job in jobs for one in planned_warnings(job.plan)]
-    runs.set_tags({"warnings": "; ".join(dict.fromkeys(told)) or "none"})
+    warnings = [one for job in jobs for one in planned_warnings(job.plan)]
+    runs.set_tags({"warnings": "; ".join(dict.fromkeys(warnings)) or "none"})
     planned = {job.name: job.parameters for job in jobs}
     runs.log_config(asdict(options) | {"planned": planned})
     runs.name_run(f"{options.phases} {options.recipe} {options.size}")

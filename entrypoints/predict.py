@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrypoints.cli import EntryPoint
-from entrypoints.fields import check_writable
-from entrypoints.options import PredictOptions
+from entrypoints.options import PredictOptions, check_writable
 from lvm.bank.bank import Bank
 from lvm.bank.files import file_sha256
 from lvm.corpus.reading import read_text_file
@@ -136,9 +135,8 @@ def many_contexts(
         inputs = datasets.make_inputs(
             bank, datasets.default_ctx(bank, ctx), None, "prediction", **plan
         )
-        return QueryContexts(inputs.windows.queries[asked], model, bank)
-    log = log_queries(read_query_log(Path(asked)), bank, ctx)
-    return QueryContexts(log.as_read(ctx), model, bank)
+        return QueryContexts(inputs.windows.queries[asked], model, bank, ctx)
+    return QueryContexts(log_queries(read_query_log(Path(asked)), bank, ctx), model, bank, ctx)
 
 
 def open_predictor(options: PredictOptions) -> tuple[Predictor, Bank]:

@@ -71,13 +71,13 @@ def body(options: ShadowOptions) -> None:
         note = shadow_note(result, decision, is_enabled)
         runs.describe_run(note if failure is None else f"**{failure}**\n\n{note}")
         print(text if failure is None else failure, flush=True)
-        told = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
+        report = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:
             shown = reranked_table(reranked, result.leaky)
             runs.log_artifact(shown + "\n", "reranked.txt")
             print(f"\n{shown}", flush=True)
-            told["reranked"] = {one.name: one.report() for one in reranked}
-        publish_report(result.report() | told, options.report)
+            report["reranked"] = {one.name: one.report() for one in reranked}
+        publish_report(result.report() | report, options.report)
         verdicts = decision.verdicts_of(is_enabled, failure)
         tag_measured(registry, result, field.versions, run_id, verdicts)
 

@@ -134,7 +134,7 @@ def body(options: TrainOptions) -> None:
         state = state_path(config, inputs.windows, launched_size(), initial)
         prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
         rivals = validation.measure(free)
-        print(validation.told(rivals), flush=True)
+        print(validation.summary(rivals), flush=True)
         warnings = WarningLog(validation.warnings())
         automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))

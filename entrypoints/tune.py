@@ -6,6 +6,7 @@ if __name__ == "__main__":
     start("tune")
 
 import hashlib
+import re
 from typing import Any
 
 from entrypoints.cli import EntryPoint
@@ -27,6 +28,10 @@ def check(options: TuneOptions) -> None:
     """Raise ValueError on a space or settings that no study can have, and outside a checkout."""
     checkout_root()
     config_of(options)
+    if options.study is not None and not re.fullmatch(r"[\w.-]{1,100}", options.study):
+        raise ValueError(
+            f"study: {options.study!r} is not a name; use up to 100 letters, digits, '_', '.', '-'"
+        )
     for name in read_space(options.space or SPACE_FILE):
         if shared_of(options).get(name) is not None:
             raise ValueError(f"{name}: the space varies it; leave it at auto, or omit it there")

@@ -1,9 +1,11 @@
 """House rules that are checked by reading the source; import-linter checks the layers."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 500
@@ -43,3 +45,12 @@ def test_a_planted_broad_handler_is_found():
     assert catches_everything("try:\n    x\nexcept BaseException:\n    pass")
     assert not catches_everything("try:\n    x\nexcept BaseException:\n    y()\n    raise")
     assert not catches_everything("try:\n    x\nexcept ValueError:\n    pass")
+
+
+def test_the_workflow_runs_targets_of_the_makefile_with_pinned_actions():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(job["strategy"]["matrix"]["target"]) == {"check", "test"} <= set(made)
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", one) for one in used)

@@ -240,13 +240,13 @@ class _Problems:
 
     def refuse(self) -> None:
         """Raise ValueError with all problems, if there are any."""
-        told = [
+        problems = [
             f"{num_rows:,} {what}, first row {first}" if num_rows else what
             for what, (num_rows, first) in self.found.items()
         ]
-        if told:
+        if problems:
             hint = "; remove these rows" if any(count for count, _ in self.found.values()) else ""
-            raise ValueError(f"{self.place}: {'; '.join(told)}{hint}")
+            raise ValueError(f"{self.place}: {'; '.join(problems)}{hint}")
 
 
 def _first_length(column: pa.Array) -> int:

@@ -1,1 +1,1 @@
-"""Results as tables and figures, a file an entry point."""
+"""Results as tables and figures, one file per entry point."""

@@ -99,13 +99,13 @@ def lanes_screen(diagnosis: Diagnosis, ceilings: Ceilings) -> str:
         f"Hit@5 {percent(diagnosis.hit_at_5)} %",
         "[95 % interval by document]; lift: over the free predictor that is best in the lane",
     ]
-    told = [
+    sentences = [
         f"Most confused: {confusion_words(diagnosis)}",
         ceilings.sentence(),
         "Confusions, ceilings, Hit@1 and Hit@10 of each lane: lanes.txt of the run.",
     ]
     body = captioned(caption, table(lines, headers, "lrrlrl", TEXT), diagnosis.leaky)
-    return "\n\n".join([body, "\n".join(told), diagnosis.sentence])
+    return "\n\n".join([body, "\n".join(sentences), diagnosis.sentence])
 
 
 def confusion_words(diagnosis: Diagnosis) -> str:

@@ -428,5 +428,5 @@ def plan_text(jobs: Sequence[Job]) -> str:
     headers = ["phase", "recipe", "ctx", "examples", "steps an epoch", "steps at most", ""]
     body = captioned(["The plan"], table(lines, headers, "llrrrrl", TEXT), leaky=False)
     shown = (job for job in jobs if first[job.sha256] is job)
-    told = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
-    return "\n".join([body, "", *(f"warning: {one}" for one in told)])
+    warnings = merged_warnings({job.name: planned_warnings(job.plan) for job in shown})
+    return "\n".join([body, "", *(f"warning: {one}" for one in warnings)])

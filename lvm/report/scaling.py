@@ -207,7 +207,7 @@ def _gains(fitted: Fitted) -> dict[str, Any]:
 
 
 def scaling_figure(scaling: Scaling, plan: Plan, free: Free) -> Figure:
-    """Draw Hit@5 above soft Hit@5 against documents, a curve a width, dotted to twice as many.
+    """Draw Hit@5 above soft Hit@5 against documents, one curve per width, dotted to twice as many.
 
     The grid must have been trained.
     """

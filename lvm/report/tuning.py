@@ -15,6 +15,7 @@ from lvm.report.tables import MARKDOWN, hit_cells, page_table, percent, table, w
 from lvm.studies.tuning import DEFAULT_TRIAL, VALUES, Gain, Tuned
 
 SHOWN_TRIALS = 10
+ENOUGH_TRIALS = 20  # complete ones, for shares that are more than a hint
 
 
 def settings_text(values: Mapping[str, Any]) -> str:
@@ -61,7 +62,9 @@ def tuning_parts(tuned: Tuned, style: str) -> list[str]:
         parts.append(_gains(tuned, style))
     if tuned.importance:
         shares = ", ".join(f"{name} {percent(share)} %" for name, share in tuned.importance.items())
-        parts.append(wrapped(f"Share in the variance of val Hit@5 (fANOVA): {shares}.", style))
+        num = sum(one.state == TrialState.COMPLETE for one in tuned.trials)
+        over = f"over the {num} complete trials (fANOVA{', rough' * (num < ENOUGH_TRIALS)})"
+        parts.append(wrapped(f"Share in the variance of val Hit@5 {over}: {shares}.", style))
     command = f"```\n{tuned.command}\n```" if style == MARKDOWN else tuned.command
     parts.append(f"Version {tuned.version}, run {tuned.run_id}, trained by\n\n{command}")
     return parts
@@ -147,7 +150,7 @@ def tuning_figure(tuned: Tuned) -> Figure:
         [_hit(one) for one in pruned],
         "x",
         color=RED,
-        label="pruned, at its last epoch",
+        label="pruned",
     )
     label(above, "default", (DEFAULT_TRIAL, _hit(complete[0])), (8, -16), color=GREY)
     above.set_xlabel("trial")

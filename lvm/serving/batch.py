@@ -106,10 +106,10 @@ class ArrayContexts:
 
 
 class QueryContexts:
-    """The contexts of queries of a bank, frozen or logged, already cut to what a model reads."""
+    """The contexts of queries of a bank, frozen or logged; the last `ctx` rows of each are read."""
 
-    def __init__(self, queries: Queries, model: nn.Module, bank: Bank) -> None:
-        self.queries, self.model, self.bank = queries, model, bank
+    def __init__(self, queries: Queries, model: nn.Module, bank: Bank, ctx: int) -> None:
+        self.queries, self.read, self.model, self.bank = queries, queries.as_read(ctx), model, bank
         self.target_row_Q: IntArray | None = queries.target_row_Q
 
     def __len__(self) -> int:
@@ -125,14 +125,13 @@ class QueryContexts:
         return np.argsort(self.queries.target_row_Q, kind="stable")
 
     def parts(self) -> list[Any]:
-        """Return the rows of the queries and of their contexts."""
-        return [*query_parts(self.queries)]
+        """Return the rows of the queries and of their contexts, as they are given and read."""
+        return [*query_parts(self.queries), self.read.ctx]
 
     def groups(self, place_B: IntArray) -> Iterator[Group]:
         """Yield a group for each length of context."""
-        asked = self.queries.take(place_B)
-        vector_BD = predict(self.model, self.bank, asked)
-        rows = _context_rows(asked)
+        vector_BD = predict(self.model, self.bank, self.read.take(place_B))
+        rows = _context_rows(self.queries.take(place_B))
         num_rows_B = np.array([len(one) for one in rows])
         for length in np.unique(num_rows_B):
             chosen = np.flatnonzero(num_rows_B == length)
@@ -190,7 +189,8 @@ class Batch:
         served: list[Any] = [model_digest(self.model), index.bank.sha256, str(index.facts)]
         if index.pair_N2 is not None:
             served.append(index.pair_N2)
-        return cache_key(served, asked, self.contexts.parts(), torch.__version__)
+        sizes = [MAX_BLOCK, BLOCK_VALUES]
+        return cache_key(served, asked, self.contexts.parts(), sizes, torch.__version__)
 
     def _blocks(self) -> list[IntArray]:
         order_Q, dim = self.contexts.order(), self.retriever.index.bank.dim

@@ -61,7 +61,10 @@ class Decision:
         """Return the verdicts as they came about: in a dry run, or where a promotion failed."""
         failed = {} if failure is None else dict.fromkeys(self.promote, failure)
         found = self.verdicts | failed
-        return {name: told if is_enabled else f"dry run: {told}" for name, told in found.items()}
+        return {
+            name: verdict if is_enabled else f"dry run: {verdict}"
+            for name, verdict in found.items()
+        }
 
     def not_carried_out(self, moved: Sequence[str], reason: str) -> str:
         """Return the line for a promotion that failed after the names `moved` took the alias."""

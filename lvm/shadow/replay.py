@@ -397,12 +397,12 @@ def replay_candidate(
         found = measure(candidate, asked.read_by(candidate.facts.ctx))
     except MeasurementFailed as failure:
         return _unscored(candidate, failure=str(failure))
-    told = {"num_non_finite": found.num_non_finite, "origin": found.origin}
-    told |= {"measured_at": found.at, "seconds": found.seconds}
+    origin = {"num_non_finite": found.num_non_finite, "origin": found.origin}
+    origin |= {"measured_at": found.at, "seconds": found.seconds}
     if found.ranks is None:
-        return _unscored(candidate, **told)
+        return _unscored(candidate, **origin)
     leak = leak_of(candidate.facts, bank, windows, removed)
-    one = _unscored(candidate, **told, leak=leak, latency_ms=found.latency_ms)
+    one = _unscored(candidate, **origin, leak=leak, latency_ms=found.latency_ms)
     if found.val_hit_at_5 is not None:
         one = replace(one, val_hit_at_5=found.val_hit_at_5)
     answers = {name: found.ranks[name] for name in ANSWERS}

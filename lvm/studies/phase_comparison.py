@@ -169,7 +169,7 @@ def _free_report(one: Free) -> dict[str, Any]:
 
 
 def _row_report(row: Row) -> dict[str, Any]:
-    one, told = row.trained, row.trained.report
+    one, report = row.trained, row.trained.report
     published = one.phase.published
     return {
         "name": row.name,
@@ -185,11 +185,11 @@ def _row_report(row: Row) -> dict[str, Any]:
         "published": None if published is None else published_report(published),
         **asdict(row.measured),
         "latency_ms": row.latency_ms,
-        "plan": told["plan"],
-        "optimiser_steps": told["optimiser_steps"],
-        "epochs": len(told["history"]),
-        "best_epoch": told["best_epoch"],
-        "warnings": told["warnings"],
+        "plan": report["plan"],
+        "optimiser_steps": report["optimiser_steps"],
+        "epochs": len(report["history"]),
+        "best_epoch": report["best_epoch"],
+        "warnings": report["warnings"],
     }
 
 
@@ -365,9 +365,9 @@ def _gain(row: Row, before: Row | None, rules: OldGates) -> tuple[bool | None, s
     old, new = before.measured.figures, row.measured.figures
     changes = {"Hit@5": "hit_at_5", "Hit@10": "hit_at_10"}
     gains = {name: new[key] - old[key] for name, key in changes.items()}
-    told = ", ".join(f"{name} {100 * value:+.1f}" for name, value in gains.items())
+    gains_text = ", ".join(f"{name} {100 * value:+.1f}" for name, value in gains.items())
     passed = all(value > rules.gain_above for value in gains.values())
-    return passed, f"{told} points over {before.name}"
+    return passed, f"{gains_text} points over {before.name}"
 
 
 def _converged(report: Mapping[str, Any], rules: OldGates) -> tuple[bool | None, str]:

@@ -1,1 +1,1 @@
-"""What every part needs and nothing of vectors: files, signals, processes, errors."""
+"""Files, signals, processes, errors, settings: needed everywhere, independent of vectors."""

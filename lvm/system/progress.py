@@ -46,7 +46,7 @@ class Ledger:
     bars: list[tqdm] = field(default_factory=list)
     since: float = field(default_factory=lambda: time.monotonic())
 
-    def of_now(self) -> Spent:
+    def current(self) -> Spent:
         """Return the account of the innermost open part."""
         name = self.open_parts[-1][0] if self.open_parts else REST
         return self.spent.setdefault(name, Spent())
@@ -54,7 +54,7 @@ class Ledger:
     def settle(self) -> None:
         """Give the time since the last call to the innermost open part."""
         now = time.monotonic()
-        self.of_now().seconds += now - self.since
+        self.current().seconds += now - self.since
         self.since = now
 
 
@@ -62,11 +62,11 @@ _ledger = Ledger()
 
 
 @contextmanager
-def part(name: str, told: bool = True) -> Iterator[None]:
-    """Account for the block under `name`; no line names it unless `told`."""
+def part(name: str, is_shown: bool = True) -> Iterator[None]:
+    """Account for the block under `name`; no line names it unless `is_shown`."""
     ledger = _ledger
     ledger.settle()
-    ledger.open_parts.append((name, time.monotonic(), told))
+    ledger.open_parts.append((name, time.monotonic(), is_shown))
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def part(name: str, told: bool = True) -> Iterator[None]:
 
 def add_products(operations: float) -> None:
     """Add the operations of matrix products (2 m n k of one product) to the current part."""
-    _ledger.of_now().products += operations
+    _ledger.current().products += operations
 
 
 def count_products(call: Callable[[], Result]) -> tuple[Result, float]:
@@ -177,7 +177,7 @@ def status_line() -> str:
     bars, now = list(_ledger.bars), time.monotonic()
     open_parts = list(_ledger.open_parts)
     names = [name for name, _, _ in open_parts]
-    if (bars and sys.stderr.isatty()) or not all(told for _, _, told in open_parts):
+    if (bars and sys.stderr.isatty()) or not all(is_shown for _, _, is_shown in open_parts):
         return ""
     if not bars:
         return f"{': '.join(names)} ({now - open_parts[-1][1]:.0f} s)" if names else ""
@@ -205,7 +205,7 @@ def report() -> dict[str, Any]:
 
 def merge(parts: Mapping[str, Mapping[str, float]]) -> None:
     """Take over the parts that another process reported while this one waited in a part."""
-    own = _ledger.of_now()
+    own = _ledger.current()
     for name, other in parts.items():
         account = _ledger.spent.setdefault(name, Spent())
         account.seconds += other["seconds"]

@@ -174,15 +174,17 @@ def choose_bank(
                 f"{bank.path}, {_numbers(foreign)} of other banks; give bank=<path of the one "
                 "whose alias it shall be>"
             )
-    told = []
+    lines = []
     if path is None:
         origin = "the default" if card is None else f"of {_numbers([card])}, {role}"
-        told.append(f"bank {bank.path} ({origin})")
+        lines.append(f"bank {bank.path} ({origin})")
     omitted = [one for one in foreign if one.version != registered.baseline]
     if omitted and registered.named is None:
-        told.append(f"left out, as of other banks: {_numbers(omitted)}; give bank=<path> for those")
-    if told:
-        print("; ".join(told), flush=True)
+        lines.append(
+            f"left out, as of other banks: {_numbers(omitted)}; give bank=<path> for those"
+        )
+    if lines:
+        print("; ".join(lines), flush=True)
     return bank
 
 

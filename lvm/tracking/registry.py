@@ -257,8 +257,8 @@ class Registry:
                     f"history says it replaced version {known[-1] if known else 'none'}: use "
                     "promote"
                 )
-            told = {"reason": "rolled back", **(evidence or {})}
-            self._move(now[PREVIOUS], now, told, ROLLED_BACK)
+            evidence = {"reason": "rolled back", **(evidence or {})}
+            self._move(now[PREVIOUS], now, evidence, ROLLED_BACK)
             return now[PREVIOUS], now[BASELINE]
 
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:

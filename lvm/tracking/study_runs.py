@@ -271,9 +271,9 @@ def publish_phases(
     text = phases_text(measured, story)
     runs.log_artifact(text + "\n", "phases.txt")
     print(f"\n{text}", flush=True)
-    told = measured.report() | {"old_decision": old.report(), "decision": decision}
-    told |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow.run_id}
-    publish_report(told, report_path)
+    report = measured.report() | {"old_decision": old.report(), "decision": decision}
+    report |= {"old_gates": [asdict(check) for check in checks], "shadow_run": shadow.run_id}
+    publish_report(report, report_path)
 
 
 def print_round(cell: Cell, record: Mapping[str, float]) -> None:

@@ -36,7 +36,6 @@ from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
 STATES = Path("data/training")
-STATES = Path("data/training")
 CHOICE_QUERIES = 2000
 # The free predictors that can be the best; `eval` shows the others as well.
 SHOWN_FREE = ("copy-last", "ema", "ridge", "context-ridge")
@@ -129,7 +128,7 @@ class Validation:
             self._measured.append(hit_at(rank_Q, 5))
         return measured
 
-    def told(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    def summary(self, measured: Mapping[str, Mapping[str, Any]]) -> str:
         """Return a line with the Hit@5 of the free predictors on the sample."""
         few, many = len(self.sample), len(self.queries)
         on = f"{few:,} of {many:,} val queries, which choose the epoch" if few < many else "val"

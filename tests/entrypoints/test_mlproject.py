@@ -18,8 +18,7 @@ from click.shell_completion import ShellComplete
 from entrypoints import cli, main
 from entrypoints import options as declared
 from entrypoints.cli import EntryPoint, click_options, typed_text
-from entrypoints.fields import option
-from entrypoints.options import OPTIONS, TrainOptions
+from entrypoints.options import OPTIONS, TrainOptions, option
 from entrypoints.train import config_of
 from lvm.chains.walks import WALKS
 from lvm.corpus.python_docs import PACKAGES
@@ -163,7 +162,7 @@ def entry_point(name: str) -> EntryPoint[Any]:
 def test_every_entry_point_of_the_contract_is_there():
     assert set(ENTRIES) == set(CONTRACT)
     files = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
-    assert files - {"cli", "fields", "options"} == {name.replace("-", "_") for name in ENTRIES}
+    assert files - {"cli", "options"} == {name.replace("-", "_") for name in ENTRIES}
 
 
 @pytest.mark.parametrize("name", CONTRACT)

@@ -241,7 +241,7 @@ def test_epochs_are_measured_on_the_first_val_queries(tiny_bank, tmp_path, monke
     measured = validation.measure({"ema": model})["ema"]
     assert measured["hit_at_5"] == pytest.approx((rank_Q <= 5).mean())
     assert measured["sample"]["hit_at_5"] == pytest.approx((rank_Q[:40] <= 5).mean())
-    told = validation.told({"ema": measured})
+    told = validation.summary({"ema": measured})
     assert told.startswith(f"Hit@5 of free predictors on 40 of {len(val):,} val queries")
 
 

@@ -228,24 +228,24 @@ def test_predict_retrieves_passages_from_vectors(promoted, capsys):
 def test_predict_answers_many_contexts_to_a_table(promoted, monkeypatch, capsys):
     """An array, a split, a log with contexts: each answered as one context alone is."""
     bank = open_bank("bank")
-    starts, rows = [100, 350, 700], np.arange(12)
+    starts, rows, k = [100, 350, 700], np.arange(30), 50  # the model reads 20 of the 30 rows
     np.save("many.npy", bank.unit(np.add.outer(starts, rows)))
-    log = {"target_row": [one + 12 for one in starts]}
+    log = {"target_row": [one + 30 for one in starts]}
     log["context_rows"] = [(one + rows).tolist() for one in starts]
     pd.DataFrame(log).to_parquet("log.parquet")
-    assert predict.main(["--context", "many.npy", "--k", "3", "--format", "json"]) == 0
+    assert predict.main(["--context", "many.npy", "--k", str(k), "--format", "json"]) == 0
     alone = json.loads(capsys.readouterr().out)["contexts"]
     for asked in ("--context many.npy", "--queries log.parquet"):
-        assert predict.main([*asked.split(), "--k", "3", "--out", "many.parquet"]) == 0
-        assert "9 passages after 3 contexts, by cosine" in capsys.readouterr().out
+        assert predict.main([*asked.split(), "--k", str(k), "--out", "many.parquet"]) == 0
+        assert "150 passages after 3 contexts, by cosine" in capsys.readouterr().out
         found = pd.read_parquet("many.parquet")
-        assert found["context"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
-        assert found["place"].tolist() == [1, 2, 3] * 3
+        assert found["context"].tolist() == np.repeat([0, 1, 2], k).tolist()
+        assert found["place"].tolist() == [*range(1, k + 1)] * 3
         told = [one for report in alone for one in report["passages"]]
         for name in ("row", "lane", "sequence", "document", "text"):
             assert found[name].tolist() == [one[name] for one in told]
         assert found["score"].tolist() == pytest.approx([one["score"] for one in told], abs=1e-5)
-    assert found["target_row"].tolist() == np.repeat(log["target_row"], 3).tolist()
+    assert found["target_row"].tolist() == np.repeat(log["target_row"], k).tolist()
     a_split_is_answered_in_blocks_and_goes_on(monkeypatch)
 
 

@@ -131,6 +131,24 @@ def test_an_interrupted_study_goes_on_to_the_same_end(workplace, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--study", "a b"], "study: 'a b' is not a name"),
+        (["--space", "none.yaml"], "space none.yaml: not a readable YAML file"),
+        (["--space", "batch.yaml"], "batch_size: the space varies it; leave it at auto"),
+        (["--space", "narrow.yaml"], "space: lr: 0.01 to 0.05 must include its default 0.002"),
+        (["--bank", "nowhere"], "bank nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(workplace, words, reason, capsys):
+    Path("batch.yaml").write_text("batch_size: {choices: [2, 4]}\n")
+    Path("narrow.yaml").write_text("lr: {low: 0.01, high: 0.05}\n")
+    arguments = [*TINY.split(), "--space", "space.yaml", "--study", "bad", *words]
+    assert tune.main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {reason}")
+
+
+@pytest.mark.parametrize(
     ("words", "different"),
     [
         (["--epochs", "4"], "epochs"),

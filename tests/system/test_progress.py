@@ -112,7 +112,7 @@ def test_a_command_is_never_silent(
 
 
 def test_what_speaks_for_itself_is_not_told():
-    with part("train", told=False):
+    with part("train", is_shown=False):
         assert progress.status_line() == ""
     assert "train" in progress.report()["parts"]
 
