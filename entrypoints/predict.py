@@ -41,7 +41,7 @@ from lvm.tracking.logged_models import (
 )
 from lvm.tracking.registry import BASELINE_URI, Registry
 from lvm.tracking.runs import publish_report
-from lvm.windows.planning import SPLITS
+from lvm.windows.planning import SPLITS, first_read
 
 TABLE, JSON = "table", "json"
 BLOCKS = Path("data/predictions")
@@ -68,10 +68,10 @@ def body(options: PredictOptions) -> None:
     if options.out is not None:
         return answer_all(options, predictor, bank, ctx)
     context_BTD = read_contexts(options, bank)
-    num_read = min(ctx, context_BTD.shape[1])
+    num_read = context_BTD.shape[1] - first_read(context_BTD.shape[1], ctx)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
-    prediction_BD = predict_contexts(predictor.model, context_BTD[:, -ctx:])
+    prediction_BD = predict_contexts(predictor.model, context_BTD, ctx)
     wanted = Wanted(options.k, options.rerank, options.keep_context)
     row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted)
     reports = [

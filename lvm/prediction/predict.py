@@ -22,7 +22,7 @@ from lvm.bank.bank import Bank
 from lvm.models.tmd_experts import TMDExperts, top_gates
 from lvm.system.progress import add_products, count_products, steps
 from lvm.system.seeding import generator
-from lvm.windows.planning import Queries
+from lvm.windows.planning import Queries, first_read
 
 POSITIONS_PER_PASS = 16_000
 
@@ -185,8 +185,15 @@ def _answers(
     return prediction_QD
 
 
-def predict_contexts(model: nn.Module, context_BTD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the predicted unit vector (B, D) that follows each context (B, T, D) of unit rows."""
+def predict_contexts(
+    model: nn.Module, context_BTD: NDArray[np.float32], ctx: int | None = None
+) -> NDArray[np.float32]:
+    """Return the predicted unit vector (B, D) that follows each context (B, T, D) of unit rows.
+
+    With `ctx`, contexts are read from their row `first_read` on.
+    """
+    if ctx is not None:
+        context_BTD = context_BTD[:, first_read(context_BTD.shape[1], ctx) :]
     num_rows = context_rows(model) or context_BTD.shape[1]
     return _forward(model, context_BTD[:, -num_rows:])[:, -1]
 
@@ -315,12 +322,3 @@ def laid_out_for_steps(model: nn.Module) -> nn.Module:
         if weight.ndim == 2:
             weight.data = weight.data.t().contiguous().t()
     return turned
-
-
-def first_read(num_rows: int, ctx: int) -> int:
-    """Return the first row that is read of a context of `num_rows` rows, as in `plan_readings`.
-
-    A context beyond ctx loses its oldest fifths of ctx: at least its last 0.8 ctx rows are read.
-    """
-    stride = max(1, ctx // 5)
-    return -(-max(0, num_rows - ctx) // stride) * stride

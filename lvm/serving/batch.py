@@ -102,7 +102,7 @@ class ArrayContexts:
     def groups(self, place_B: IntArray) -> Iterator[Group]:
         """Yield one group; raises ValueError for zero and non-finite vectors."""
         unit_BTD = unit_contexts(self.array_QTD[place_B], self.dim)
-        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD[:, -self.ctx :])
+        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx)
 
 
 class QueryContexts:

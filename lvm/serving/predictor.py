@@ -25,7 +25,6 @@ from lvm.models.facts import Facts
 from lvm.models.weights import load_model
 from lvm.prediction.predict import (
     Stream,
-    first_read,
     laid_out_for_steps,
     open_stream,
     predict_contexts,
@@ -62,7 +61,9 @@ IntArray = NDArray[np.int64]
 MAX_PASSAGES = 1000
 MAX_IN_ALL = 100_000  # passages of one request, each a dict of some 500 bytes
 COSINES = 2**24  # compared at a time: 64 MB
-SPARE = 32  # candidates beyond those asked for, of which the context may hold some
+# Candidates beyond those asked for, of which the context may hold some: 95 % of 60 contexts of
+# 1,000 docstring rows held at most 12 of the best 17. Each costs 0.04 ms at 768 dims.
+SPARE = 12
 
 
 @dataclass(frozen=True)
@@ -296,8 +297,7 @@ class ServedPredictor(PythonModel):
         """Return the predictions (B, D); a context by itself may continue an earlier one."""
         if self._memory is not None and len(unit_BTD) == 1:
             return self._memory.predict(unit_BTD[0])[None]
-        start = first_read(unit_BTD.shape[1], self.facts.ctx)
-        return predict_contexts(self.model, unit_BTD[:, start:])
+        return predict_contexts(self.model, unit_BTD, self.facts.ctx)
 
     def _session(
         self, name: str, position: int, batches: list[FloatArray]

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvm.prediction.predict import first_read, laid_out_for_steps
+from lvm.prediction.predict import laid_out_for_steps
+from lvm.windows.planning import first_read
 
 FloatArray = NDArray[np.float32]
 MAX_BYTES = 2**28

@@ -21,6 +21,8 @@ def texts_in(model_input: Any) -> list[Context] | None:
 
     One string alone is a batch of one. None if they are not texts.
     """
+    if isinstance(model_input, np.ndarray) and model_input.dtype.kind in "biuf":
+        return None  # a list of many numbers takes long to make
     contexts = model_input.tolist() if isinstance(model_input, np.ndarray) else model_input
     contexts = [contexts] if isinstance(contexts, str) else contexts
     is_text = isinstance(contexts, list) and bool(contexts) and all(map(_is_text, contexts))

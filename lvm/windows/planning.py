@@ -104,10 +104,10 @@ class ContextQueries(Queries):
         return self
 
     def as_read(self, ctx: int) -> "ContextQueries":
-        """Return the same queries with contexts cut to their last `ctx` rows, as served."""
+        """Return the same queries, each with the rows of its context that are read, as served."""
         if ctx >= self.ctx:
             return self
-        read_Q = as_objects([rows[-ctx:] for rows in self.context_row_Q])
+        read_Q = as_objects([rows[first_read(len(rows), ctx) :] for rows in self.context_row_Q])
         return replace(self, ctx=ctx, context_row_Q=read_Q)
 
     def num_rows(self) -> NDArray[np.int64]:
@@ -131,6 +131,16 @@ class ContextQueries(Queries):
         column = np.concatenate([np.zeros(0, np.int64), *covered])
         ones = np.ones(len(column), np.float32)
         return sparse.csr_matrix((ones, column, bound_Q1), shape=(len(self), len(row_K)))
+
+
+def first_read(num_rows: int, ctx: int) -> int:
+    """Return the first row that is read of a context of `num_rows` rows.
+
+    A context beyond ctx loses its oldest fifths of ctx, so that at least its last 0.8 ctx rows are
+    read: a context that grows is read anew once in a fifth of ctx rows.
+    """
+    stride = max(1, ctx // 5)
+    return -(-max(0, num_rows - ctx) // stride) * stride
 
 
 def context_queries(

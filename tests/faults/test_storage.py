@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
+from benchmarks.http import ask, http_server, json_body
 from lvm.bank.bank import open_bank
+from lvm.shadow.request_log import read_conversations
+from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import open_windows
 from tests.faults.commands import Command, Ended
 from tests.faults.disks import PAGE, Disk, mounted
 from tests.faults.workplace import steady
+from tests.served import baseline_of
 from tests.synthetic import make_bank
 
 pytestmark = pytest.mark.faults
@@ -221,3 +225,36 @@ def test_read_only_folders(tally, small, undisturbed):
         if entry != "shadow_eval":
             assert place.result(entry) == undisturbed.result(entry)
     check_whole(place)
+
+
+def test_a_request_log_on_a_full_or_read_only_disk(tally, disk, empty_store, tmp_path):
+    """The server answers all the while, tells each failure in one line, and loses no request."""
+    bank, server_log = make_bank(tmp_path / "bank", num_sequences=3), tmp_path / "server.log"
+    folder, num_asked = disk.path / "requests", 0
+    folder.mkdir()
+
+    def ask_until(line: str, times: int) -> None:
+        nonlocal num_asked
+        while server_log.read_text().count(line) < times:
+            assert num_asked < 5000
+            body = json_body(bank.unit(slice(num_asked, num_asked + 1))[None], session="one")
+            assert ask(address, body)[0] == 200
+            num_asked += 1
+
+    settings = {"LVM_REQUEST_LOG": str(folder)}
+    with (
+        baseline_of(bank, empty_store),
+        http_server(BASELINE_URI, server_log, **settings) as address,
+    ):
+        disk.leave(0)
+        with tally.injecting("disk full: request log"):
+            ask_until("cannot be written", 1)
+            disk.empty()
+            ask_until("is written again; lost requests: none", 1)
+        with tally.injecting("read-only folder: request log"):
+            with disk.read_only():
+                ask_until("cannot be written", 2)
+            ask_until("is written again; lost requests: none", 2)
+    assert server_log.read_text().count("LVM_REQUEST_LOG") == 4
+    (conversation,) = read_conversations(folder)
+    assert len(conversation.parts) == num_asked

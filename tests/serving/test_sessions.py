@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lvm.prediction.predict import first_read, predict_contexts
+from lvm.prediction.predict import predict_contexts
 from lvm.serving import sessions
 from lvm.serving.sessions import Memory, cache_bytes
 from tests.prediction.test_streaming import DIM, TOLERANCE, VARIANTS, rows, toy
@@ -19,7 +19,7 @@ ROOM = 2**24
 
 def uncached(model, context_TD: np.ndarray) -> np.ndarray:
     """Return the prediction (D,) after a context that no server has seen."""
-    return predict_contexts(model, context_TD[None, first_read(len(context_TD), CTX) :])[0]
+    return predict_contexts(model, context_TD[None], CTX)[0]
 
 
 def close(found_D: np.ndarray, expected_D: np.ndarray) -> bool:
