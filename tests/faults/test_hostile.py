@@ -196,7 +196,7 @@ def test_nothing_in_the_source_reads_a_pickle() -> None:
         "eval",
     ):
         assert not calls(name), name
-    # A replay's process reads the job that its parent has just written for it, in a folder of its own.
+    # A process of a replay reads the job that its parent has just written for it.
     assert [place.split(":")[0] for place, _ in calls("pickle.loads")] == ["workers.py"]
     for place, call in calls("yaml.load"):
-        assert ast.unparse(call.args[1]) == "_Plain", place
+        assert ast.unparse(call.args[1]) == "_PlainLoader", place
