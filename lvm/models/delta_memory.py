@@ -18,7 +18,7 @@ HEAD_DIM = 32
 KEYS = 128  # key features of a head of the recall
 RECALL_HEADS = 2
 # A register that writes all rows alike holds mostly noise. Large random weights of its gate let it
-# prefer some rows from the start: a key announced once is learned to 98 %, with 1.0 to 40 %.
+# prefer some rows from the start: a key announced once is learned, with 1.0 only in part.
 GATE_GAIN = 5.0
 STRENGTHS = (
     -1.0,
