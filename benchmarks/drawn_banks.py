@@ -102,51 +102,51 @@ def echo(distance: int, *, sequences: int = 48, rows: int = 4000) -> Drawn:
     return _drawn(vector_SLD, answer_SLD, reach_SL, 40)
 
 
-def announced_key(*, sequences: int = 1200) -> Drawn:
-    """The first ten rows announce one of eight keys, which defines a shift for the whole sequence.
+def announced_key(*, sequences: int = 1500) -> Drawn:
+    """The first ten rows announce one of eight keys, which decides how the question is answered.
 
-    After a gap of 5 to 600 independent rows come twelve questions. A question is a row with the
-    question mark and a random part of `QUESTION_DIM` features; the next row is that part moved by
-    the shift of the key. Sequences go whole to one split.
+    After a gap of 5 to 600 independent rows comes the question, a row with the question mark and a
+    random part of `QUESTION_DIM` features; the next and last row is that part moved by the shift of
+    the key. A second question would be answered by what the first answer shows of the shift.
+    Sequences go whole to one split.
     """
     random = generator(0, "announced key")
     key_KD, shift_KE = _tags(random, 8), _unit(random.standard_normal((8, QUESTION_DIM)))
     parts = []
     for sequence in range(sequences):
-        first = 10 + int(5 * 120 ** random.random())
-        rows, key = first + 24, int(random.integers(8))
+        asked = 10 + int(5 * 120 ** random.random())
+        rows, key = asked + 2, int(random.integers(8))
         vector_LD = _filler(random, 1, rows)[0]
         answer_LD, reach_L = np.zeros_like(vector_LD), np.zeros(rows, dtype=np.int64)
         vector_LD[:10] = _noisy(np.repeat(key_KD[key : key + 1], 10, axis=0), NOISE, random)
-        for row in range(first, rows, 2):
-            question_E = _unit(random.standard_normal(QUESTION_DIM))
-            vector_LD[row] = 0.0
-            vector_LD[row, 1], vector_LD[row, -QUESTION_DIM:] = 0.6, 0.8 * question_E
-            answer_LD[row + 1, -QUESTION_DIM:] = _unit(question_E + 1.5 * shift_KE[key])
-            vector_LD[row + 1] = _noisy(answer_LD[row + 1], NOISE, random)
-        # Later answers follow from the first one; only the first needs the announcement.
-        reach_L[first + 1] = first + 1
+        question_E = _unit(random.standard_normal(QUESTION_DIM))
+        vector_LD[asked] = 0.0
+        vector_LD[asked, 1], vector_LD[asked, -QUESTION_DIM:] = 0.6, 0.8 * question_E
+        # With a shift of length 1.5 every third answer is found without the key.
+        answer_LD[-1, -QUESTION_DIM:] = _unit(question_E + 2 * shift_KE[key])
+        vector_LD[-1] = _noisy(answer_LD[-1], NOISE, random)
+        reach_L[-1] = asked + 1
         document_L = 9 * sequence + np.arange(rows) * 9 // rows
         parts.append((vector_LD, answer_LD, reach_L, np.full(rows, sequence), document_L))
     return Drawn(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def returning_topic(*, sequences: int = 32, rows: int = 4000) -> Drawn:
-    """Topics of 30 rows; 500 to 1,000 rows after a topic its cue row brings it back.
+    """Topics of ten rows; 500 rows or more after a topic its cue row brings it back.
 
-    A topic begins with one of eight cue rows; its rows scatter around a centre that is drawn for
+    A topic begins with one of sixteen cue rows; its rows scatter around a centre that is drawn for
     each first visit. The return begins with the same cue. Queries are the first rows after a cue.
     """
     random = generator(0, "returning topic")
-    vector_SLD, cue_KD = _filler(random, sequences, rows), _tags(random, 8)
+    vector_SLD, cue_KD = _filler(random, sequences, rows), _tags(random, 16)
     answer_SLD = np.zeros_like(vector_SLD)
     reach_SL = np.zeros((sequences, rows), dtype=np.int64)
     for sequence in range(sequences):
-        centre_KD = np.zeros((8, DIM))
-        last_K = np.full(8, -1)
-        for row in range(0, rows - 30, 30):
-            visited = [k for k in range(8) if last_K[k] >= 0 and row - last_K[k] >= 500]
-            fresh = [k for k in range(8) if last_K[k] < 0]
+        centre_KD = np.zeros((16, DIM))
+        last_K = np.full(16, -1)
+        for row in range(0, rows - 10, 10):
+            visited = [k for k in range(16) if last_K[k] >= 0 and row - last_K[k] >= 500]
+            fresh = [k for k in range(16) if last_K[k] < 0]
             if visited and random.random() < 0.5:
                 cue = int(random.choice(visited))
                 answer_SLD[sequence, row + 1] = centre_KD[cue]
@@ -159,8 +159,8 @@ def returning_topic(*, sequences: int = 32, rows: int = 4000) -> Drawn:
             else:
                 continue
             vector_SLD[sequence, row] = _noisy(cue_KD[cue], NOISE, random)
-            around_LD = np.repeat(centre_KD[cue : cue + 1], 29, axis=0)
-            vector_SLD[sequence, row + 1 : row + 30] = _noisy(around_LD, 0.9, random)
+            around_LD = np.repeat(centre_KD[cue : cue + 1], 9, axis=0)
+            vector_SLD[sequence, row + 1 : row + 10] = _noisy(around_LD, 0.9, random)
             vector_SLD[sequence, row + 1] = _noisy(centre_KD[cue], NOISE, random)
     return _drawn(vector_SLD, answer_SLD, reach_SL, 40)
 

@@ -127,7 +127,7 @@ def draw(results: dict[str, dict[str, Any]]) -> Figure:
         axes.set_ylim(-3, 110)
         axes.grid(color="0.9")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    figure.legend(handles, labels, loc="outside upper center", ncols=6)
     figure.supxlabel("rows of context")
     figure.supylabel("Hit@5, % of the oracle's")
     return figure

@@ -18,7 +18,7 @@ from lvm.system.progress import part
 from lvm.windows.planning import IntArray, Queries
 
 MEASURED_QUERIES = 100
-MAX_SECONDS = 10.0
+MAX_SECONDS = 3.0
 MEASURED_ROWS = 200
 SEARCHED = 500  # predictions for which the index is compared with exact search
 

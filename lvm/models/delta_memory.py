@@ -17,6 +17,9 @@ BLOCK = 64
 HEAD_DIM = 32
 KEYS = 128  # key features of a head of the recall
 RECALL_HEADS = 2
+# A register that writes all rows alike holds mostly noise. Large random weights of its gate let it
+# prefer some rows from the start: a key announced once is learned, with 1.0 only in part.
+GATE_GAIN = 5.0
 STRENGTHS = (
     -1.0,
     -4.0,
@@ -274,6 +277,7 @@ class DeltaLayer(nn.Module):
             map_.bias[rows:] = 0
         strength, keep = self.rates.bias.chunk(2)
         strength[:registers] = torch.linspace(-2, -6, registers)
+        self.rates.weight[:registers] *= GATE_GAIN
         strength[registers:] = 0
         keep[:] = 8
 

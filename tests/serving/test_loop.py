@@ -49,7 +49,7 @@ def test_what_was_asked_decides_who_is_served(tmp_path, empty_store, monkeypatch
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert registry.aliases() == {"baseline": better, "previous": before}
+    assert registry.aliases() == {"baseline": better, "previous": before}, run.stdout
     replay = run_of("shadow-eval")
     table = mlflow.artifacts.download_artifacts(f"runs:/{replay.info.run_id}/queries.parquet")
     asked = pd.read_parquet(table)
