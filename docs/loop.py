@@ -7,12 +7,15 @@ through the test rows of a bank; each is a session that sends one row at a time.
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from benchmarks.http import ask, http_server, packed_body
 from lvm.bank.bank import open_bank
+from lvm.shadow.request_log import FILES
 from lvm.windows.export import ensure_windows
 from lvm.windows.planning import SPLITS
 
@@ -27,6 +30,7 @@ def main() -> None:
     uri = f"models:/{options.registry}@baseline"
     with http_server(uri, Path("server.log"), LVM_REQUEST_LOG=options.requests) as address:
         num_asked = read_on(address, options.bank, options.ctx)
+        wait_for_log(Path(options.requests), num_asked)
     print(f"asked {num_asked:,} times; the requests are in {options.requests}", flush=True)
     words = ["--bank", options.bank, "--registry", options.registry, "--ctx", str(options.ctx)]
     words += ["--queries", options.requests, "--promote", "enabled"]
@@ -51,6 +55,15 @@ def read_on(address: str, bank_path: str, ctx: int) -> int:
                 raise RuntimeError(answer.decode())
         num_asked += len(parts)
     return num_asked
+
+
+def wait_for_log(folder: Path, num_asked: int, seconds: float = 60.0) -> None:
+    """Wait until all requests are on disk; a server that ends loses those of its last second."""
+    last = time.monotonic() + seconds
+    while sum(pq.read_metadata(path).num_rows for path in folder.glob(FILES)) < num_asked:
+        if time.monotonic() > last:
+            raise RuntimeError(f"{folder}: not all {num_asked:,} requests are logged")
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ FloatArray = NDArray[np.float32]
 FILES = "requests-*.parquet"
 FILE_BYTES = 16 * 2**20  # a file that has so many is complete, the next one begins
 WAITING_BYTES = 64 * 2**20  # held in memory while the folder cannot be written
-PAUSES = 9.0  # times what a write took, and at least SHORTEST seconds, until the next
-SHORTEST = 0.05
+PAUSES = 9.0  # times what a write took, between SHORTEST and LONGEST seconds, until the next
+SHORTEST, LONGEST = 0.05, 1.0
 SERVER, NUMBER, SESSION, POSITION, VECTORS = "server", "number", "session", "position", "vectors"
 _log = logging.getLogger("mlflow.lvm")  # MLflow's servers show this logger's lines
 
@@ -53,8 +53,9 @@ class Request:
 class RequestLog:
     """Appends requests to the parquet files of a folder, in a thread of its own.
 
-    The newest file is replaced as a whole by each write, so files are complete at any time; writes
-    take a tenth of the thread's time, so a kill loses the requests of the last second. While the
+    The newest file is replaced as a whole by each write, so files are complete at any time. The end
+    of the server loses the requests since the last write, about a second's: uvicorn ends by the
+    signal itself, after which no exit handler runs. While the
     folder cannot be written, requests wait in memory, newer ones beyond WAITING_BYTES are dropped;
     the first failure is a warning.
     """
@@ -118,7 +119,8 @@ class RequestLog:
             self._wake.clear()
             begin = time.perf_counter()
             self.flush()
-            time.sleep(max(SHORTEST, PAUSES * (time.perf_counter() - begin)))
+            took = time.perf_counter() - begin
+            time.sleep(min(LONGEST, max(SHORTEST, PAUSES * took)))
 
     def _table(self, request: Request, number: int) -> pa.Table:
         vector = pa.list_(pa.float32(), request.sent_TD.shape[1])
