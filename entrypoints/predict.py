@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,14 +110,18 @@ def answer_all(options: PredictOptions, predictor: Predictor, bank: Bank, ctx: i
     wanted = Wanted(options.k, options.rerank, options.keep_context)
     out = Path(str(options.out))
     num = Batch(contexts, retriever, predictor.model, wanted, BLOCKS).write(out)
-    report: dict[str, Any] = {"model": predictor.facts.model, "bank_sha256": bank.sha256}
-    report |= {"out": str(out)} | {
+    score = score_name(retriever, options.rerank, predictor.facts)
+    report = {
+        "model": predictor.facts.model,
+        "bank_sha256": bank.sha256,
+        "out": str(out),
         "contexts": len(contexts),
         "passages": num,
         "search": str(retriever.index.facts),
+        "score": score,
+        "sha256": file_sha256(out),
     }
-    score = score_name(retriever, options.rerank, predictor.facts)
-    publish_report(report | {"score": score, "sha256": file_sha256(out)}, None)
+    publish_report(report, None)
     print(f"{num:,} passages after {len(contexts):,} contexts, by {score}: {out}")
 
 

@@ -71,17 +71,16 @@ class Readings:
 def plan_readings(queries: Queries, context_rows: int | None = None) -> Readings:
     """Plan passes that answer up to ctx / 5 neighbouring queries each.
 
-    A reading starts on a grid of ctx / 5 rows, counted from the start of the sequence. A query
-    whose context is shorter than ctx is read with its whole context, any other with at least its
-    last 0.8 ctx rows; rows outside the context are never read. If the predictor uses at most
+    A reading starts on a grid of ctx / 5 rows, counted from the start of the sequence: at the
+    `first_read` row of what stands before a query in its sequence. If the predictor uses at most
     `context_rows` < ctx rows, each query is read with exactly these.
     """
-    stride = max(1, queries.ctx // 5)
-    if context_rows is not None and context_rows < queries.ctx:
-        queries, stride = queries.with_ctx(context_rows), 1
     history_Q = queries.target_row_Q - queries.sequence_start_Q
-    steps_Q = -(-np.maximum(history_Q - queries.ctx, 0) // stride)
-    start_Q = queries.sequence_start_Q + steps_Q * stride
+    if context_rows is not None and context_rows < queries.ctx:
+        skipped_Q = np.maximum(history_Q - context_rows, 0)
+    else:
+        skipped_Q = first_read(history_Q, queries.ctx)
+    start_Q = queries.sequence_start_Q + skipped_Q
     first_row_R, reading_Q = np.unique(start_Q, return_inverse=True)
     position_Q = queries.target_row_Q - 1 - start_Q
     num_rows_R = np.zeros(len(first_row_R), dtype=np.int64)

@@ -110,6 +110,14 @@ def hit_metrics(
     return found
 
 
+def order_metrics(
+    prefix: str, plain: Mapping[str, Any], served: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return `hit_metrics` of the plain order, and `corrected_hit_at_5` of the served one."""
+    metrics = hit_metrics(prefix, plain, plain["ci95"])
+    return metrics | hit_metrics(f"{prefix}corrected_", served, served["ci95"], SERVED)
+
+
 def read_difference(entry: Mapping[str, Any]) -> Difference:
     """Return the difference stored in a JSON report, where None stands for NaN."""
     values: dict[str, Any] = {

@@ -55,9 +55,8 @@ class RequestLog:
 
     The newest file is replaced as a whole by each write, so files are complete at any time. The end
     of the server loses the requests since the last write, about a second's: uvicorn ends by the
-    signal itself, after which no exit handler runs. While the
-    folder cannot be written, requests wait in memory, newer ones beyond WAITING_BYTES are dropped;
-    the first failure is a warning.
+    signal itself, after which no exit handler runs. While the folder cannot be written, requests
+    wait in memory, newer ones beyond WAITING_BYTES are dropped; the first failure is a warning.
     """
 
     def __init__(self, folder: Path) -> None:

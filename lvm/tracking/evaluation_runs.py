@@ -21,7 +21,7 @@ from lvm.models.skip import Skip
 from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import context_figure, examples_page
 from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
-from lvm.report.tables import SERVED, hit_metrics
+from lvm.report.tables import order_metrics
 from lvm.retrieval.index import ensure_index
 from lvm.system.settings import LaneRules
 from lvm.tracking import runs
@@ -81,9 +81,7 @@ def measure_subject(
     )
     evaluations = [replace(e, per_query=e.per_query.assign(split=split)) for e in evaluations]
     report["leaky"] = subject.is_leaky()
-    served = report["corrected"]
-    metrics = hit_metrics(f"{split}/", report, report["ci95"])
-    metrics |= hit_metrics(f"{split}/corrected_", served, served["ci95"], SERVED)
+    metrics = order_metrics(f"{split}/", report, report["corrected"])
     runs.log_metrics(metrics, model_id=subject.predictor.model_id, dataset=inputs.dataset)
     queries = windows.queries[split].head(report["queries"])
     return Measurement(subject, queries, report, evaluations)
@@ -120,9 +118,7 @@ def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
         predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
     )
     runs.log_artifact(ranks, "reranked.parquet")
-    plain, served = found["plain"], found["corrected"]
-    metrics = hit_metrics(f"{split}/reranked_", plain, plain["ci95"])
-    metrics |= hit_metrics(f"{split}/reranked_corrected_", served, served["ci95"], SERVED)
+    metrics = order_metrics(f"{split}/reranked_", found["plain"], found["corrected"])
     runs.log_metrics(metrics, model_id=predictor.model_id, dataset=inputs.dataset)
     return found
 

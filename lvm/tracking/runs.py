@@ -168,7 +168,8 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
 def child_run(name: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Open a nested run; everything in the block is logged to it.
 
-    It ends FINISHED; KILLED on a stop signal; FAILED on any exception, with the tag `error`.
+    It ends FINISHED; KILLED on a stop signal; FAILED on any exception, a ValueError with its words
+    in the tag `error`.
     """
     with mlflow.start_run(
         run_name=name,

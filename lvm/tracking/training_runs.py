@@ -18,14 +18,14 @@ from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
 from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
-from lvm.report.tables import SERVED, hit_metrics
+from lvm.report.tables import order_metrics
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.system.environment import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
-from lvm.tracking.registry import ARTIFACT, Registry, metric_tags
+from lvm.tracking.registry import ARTIFACT, NAME, Registry, metric_tags
 from lvm.tracking.runs import publish_report
 from lvm.training.checkpoint import state_sha256
 from lvm.training.config import Settings, as_dict
@@ -235,7 +235,7 @@ def finish_training(
 
 def next_commands(reference: str, registry: str | None) -> str:
     """Return the commands to type after a training; `registry` is None if it was not registered."""
-    named = "" if registry in (None, "lvm") else f" --registry {registry}"
+    named = "" if registry in (None, NAME) else f" --registry {registry}"
     lines = [f"next: lvm eval --model {reference}{named}   # test figures, beside free predictors"]
     if registry is not None:
         lines.append(f"then: lvm shadow-eval --promote enabled{named}   # the new baseline?")
@@ -244,9 +244,7 @@ def next_commands(reference: str, registry: str | None) -> str:
 
 def log_best(inputs: Inputs, model_id: str, result: TrainResult, own: Evaluation) -> None:
     """Log the figures of the best epoch with the model."""
-    served = own.report["corrected"]
-    best = hit_metrics("best/", own.report, own.report["ci95"])
-    best |= hit_metrics("best/corrected_", served, served["ci95"], SERVED)
+    best = order_metrics("best/", own.report, own.report["corrected"])
     runs.log_metrics(
         best | {"best/epoch": result.best_epoch},
         step=len(result.history),  # after the epochs, whose figures are of the sample

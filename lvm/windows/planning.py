@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from lvm.bank.bank import Bank, duplicate_groups
 from lvm.system.seeding import generator
 
 IntArray = NDArray[np.int64]
+Rows = TypeVar("Rows", int, IntArray)
 SplitArray = NDArray[np.int8]
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -133,14 +134,15 @@ class ContextQueries(Queries):
         return sparse.csr_matrix((ones, column, bound_Q1), shape=(len(self), len(row_K)))
 
 
-def first_read(num_rows: int, ctx: int) -> int:
-    """Return the first row that is read of a context of `num_rows` rows.
+def first_read(num_rows: Rows, ctx: int) -> Rows:
+    """Return the first row that is read of a context of `num_rows` rows, or of each of several.
 
     A context beyond ctx loses its oldest fifths of ctx, so that at least its last 0.8 ctx rows are
     read: a context that grows is read anew once in a fifth of ctx rows.
     """
     stride = max(1, ctx // 5)
-    return -(-max(0, num_rows - ctx) // stride) * stride
+    first: Rows = -((ctx - num_rows) // stride) * stride  # rounded up
+    return first * (num_rows > ctx)
 
 
 def context_queries(
