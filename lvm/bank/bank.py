@@ -226,7 +226,7 @@ def write_bank(
     with atomic_replace(path) as folder:
         folder.mkdir()
         shape = files.write_vectors(folder / files.VECTORS, vectors, len(rows), dtype)
-        files.write_rows(folder, rows)
+        files.write_rows(folder / files.ROWS, rows)
         names = (files.VECTORS, files.ROWS)
         contents = {
             "format": files.FORMAT,
@@ -451,10 +451,19 @@ def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
     Hundreds of copies of one sentence are common, and their pairs would grow quadratically.
     """
-    digests = [hashlib.blake2b(vector, digest_size=16).digest() for vector in bank.vectors]
-    copy_N, _ = pd.factorize(np.array(digests, dtype="V16").astype(object))
-    _, first_U = np.unique(copy_N, return_index=True)
-    return copy_N.astype(np.int64), first_U.astype(np.int64)
+    digests = bytearray()
+    for block_bD in files.read_blocks(bank.vectors):
+        for vector in block_bD:
+            digests += hashlib.blake2b(vector, digest_size=16).digest()
+    half_N2 = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order_N = np.lexsort(half_N2.T)  # stable: copies are in row order
+    is_new_N = np.append(True, (np.diff(half_N2[order_N], axis=0) != 0).any(axis=1))
+    first_N = np.empty(bank.num_rows, np.int64)
+    first_N[order_N] = np.repeat(
+        order_N[is_new_N], np.diff(np.flatnonzero(np.append(is_new_N, True)))
+    )
+    first_U, copy_N = np.unique(first_N, return_inverse=True)
+    return copy_N.astype(np.int64), first_U
 
 
 def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np.int64]:

@@ -319,13 +319,13 @@ def files_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
-def write_rows(folder: Path, rows: pd.DataFrame) -> None:
-    """Write rows.parquet."""
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a row table."""
     if TEXT in rows and rows[TEXT].isna().all():
         rows = rows.assign(**{TEXT: pd.Series([None] * len(rows), rows.index, object)})
     try:
-        with write_errors_name(folder / ROWS):
-            pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
+        with write_errors_name(path):
+            pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), path)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"rows: {error}; a column holds values of one kind") from error
 

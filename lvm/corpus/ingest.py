@@ -194,7 +194,7 @@ def _maker(
     if len(first) == 1:
         return lambda: _encode_bank(first[0], stream, model, path, created_by)
     writer = ShardWriter(path, encoder, created_by, "float16", options.table_rows)
-    return lambda: _write_shards(writer, TextShards(source, encoder, options))
+    return lambda: write_shards(writer, TextShards(source, encoder, options))
 
 
 def _open_text(source: str, options: SourceOptions) -> CorpusStream:
@@ -333,7 +333,7 @@ class VectorShards:
         for start in range(0, len(rows), self.options.table_rows):
             some = rows[start : start + self.options.table_rows]
             blocks = cut.take(len(some))
-            yield Shard(some, lambda blocks=blocks: (blocks, slice(None)))
+            yield Shard(some, partial(_all_of, blocks))
             for _ in blocks:  # those of a shard that is not written here
                 pass
 
@@ -343,7 +343,7 @@ class VectorShards:
 
 
 @dataclass(frozen=True)
-class _OwnShards:
+class OwnShards:
     """The task of one process: to write every `size`-th shard that is not finished."""
 
     writer: ShardWriter
@@ -362,11 +362,11 @@ class _OwnShards:
         return (num_shards, *self.source.omitted())
 
 
-def _write_shards(writer: ShardWriter, source: ShardSource) -> _Made:
+def write_shards(writer: ShardWriter, source: ShardSource) -> _Made:
     """Write the shards of a large source, shared among the processes of this command."""
     writer.start()
     with part("shards"):
-        (num_shards, tallies, notes), *_ = share(_OwnShards(writer, source))
+        (num_shards, tallies, notes), *_ = share(OwnShards(writer, source))
     records = writer.finish(num_shards)
     dropped = sum((tally.dropped for tally in tallies.values()), Counter[str]())
     dropped[ZERO_VECTOR] += sum(record["zero"] for record in records)
@@ -435,18 +435,23 @@ def _copy_vectors(
 
     A whole copy of a bank extends the banks that this extends; a part may lack some of their rows.
     """
-    found, bases = _Vectors.of(opened, path, options), ()
+    found = _Vectors.of(opened, path, options)
+    bases: tuple[str, ...] = ()
     if isinstance(opened, Bank):
         encoder = encoder if opened.encoder == UNKNOWN_ENCODER else opened.encoder
         bases = opened.bases if found.is_whole else ()
     if len(found.rows) > options.table_rows:
         rows = options.table_rows
         writer = ShardWriter(path, encoder, created_by, found.dtype, rows, bases)
-        return _write_shards(writer, VectorShards(source, path, options, found))
+        return write_shards(writer, VectorShards(source, path, options, found))
     made = write_bank(
         path, found.blocks(), found.rows, encoder, created_by, found.dtype, True, bases
     )
     return _Made(made, notes=found.notes)
+
+
+def _all_of(blocks: Iterable[np.ndarray]) -> tuple[Iterable[np.ndarray], slice]:
+    return blocks, slice(None)
 
 
 def _only(blocks: Iterable[np.ndarray], kept: IntArray) -> Iterable[np.ndarray]:
@@ -474,7 +479,7 @@ def row_names(bank: Bank) -> pd.DataFrame:
         rows["text"] = texts
     if bank.path.is_dir():
         splits = read_columns(row_files(bank.path), ("split",))
-        rows = rows.assign(**{name: splits[name].to_numpy() for name in splits})
+        rows = rows.join(splits)
     return rows
 
 

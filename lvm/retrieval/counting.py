@@ -254,8 +254,9 @@ class Tally:
     @classmethod
     def empty(cls, num_queries: int) -> "Tally":
         """Return the tally of no candidates."""
-        best = np.full(num_queries, SCORE_TIE), np.full(num_queries, -1)
-        return cls(*np.zeros((2, num_queries, 2)), *best)
+        num_all_Q2, num_hidden_Q2 = np.zeros((2, num_queries, 2))
+        best_lead_Q, best_column_Q = np.full(num_queries, SCORE_TIE), np.full(num_queries, -1)
+        return cls(num_all_Q2, num_hidden_Q2, best_lead_Q, best_column_Q)
 
     def merge(self, other: "Tally") -> None:
         """Add the tally of other candidates; of equally good best ones the first is kept."""

@@ -33,9 +33,9 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong in a task of another rank, in one line."""
+    """The error that ended a rank's part of a task."""
 
-    reason: str
+    error: Exception
 
 
 @dataclass(frozen=True)
@@ -102,40 +102,55 @@ class World:
         All ranks must enter. The others come out when rank 0 does, and then skip the block's body:
         `with world.assisted() as leads: if leads: ...`.
         """
-        if self.size > 1 and not self.is_main:
+        if self.size == 1:
+            yield True
+        elif not self.is_main:
             self._assist()
-        elif self.size > 1:
-            _helped.worlds.append(self)
+            yield False
+        else:
+            yield from self._lead()
+
+    def _lead(self) -> Iterator[bool]:
+        _helped.worlds.append(self)
+        is_reachable = True
         try:
-            yield self.is_main
+            yield True
+        except BaseException as error:
+            # After a lost rank, or a stop signal amid a task, the others do not wait for a task.
+            is_reachable = isinstance(error, Exception) and not isinstance(error, ConnectionError)
+            raise
         finally:
-            if self.size > 1 and self.is_main:
-                _helped.worlds.remove(self)
+            _helped.worlds.remove(self)
+            if is_reachable:
                 self.from_main(None)
 
     def _assist(self) -> None:
         """Run the tasks of rank 0 until it sends none."""
         progress.silence()
-        while (task := self.from_main(None)) is not None:
-            result: Any
-            try:
-                result = task.run(self.rank, self.size)
-            except (ValueError, OSError) as error:
-                result = _Failure(str(error))
-            self._to_main(result)
+        while (task := self.from_main(None)) is not None:  # type: ignore[var-annotated]
+            self._to_main(self._own_part(task))
 
     def run(self, task: Task) -> list[Any]:
-        """Share a task out, as rank 0 in a block of `assisted`; return the results by rank."""
+        """Share a task out, as rank 0 in a block of `assisted`; return the results by rank.
+
+        An error in one part is raised here, once all parts have ended.
+        """
         self.from_main(task)
         _helped.worlds.remove(self)  # a task does not share tasks: the others are busy with it
         try:
-            results = self._to_main(task.run(self.rank, self.size))
+            results = self._to_main(self._own_part(task))
         finally:
             _helped.worlds.append(self)
-        failed = next((one for one in results if isinstance(one, _Failure)), None)
-        if failed is not None:
-            raise ValueError(failed.reason)
+        for one in results:
+            if isinstance(one, _Failure):
+                raise one.error
         return results
+
+    def _own_part(self, task: Task) -> Any:
+        try:
+            return task.run(self.rank, self.size)
+        except Exception as error:
+            return _Failure(error)
 
     def _to_main(self, value: Any) -> list[Any]:
         """Return every rank's `value` on rank 0, nothing on the others."""
