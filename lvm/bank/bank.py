@@ -1,4 +1,4 @@
-"""The bank: a checked store of ordered vectors with their row table; groups of duplicate rows.
+"""The bank: a checked store of ordered vectors with their row table.
 
 Shapes: N bank rows, D vector dim, b rows of one block.
 """
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from lvm.bank import files
 from lvm.bank.files import map_array
@@ -34,8 +32,6 @@ from lvm.bank.shards import SHARD_ROWS, Vectors, are_stored, shard_files
 from lvm.system.atomic import atomic_replace, is_damaged, with_checksum, write_errors_name
 from lvm.system.distributed import Task, launched_rank, share
 from lvm.system.errors import one_line_errors
-from lvm.system.progress import part
-from lvm.system.seeding import generator
 from lvm.system.settings import file_inside, parse_json
 
 __all__ = [
@@ -53,13 +49,6 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 UNKNOWN_ENCODER = "unknown"  # encoder of vectors that came without its name
-
-PROJECTION_DIMS = 8  # fastest of 4 to 32 on 120,000 text vectors: fewer pairs, yet a short search
-SAMPLE_ROWS = 4096
-BLOCK_PAIRS = 65536
-SAME_SCORE = 0.999  # rows with at least this cosine are duplicates
-SCORE_SLACK = 1e-6  # rounding of a float32 cosine
-DISTANCE_SLACK = 1e-5  # rounding of a float32 projection
 
 
 def unit_rows(vectors: Vectors, rows: IntArray | slice) -> FloatArray:
@@ -420,79 +409,3 @@ def share_rows(bank: Bank, task: Task) -> list[Any]:
     """Run a task on the rows of a bank on all processes; alone if the rows are not its files."""
     is_stored = bank.path.is_dir() and are_stored(bank.vectors)
     return share(task) if is_stored else [task.run(0, 1)]
-
-
-@part("duplicates")
-def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[np.int64]:
-    """Return for each row the smallest row of its duplicate group (itself if it has no duplicates).
-
-    Rows with a cosine of at least `threshold` are in one group, as are rows joined by a chain of
-    such rows. The search is exact: an orthonormal projection never lengthens a distance, so pairs
-    near in the full space are near in the projected one, where a k-d tree finds them. Raises
-    ValueError unless 0 < threshold <= 1.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: must be above 0 and at most 1")
-    copy_N, first_U = _byte_copies(bank)
-    pairs_P2 = _near_pairs(bank, first_U, threshold)
-    score_P = _pair_scores(bank, first_U[pairs_P2])
-    joined = pairs_P2[score_P >= threshold - SCORE_SLACK]
-    graph = coo_matrix(
-        (np.ones(len(joined), dtype=bool), (joined[:, 0], joined[:, 1])), shape=(len(first_U),) * 2
-    )
-    _, group_U = connected_components(graph, directed=False)
-    group_N = group_U[copy_N]
-    _, smallest = np.unique(group_N, return_index=True)
-    return smallest[group_N].astype(np.int64)
-
-
-def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Number the rows by their stored bytes; return the numbers and the first row of each.
-
-    Hundreds of copies of one sentence are common, and their pairs would grow quadratically.
-    """
-    digests = bytearray()
-    for block_bD in files.read_blocks(bank.vectors):
-        for vector in block_bD:
-            digests += hashlib.blake2b(vector, digest_size=16).digest()
-    half_N2 = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    order_N = np.lexsort(half_N2.T)  # stable: copies are in row order
-    is_new_N = np.append(True, (np.diff(half_N2[order_N], axis=0) != 0).any(axis=1))
-    first_N = np.empty(bank.num_rows, np.int64)
-    first_N[order_N] = np.repeat(
-        order_N[is_new_N], np.diff(np.flatnonzero(np.append(is_new_N, True)))
-    )
-    first_U, copy_N = np.unique(first_N, return_inverse=True)
-    return copy_N.astype(np.int64), first_U
-
-
-def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np.int64]:
-    """Return all pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`."""
-    # Imported here: it takes 0.2 s, and most processes read the groups from disk.
-    from scipy.spatial import cKDTree
-
-    basis_DE = _principal_basis(bank, row_U)
-    blocks = np.array_split(row_U, len(row_U) // SAMPLE_ROWS + 1)
-    point_UE = np.concatenate([bank.unit(block) @ basis_DE for block in blocks])
-    radius = np.sqrt(2 - 2 * threshold) + DISTANCE_SLACK
-    return cKDTree(point_UE).query_pairs(radius, output_type="ndarray")
-
-
-def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
-    """Return orthonormal columns (D, E) along which a sample of the rows varies most."""
-    random = generator(0, "duplicates")
-    sample = random.choice(row_U, min(SAMPLE_ROWS, len(row_U)), replace=False)
-    unit_SD = bank.unit(np.sort(sample)).astype(np.float64)
-    centred_SD = unit_SD - unit_SD.mean(axis=0)
-    _, vector_DD = np.linalg.eigh(centred_SD.T @ centred_SD)
-    return vector_DD[:, ::-1][:, :PROJECTION_DIMS].astype(np.float32)
-
-
-def _pair_scores(bank: Bank, pair_P2: IntArray) -> npt.NDArray[np.float32]:
-    """Return the cosine of each pair of rows."""
-    score_P = np.empty(len(pair_P2), dtype=np.float32)
-    for start in range(0, len(pair_P2), BLOCK_PAIRS):
-        block = slice(start, start + BLOCK_PAIRS)
-        left_PD, right_PD = bank.unit(pair_P2[block, 0]), bank.unit(pair_P2[block, 1])
-        score_P[block] = np.einsum("pd,pd->p", left_PD, right_PD)
-    return score_P

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
-from lvm.bank.bank import Bank, FloatArray, duplicate_groups, unit_rows
+from lvm.bank.bank import Bank, FloatArray, unit_rows
+from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.row_table import IntArray
 from lvm.bank.shards import Vectors
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology

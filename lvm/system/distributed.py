@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and a process alone may not n
 Value = TypeVar("Value")
 # Others wait while rank 0 reads or logs; a process that ended is noticed at once, see `_peers`.
 PATIENCE = timedelta(days=1)
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
 
@@ -188,7 +189,7 @@ def launched_size() -> int:
 
 
 def _is_launched() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return LAUNCHED in os.environ
 
 
 @contextmanager
