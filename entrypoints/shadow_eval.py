@@ -37,14 +37,8 @@ def body(options: ShadowOptions) -> None:
     """Replay the same queries through every candidate; decide by the gates who is baseline."""
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
-    wanted = Wanted(
-        options.candidates,
-        options.bank,
-        options.ctx,
-        by_lane=options.rerank == LANE,
-        register=is_enabled,
-        registry=Registry(options.registry),
-    )
+    chosen = (options.candidates, options.bank, options.ctx)
+    wanted = Wanted(*chosen, options.rerank == LANE, is_enabled, Registry(options.registry))
     field = gather(wanted, log)
     bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.files import file_sha256, map_array
 from lvm.corpus.encoders import TextEncoder
 from lvm.corpus.reading import read_text_file
@@ -41,13 +41,11 @@ from lvm.system.progress import steps
 from lvm.tracking.datasets import default_ctx, log_bank, make_inputs
 from lvm.tracking.logged_models import Predictor, open_logged, open_subject
 from lvm.tracking.registry import Registry
-from lvm.windows.planning import SPLITS, ContextQueries, Queries
+from lvm.windows.planning import SPLITS, ContextQueries, IntArray, Queries
 
 BLOCK_VALUES = 2**25  # of the contexts of a block: 128 MB
 MAX_BLOCK = 2000
 TABLE_CONTEXTS = 10_000  # written at a time
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 Group = tuple[IntArray, FloatArray, FloatArray]
 
 
