@@ -84,7 +84,7 @@ def run_page(run: mlflow.entities.Run) -> str:
 def test_the_run_list_has_our_names_and_columns(visit, see):
     visit(runs_page())
     columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
-    names = ("memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 8 candidates")
+    names = ("memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 9 candidates")
     cells = [re.compile(f"^{word}$") for word in ("memory_gru", "2B", "3.5", "dense")]
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
@@ -160,7 +160,7 @@ def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
 def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
     version = registry.aliases()["baseline"]
     visit(f"/#/models/lvm/versions/{version}")
-    texts = ("@ baseline", "shadow-eval 8 candidates", "Took the alias by", "corrected Hit@5")
+    texts = ("@ baseline", "shadow-eval 9 candidates", "Took the alias by", "corrected Hit@5")
     see("baseline", f"Version {version}", *texts, re.compile(f"^\\s*{INTERVAL}$"))
 
 
