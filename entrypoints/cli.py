@@ -201,10 +201,6 @@ def refuse(reason: str) -> None:
     print(f"error: {line}", file=sys.stderr)
 
 
-def no_check(options: Any) -> None:
-    """Accept all options."""
-
-
 def stop_at_signals() -> None:
     """Let a stop signal end this process, even in a collective operation; no run is open."""
     from lvm.system.processes import SIGNALS
@@ -225,7 +221,7 @@ class EntryPoint(Generic[Options]):
     name: str
     options_class: type[Options]
     body: Callable[[Options], None]
-    check: Callable[[Options], None] = no_check
+    check: Callable[[Options], None] | None = None
 
     def __call__(self, arguments: list[str] | None = None) -> int:
         return call(self.command(), f"lvm {self.name}", arguments)
@@ -237,7 +233,7 @@ class EntryPoint(Generic[Options]):
     def run(self, **values: Any) -> int:
         """Do the work for parsed values; return the exit code."""
         from lvm.system.distributed import launched_rank
-        from lvm.system.errors import explain_failure
+        from lvm.system.errors import Printable, explain_failure
         from lvm.tracking.store import STORE_ERRORS
 
         if launched_rank() > 0:
@@ -248,7 +244,8 @@ class EntryPoint(Generic[Options]):
         try:
             with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
                 options = self.options_class(**values)
-                self.check(options)
+                if self.check is not None:
+                    self.check(options)
                 self._open(options)
         except (ValueError, OSError, *STORE_ERRORS) as error:
             refuse(explain_failure(error))
@@ -276,28 +273,6 @@ class EntryPoint(Generic[Options]):
             self.body(options)
             runs.log_artifact(progress.report(), runs.SPENT)
         print(progress.time_line(), file=sys.stderr, flush=True)
-
-
-class Printable:
-    """A text stream that escapes what the terminal cannot show, and control characters.
-
-    Names and texts from files must not steer the terminal.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write `text`; escape control characters except tab and newline."""
-        from lvm.system.errors import printable
-
-        shown = printable(text, kept="\n\t")
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def start(*words: str) -> NoReturn:

@@ -23,7 +23,7 @@ from lvm.bank.row_table import (
     KINDS,
     TMD_LANES,
     UNASSIGNED,
-    IntArray,
+    Integers,
     row_table,
     run_starts,
     with_sequence,
@@ -40,7 +40,7 @@ __all__ = [
     "UNKNOWN_ENCODER",
     "Bank",
     "FloatArray",
-    "IntArray",
+    "Integers",
     "open_bank",
     "open_loose",
     "unit_rows",
@@ -51,7 +51,7 @@ FloatArray = npt.NDArray[np.float32]
 UNKNOWN_ENCODER = "unknown"  # encoder of vectors that came without its name
 
 
-def unit_rows(vectors: Vectors, rows: IntArray | slice) -> FloatArray:
+def unit_rows(vectors: Vectors, rows: Integers | slice) -> FloatArray:
     """Return `vectors[rows]` (..., D) as float32, of length 1 each; none may be zero."""
     picked = np.asarray(vectors[rows], dtype=np.float32)
     return picked / np.linalg.norm(picked, axis=-1, keepdims=True)
@@ -91,11 +91,11 @@ class Bank:
     def dim(self) -> int:
         return int(self.vectors.shape[1])
 
-    def unit(self, rows: IntArray | slice) -> FloatArray:
+    def unit(self, rows: Integers | slice) -> FloatArray:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
         return unit_rows(self.vectors, rows)
 
-    def unit_ascending(self, row_B: IntArray) -> FloatArray:
+    def unit_ascending(self, row_B: Integers) -> FloatArray:
         """Return `unit` of ascending rows, (B, D); contiguous rows are read as one slice."""
         first, last = int(row_B[0]), int(row_B[-1])
         is_run = last - first + 1 == len(row_B)

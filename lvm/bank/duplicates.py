@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lvm.bank.bank import Bank, FloatArray, SharedBank, share_rows
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.system.progress import part
 from lvm.system.seeding import generator
 
@@ -86,7 +86,7 @@ class _PairTask:
     """
 
     bank: SharedBank
-    row_U: IntArray
+    row_U: Integers
     basis_DE: FloatArray
     threshold: float
     slab_rows: int
@@ -119,7 +119,7 @@ class _PairTask:
         return np.concatenate(found)
 
 
-def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
+def _principal_basis(bank: Bank, row_U: Integers) -> npt.NDArray[np.float32]:
     """Return orthonormal columns (D, E) along which a sample of the rows varies most."""
     random = generator(0, "duplicates")
     sample = random.choice(row_U, min(SAMPLE_ROWS, len(row_U)), replace=False)
@@ -129,7 +129,7 @@ def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
     return vector_DD[:, ::-1][:, :PROJECTION_DIMS].astype(np.float32)
 
 
-def _pair_scores(bank: Bank, pair_P2: IntArray) -> npt.NDArray[np.float32]:
+def _pair_scores(bank: Bank, pair_P2: Integers) -> npt.NDArray[np.float32]:
     """Return the cosine of each pair of rows."""
     score_P = np.empty(len(pair_P2), dtype=np.float32)
     for start in range(0, len(pair_P2), BLOCK_PAIRS):

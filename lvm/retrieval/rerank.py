@@ -37,8 +37,6 @@ from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
 from lvm.system.progress import part
 from lvm.windows.planning import ContextQueries, IntArray, Queries, Windows
 
-Ranks = NDArray[np.float64]
-
 NONE, LANE = "none", "lane"
 RERANKS = (NONE, LANE)
 SIZE = 200
@@ -280,8 +278,8 @@ def shortlist(
 
 
 def reranked_ranks(
-    listed: Shortlist, score_QC: FloatArray, rank_Q: Ranks, tie: float = SCORE_TIE
-) -> Ranks:
+    listed: Shortlist, score_QC: FloatArray, rank_Q: NDArray[np.float64], tie: float = SCORE_TIE
+) -> NDArray[np.float64]:
     """Return the ranks (Q,) after re-ranking the lists by `score_QC`, float64.
 
     rank = 1 + better + ties / 2 within the list; scores closer than `tie` are equal. A truth that
@@ -462,8 +460,8 @@ def old_rule_scores(listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray) -
 
 
 def true_lane_ranks(
-    listed: Shortlist, rank_Q: Ranks, true_code_Q: IntArray, code_N: IntArray
-) -> Ranks:
+    listed: Shortlist, rank_Q: NDArray[np.float64], true_code_Q: IntArray, code_N: IntArray
+) -> NDArray[np.float64]:
     """Return the ranks (Q,) if the true lane were known: candidates of that lane come first.
 
     This is the ceiling of any lane classifier on the same lists. The truth counts as of its own
