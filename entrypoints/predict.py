@@ -23,7 +23,7 @@ from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
-from lvm.retrieval.rerank import LANE
+from lvm.retrieval.rerank import NONE
 from lvm.serving.batch import ArrayContexts, Batch, QueryContexts, map_contexts
 from lvm.serving.predictor import Retriever, Wanted
 from lvm.serving.texts import TextEncoder
@@ -66,13 +66,13 @@ def body(options: PredictOptions) -> None:
     ctx = options.ctx or predictor.facts.ctx
     if options.out is not None:
         return answer_all(options, predictor, bank, ctx)
-    context_BTD = read_contexts(options, bank)
+    context_BTD, sentences = read_contexts(options, bank)
     num_read = context_BTD.shape[1] - first_read(context_BTD.shape[1], ctx)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(options, predictor, bank, ctx)
     prediction_BD = predict_contexts(predictor.model, context_BTD, ctx)
     wanted = Wanted(options.k, options.rerank, options.keep_context)
-    row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted)
+    row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted, sentences)
     reports = [
         {
             "model": predictor.facts.model,
@@ -165,11 +165,11 @@ def open_retriever(
     is_own = facts.bank_sha256 == bank.sha256
     if not is_own:
         facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
-    if options.rerank == LANE and not is_own:
+    if options.rerank != NONE and not is_own:
         raise ValueError(
-            f"rerank: {options.model} knows the lanes of {facts.bank}, not {bank.path}"
+            f"rerank: {options.model} knows the lanes and words of {facts.bank}, not {bank.path}"
         )
-    if options.rerank == LANE and options.model in FREE_MODELS:
+    if options.rerank != NONE and options.model in FREE_MODELS:
         raise ValueError(
             f"rerank: {options.model} is fitted here without lanes; name a registered version of it"
         )
@@ -184,10 +184,15 @@ def score_name(retriever: Retriever, rerank: str, facts: Facts) -> str:
     return f"{name} ({OWN_COUNTED})" if is_older else name
 
 
-def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
-    """Return the contexts (B, T, D) as unit rows; raises ValueError if the file holds none."""
+def read_contexts(
+    options: PredictOptions, bank: Bank
+) -> tuple[NDArray[np.float32], list[list[str]] | None]:
+    """Return the contexts (B, T, D) as unit rows, with their sentences if they are given as text.
+
+    Raises ValueError if the file holds none.
+    """
     if options.context is not None:
-        return unit_contexts(map_contexts(Path(options.context)), bank.dim)
+        return unit_contexts(map_contexts(Path(options.context)), bank.dim), None
     path = Path(str(options.text))
     try:
         sentences = read_text_file(path)
@@ -197,9 +202,8 @@ def read_contexts(options: PredictOptions, bank: Bank) -> NDArray[np.float32]:
         raise ValueError(f"text: {error}") from None
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
-    return TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>").encode(
-        sentences
-    )[None]
+    encoder = TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>")
+    return encoder.encode(sentences)[None], [sentences]
 
 
 main = EntryPoint("predict", PredictOptions, body, check)

@@ -5,6 +5,7 @@ Shapes: B contexts of a block, T time, D vector dim, K passages, Q contexts in a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from lvm.bank.bank import Bank
 from lvm.bank.files import file_sha256, map_array
 from lvm.models.weights import model_digest
 from lvm.prediction.predict import predict_contexts, unit_contexts
+from lvm.retrieval.lexical import RECENT_ROWS
 from lvm.serving.predictor import Retriever, Wanted
 from lvm.shadow.replay import predict, query_parts
 from lvm.system.atomic import (
@@ -38,7 +40,7 @@ MAX_BLOCK = 2000
 TABLE_CONTEXTS = 10_000  # written at a time
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-Group = tuple[IntArray, FloatArray, FloatArray]
+Group = tuple[IntArray, FloatArray, FloatArray, list[list[str]] | None]
 
 
 class Contexts(Protocol):
@@ -59,7 +61,10 @@ class Contexts(Protocol):
         """Return what tells these contexts apart from others, for `cache_key`."""
 
     def groups(self, place_B: IntArray) -> Iterator[Group]:
-        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D)."""
+        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D).
+
+        Then the texts of the last rows of each, None if they are not known.
+        """
 
 
 def map_contexts(path: Path) -> NDArray[np.floating]:
@@ -102,7 +107,7 @@ class ArrayContexts:
     def groups(self, place_B: IntArray) -> Iterator[Group]:
         """Yield one group; raises ValueError for zero and non-finite vectors."""
         unit_BTD = unit_contexts(self.array_QTD[place_B], self.dim)
-        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx)
+        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx), None
 
 
 class QueryContexts:
@@ -136,7 +141,17 @@ class QueryContexts:
         for length in np.unique(num_rows_B):
             chosen = np.flatnonzero(num_rows_B == length)
             unit_BTD = self.bank.unit(np.stack([rows[one] for one in chosen]))
-            yield place_B[chosen], unit_BTD, vector_BD[chosen]
+            yield place_B[chosen], unit_BTD, vector_BD[chosen], self._texts_of(rows, chosen)
+
+    def _texts_of(self, rows: list[IntArray], chosen: IntArray) -> list[list[str]] | None:
+        text_N = self._text_N
+        if text_N is None:
+            return None
+        return [text_N[rows[one][-RECENT_ROWS:]].tolist() for one in chosen]
+
+    @cached_property
+    def _text_N(self) -> NDArray[np.object_] | None:
+        return self.bank.texts()
 
 
 def _context_rows(queries: Queries) -> list[IntArray]:
@@ -201,9 +216,9 @@ class Batch:
         position = {int(place): number for number, place in enumerate(place_B)}
         row_BK = np.full((len(place_B), self.wanted.k), -1, np.int64)
         score_BK = np.full(row_BK.shape, -np.inf, np.float32)
-        for places, unit_BTD, vector_BD in self.contexts.groups(place_B):
+        for places, *group, texts in self.contexts.groups(place_B):
             at = [position[int(place)] for place in places]
-            row_BK[at], score_BK[at] = self.retriever.best(unit_BTD, vector_BD, self.wanted)
+            row_BK[at], score_BK[at] = self.retriever.best(*group, self.wanted, texts)
         return Entry({"rows": row_BK, "scores": score_BK})
 
     def _write_table(self, path: Path, row_QK: IntArray, score_QK: FloatArray) -> int:

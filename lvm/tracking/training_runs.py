@@ -20,7 +20,7 @@ from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import order_metrics
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import fit_reranker
 from lvm.system.environment import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
@@ -212,7 +212,7 @@ def finish_training(
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, wanted.phase, bank, windows, result.config.recipe)
     step = result.best_epoch
-    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
+    reranker = fit_reranker(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(
         result.model, facts, own.row_correction, step, reranker, wanted.log_bank
     )

@@ -13,16 +13,18 @@ from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
 from lvm.retrieval import rerank as reranking
-from lvm.retrieval.rerank import (
-    BETAS,
-    Shortlist,
+from lvm.retrieval.lanes import (
     calibration,
     context_features,
     fit_lane_classifier,
-    fit_reranker,
     lane_codes,
-    likely_temperature,
     means_of,
+)
+from lvm.retrieval.rerank import (
+    BETAS,
+    Shortlist,
+    fit_reranker,
+    likely_temperature,
     old_rule_scores,
     true_lane_ranks,
 )

@@ -17,7 +17,8 @@ from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.prediction.predict import check_contexts, predict_contexts
 from lvm.retrieval.exact import top_rows
-from lvm.retrieval.rerank import means_of, reranker_if_lanes
+from lvm.retrieval.lanes import means_of
+from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.serving import predictor
 from lvm.tracking import logged_models, runs
 from lvm.tracking.registry import Registry
