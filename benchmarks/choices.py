@@ -12,7 +12,7 @@ from tabulate import tabulate
 from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import DECAYS, PENALTIES, decay_models, ridge_models
 from lvm.evaluation.metrics import hit_at
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import Ranks, rank_together, selection_score
 from lvm.retrieval.hubness import BETAS, penalties
 from lvm.windows.export import ensure_windows

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from lvm.bank.bank import open_bank
 from lvm.evaluation.free_predictors import FREE, fit_free_predictors
 from lvm.evaluation.metrics import figures, hit_at, paired_difference, points
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import rank_together
 from lvm.retrieval.hubness import fit_hubness
 from lvm.windows.export import ensure_windows

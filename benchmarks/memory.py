@@ -23,8 +23,8 @@ from benchmarks.drawn_banks import BANKS, Drawn
 from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import document_interval, hit_at
+from lvm.models.predict import predict_queries
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train

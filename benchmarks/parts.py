@@ -19,8 +19,8 @@ from torch import nn
 from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.evaluation.metrics import Difference, figures, hit_at, paired_difference, points
+from lvm.models.predict import predict_queries
 from lvm.models.skip import without
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.hubness import fit_hubness
 from lvm.training.config import TrainConfig

@@ -29,7 +29,7 @@ from benchmarks.text_bank import vectors
 from lvm.bank.bank import Bank, open_bank, write_bank
 from lvm.retrieval.counting import AUTO, BANK_BLOCK, BF16, FP32
 from lvm.retrieval.exact import exact_ranks
-from lvm.system.environment import has_native_bf16
+from lvm.system.processes import has_native_bf16
 from lvm.windows.planning import make_queries
 
 BLOCK = 16_384

@@ -19,8 +19,8 @@ import torch
 from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.facts import facts_of
+from lvm.models.predict import predict_queries
 from lvm.models.table import build_model
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.index import TUNING_QUERIES
 from lvm.tracking import logged_models, runs
 from lvm.tracking.registry import BASELINE, BASELINE_URI, Registry

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import torch
 
+from lvm.models.predict import open_stream
 from lvm.models.table import build_model
-from lvm.prediction.predict import open_stream
 
 PREDICTORS = (
     ("delta_memory", {}),

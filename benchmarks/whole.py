@@ -23,7 +23,7 @@ import mlflow
 import torch
 from tabulate import tabulate
 
-from lvm.system.environment import has_native_bf16, machine, num_cores
+from lvm.system.processes import has_native_bf16, machine, num_cores
 from lvm.system.progress import LOAD, REST
 from lvm.tracking import runs
 

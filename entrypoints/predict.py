@@ -16,17 +16,17 @@ from entrypoints.cli import EntryPoint
 from entrypoints.options import PredictOptions, check_writable
 from lvm.bank.bank import Bank
 from lvm.bank.files import file_sha256
+from lvm.corpus.encoders import TextEncoder
 from lvm.corpus.reading import read_text_file
 from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
+from lvm.models.predict import predict_contexts, unit_contexts
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.report.evaluation import passages_table
 from lvm.report.tables import fenced
 from lvm.retrieval.index import ensure_index
 from lvm.retrieval.rerank import NONE
 from lvm.serving.batch import ArrayContexts, Batch, QueryContexts, map_contexts
 from lvm.serving.predictor import Retriever, Wanted
-from lvm.serving.texts import TextEncoder
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.system.atomic import jsonable
 from lvm.tracking import datasets, logged_models, runs

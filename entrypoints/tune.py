@@ -12,10 +12,10 @@ from typing import Any
 from entrypoints.cli import EntryPoint
 from entrypoints.options import TuneOptions
 from lvm.studies.tuning import SPACE_FILE, read_space
-from lvm.system.environment import checkout_root
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import default_ctx, read_bank
 from lvm.tracking.registry import Registry
+from lvm.tracking.store import checkout_root
 from lvm.tracking.study_runs import one_at_a_time, replay_seed
 from lvm.tracking.tuning_runs import Setup, finish_tuning, run_trial, study_url
 from lvm.training.config import TrainConfig

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from lvm.bank.bank import Bank
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.windows.planning import Queries, Windows
 
 TIE = 1e-6

@@ -10,7 +10,7 @@ import pytest
 
 from lvm.bank.bank import duplicate_groups, open_bank
 from lvm.models.baselines import CopyLast, MovingAverage
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.windows.export import plan_windows
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.drawn_banks import regimes
 from lvm.evaluation.metrics import hit_at
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.training.config import TrainConfig
 from lvm.training.loop import train

@@ -23,8 +23,8 @@ from lvm.evaluation.metrics import (
     paired_difference,
     reciprocal_rank_at,
 )
+from lvm.models.predict import predict_queries, predict_shuffled
 from lvm.models.skip import Skip, without
-from lvm.prediction.predict import predict_queries, predict_shuffled
 from lvm.retrieval.exact import rank_together
 from lvm.system.atomic import jsonable
 from lvm.system.progress import part

@@ -28,7 +28,7 @@ from lvm.evaluation.metrics import (
     paired_difference,
     pool_hit_at,
 )
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together, top_rows
 from lvm.retrieval.hubness import Hubness, fit_hubness
 from lvm.retrieval.lanes import (

@@ -23,9 +23,9 @@ from lvm.models.baselines import (
     Ridge,
     ridge_features,
 )
+from lvm.models.predict import predict_queries
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import Fit, cached_fit
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import rank_together, selection_score
 from lvm.system.progress import add_products, part
 from lvm.system.seeding import generator

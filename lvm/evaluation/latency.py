@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from lvm.bank.bank import Bank, FloatArray
-from lvm.prediction.predict import open_stream, predict_contexts
+from lvm.models.predict import open_stream, predict_contexts
 from lvm.retrieval.exact import top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
 from lvm.system.progress import part

@@ -1,1 +1,1 @@
-"""Predictors as torch modules; `table` lists them by name."""
+"""Predictors as torch modules; `table` lists them by name, `predict` runs them."""

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T time, D vector dim. Every forward maps a context (B, T, D) of unit float32
 vectors to predictions (B, T, D), unit float32; position t uses positions up to t only. A class that
-uses only the last few rows has their number as `context_rows`. `lvm.prediction.predict` describes
+uses only the last few rows has their number as `context_rows`. `lvm.models.predict` describes
 `begin` and `step`.
 """
 

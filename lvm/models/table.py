@@ -15,8 +15,7 @@ from lvm.models.baselines import (
 )
 from lvm.models.delta_memory import DeltaMemory, DeltaMemoryConfig
 from lvm.models.memory_gru import MemoryGRU, MemoryGRUConfig
-from lvm.models.res_mlp import ResMLP, ResMLPConfig
-from lvm.models.skip import Skip, SkipConfig
+from lvm.models.skip import ResMLP, ResMLPConfig, Skip, SkipConfig
 from lvm.models.tmd_experts import TMDExperts, TMDExpertsConfig
 from lvm.models.transformer import Transformer, TransformerConfig
 

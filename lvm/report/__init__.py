@@ -1,1 +1,1 @@
-"""Results as tables and figures, one file per entry point."""
+"""Results of the entry points as tables and figures."""

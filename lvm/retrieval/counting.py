@@ -21,8 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from lvm.bank.bank import Bank, FloatArray
-from lvm.system.environment import has_native_bf16
-from lvm.system.processes import share_blocks
+from lvm.system.processes import has_native_bf16, share_blocks
 from lvm.system.progress import add_products
 from lvm.windows.planning import ContextQueries, IntArray, Queries
 

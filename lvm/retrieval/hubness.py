@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lvm.bank.bank import Bank, FloatArray
+from lvm.models.predict import on_train_rows, predict_queries
 from lvm.models.weights import Fit, cached_fit, model_digest
-from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score, unit_predictions
 from lvm.system.processes import share_blocks
 from lvm.system.progress import add_products, part

@@ -26,8 +26,8 @@ from torch import nn
 from lvm.bank.bank import Bank, FloatArray, duplicate_groups
 from lvm.bank.files import file_sha256
 from lvm.models.facts import Facts
+from lvm.models.predict import predict_queries
 from lvm.models.weights import model_digest
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import checked_correction, top_rows, unit_predictions
 from lvm.system.atomic import (
     atomic_replace,

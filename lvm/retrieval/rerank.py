@@ -23,8 +23,8 @@ from scipy.special import logsumexp
 from torch import nn
 
 from lvm.bank.bank import Bank, FloatArray
+from lvm.models.predict import predict_queries
 from lvm.models.weights import Fit, cached_fit, load_state, model_digest, save_state
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.counting import SCORE_TIE, Competition
 from lvm.retrieval.exact import (
     best_candidates,

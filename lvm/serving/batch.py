@@ -19,8 +19,8 @@ from torch import nn
 
 from lvm.bank.bank import Bank
 from lvm.bank.files import file_sha256, map_array
+from lvm.models.predict import predict_contexts, unit_contexts
 from lvm.models.weights import model_digest
-from lvm.prediction.predict import predict_contexts, unit_contexts
 from lvm.retrieval.lexical import RECENT_ROWS
 from lvm.serving.predictor import Retriever, Wanted
 from lvm.shadow.replay import predict, query_parts

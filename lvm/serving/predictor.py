@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 
 from lvm.bank.bank import SAME_SCORE, Bank, open_bank
 from lvm.bank.files import map_array
+from lvm.corpus.encoders import TextEncoder, sentences_of, texts_in
 from lvm.models.facts import Facts
-from lvm.models.weights import load_model
-from lvm.prediction.predict import (
+from lvm.models.predict import (
     Stream,
     laid_out_for_steps,
     open_stream,
     predict_contexts,
     unit_contexts,
 )
+from lvm.models.weights import load_model
 from lvm.retrieval.index import ServingIndex, ensure_index
 from lvm.retrieval.lanes import lane_codes, lane_names
 from lvm.retrieval.rerank import (
@@ -46,10 +47,9 @@ from lvm.retrieval.rerank import (
     Shortlist,
 )
 from lvm.serving.sessions import Memory, cache_bytes
-from lvm.serving.texts import TextEncoder, sentences_of, texts_in
 from lvm.shadow.request_log import Request, RequestLog
-from lvm.system.environment import server_settings
 from lvm.system.errors import one_line
+from lvm.system.settings import server_settings
 
 Answer = NDArray[np.float32] | dict[str, Any]
 MAX_BYTES = 64 * 2**20  # 43,690 vectors of 384 dims

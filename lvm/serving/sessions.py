@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvm.prediction.predict import laid_out_for_steps
+from lvm.models.predict import laid_out_for_steps
 from lvm.windows.planning import first_read
 
 FloatArray = NDArray[np.float32]

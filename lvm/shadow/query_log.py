@@ -27,7 +27,7 @@ from lvm.bank.tables import (
     read_table,
 )
 from lvm.evaluation.evaluate import MAX_QUERIES
-from lvm.prediction.predict import unit_contexts
+from lvm.models.predict import unit_contexts
 from lvm.retrieval.exact import top_rows
 from lvm.shadow.request_log import Conversation, read_conversations
 from lvm.system.errors import one_line_errors

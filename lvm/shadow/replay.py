@@ -23,7 +23,7 @@ from lvm.bank.bank import Bank, open_bank
 from lvm.evaluation.evaluate import query_table
 from lvm.evaluation.latency import measure_latency
 from lvm.models.facts import Facts, omits_own_document
-from lvm.prediction.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
+from lvm.models.predict import POSITIONS_PER_PASS, predict_contexts, predict_queries
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.rerank import (
@@ -36,7 +36,7 @@ from lvm.retrieval.rerank import (
 )
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
-from lvm.system.environment import machine
+from lvm.system.processes import machine
 from lvm.system.progress import part, steps
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 

@@ -19,8 +19,8 @@ from torch import nn
 from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.metrics import figures
+from lvm.models.predict import predict_queries
 from lvm.models.weights import FIT_VERSION, model_digest
-from lvm.prediction.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
 from lvm.system.seeding import generator

@@ -1,4 +1,4 @@
-"""Settings files: strict JSON and YAML, values checked by type, the thresholds of gates.yaml.
+"""Settings: strict JSON and YAML files, the thresholds of gates.yaml, the settings of a server.
 
 Files may come from anyone: nothing in them is executed, and paths must stay in their folder.
 gates.yaml explains each threshold.
@@ -6,6 +6,7 @@ gates.yaml explains each threshold.
 
 import inspect
 import json
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,12 @@ from lvm.system.errors import one_line_errors
 
 MAX_BYTES = 16 * 2**20  # of a settings file; those that lvm writes have some thousand bytes
 KEY_ERRORS = {"missing", "unexpected_keyword_argument", "extra_forbidden"}
+# What may differ from server to server: a logged model's model_config, environment variables.
+SERVER_SETTINGS = {
+    "bank": "LVM_BANK",
+    "cache_bytes": "LVM_CACHE_BYTES",
+    "request_log": "LVM_REQUEST_LOG",
+}
 GATES_FILE = Path(__file__).parents[1] / "gates.yaml"
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Number = Annotated[float, Field(ge=0, le=1e9)]
@@ -233,3 +240,12 @@ def _read(path: Path, section: str, rules: type[Rules]) -> Rules:
     if not isinstance(contents, dict) or not isinstance(contents.get(section), dict):
         raise ValueError(f"gates {path}: no section '{section}'; see lvm/gates.yaml")
     return validated(rules, contents[section], f"gates {path}: {section}")
+
+
+def server_settings(model_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return SERVER_SETTINGS, each from `model_config`, else from the environment; "" if unset."""
+    given = {name: model_config.get(name) for name in SERVER_SETTINGS}
+    return {
+        name: os.environ.get(variable, "") if given[name] is None else str(given[name])
+        for name, variable in SERVER_SETTINGS.items()
+    }

@@ -17,8 +17,8 @@ from lvm.evaluation.lane_ceilings import Ceilings, lane_ceilings, search_table
 from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes
 from lvm.evaluation.latency import measure_serving
 from lvm.models.facts import omits_own_document
+from lvm.models.predict import predict_queries
 from lvm.models.skip import Skip
-from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import context_figure, examples_page
 from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
 from lvm.report.tables import order_metrics

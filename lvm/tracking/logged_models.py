@@ -26,9 +26,9 @@ from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.retrieval.rerank import NONE, Reranker
 from lvm.system.atomic import write_array
-from lvm.system.environment import SERVER_SETTINGS
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.progress import part
+from lvm.system.settings import SERVER_SETTINGS
 from lvm.tracking.datasets import DEFAULT_BANK, Inputs, default_ctx, make_inputs, read_bank
 from lvm.tracking.registry import (
     ARTIFACT,
@@ -61,6 +61,14 @@ REQUIREMENTS = (
     ),
     *("pyyaml", "regex", "safetensors", "scipy", "sentencex", "torch", "tqdm"),
 )
+# The code that MLflow runs to load a model. It names one class: moves of others leave old models
+# loadable.
+SERVED_BY = """from mlflow.models import set_model
+
+from lvm.serving.predictor import ServedPredictor
+
+set_model(ServedPredictor())
+"""
 READ_ERRORS = (MlflowException, OSError, TypeError, EOFError, ValueError)
 UNFITTED = ("copy-last", "context-mean")
 
@@ -133,12 +141,14 @@ def log_predictor(
         places = {key: str(folder / name) for key, name in artifacts.items()}
         if log_bank:
             places["bank"] = facts.bank
+        code = Path(scratch) / "logged.py"
+        code.write_text(SERVED_BY)
         needed = REQUIREMENTS + (WORDLLAMA,) * (facts.encoder == WORDLLAMA)
         logged = Model.log(
             artifact_path=None,
             flavor=Flavor,
             name=ARTIFACT if facts.kind == TRAINED else facts.model,
-            python_model=str(PACKAGE / "serving" / "logged.py"),
+            python_model=str(code),
             code_paths=[str(PACKAGE)],
             artifacts=places,
             signature=_signature(facts.dim),

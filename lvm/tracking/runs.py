@@ -22,19 +22,21 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
-from lvm.system.environment import checkout_root, is_dirty
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
 from lvm.tracking.store import (
     ERROR,
     PROCESS,
     STORE_ERRORS,
+    checkout_root,
     close_stale_runs,
     configure,
+    is_dirty,
     link_to_moved,
     missing_folder,
     name_first_experiment,
     own_experiment,
+    project_root,
     runs_page,
     saved_view,
     warn_of_moved_artifacts,
@@ -65,7 +67,7 @@ def run(entry: str, parameters: Mapping[str, str]) -> Iterator[str]:
     """
     configure()
     release_unclaimable_run()
-    dirty = is_dirty()
+    dirty = is_dirty(project_root())
     tags = {} if dirty is None else {mlflow_tags.MLFLOW_GIT_DIRTY: str(dirty).lower()}
     tags |= {PROCESS: process_identifier()}
     name_first_experiment()

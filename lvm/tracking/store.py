@@ -1,4 +1,4 @@
-"""The store of the runs: its URI, database and artifacts, its view of the run list, stale runs.
+"""The checkout and the store of its runs: URI, database, artifacts, run list, stale runs.
 
 A stale run is RUNNING although its process has ended.
 """
@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import subprocess
 import sys
 import time
 import zlib
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlflow
+import yaml
 from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
@@ -27,7 +29,6 @@ from mlflow.utils.uri import is_local_uri
 from sqlalchemy import URL, create_engine, make_url
 
 from lvm.system.atomic import scratch_folder
-from lvm.system.environment import entry_points, project_root
 from lvm.system.errors import DATABASE_ERRORS
 from lvm.system.processes import has_ended
 
@@ -85,6 +86,39 @@ PROCESS, ERROR = "process", "error"
 UNCLAIMED_SECONDS = 600.0
 REASON = "its process ended without a word: killed, or out of memory"
 RUNNING = RunStatus.to_string(RunStatus.RUNNING)
+
+
+def project_root() -> Path:
+    """Return the folder of the MLproject file; the working folder if lvm is installed elsewhere."""
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "MLproject").is_file() else Path.cwd()
+
+
+def checkout_root() -> Path:
+    """Return the folder of the MLproject file; raises ValueError if there is none."""
+    root = project_root()
+    if not (root / "MLproject").is_file():
+        raise ValueError(
+            f"MLproject: is not in {root}, and without it no entry point can launch others; run "
+            "this in a checkout of lvm, or the entry points one after another"
+        )
+    return root
+
+
+def entry_points() -> set[str]:
+    """Return the names of the entry points in the MLproject file; empty outside a checkout."""
+    project = Path(__file__).resolve().parents[2] / "MLproject"
+    return set(yaml.safe_load(project.read_text())["entry_points"]) if project.is_file() else set()
+
+
+def is_dirty(folder: Path) -> bool | None:
+    """Tell whether a git repository has uncommitted changes; None outside of one."""
+    command = ["git", "-C", str(folder), "status", "--porcelain"]
+    try:
+        status = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return bool(status.stdout) if status.returncode == 0 else None
 
 
 def configure(root: Path | None = None) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import figures, soft_hit_at
 from lvm.report.phases import PhaseStory, phase_figure, phases_markdown, phases_table, phases_text
-from lvm.report.scaling import (
+from lvm.report.studies import (
     scaling_figure,
     scaling_note,
     scaling_page,

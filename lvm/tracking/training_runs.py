@@ -14,14 +14,14 @@ from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
 from lvm.evaluation.metrics import figures, hit_at, smallest_detectable
 from lvm.models.facts import facts_of
+from lvm.models.predict import predict_queries, predict_routed
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
-from lvm.prediction.predict import predict_queries, predict_routed
 from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
 from lvm.report.tables import order_metrics
 from lvm.retrieval.exact import exact_ranks
 from lvm.retrieval.rerank import fit_reranker
-from lvm.system.environment import num_cores
+from lvm.system.processes import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs

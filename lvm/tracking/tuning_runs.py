@@ -13,14 +13,14 @@ from optuna.trial import TrialState
 from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.report.tables import MARKDOWN, TEXT
-from lvm.report.tuning import (
+from lvm.report.studies import (
     settings_text,
     trials_table,
     tuning_figure,
     tuning_parts,
     tuning_report,
 )
+from lvm.report.tables import MARKDOWN, TEXT
 from lvm.studies.tuning import (
     CTX,
     DEFAULT_TRIAL,
@@ -34,12 +34,11 @@ from lvm.studies.tuning import (
     measure_gain,
     open_study,
 )
-from lvm.system.environment import project_root
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs, log_inputs
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
-from lvm.tracking.store import database_file
+from lvm.tracking.store import database_file, project_root
 from lvm.tracking.study_runs import find_or_launch
 from lvm.tracking.training_runs import (
     CHOICE_QUERIES,

@@ -9,7 +9,7 @@ import torch
 from lvm.models.recurrent import CELLS
 from lvm.models.table import SIZES, TRAINED_MODELS, size_names
 from lvm.models.weights import MAX_SIZE
-from lvm.system.environment import has_amx_bf16
+from lvm.system.processes import has_amx_bf16
 from lvm.training.loss import TEMPERATURE_RANGE
 
 RECIPES = ("dense", "seed")

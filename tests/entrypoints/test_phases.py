@@ -15,7 +15,7 @@ from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import hit_at, smallest_detectable
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage
 from lvm.models.facts import facts_of
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.studies.phases import Planner, is_by_lane, read_phases
 from lvm.tracking import logged_models
 from lvm.tracking import study_runs as phase_runs

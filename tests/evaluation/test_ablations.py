@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lvm.evaluation.controls import run_ablations
+from lvm.models.predict import predict_queries
 from lvm.models.table import build_model
-from lvm.prediction.predict import predict_queries
 from lvm.report.evaluation import ablations_table
 from lvm.windows.export import plan_windows
 from tests.reference import ranks

@@ -18,7 +18,7 @@ from lvm.evaluation.evaluate import evaluate
 from lvm.evaluation.free_predictors import fit_ridge
 from lvm.evaluation.metrics import hit_at
 from lvm.models.baselines import ContextMean, CopyLast, MovingAverage, ridge_features
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.report.evaluation import controls_table
 from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows

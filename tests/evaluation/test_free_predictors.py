@@ -21,8 +21,8 @@ from lvm.evaluation.free_predictors import (
     tuned_decay,
 )
 from lvm.models.baselines import ContextRidge, MovingAverage, NearestSuccessor, ridge_features
+from lvm.models.predict import on_train_rows, predict_contexts, predict_queries
 from lvm.models.table import FREE_MODELS
-from lvm.prediction.predict import on_train_rows, predict_contexts, predict_queries
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows, make_queries
 from tests.reference import ranks, validation_figures

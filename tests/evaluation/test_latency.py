@@ -10,7 +10,7 @@ from lvm.evaluation import latency
 from lvm.evaluation.latency import measure_latency, measure_search, measure_warm_latency
 from lvm.models.baselines import MovingAverage
 from lvm.retrieval.index import build_index
-from lvm.system.environment import machine
+from lvm.system.processes import machine
 from lvm.windows.export import plan_windows
 
 

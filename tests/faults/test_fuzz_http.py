@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from benchmarks.http import ask, http_server, json_body, packed_body
 from lvm.models.baselines import MovingAverage
-from lvm.prediction.predict import predict_contexts
+from lvm.models.predict import predict_contexts
 from lvm.tracking.registry import BASELINE_URI
 from tests.faults.conftest import Tally
 from tests.faults.fuzzing import ODD, fuzz, mutated_bytes, mutated_tree

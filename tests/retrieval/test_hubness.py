@@ -11,8 +11,8 @@ from lvm.bank.bank import Bank
 from lvm.evaluation.free_predictors import fit_nearest_successor
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.models.facts import omits_own_document
+from lvm.models.predict import on_train_rows, predict_queries
 from lvm.models.weights import FIT_VERSION
-from lvm.prediction.predict import on_train_rows, predict_queries
 from lvm.retrieval import hubness
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.hubness import (

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.http import ask, http_server, json_body, packed_body
 from lvm.models.baselines import MovingAverage
-from lvm.prediction.predict import predict_contexts
+from lvm.models.predict import predict_contexts
 from lvm.retrieval.rerank import reranker_if_lanes
 from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import plan_windows

@@ -15,7 +15,7 @@ import pytest
 from lvm.bank.bank import SAME_SCORE, open_bank
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
-from lvm.prediction.predict import check_contexts, predict_contexts
+from lvm.models.predict import check_contexts, predict_contexts
 from lvm.retrieval.exact import top_rows
 from lvm.retrieval.lanes import means_of
 from lvm.retrieval.rerank import reranker_if_lanes

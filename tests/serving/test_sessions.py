@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lvm.prediction.predict import predict_contexts
+from lvm.models.predict import predict_contexts
 from lvm.serving import sessions
 from lvm.serving.sessions import Memory, cache_bytes
-from tests.prediction.test_streaming import DIM, TOLERANCE, VARIANTS, rows, toy
+from tests.models.test_streaming import DIM, TOLERANCE, VARIANTS, rows, toy
 
 CTX = 20
 ROOM = 2**24

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.http import ask, http_server
 from lvm.bank.bank import open_bank, write_bank
-from lvm.corpus.encoders import load_encoder
-from lvm.serving.texts import TextEncoder
+from lvm.corpus.encoders import TextEncoder, load_encoder
 from lvm.tracking.registry import BASELINE_URI
 from tests.served import baseline_of, text_bank
 

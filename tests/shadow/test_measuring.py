@@ -10,8 +10,8 @@ from torch import nn
 from lvm.bank.bank import Bank
 from lvm.models.baselines import ContextMean, CopyLast
 from lvm.models.facts import facts_of
+from lvm.models.predict import predict_contexts
 from lvm.models.table import build_model
-from lvm.prediction.predict import predict_contexts
 from lvm.retrieval.exact import exact_ranks
 from lvm.shadow.replay import Candidate, Questions, measure, measure_here, predict, timed_queries
 from lvm.windows.export import plan_windows

@@ -18,10 +18,9 @@ from mlflow.tracking.fluent import run_id_to_system_metrics_monitor
 from mlflow.utils import mlflow_tags
 
 from lvm.bank.bank import write_bank
-from lvm.system.environment import is_dirty
 from lvm.system.processes import SIGNALS, Stopped, hold_signals
 from lvm.tracking import datasets, runs
-from lvm.tracking.store import PROCESS
+from lvm.tracking.store import PROCESS, is_dirty, project_root
 from lvm.windows.export import ensure_windows
 from tests.synthetic import make_bank
 
@@ -66,7 +65,7 @@ def test_run_logs_its_parameters_its_config_and_the_state_of_the_checkout(store)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "train"
     assert run.data.params == {"lr": "auto", "ctx": "50", "resolved/lr": "0.1"}
-    dirty = {True: "true", False: "false", None: None}[is_dirty()]
+    dirty = {True: "true", False: "false", None: None}[is_dirty(project_root())]
     assert run.data.tags.get("mlflow.source.git.dirty") == dirty
     assert json.loads(runs.read_text(run_id, "config.json")) == {"lr": 0.1, "ctx": 50}
 

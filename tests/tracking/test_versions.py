@@ -11,9 +11,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lvm.models.facts import facts_from_tags, facts_of
+from lvm.models.predict import predict_contexts
 from lvm.models.table import build_model
 from lvm.models.weights import load_model
-from lvm.prediction.predict import predict_contexts
 from lvm.tracking import logged_models, runs
 from lvm.tracking.registry import Registry, description, metric_tags
 from lvm.windows.export import plan_windows

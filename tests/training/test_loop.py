@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lvm.bank.bank import Bank
-from lvm.prediction.predict import predict_queries
+from lvm.models.predict import predict_queries
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.data import Batches
 from lvm.training.distributed import World

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 from lvm.bank.bank import Bank
 from lvm.models import memory_gru
 from lvm.models.memory_gru import SlotMemory
+from lvm.models.predict import laid_out_for_steps, open_stream, predict_queries, unit_contexts
 from lvm.models.table import MODELS, build_model
-from lvm.prediction.predict import laid_out_for_steps, open_stream, predict_queries, unit_contexts
 from lvm.windows.planning import make_queries
 
 DIM, CHUNK, ROWS = 12, 8, 37  # four whole chunks, one of five rows

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvm.evaluation.metrics import Difference
-from lvm.report.scaling import (
+from lvm.report.studies import (
     documents_of,
     parameters_of,
     scaling_figure,

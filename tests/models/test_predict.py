@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from lvm.bank.bank import Bank
-from lvm.models.table import build_model
-from lvm.prediction.predict import (
+from lvm.models.predict import (
     plan_readings,
     predict_contexts,
     predict_queries,
     predict_routed,
     predict_shuffled,
 )
+from lvm.models.table import build_model
 from lvm.windows.export import plan_windows
 from tests.models.test_models import TOY_SIZES
 

@@ -1,1 +1,0 @@
-"""Predictions for contexts, in batches or as a stream; used by training, evaluation and serving."""
