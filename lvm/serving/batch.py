@@ -216,9 +216,10 @@ class Batch:
         position = {int(place): number for number, place in enumerate(place_B)}
         row_BK = np.full((len(place_B), self.wanted.k), -1, np.int64)
         score_BK = np.full(row_BK.shape, -np.inf, np.float32)
-        for places, *group, texts in self.contexts.groups(place_B):
+        for places, unit_BTD, vector_BD, texts in self.contexts.groups(place_B):
             at = [position[int(place)] for place in places]
-            row_BK[at], score_BK[at] = self.retriever.best(*group, self.wanted, texts)
+            found = self.retriever.best(unit_BTD, vector_BD, self.wanted, texts)
+            row_BK[at], score_BK[at] = found
         return Entry({"rows": row_BK, "scores": score_BK})
 
     def _write_table(self, path: Path, row_QK: IntArray, score_QK: FloatArray) -> int:
