@@ -114,7 +114,7 @@ class Client:
     def ask(self, context_TD: np.ndarray, **params: Any) -> None:
         """Send one context; the time includes encoding it and decoding the answer."""
         begin = time.perf_counter()
-        body = packed_body(context_TD[None], k=self._k, **params)
+        body = packed_body(context_TD[None], k=self._k, vectors=False, **params)
         headers = {"Content-Type": "application/json"}
         self._connection.request("POST", "/invocations", body, headers)
         answer = self._connection.getresponse()

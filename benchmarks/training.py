@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import click
 import torch
-from lvm.training.step import make_optimizer
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -21,6 +20,7 @@ from lvm.models.recurrent import CELLS
 from lvm.models.table import build_model
 from lvm.training.config import TrainConfig, resolve
 from lvm.training.loss import SampledSoftmax
+from lvm.training.optimizer import make_optimizer
 
 HIDDEN, LAYERS = 512, 4
 MATRIX = 2048

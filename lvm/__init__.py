@@ -2,6 +2,6 @@
 
 import os
 
-# Waiting threads sleep instead of spinning. With another busy process on a two-core machine this
-# made forward plus backward of memory_gru 4.8 times as fast. Its cost alone is not measured.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Idle threads of OpenMP sleep after a short wait. By default they spin for long and take the core
+# of any other process; asleep at once, a step of a training takes twice as long (docs/LOG.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -1,7 +1,7 @@
 """Predictor with fast weights: it trains an associative memory on each sequence as it reads it.
 
 Shapes: B batch, T time, D vector dim, E = 2 D recent features, H hidden, A heads, R key features
-and V value features of a head, K key features of the recall.
+and V value features of a head, C blocks of S steps, Z = 2 S, K key features of the recall.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, pad, silu
 from lvm.models.layers import Dropout, RMSNorm, unit
 from lvm.models.skip import Residual
 
-BLOCK = 64
+MIN_BLOCK, MAX_BLOCK = 32, 64  # steps; more than key features cost more than they save
 HEAD_DIM = 32
 KEYS = 128  # key features of a head of the recall
 RECALL_HEADS = 2
@@ -39,35 +39,41 @@ def delta_rule(
     M_t = a_t M_{t-1} + b_t (v_t - a_t M_{t-1} k_t) k_t^T, read_t = M_t q_t, with b `strength` in 0
     ... 1 and a = exp(`log_keep`) in 0 ... 1: one step of gradient descent on |M k_t - v_t|^2 / 2
     (Yang, Kautz, Hatamizadeh, arXiv 2412.06464, section 3). Keys must have length 1 or less. The
-    memory starts as `state_BAVR`, by default as zero. Blocks of 64 steps are solved in parallel,
-    each as one triangular system (Yang et al., arXiv 2406.06484, section 3.2). The memory is
-    float32 even under autocast, which applies to the products only.
+    memory starts as `state_BAVR`, by default as zero. Values (B, T, 1, V) are those of all heads.
+    Blocks of up to 64 steps are solved in parallel, each as one triangular system (Yang et al.,
+    arXiv 2406.06484, section 3.2). The memory is float32 even under autocast, which applies to the
+    products only.
     """
-    num_steps = query_BTAR.shape[1]
+    num_steps, features = query_BTAR.shape[1], query_BTAR.shape[-1]
+    size = min(num_steps, MAX_BLOCK, max(MIN_BLOCK, features))
     query, key, value, strength, log_keep = (
-        _blocks(part) for part in (query_BTAR, key_BTAR, value_BTAV, strength_BTA, log_keep_BTA)
+        _blocks(part, size)
+        for part in (query_BTAR, key_BTAR, value_BTAV, strength_BTA, log_keep_BTA)
     )
     log_decay_BACS = log_keep.cumsum(dim=-1)
-    ratio = (log_decay_BACS[..., :, None] - log_decay_BACS[..., None, :]).tril()
-    decay_BACSS = ratio.exp().tril()
-    grown_BACS = log_decay_BACS.exp()
-    overlap = (key @ key.mT) * decay_BACSS.tril(-1) * strength[..., None]
-    wanted = torch.cat([value, key * grown_BACS[..., None]], dim=-1) * strength[..., None]
-    solved = torch.linalg.solve_triangular(overlap, wanted, upper=False, unitriangular=True)
-    new_BACSV, old_BACSR = solved.split([value.shape[-1], key.shape[-1]], dim=-1)
-    score_BACSS = (query @ key.mT) * decay_BACSS
-    query = query * grown_BACS[..., None]
-    key = key * (log_decay_BACS[..., -1:] - log_decay_BACS).exp()[..., None]
-    batch, heads = query.shape[:2]
+    decay_BACSS = (log_decay_BACS[..., :, None] - log_decay_BACS[..., None, :]).tril().exp()
+    grown_BACS1 = log_decay_BACS.exp()[..., None]
+    # Of `overlap` only what is below the diagonal is read.
+    overlap_BACSS = (key @ key.mT) * (decay_BACSS * strength[..., None])
+    inverse_BACSS = torch.linalg.solve_triangular(
+        overlap_BACSS, torch.diag_embed(strength), upper=False, unitriangular=True
+    )
+    score_BACSS = ((query @ key.mT) * decay_BACSS).tril()
+    # The rows of keys and of queries share each product.
+    asked_BACZR = torch.cat([key * grown_BACS1, query * grown_BACS1], dim=-2)
+    answer_BACZS = torch.cat([inverse_BACSS, score_BACSS @ inverse_BACSS], dim=-2)
+    left_BACSR = key * (log_decay_BACS[..., -1:] - log_decay_BACS).exp()[..., None]
     if state_BAVR is None:
+        batch, heads = query.shape[:2]
         state_BAVR = query.new_zeros(batch, heads, value.shape[-1], query.shape[-1])
     reads = []
     # Unbind once: the gradient of each slice would fill a tensor as large as all blocks.
-    parts = (query, key, score_BACSS, new_BACSV, old_BACSR, grown_BACS[..., -1, None, None])
-    for query_, key_, score, new, old, kept in zip(*(p.unbind(2) for p in parts), strict=True):
-        change_BASV = new - old @ state_BAVR.mT
-        reads.append(query_ @ state_BAVR.mT + score @ change_BASV)
-        state_BAVR = kept * state_BAVR + change_BASV.mT @ key_
+    parts = (value, asked_BACZR, answer_BACZS, left_BACSR, grown_BACS1[..., -1:, :])
+    for value_, asked, answer, left, kept in zip(*(p.unbind(2) for p in parts), strict=True):
+        held_BASV, read_BASV = (asked @ state_BAVR.mT).chunk(2, dim=-2)
+        change_BASV, new_BASV = (answer @ (value_ - held_BASV)).chunk(2, dim=-2)
+        reads.append(read_BASV + new_BASV)
+        state_BAVR = kept * state_BAVR + change_BASV.mT @ left
     read_BACSV = torch.stack(reads, dim=2)
     return read_BACSV.flatten(2, 3).transpose(1, 2)[:, :num_steps], state_BAVR
 
@@ -89,11 +95,11 @@ def delta_step(
     return (state_AVR @ query_AR[:, :, None])[..., 0], state_AVR
 
 
-def _blocks(part_BTAX: Tensor) -> Tensor:
+def _blocks(part_BTAX: Tensor, size: int) -> Tensor:
     """Cut (B, T, A, ...) into float32 blocks (B, A, C, S, ...); padding steps have no effect."""
-    part_BTAX = part_BTAX.float()
-    added = [0, 0] * (part_BTAX.ndim - 2) + [0, -part_BTAX.shape[1] % BLOCK]
-    return pad(part_BTAX, added).unflatten(1, (-1, BLOCK)).movedim(3, 1)
+    part_BATX = part_BTAX.float().transpose(1, 2)
+    added = [0, 0] * (part_BATX.ndim - 3) + [0, -part_BATX.shape[2] % size]
+    return pad(part_BATX, added).unflatten(2, (-1, size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +211,8 @@ class Recall(nn.Module):
         """Return the weighted recall at each step (B, T, D) and the memory after the last step."""
         key_BTAK = self._keys(recent_BTE)
         strength_BTA, keep_BTA, weight_BTA = self._rates(state_BTH)
-        value_BTAD = context_BTD[:, :, None].expand(-1, -1, RECALL_HEADS, -1)
         read_BTAD, matrix_BADK = delta_rule(
-            key_BTAK, _before(key_BTAK), value_BTAD, _before(strength_BTA), keep_BTA
+            key_BTAK, _before(key_BTAK), context_BTD[:, :, None], _before(strength_BTA), keep_BTA
         )
         before = key_BTAK[0, -1].clone(), strength_BTA[0, -1].clone()
         return (weight_BTA[..., None] * read_BTAD).sum(dim=2), FastWeights(matrix_BADK[0], before)

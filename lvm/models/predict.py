@@ -25,6 +25,7 @@ from lvm.system.seeding import generator
 from lvm.windows.planning import Queries, first_read
 
 POSITIONS_PER_PASS = 16_000
+LEAST_POSITIONS = 64  # a shorter reading counts as so many, since a memory has a size of its own
 
 
 def check_contexts(contexts_BTD: NDArray[np.float32], dim: int) -> None:
@@ -164,7 +165,8 @@ def _answers(
     order_R = np.argsort(readings.num_rows_R, kind="stable")
     by_reading_Q = np.argsort(readings.reading_Q, kind="stable")
     bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))
-    per_pass = max(1, POSITIONS_PER_PASS // int(readings.num_rows_R.max(initial=1)))
+    longest = int(readings.num_rows_R.max(initial=1))
+    per_pass = max(1, POSITIONS_PER_PASS // max(longest, LEAST_POSITIONS))
     starts = range(0, len(order_R), per_pass)
     a_position = None  # operations a position, counted in the last pass, whose readings are longest
     for begin in steps(reversed(starts), "predict", "passes", len(starts)):

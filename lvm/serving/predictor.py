@@ -73,13 +73,14 @@ SPARE = 12
 class Wanted:
     """A request for `k` passages (0: none) in the order `rerank`.
 
-    Passages equal to a row of the context are omitted unless `keep_context`. Raises ValueError for
-    an impossible request.
+    Passages equal to a row of the context are omitted unless `keep_context`. The answer has the
+    predicted vectors, too, unless `vectors` is False. Raises ValueError for an impossible request.
     """
 
     k: int
     rerank: str = NONE
     keep_context: bool = False
+    vectors: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.k <= MAX_PASSAGES:
@@ -88,6 +89,12 @@ class Wanted:
             raise ValueError(f"rerank: unknown {self.rerank!r}; choose one of {', '.join(RERANKS)}")
         if self.rerank != NONE and self.k == 0:
             raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
+        if not (self.vectors or self.k):
+            raise ValueError("vectors: false leaves no answer where k = 0; give k too")
+
+    def answer(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of what was found that were asked for."""
+        return {name: value for name, value in found.items() if self.vectors or name != "vectors"}
 
     def check_batch(self, num_contexts: int) -> None:
         """Raise ValueError if so many contexts would return too many passages.
@@ -269,9 +276,9 @@ class ServedPredictor(PythonModel):
         `Retriever.describe`. Scores are cosines with the model's row correction; rerank=lane
         changes order and scores, see `Retriever.best`. Passages equal to a row of the context are
         omitted unless keep_context=True; rerank=lexical and hybrid need contexts that are texts. If
-        fewer than k are left, the rest have row -1 and the
-        lowest float32 as score. `packed` holds the contexts as text, see `unpack`. With the name of
-        a `session`, the one context of the input follows what the session sent before, or its first
+        fewer than k are left, the rest have row -1 and the lowest float32 as score. vectors=False
+        omits `vectors`. `packed` holds the contexts as text, see `unpack`. With the name of a
+        `session`, the one context of the input follows what the session sent before, or its first
         `position` rows; the answer is a dict with `context_rows`, the rows of the session.
 
         Raises Refusal, a ValueError, for an empty batch or context, another D, zero or non-finite
@@ -294,6 +301,7 @@ class ServedPredictor(PythonModel):
             int(params.get("k", 0)),
             params.get("rerank", NONE),
             bool(params.get("keep_context", False)),
+            bool(params.get("vectors", True)),
         )
         batches, texts = self._contexts(model_input, params.get("packed", ""))
         wanted.check_batch(sum(map(len, batches)))
@@ -303,11 +311,11 @@ class ServedPredictor(PythonModel):
             predicted = [self._predict(one) for one in batches]
             found = self._found(retriever, batches, predicted, wanted, texts)
             self._record("", 0, batches, found)
-            return found if retriever else found["vectors"]
+            return wanted.answer(found) if retriever else found["vectors"]
         with self._session(name, params.get("position", -1), batches) as (context_TD, vector_D):
             found = self._found(retriever, [context_TD[None]], [vector_D[None]], wanted)
             self._record(name, len(context_TD) - batches[0].shape[1], batches, found)
-            return found | {"context_rows": len(context_TD)}
+            return wanted.answer(found) | {"context_rows": len(context_TD)}
 
     def _predict(self, unit_BTD: FloatArray) -> FloatArray:
         """Return the predictions (B, D); a context by itself may continue an earlier one."""

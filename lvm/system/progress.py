@@ -90,6 +90,10 @@ def count_products(call: Callable[[], Result]) -> tuple[Result, float]:
     class Counter(TorchDispatchMode):
         total = 0.0
 
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # torch would import its compiler, which takes seconds
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:

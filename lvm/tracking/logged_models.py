@@ -183,6 +183,7 @@ def _signature(dim: int) -> ModelSignature:
                 ParamSpec("k", DataType.long, 0),
                 ParamSpec("rerank", DataType.string, NONE),
                 ParamSpec("keep_context", DataType.boolean, False),
+                ParamSpec("vectors", DataType.boolean, True),
                 ParamSpec("packed", DataType.string, ""),
                 ParamSpec("session", DataType.string, ""),
                 ParamSpec("position", DataType.long, -1),

@@ -18,7 +18,7 @@ from lvm.system.seeding import torch_seed
 from lvm.training.config import Settings, as_dict
 from lvm.windows.planning import Windows
 
-TRAINING_VERSION = 5  # increase when the same settings and rows train a different model
+TRAINING_VERSION = 6  # increase when the same settings and rows train a different model
 CHECKPOINT_MINUTES = 2.0
 Parts = Mapping[str, Mapping[str, Tensor]]
 KIND_OR_NOISE = ("model", "dropout")

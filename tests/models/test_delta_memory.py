@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lvm.models.delta_memory import BLOCK, RECALL_HEADS, delta_rule, delta_step
+from lvm.models.delta_memory import MAX_BLOCK, RECALL_HEADS, delta_rule, delta_step
 from lvm.models.skip import without
 from lvm.models.table import build_model
 from tests.models.test_models import DIM, TOY_SIZES, contexts, toy
@@ -47,7 +47,9 @@ def step_by_step(
     return reads, memory
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 150])
+@pytest.mark.parametrize(
+    "num_steps", [1, 2, MAX_BLOCK - 1, MAX_BLOCK, MAX_BLOCK + 1, 2 * MAX_BLOCK, 150]
+)
 def test_blocks_equal_the_rule_step_by_step(num_steps: int) -> None:
     parts = drawn(num_steps)
     first = torch.zeros(BATCH, HEADS, VALUES, KEYS)

@@ -139,6 +139,15 @@ def test_k_asks_for_passages_with_corrected_scores(served, workplace, correction
     np.testing.assert_allclose(answer["scores"], score_BK, rtol=0, atol=1e-6)
 
 
+def test_vectors_can_be_left_out(served):
+    whole = served.predict(contexts(), params={"k": 2})
+    found = served.predict(contexts(), params={"k": 2, "vectors": False})
+    assert set(whole) - set(found) == {"vectors"}
+    assert np.array_equal(found["rows"], whole["rows"])
+    with pytest.raises(ValueError, match="vectors: false leaves no answer where k = 0; give k too"):
+        served.predict(contexts(), params={"vectors": False})
+
+
 def test_passages_that_the_context_holds_are_left_out(served, workplace):
     """Vectors that lie between bank rows are answered by these very rows first."""
     bank = open_bank(workplace / "bank")
