@@ -24,10 +24,7 @@ MODEL_HELP = (
     "copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
 )
 RERANKS = ("none", "lane", "lexical", "hybrid")
-RERANK_HELP = (
-    "Second stage that orders the best 200: by the predicted lane, by the words of the last rows "
-    "(lexical), or by both (hybrid)."
-)
+RERANK_HELP = "Order the best 200 by the lane, the words of the last rows (lexical), or both."
 PROTOTYPES = "prototypes"
 RECIPES = ("dense", "seed")
 CELLS = ("gru", "mingru")
@@ -271,9 +268,7 @@ class ShadowOptions(Checked):
         None, "Context of the free predictors (auto: the longest of a candidate).", low=2
     )
     max_queries: int | None = option(None, "Most queries to measure (auto: 10,000).", low=1)
-    rerank: str = option(
-        "none", f"{RERANK_HELP} Every candidate has it; the gates decide on it.", choices=RERANKS
-    )
+    rerank: str = option("none", f"{RERANK_HELP} The gates decide on it.", choices=RERANKS)
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 

@@ -235,6 +235,15 @@ def reranking_table(
     return f"{captioned(caption, table(lines, headers, 'llrrrrr', style), leaky)}\n\n{below}"
 
 
+def second_stage_line(orders: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the weights of each order for corrected scores in one line; `orders` may be empty."""
+    found = [
+        f"{name} beta {own['corrected']['beta']:g} gamma {own['corrected']['gamma']:g}"
+        for name, own in orders.items()
+    ]
+    return f"second stage, weights chosen on val: {'; '.join(found) or 'no lanes, no texts'}"
+
+
 def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figure:
     """Draw Hit@1/5/10 with intervals against the number of context rows."""
     entries = controls["context"]

@@ -293,10 +293,17 @@ class Reranker:
         index = _own_words(bank) if has_words else None
         return SecondStage(rerank, classifier, code_N, index)
 
+    def report(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the weights as JSON values."""
+        return {
+            name: {kind: asdict(one) for kind, one in own.items()}
+            for name, own in self.weights.items()
+        }
+
     def save(self, path: Path) -> None:
         """Write the file."""
         tensors: dict[str, torch.Tensor] = {}
-        meta: dict[str, Any] = {"weights": _as_values(self.weights)}
+        meta: dict[str, Any] = {"weights": self.report()}
         if self.classifier is not None:
             found = self.classifier
             arrays = {"weight": found.weight, "bias": found.bias}
@@ -329,10 +336,6 @@ def unknown_order(rerank: str, known: Sequence[str]) -> str:
     return f"rerank: the model was logged without {lacks}; ask with rerank={ways}"
 
 
-def _as_values(weights: Mapping[str, Mapping[str, Weights]]) -> dict[str, Any]:
-    return {name: {k: asdict(one) for k, one in own.items()} for name, own in weights.items()}
-
-
 def _as_weights(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Weights]]:
     return {name: {k: Weights(**own[k]) for k in KINDS} for name, own in values.items()}
 
@@ -359,7 +362,7 @@ def fit_reranker(
             rerank: dict(zip(KINDS, (own[rerank] for own in chosen), strict=True))
             for rerank in reranks
         }
-        return Fit(values=_as_values(by_order))
+        return Fit(values=Reranker(None, by_order).report())
 
     digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
     inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
