@@ -273,11 +273,11 @@ class ServedPredictor(PythonModel):
         At least the last 0.8 ctx rows of each context are read, and at most ctx, as in evaluation;
         ctx is that of the training. With k in `params`, return a dict of `vectors` (B, D), `rows`
         (B, k) of the bank, best first, `scores` (B, k) and `passages`, one list per context, see
-        `Retriever.describe`. Scores are cosines with the model's row correction; rerank=lane
-        changes order and scores, see `Retriever.best`. Passages equal to a row of the context are
-        omitted unless keep_context=True; rerank=lexical and hybrid need contexts that are texts. If
-        fewer than k are left, the rest have row -1 and the lowest float32 as score. vectors=False
-        omits `vectors`. `packed` holds the contexts as text, see `unpack`. With the name of a
+        `Retriever.describe`. Scores are cosines with the model's row correction; rerank
+        changes order and scores, see `Retriever.best`; lexical and hybrid need contexts that are
+        texts. Passages equal to a row of the context are omitted unless keep_context=True; if fewer
+        than k are left, the rest have row -1 and the lowest float32 as score. vectors=False omits
+        `vectors`. `packed` holds the contexts as text, see `unpack`. With the name of a
         `session`, the one context of the input follows what the session sent before, or its first
         `position` rows; the answer is a dict with `context_rows`, the rows of the session.
 
