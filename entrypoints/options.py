@@ -5,7 +5,6 @@ out; a test compares them.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,27 +60,12 @@ def check_bank(path: str | None) -> None:
     )
 
 
-def check_writable(name: str, path: str | None) -> None:
-    """Raise ValueError if no file can be written to `path`, the option `name`."""
-    if path is None:
-        return
-    try:
-        is_folder = Path(path).is_dir()
-        folder = next(one for one in Path(path).absolute().parents if one.exists())
-    except OSError as error:  # a name that is too long
-        why = f"{error.strerror}; give another file"
-        raise ValueError(f"{name}: {path} cannot be written: {why}") from error
-    if is_folder:
-        raise ValueError(f"{name}: {path} is a folder; give a file such as {path}/{name}.json")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "cannot be written to" if folder.is_dir() else "is no folder"
-        raise ValueError(f"{name}: {path} cannot be written, for {folder} {why}; give another file")
-
-
 class Checked:
     """Options that check, before any work, the bank and the path of the report."""
 
     def __post_init__(self) -> None:
+        from lvm.system.atomic import check_writable
+
         check_bank(getattr(self, "bank", None))
         check_writable("report", getattr(self, "report", None))
 
@@ -172,9 +156,7 @@ class ExportOptions(Checked):
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     overlap: int | None = option(None, "Rows that two windows share (auto: ctx / 2).", low=0)
     split: str = option(
-        "document",
-        "Split into train, val, test; random leaks.",
-        choices=("document", "random"),
+        "document", "Split into train, val, test; random leaks.", choices=("document", "random")
     )
     windows: str | None = option(None, "Folder to write to (auto: data/windows/ctx<ctx>).")
     seed: int = option(0, "Seed of the split and of the queries' order.", low=0)
@@ -357,9 +339,7 @@ class TrainOptions(Checked):
     )
     temperature: float | None = option(None, "Softmax temperature.", low=0)
     focus: float | None = option(
-        None,
-        "Above 0, unlikely targets count less (generalised cross entropy).",
-        low=0,
+        None, "Above 0, unlikely targets count less (generalised cross entropy).", low=0
     )
     negatives: int | None = option(None, "Bank negatives per step.", low=0)
     hard_negatives: int = option(0, "Hard negatives per position.", low=0)

@@ -48,7 +48,7 @@ from lvm.retrieval.lexical import DECAY, RECENT_ROWS, RecentWords, WordIndex, en
 from lvm.system.progress import part
 from lvm.windows.planning import ContextQueries, IntArray, Queries, Windows
 
-Ranks = NDArray[np.float64]
+RankArray = NDArray[np.float64]
 
 RERANKS = NONE, LANE, LEXICAL, HYBRID = ("none", "lane", "lexical", "hybrid")
 # The weights that each order has, and the values among which they are chosen.
@@ -105,8 +105,8 @@ def shortlist(
 
 
 def reranked_ranks(
-    listed: Shortlist, score_QC: FloatArray, rank_Q: Ranks, tie: float = SCORE_TIE
-) -> Ranks:
+    listed: Shortlist, score_QC: FloatArray, rank_Q: NDArray[np.float64], tie: float = SCORE_TIE
+) -> NDArray[np.float64]:
     """Return the ranks (Q,) after re-ranking the lists by `score_QC`, float64.
 
     rank = 1 + better + ties / 2 within the list; scores closer than `tie` are equal. A truth that
@@ -406,7 +406,7 @@ class _Search:
 
     listed: Shortlist
     terms: Mapping[str, FloatArray]
-    rank_Q: Ranks
+    rank_Q: RankArray
     document_Q: NDArray[np.integer]
 
     def best(self, names: Sequence[str]) -> Weights:
@@ -426,7 +426,7 @@ class _Search:
             weights, rank_Q = tried, moved_Q
         return weights
 
-    def _ranks(self, weights: Weights) -> Ranks:
+    def _ranks(self, weights: Weights) -> RankArray:
         score_QC = summed(self.listed, self.terms, weights)
         return reranked_ranks(self.listed, score_QC, self.rank_Q)
 
@@ -435,7 +435,7 @@ class _Search:
         return likely_temperature(self.listed)
 
 
-def is_gain(after_Q: Ranks, before_Q: Ranks, document_Q: NDArray[np.integer]) -> bool:
+def is_gain(after_Q: RankArray, before_Q: RankArray, document_Q: NDArray[np.integer]) -> bool:
     """Tell whether log ranks fell by more than STANDARD_ERRORS, with documents as the sample."""
     gain_Q = np.log(before_Q) - np.log(after_Q)
     _, place_Q = np.unique(document_Q, return_inverse=True)
@@ -474,8 +474,8 @@ def old_rule_scores(listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray) -
 
 
 def true_lane_ranks(
-    listed: Shortlist, rank_Q: Ranks, true_code_Q: IntArray, code_N: IntArray
-) -> Ranks:
+    listed: Shortlist, rank_Q: NDArray[np.float64], true_code_Q: IntArray, code_N: IntArray
+) -> NDArray[np.float64]:
     """Return the ranks (Q,) if the true lane were known: candidates of that lane come first.
 
     This is the ceiling of any lane classifier on the same lists. The truth counts as of its own

@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from lvm.bank.bank import SAME_SCORE, Bank, open_bank
+from lvm.bank.bank import SAME_SCORE, Bank, FloatArray, open_bank
 from lvm.bank.files import map_array
 from lvm.corpus.encoders import TextEncoder, sentences_of, texts_in
 from lvm.models.facts import Facts
@@ -50,6 +50,7 @@ from lvm.serving.sessions import Memory, cache_bytes
 from lvm.shadow.request_log import Request, RequestLog
 from lvm.system.errors import one_line
 from lvm.system.settings import server_settings
+from lvm.windows.planning import IntArray
 
 Answer = NDArray[np.float32] | dict[str, Any]
 MAX_BYTES = 64 * 2**20  # 43,690 vectors of 384 dims
@@ -58,8 +59,6 @@ WAYS = (
     "give its folder as LVM_BANK or in load_model(..., model_config={'bank': ...}), or ask without "
     "k for vectors"
 )
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 MAX_PASSAGES = 1000
 MAX_IN_ALL = 100_000  # passages of one request, each a dict of some 500 bytes
 COSINES = 2**24  # compared at a time: 64 MB
@@ -353,7 +352,7 @@ class ServedPredictor(PythonModel):
         passages = [retriever.describe(*one) for one in zip(row_BK, score_BK, strict=True)]
         lowest = np.finfo(np.float32).min  # JSON has no infinity
         score_BK = np.maximum(score_BK, lowest)
-        return {"vectors": vector_BD, "rows": row_BK, "scores": score_BK, "passages": passages}
+        return {"passages": passages, "rows": row_BK, "scores": score_BK, "vectors": vector_BD}
 
     def _record(
         self, session: str, position: int, batches: list[FloatArray], found: dict[str, Any]

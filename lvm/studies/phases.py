@@ -132,6 +132,24 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
     return found
 
 
+def decided_by_phase(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a phase decides: those of the options of `train` that are None.
+
+    Its sizes are those of its own model; another model keeps its default sizes. Raises ValueError
+    for an unknown phase.
+    """
+    if given["phase"] is None:
+        return {}
+    known = read_phases()
+    if given["phase"] not in known:
+        raise ValueError(f"phase: unknown '{given['phase']}'; the table has {', '.join(known)}")
+    phase = known[given["phase"]]
+    settings = phase.settings(given["recipe"])
+    if given["model"] not in (None, settings["model"], phase.grown):
+        settings = {k: v for k, v in settings.items() if k not in ("hidden", "layers")}
+    return {name: value for name, value in settings.items() if given[name] is None}
+
+
 @one_line_errors
 def read_old_gates(path: str | Path = PHASES_FILE) -> OldGates:
     """Read the section `old_gates`; raises ValueError as `read_phases` does."""
@@ -341,8 +359,7 @@ class Planner:
 def training_config(phase: Phase, recipe: str, parameters: Mapping[str, Any]) -> TrainConfig:
     """Return the config of a training: a typed option wins over what the phase decides."""
     chosen = {**phase.settings(recipe), **parameters, "recipe": recipe}
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in chosen.items() if name in known})
+    return TrainConfig.of_options(chosen)
 
 
 def grown_job(job: Job, init: str, initial: nn.Module) -> Job:

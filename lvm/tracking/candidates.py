@@ -10,7 +10,14 @@ from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
 from lvm.models.table import FREE_MODELS
-from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
+from lvm.report.shadow import (
+    forest_figure,
+    rank_figure,
+    shadow_lane_figure,
+    shadow_markdown,
+    shadow_note,
+    shadow_text,
+)
 from lvm.report.tables import HITS, hit_metrics
 from lvm.retrieval.hubness import fit_hubness
 from lvm.retrieval.rerank import NONE, check_rerank, fit_reranker
@@ -21,7 +28,7 @@ from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
 from lvm.tracking import logged_models, runs
-from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import LoggedFiles
 from lvm.tracking.registry import (
     ARTIFACT,
@@ -104,14 +111,11 @@ class Registered:
         return [card for card in cards if card.facts.kind == TRAINED]
 
 
-def gather(
-    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: Log | None = None
-) -> Field:
+def gather(wanted: Wanted, log: Log | None = None) -> Field:
     """Find the candidates; fit the free predictors that have no version for these windows.
 
-    `read_bank` opens the bank at a path (None: the default bank) and checks its hashes. `log` and
-    lanes are checked before anything is fitted or registered. Bank and windows are logged as
-    datasets of the active run.
+    `log` and lanes are checked before anything is fitted or registered. Bank and windows are logged
+    as datasets of the active run.
     """
     registry = wanted.registry
     known = {str(card.version): card for card in registry.cards()}
@@ -151,7 +155,7 @@ def choose_bank(
     path: str | None,
     registered: Registered,
     promote: bool,
-    read_bank: Callable[[str | None], Bank],
+    read: Callable[[str], Bank],
 ) -> Bank:
     """Open the bank at `path`, or that of a version; print which, and which versions it omits.
 
@@ -159,7 +163,7 @@ def choose_bank(
     versions, none has a baseline, and the user named none.
     """
     card, role = (None, "") if path is not None else _bank_giver(registered)
-    bank = read_bank(path or (None if card is None else card.facts.bank))
+    bank = read(path or (DEFAULT_BANK if card is None else card.facts.bank))
     foreign = [one for one in registered.trained if not is_made_from(one.facts, bank)]
     if card is not None:
         if not is_made_from(card.facts, bank):
@@ -474,16 +478,21 @@ def log_artifacts(
     moves: Sequence[Mapping[str, str]],
     is_enabled: bool,
     failure: str | None,
-) -> None:
-    """Log the report as Markdown, its figures and the per-query table.
+) -> str:
+    """Log the report as Markdown and as text, its figures, the per-query table; return the text.
 
     `moves` are those of the alias before this decision. If the promotion failed afterwards, replace
     the report and the decision.
     """
-    text = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), moves)
-    runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    head = "" if failure is None else f"**{failure}**\n\n"
+    page = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), moves)
+    runs.log_artifact(head + page, "report.md")
+    runs.describe_run(head + shadow_note(result, decision, is_enabled))
+    text = shadow_text(result, decision, is_enabled, failure)
+    runs.log_artifact(text + "\n", "shadow.txt")
     runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:
         for name, draw in FIGURES.items():
             runs.log_artifact(draw(result), name)
         runs.log_artifact(result.per_query, "per_query.parquet")
+    return text

@@ -1,7 +1,7 @@
 """Runs of `train`: header, validation of each epoch, what is logged, the registered model."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
@@ -32,12 +33,12 @@ from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, NAME, Registry, metric_tags
-from lvm.tracking.runs import publish_report
+from lvm.tracking.runs import WarningLog, publish_report
 from lvm.training.checkpoint import state_sha256
 from lvm.training.config import Settings, as_dict
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
-from lvm.training.loop import OnEpoch, TrainResult
+from lvm.training.loop import OnEpoch, TrainResult, train
 from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
@@ -152,6 +153,46 @@ class Validation:
         """Draw which experts the model chooses in each lane."""
         table_LX = self.lane_table(predict_routed(model, self.bank, self.sample)[1])
         return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
+
+
+def name_training(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
+    """Name and tag the run so that it can be told apart in the run list."""
+    words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
+    runs.name_run(" ".join(filter(None, words)))
+    tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
+    tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+    runs.set_tags(tags)
+
+
+def train_logged(
+    inputs: Inputs,
+    config: Settings,
+    validation: Validation,
+    automatic: Collection[str],
+    state: Path,
+    **shared: Any,
+) -> TrainResult:
+    """Train; log each epoch; print the header, the pace, and each warning once.
+
+    `automatic` names the settings that were auto; `shared` are the world and the first weights.
+    """
+    warnings = WarningLog(validation.warnings())
+    result = train(
+        inputs.bank,
+        inputs.windows,
+        config,
+        validate=validation.figures,
+        on_epoch=lambda record: log_epoch(record, inputs),
+        on_warnings=warnings.update,
+        on_start=lambda plan, size: print(
+            training_header(inputs.bank, inputs.windows, config, automatic, plan, size),
+            flush=True,
+        ),
+        on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
+        state_path=state,
+        **shared,
+    )
+    return replace(result, warnings=warnings.update(result.warnings))
 
 
 def log_epoch(record: dict[str, float], inputs: Inputs) -> None:

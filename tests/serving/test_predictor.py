@@ -133,6 +133,7 @@ def expected_passages(workplace, correction, k: int = 4) -> tuple[np.ndarray, np
 
 def test_k_asks_for_passages_with_corrected_scores(served, workplace, correction):
     answer = served.predict(contexts(), params={"k": 4})
+    assert list(answer) == ["passages", "rows", "scores", "vectors"], "a reader wants the passages"
     assert np.array_equal(answer["vectors"], served.predict(contexts()))
     row_BK, score_BK = expected_passages(workplace, correction)
     assert np.array_equal(answer["rows"], row_BK)
