@@ -47,7 +47,7 @@ from lvm.shadow.replay import (
 )
 from lvm.system import progress
 from lvm.system.atomic import write_array, write_errors_name
-from lvm.system.distributed import launched_size
+from lvm.system.distributed import FAILURES, launched_size
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS, SIGNALS, Stopped, end_with_parent, stoppable
 from lvm.windows.planning import Queries
@@ -258,9 +258,9 @@ def measure_here(job: Job) -> Measurement:
     """
     try:
         return run_job(job)
-    except (ConnectionError, MeasurementFailed):
-        raise
-    except Exception as error:
+    except ConnectionError:
+        raise  # another rank is lost
+    except FAILURES as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise MeasurementFailed(f"its measurement failed: {reason[:500]}") from None
 

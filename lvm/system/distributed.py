@@ -22,6 +22,10 @@ Value = TypeVar("Value")
 # Others wait while rank 0 reads or logs; a process that ended is noticed at once, see `_peers`.
 PATIENCE = timedelta(days=1)
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
 
@@ -116,9 +120,8 @@ class World:
         is_reachable = True
         try:
             yield True
-        except BaseException as error:
-            # After a lost rank, or a stop signal amid a task, the others do not wait for a task.
-            is_reachable = isinstance(error, Exception) and not isinstance(error, ConnectionError)
+        except (ConnectionError, SystemExit, KeyboardInterrupt):
+            is_reachable = False  # a rank is lost, or a signal came amid a task
             raise
         finally:
             _helped.worlds.remove(self)
@@ -150,7 +153,7 @@ class World:
     def _own_part(self, task: Task) -> Any:
         try:
             return task.run(self.rank, self.size)
-        except Exception as error:
+        except FAILURES as error:
             return _Failure(error)
 
     def _to_main(self, value: Any) -> list[Any]:
