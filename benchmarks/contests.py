@@ -29,18 +29,18 @@ BASELINE, HIT = "baseline", 0.2
 NUM_DOCUMENTS = 10  # 1,024 patterns of signs, all of which are tried
 STANDARD_ERROR = 0.005  # of a difference of Hit@5
 WORSE = -5.0  # true gain of a bystander, in standard errors
-FloatArray = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Contest:
     """True gains of the challengers, what val and test say of them, all (C,) in points of 1."""
 
-    gain_C: FloatArray
-    val_C: FloatArray
-    mean_C: FloatArray
-    low_C: FloatArray
-    p_C: FloatArray
+    gain_C: Float64Array
+    val_C: Float64Array
+    mean_C: Float64Array
+    low_C: Float64Array
+    p_C: Float64Array
 
     def first(self, num: int) -> "Contest":
         """Return the contest of the first challengers alone."""
@@ -82,7 +82,7 @@ def _outcome(name: str, kind: str, gain: float, val: float) -> Outcome:
 
 
 def draw_contests(
-    random: np.random.Generator, num: int, gains: Callable[[int], FloatArray]
+    random: np.random.Generator, num: int, gains: Callable[[int], Float64Array]
 ) -> Iterator[Contest]:
     """Yield contests of 2 to 12 challengers; `gains` draws the true gains, in standard errors."""
     pattern = np.arange(2 ** (NUM_DOCUMENTS - 1))[:, None]
@@ -126,7 +126,7 @@ def main(contests: int, gain: float, bystanders: int) -> None:
         for added in (0, bystanders):
             random = generator(0, "contests")
 
-            def gains(size: int, share: float = share, added: int = added) -> FloatArray:
+            def gains(size: int, share: float = share, added: int = added) -> Float64Array:
                 own_C = gain * (random.random(size) < share)  # noqa: B023
                 return np.append(own_C, np.full(added, WORSE))
 

@@ -200,10 +200,6 @@ def refuse(reason: str) -> None:
     print(f"error: {line}", file=sys.stderr)
 
 
-def no_check(options: Any) -> None:
-    """Accept all options."""
-
-
 @dataclass(frozen=True)
 class EntryPoint(Generic[Options]):
     """A command: its options, and the function that does its work in an MLflow run.
@@ -216,7 +212,7 @@ class EntryPoint(Generic[Options]):
     name: str
     options_class: type[Options]
     body: Callable[[Options], None]
-    check: Callable[[Options], None] = no_check
+    check: Callable[[Options], None] | None = None
 
     def __call__(self, arguments: list[str] | None = None) -> int:
         return call(self.command(), f"lvm {self.name}", arguments)
@@ -227,7 +223,7 @@ class EntryPoint(Generic[Options]):
 
     def run(self, **values: Any) -> int:
         """Do the work for parsed values; return the exit code."""
-        from lvm.system.errors import explain_failure
+        from lvm.system.errors import Printable, explain_failure
         from lvm.tracking.store import STORE_ERRORS
 
         if not gc.isenabled():  # see start_command; otherwise the exit spends 1.4 s on the imports
@@ -236,7 +232,8 @@ class EntryPoint(Generic[Options]):
         try:
             with contextlib.redirect_stdout(typing.cast(typing.TextIO, Printable(sys.stdout))):
                 options = self.options_class(**values)
-                self.check(options)
+                if self.check is not None:
+                    self.check(options)
                 self._open(options)
         except (ValueError, OSError, *STORE_ERRORS) as error:
             refuse(explain_failure(error))
@@ -253,28 +250,6 @@ class EntryPoint(Generic[Options]):
             self.body(options)
             runs.log_artifact(progress.report(), runs.SPENT)
         print(progress.time_line(), file=sys.stderr, flush=True)
-
-
-class Printable:
-    """A text stream that escapes what the terminal cannot show, and control characters.
-
-    Names and texts from files must not steer the terminal.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write `text`; escape control characters except tab and newline."""
-        from lvm.system.errors import printable
-
-        shown = printable(text, kept="\n\t")
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def start(*words: str) -> NoReturn:

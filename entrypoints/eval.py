@@ -5,12 +5,8 @@ if __name__ == "__main__":
 
     start("eval")
 
-
 from entrypoints.cli import EntryPoint
 from entrypoints.options import EvalOptions
-from lvm.evaluation.evaluate import (
-    long_table,
-)
 from lvm.models.skip import Skip
 from lvm.report.evaluation import (
     ablations_table,
@@ -20,13 +16,12 @@ from lvm.report.evaluation import (
     reranking_table,
     serving_lines,
 )
-from lvm.retrieval.rerank import LANE, check_lanes
+from lvm.retrieval.rerank import NONE, check_rerank
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
-    MEASURED,
     ablate,
     control,
-    log_examples,
+    log_answers,
     measure_subject,
     rerank,
     serve,
@@ -45,32 +40,31 @@ def body(options: EvalOptions) -> None:
     """Rank the true next passage among all rows of a bank, for a predictor and the free ones."""
     registry = Registry(options.registry)
     subject = open_subject(options.model, options.bank, options.ctx, registry)
-    if options.rerank == LANE:
-        check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
+    windows = subject.inputs.windows
+    if options.rerank != NONE:
+        check_rerank(options.rerank, subject.inputs.bank, windows, windows.seed)
     measurement = measure_subject(subject, vars(options), options.baselines)
-    report, own = measurement.report, measurement.own
-    runs.log_artifact(own.per_query, "per_query.parquet")
-    runs.log_artifact(long_table(measurement.evaluations), MEASURED)
-    runs.log_artifact(own.predictions, "predictions.npy")
-    runs.log_artifact(own.row_correction, "row_correction.npy")
-    log_examples(measurement, options.split)
+    report = measurement.report
+    log_answers(measurement, options.split)
     blocks = [evaluation_table(report)]
     print(blocks[0], flush=True)
     report |= {"index": serve(measurement)}
     blocks[0] += f"\n{serving_lines(report)}"
     print(serving_lines(report), flush=True)
-    if options.rerank == LANE:
-        report |= {"reranked": rerank(measurement, options.split)}
-        blocks.append(reranking_table(report["reranked"], report, report["leaky"]))
-        print(f"\n{blocks[-1]}", flush=True)
+
+    def show(table: str) -> None:
+        blocks.append(table)
+        print(f"\n{table}", flush=True)
+
+    if options.rerank != NONE:
+        report |= {"reranked": rerank(measurement, options.split, options.rerank)}
+        show(reranking_table(report["reranked"], report, report["leaky"]))
     if options.controls and isinstance(subject.predictor.model, Skip):
         report |= {"ablations": ablate(measurement, options.split)}
-        blocks.append(ablations_table(report["ablations"], report["leaky"]))
-        print(f"\n{blocks[-1]}", flush=True)
+        show(ablations_table(report["ablations"], report["leaky"]))
     if options.controls:
         report |= {"controls": control(measurement, options.baselines)}
-        blocks.append(controls_table(report["controls"], report["leaky"]))
-        print(f"\n{blocks[-1]}")
+        show(controls_table(report["controls"], report["leaky"]))
     runs.log_artifact("\n\n".join(blocks) + "\n", "eval.txt")
     runs.describe_run(evaluation_note(report))
     publish_report(report, options.report)

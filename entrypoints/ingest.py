@@ -6,7 +6,6 @@ if __name__ == "__main__":
     start("ingest")
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from entrypoints.cli import EntryPoint
@@ -22,6 +21,24 @@ from lvm.tracking.datasets import DEFAULT_ENCODER
 from lvm.tracking.registry import NAME, Registry
 from lvm.tracking.runs import publish_report
 
+OF_TEXT = ("max_rows", "language", "order")  # the other sources do not read these
+OF_CHAINS = tuple("base pool root walk queries anchor neighbours coherence max_chains".split())
+
+
+def check(options: IngestOptions) -> None:
+    """Raise ValueError if max_rows is no number of rows, or an option is for another source."""
+    row_limit(options.max_rows, options.source)
+    is_chains = holds_chains(options.source)
+    why = (
+        "is for text or vectors, not for chains; omit it (max_chains limits chains)"
+        if is_chains
+        else "is read for chains alone; give source=ontology:...|graph:...|anchored:..., or omit it"
+    )
+    for one in fields(options):
+        is_foreign = one.name in (OF_TEXT if is_chains else OF_CHAINS)
+        if is_foreign and getattr(options, one.name) != one.default:
+            raise ValueError(f"{one.name}: {why}")
+
 
 def body(options: IngestOptions) -> None:
     """Read text, vectors or chains; embed text; write a bank.
@@ -31,16 +48,9 @@ def body(options: IngestOptions) -> None:
     """
     runs.log_config(asdict(options))
     if holds_chains(options.source):
-        _ingest_chains(options)
-        return
-    _refuse_chain_options(options)
-    reading = SourceOptions(
-        max_rows=row_limit(options.max_rows, options.source),
-        seed=options.seed,
-        language=options.language,
-        lanes=options.lanes,
-        order=options.order,
-    )
+        return ingest_as_chains(options)
+    limit = row_limit(options.max_rows, options.source)
+    reading = SourceOptions(limit, options.seed, options.language, options.lanes, options.order)
     report = ingest(options.source, options.encoder, options.bank, reading)
     bank = open_bank(options.bank)
     datasets.log_bank(bank, "ingestion")
@@ -50,52 +60,28 @@ def body(options: IngestOptions) -> None:
     registry = Registry().name_for(bank)
     own = "" if registry == NAME else f" --registry {registry}"
     print(f"{counts_table(report)}\nnext: lvm train --bank {shlex.quote(options.bank)}{own}")
-    describe(options, report.sequences, report)
-    publish_report(asdict(report), None)
+    describe(options.source, len(report.sequences), report)
 
 
-def _ingest_chains(options: IngestOptions) -> None:
-    if options.max_rows is not None:
-        raise ValueError("max_rows: is for text or vectors; for chains give max_chains")
-    values = asdict(options)
-    defaults = {one.name: one.default for one in fields(options)}
-    for name in ("max_rows", "language", "order"):
-        if values.pop(name) != defaults[name]:
-            raise ValueError(f"{name}: is for text or vectors, not for chains; omit it")
-    values["encoder"] = options.encoder or DEFAULT_ENCODER
-    report = ingest_chains(ChainPlan(**values))
+def ingest_as_chains(options: IngestOptions) -> None:
+    """Write a bank of chains."""
+    values = {k: v for k, v in asdict(options).items() if k not in OF_TEXT}
+    encoder = options.encoder or DEFAULT_ENCODER
+    report = ingest_chains(ChainPlan(**values | {"encoder": encoder}))
     datasets.log_bank(open_bank(options.bank), "ingestion")
     runs.log_metrics(chain_metrics(report))
     runs.log_artifact(chains_text(report, MARKDOWN) + "\n", "chains.md")
     print(chains_text(report))
-    describe(options, report.chains, report)
-    publish_report(asdict(report), None)
+    describe(options.source, report.chains, report)
 
 
-def describe(
-    options: IngestOptions, sequences: Mapping[str, int] | int, report: IngestReport | ChainReport
-) -> None:
-    """Name the run by its source; describe the bank that it wrote."""
-    runs.name_run(f"{options.source} {report.encoder}")
-    num_sequences = sequences if isinstance(sequences, int) else len(sequences)
+def describe(source: str, num_sequences: int, report: IngestReport | ChainReport) -> None:
+    """Name the run by its source; describe the bank that it wrote; publish the report."""
+    runs.name_run(f"{source} {report.encoder}")
     counts: dict[str, object] = {"rows": report.rows, "dim": report.dim}
     counts |= {"sequences": num_sequences, "lanes": len(report.lanes), "bank": report.path}
     runs.describe_run(counts_note(counts | {"sha256": report.sha256[:12]}, report.notes))
-
-
-def _refuse_chain_options(options: IngestOptions) -> None:
-    names = [one.name for one in fields(options)]
-    for one in fields(options)[names.index("base") :]:
-        if one.name not in ("lanes", "seed") and getattr(options, one.name) != one.default:
-            raise ValueError(
-                f"{one.name}: is read for chains alone; give source=ontology:...|graph:...|"
-                "anchored:..., or leave it out"
-            )
-
-
-def check(options: IngestOptions) -> None:
-    """Raise ValueError if max_rows is not a number of rows."""
-    row_limit(options.max_rows, options.source)
+    publish_report(asdict(report), None)
 
 
 main = EntryPoint("ingest", IngestOptions, body, check)

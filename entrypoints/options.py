@@ -5,7 +5,6 @@ out; a test compares them.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +22,8 @@ MODEL_HELP = (
     "runs:/<id>/model, or a free predictor: "
     "copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
 )
-RERANKS = ("none", "lane")
+RERANKS = ("none", "lane", "lexical", "hybrid")
+RERANK_HELP = "Order the best 200 by the lane, the words of the last rows (lexical), or both."
 PROTOTYPES = "prototypes"
 RECIPES = ("dense", "seed")
 CELLS = ("gru", "mingru")
@@ -60,27 +60,12 @@ def check_bank(path: str | None) -> None:
     )
 
 
-def check_writable(name: str, path: str | None) -> None:
-    """Raise ValueError if no file can be written to `path`, the option `name`."""
-    if path is None:
-        return
-    try:
-        is_folder = Path(path).is_dir()
-        folder = next(one for one in Path(path).absolute().parents if one.exists())
-    except OSError as error:  # a name that is too long
-        why = f"{error.strerror}; give another file"
-        raise ValueError(f"{name}: {path} cannot be written: {why}") from error
-    if is_folder:
-        raise ValueError(f"{name}: {path} is a folder; give a file such as {path}/{name}.json")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "cannot be written to" if folder.is_dir() else "is no folder"
-        raise ValueError(f"{name}: {path} cannot be written, for {folder} {why}; give another file")
-
-
 class Checked:
     """Options that check, before any work, the bank and the path of the report."""
 
     def __post_init__(self) -> None:
+        from lvm.system.atomic import check_writable
+
         check_bank(getattr(self, "bank", None))
         check_writable("report", getattr(self, "report", None))
 
@@ -171,9 +156,7 @@ class ExportOptions(Checked):
     ctx: int = option(DEFAULT_CTX, "Rows of context.", low=2)
     overlap: int | None = option(None, "Rows that two windows share (auto: ctx / 2).", low=0)
     split: str = option(
-        "document",
-        "Split into train, val, test; random leaks.",
-        choices=("document", "random"),
+        "document", "Split into train, val, test; random leaks.", choices=("document", "random")
     )
     windows: str | None = option(None, "Folder to write to (auto: data/windows/ctx<ctx>).")
     seed: int = option(0, "Seed of the split and of the queries' order.", low=0)
@@ -205,7 +188,7 @@ class EvalOptions(MeasureOptions):
         True,
         "Also measure shorter, shuffled and reversed contexts, and the model without each part.",
     )
-    rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
+    rerank: str = option("none", RERANK_HELP, choices=RERANKS)
 
 
 @dataclass(frozen=True)
@@ -267,7 +250,7 @@ class ShadowOptions(Checked):
         None, "Context of the free predictors (auto: the longest of a candidate).", low=2
     )
     max_queries: int | None = option(None, "Most queries to measure (auto: 10,000).", low=1)
-    rerank: str = option("none", "Also show every candidate re-ranked by lane.", choices=RERANKS)
+    rerank: str = option("none", f"{RERANK_HELP} The gates decide on it.", choices=RERANKS)
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
@@ -284,7 +267,7 @@ class PredictOptions(Checked):
     queries: str | None = option(None, "Contexts of test, val or a query log.", unset="none")
     out: str | None = option(None, "Table of all answers to write, .parquet.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=1000)
-    rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
+    rerank: str = option("none", RERANK_HELP, choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that are in the context.")
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
     ctx: int | None = option(None, "Most rows of context to read (auto: the model's own).", low=2)
@@ -356,9 +339,7 @@ class TrainOptions(Checked):
     )
     temperature: float | None = option(None, "Softmax temperature.", low=0)
     focus: float | None = option(
-        None,
-        "Above 0, unlikely targets count less (generalised cross entropy).",
-        low=0,
+        None, "Above 0, unlikely targets count less (generalised cross entropy).", low=0
     )
     negatives: int | None = option(None, "Bank negatives per step.", low=0)
     hard_negatives: int = option(0, "Hard negatives per position.", low=0)

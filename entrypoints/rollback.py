@@ -15,6 +15,8 @@ from lvm.tracking.registry import BASELINE, PREVIOUS, Registry, locked
 
 def body(options: RollbackOptions) -> None:
     """Restore the previous baseline, after a check that its model can be loaded."""
+    from lvm.tracking.logged_models import check_previous  # loads torch; the help does not need it
+
     registry = Registry(options.registry)
     runs.log_config(asdict(options))
     with locked():
@@ -26,20 +28,6 @@ def body(options: RollbackOptions) -> None:
     runs.set_tags({"decision": "rolled back", BASELINE: restored})
     runs.log_artifact({"moves": registry.history()}, "history.json")
     print(f"baseline is version {restored} again; version {withdrawn} is now previous")
-
-
-def check_previous(registry: Registry, version: str | None) -> None:
-    """Raise ValueError if there is a previous baseline and its model cannot be loaded."""
-    from lvm.tracking.logged_models import load  # loads torch, which the help does not need
-
-    try:
-        if version is not None:
-            load(registry.uri(version))
-    except ValueError as error:
-        raise ValueError(
-            f"rollback: the previous baseline, version {version}, cannot be restored; give the "
-            f"alias to another with the entry point promote: {error}"
-        ) from None
 
 
 main = EntryPoint("rollback", RollbackOptions, body)

@@ -7,42 +7,34 @@ if __name__ == "__main__":
 
 import os
 import signal
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
 from entrypoints.cli import EntryPoint, changed
 from entrypoints.options import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
-from lvm.studies.phases import read_phases
+from lvm.studies.phases import decided_by_phase
 from lvm.system.processes import SIGNALS
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
 from lvm.tracking.registry import Registry
-from lvm.tracking.runs import WarningLog
 from lvm.tracking.training_runs import (
     SHOWN_FREE,
     Publication,
     Validation,
     finish_training,
     log_epoch,
-    pace_line,
+    name_training,
     prepare_state,
     state_path,
-    training_header,
+    train_logged,
 )
 from lvm.training.checkpoint import training_sha256
-from lvm.training.config import (
-    Settings,
-    TrainConfig,
-    as_dict,
-    chosen_device,
-    resolve,
-)
+from lvm.training.config import TrainConfig, as_dict, chosen_device, resolve
 from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
@@ -55,24 +47,7 @@ NAMED_OTHERWISE = set(
 
 def check(options: TrainOptions) -> None:
     """Raise ValueError for an unknown phase, and for settings that no training can have."""
-    known = read_phases()
-    if options.phase is not None and options.phase not in known:
-        raise ValueError(f"phase: unknown '{options.phase}'; the table has {', '.join(known)}")
     config_of(options)
-
-
-def decided(options: TrainOptions) -> dict[str, Any]:
-    """Return the settings of the phase for the options that are auto.
-
-    Its sizes are those of its own model; another model keeps its default sizes.
-    """
-    if options.phase is None:
-        return {}
-    phase = read_phases()[options.phase]
-    settings = phase.settings(options.recipe)
-    if options.model not in (None, settings["model"], phase.grown):
-        settings = {k: v for k, v in settings.items() if k not in ("hidden", "layers")}
-    return {name: value for name, value in settings.items() if getattr(options, name) is None}
 
 
 def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[TrainOptions, int]:
@@ -80,17 +55,14 @@ def with_phase(options: TrainOptions, default: int = DEFAULT_CTX) -> tuple[Train
 
     `default` is the context length if neither gives one.
     """
-    settings = decided(options)
+    settings = decided_by_phase(vars(options))
     ctx: int = options.ctx or settings.get("ctx") or default
-    values: dict[str, Any] = settings | {"ctx": ctx}
-    return replace(options, **values), ctx
+    return replace(options, **settings | {"ctx": ctx}), ctx
 
 
 def config_of(options: TrainOptions) -> TrainConfig:
     """Return the training config; what is auto is left to `TrainConfig`."""
-    given = vars(options) | decided(options)
-    shared = {field.name for field in fields(TrainConfig)} & given.keys()
-    return TrainConfig(**{name: given[name] for name in shared if given[name] is not None})
+    return TrainConfig.of_options(vars(options) | decided_by_phase(vars(options)))
 
 
 class SharedEntryPoint(EntryPoint[TrainOptions]):
@@ -111,7 +83,7 @@ class SharedEntryPoint(EntryPoint[TrainOptions]):
 
 def body(options: TrainOptions) -> None:
     """Train a predictor on the train rows of a bank, choosing the epoch by val Hit@5."""
-    settings, typed = decided(options), changed(options, NAMED_OTHERWISE)
+    settings, typed = decided_by_phase(vars(options)), changed(options, NAMED_OTHERWISE)
     if settings:
         words = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {words}")
@@ -129,32 +101,16 @@ def body(options: TrainOptions) -> None:
         config = resolve(chosen, ctx, inputs.windows.num_train_rows)
         shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
         runs.log_config(shown, settings)
-        label(config, options.phase, ctx, typed)
+        name_training(config, options.phase, ctx, typed)
         runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
         state = state_path(config, inputs.windows, launched_size(), initial)
         prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
         rivals = validation.measure(free)
         print(validation.summary(rivals), flush=True)
-        warnings = WarningLog(validation.warnings())
         automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
-        result = train(
-            inputs.bank,
-            inputs.windows,
-            config,
-            validate=validation.figures,
-            on_epoch=lambda record: log_epoch(record, inputs),
-            on_warnings=warnings.update,
-            on_start=lambda plan, size: print(
-                training_header(inputs.bank, inputs.windows, config, automatic, plan, size),
-                flush=True,
-            ),
-            on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
-            state_path=state,
-            world=world,
-            initial=initial,
-        )
-    result = replace(result, warnings=warnings.update(result.warnings))
+        shared = {"world": world, "initial": initial}
+        result = train_logged(inputs, config, validation, automatic, state, **shared)
     own = registry if options.register else None
     published = Publication(options.phase or "none", own, options.log_bank, options.report)
     finish_training(inputs, result, rivals, published)
@@ -163,23 +119,13 @@ def body(options: TrainOptions) -> None:
     state.unlink(missing_ok=True)
 
 
-def label(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
-    """Name and tag the run so that it can be told apart in the run list."""
-    words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
-    runs.name_run(" ".join(filter(None, words)))
-    tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
-    tags |= {"init": config.init or "none", "experts_control": config.experts_control}
-    runs.set_tags(tags)
-
-
 def follow(options: TrainOptions) -> None:
     """Train as a rank above 0, with the configuration of rank 0, once that has prepared the data.
 
     Raises ValueError if this process finds other data.
     """
-    for number in (
-        SIGNALS
-    ):  # no run to close here: a stop signal ends the process, even in a collective operation
+    # There is no run to close: a stop signal ends the process, even in a collective operation.
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)

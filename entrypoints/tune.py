@@ -5,19 +5,17 @@ if __name__ == "__main__":
 
     start("tune")
 
-import hashlib
-import re
 from typing import Any
 
 from entrypoints.cli import EntryPoint
 from entrypoints.options import TuneOptions
-from lvm.studies.tuning import SPACE_FILE, read_space
+from lvm.studies.tuning import SPACE_FILE, check_name, read_space
 from lvm.tracking import datasets, runs
 from lvm.tracking.datasets import default_ctx, read_bank
 from lvm.tracking.registry import Registry
 from lvm.tracking.store import checkout_root
-from lvm.tracking.study_runs import one_at_a_time, replay_seed
-from lvm.tracking.tuning_runs import Setup, finish_tuning, run_trial, study_url
+from lvm.tracking.study_runs import replay_seed
+from lvm.tracking.tuning_runs import Setup, finish_tuning, run_trials, study_lock
 from lvm.training.config import TrainConfig
 
 # Options that every trial trains with, as `train` knows them.
@@ -27,11 +25,9 @@ SHARED = ("model", "epochs", "batch_size", "negatives", "seed")
 def check(options: TuneOptions) -> None:
     """Raise ValueError on a space or settings that no study can have, and outside a checkout."""
     checkout_root()
-    config_of(options)
-    if options.study is not None and not re.fullmatch(r"[\w.-]{1,100}", options.study):
-        raise ValueError(
-            f"study: {options.study!r} is not a name; use up to 100 letters, digits, '_', '.', '-'"
-        )
+    TrainConfig.of_options(shared_of(options))
+    if options.study is not None:
+        check_name(options.study)
     for name in read_space(options.space or SPACE_FILE):
         if shared_of(options).get(name) is not None:
             raise ValueError(f"{name}: the space varies it; leave it at auto, or omit it there")
@@ -43,11 +39,6 @@ def shared_of(options: TuneOptions) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def config_of(options: TuneOptions) -> TrainConfig:
-    """Return what all trials train with."""
-    return TrainConfig(**shared_of(options))
-
-
 def body(options: TuneOptions) -> None:
     """Train trials of the space, each a nested run; register the winner; report what it gained."""
     bank, registry = read_bank(options.bank), Registry(options.registry)
@@ -55,16 +46,12 @@ def body(options: TuneOptions) -> None:
     datasets.log_bank(bank, "tuning")
     ctx = options.ctx or default_ctx(bank)
     study = options.study or registry.name
-    setup = Setup(study, bank, config_of(options), ctx, replay_seed(registry, bank))
+    config = TrainConfig.of_options(shared_of(options))
+    setup = Setup(study, bank, config, ctx, replay_seed(registry, bank))
     runs.log_config(vars(options) | {"ctx": ctx, "study": study})
     runs.name_run(f"{study} {options.trials} trials")
-    key = hashlib.sha256(f"{study_url()} {study}".encode()).hexdigest()
-    with one_at_a_time(key, f"study {study}"):
-        tuning = setup.open(read_space(options.space or SPACE_FILE))
-        if tuning.ended():
-            print(f"study {study} goes on: {len(tuning.ended())} trials are done", flush=True)
-        while len(tuning.ended()) < options.trials:
-            run_trial(tuning, setup)
+    with study_lock(study):
+        tuning = run_trials(setup, read_space(options.space or SPACE_FILE), options.trials)
         shared = {"bank": options.bank, **shared_of(options)}
         finish_tuning(tuning, setup, registry, shared, options.report)
 

@@ -23,7 +23,7 @@ from lvm.bank.row_table import (
     KINDS,
     TMD_LANES,
     UNASSIGNED,
-    IntArray,
+    Integers,
     row_table,
     run_starts,
     with_sequence,
@@ -40,7 +40,7 @@ __all__ = [
     "UNKNOWN_ENCODER",
     "Bank",
     "FloatArray",
-    "IntArray",
+    "Integers",
     "open_bank",
     "open_loose",
     "unit_rows",
@@ -58,7 +58,7 @@ SCORE_SLACK = 1e-6  # rounding of a float32 cosine
 DISTANCE_SLACK = 1e-5  # rounding of a float32 projection
 
 
-def unit_rows(vectors: np.ndarray, rows: IntArray | slice) -> FloatArray:
+def unit_rows(vectors: np.ndarray, rows: Integers | slice) -> FloatArray:
     """Return `vectors[rows]` (..., D) as float32, of length 1 each; none may be zero."""
     picked = np.asarray(vectors[rows], dtype=np.float32)
     return picked / np.linalg.norm(picked, axis=-1, keepdims=True)
@@ -97,11 +97,11 @@ class Bank:
     def dim(self) -> int:
         return int(self.vectors.shape[1])
 
-    def unit(self, rows: IntArray | slice) -> FloatArray:
+    def unit(self, rows: Integers | slice) -> FloatArray:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
         return unit_rows(self.vectors, rows)
 
-    def unit_ascending(self, row_B: IntArray) -> FloatArray:
+    def unit_ascending(self, row_B: Integers) -> FloatArray:
         """Return `unit` of ascending rows, (B, D); contiguous rows are read as one slice."""
         first, last = int(row_B[0]), int(row_B[-1])
         is_run = last - first + 1 == len(row_B)
@@ -333,7 +333,7 @@ def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
     return copy_N.astype(np.int64), first_U.astype(np.int64)
 
 
-def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np.int64]:
+def _near_pairs(bank: Bank, row_U: Integers, threshold: float) -> npt.NDArray[np.int64]:
     """Return all pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`."""
     # Imported here: it takes 0.2 s, and most processes read the groups from disk.
     from scipy.spatial import cKDTree
@@ -345,7 +345,7 @@ def _near_pairs(bank: Bank, row_U: IntArray, threshold: float) -> npt.NDArray[np
     return cKDTree(point_UE).query_pairs(radius, output_type="ndarray")
 
 
-def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
+def _principal_basis(bank: Bank, row_U: Integers) -> npt.NDArray[np.float32]:
     """Return orthonormal columns (D, E) along which a sample of the rows varies most."""
     random = generator(0, "duplicates")
     sample = random.choice(row_U, min(SAMPLE_ROWS, len(row_U)), replace=False)
@@ -355,7 +355,7 @@ def _principal_basis(bank: Bank, row_U: IntArray) -> npt.NDArray[np.float32]:
     return vector_DD[:, ::-1][:, :PROJECTION_DIMS].astype(np.float32)
 
 
-def _pair_scores(bank: Bank, pair_P2: IntArray) -> npt.NDArray[np.float32]:
+def _pair_scores(bank: Bank, pair_P2: Integers) -> npt.NDArray[np.float32]:
     """Return the cosine of each pair of rows."""
     score_P = np.empty(len(pair_P2), dtype=np.float32)
     for start in range(0, len(pair_P2), BLOCK_PAIRS):

@@ -12,7 +12,7 @@ import pandas as pd
 from lvm.bank.tables import name_text
 from lvm.system.errors import CONTROL
 
-IntArray = npt.NDArray[np.integer]
+Integers = npt.NDArray[np.integer]
 
 TMD_LANES = (
     "Science",
@@ -136,7 +136,7 @@ def _labels(unique: pd.Index, column: str, where: str) -> tuple[str, ...]:
     return names
 
 
-def run_starts(code_N: IntArray) -> npt.NDArray[np.int64]:
+def run_starts(code_N: Integers) -> npt.NDArray[np.int64]:
     """Return the first row of each run of equal codes."""
     return np.concatenate([[0], np.flatnonzero(np.diff(code_N)) + 1]).astype(np.int64)
 
@@ -158,7 +158,7 @@ def _name_codes(
 
 
 def _check_contiguous(
-    code_N: IntArray, names: tuple[str, ...], column: str, where: str, of: str = ""
+    code_N: Integers, names: tuple[str, ...], column: str, where: str, of: str = ""
 ) -> None:
     """Raise ValueError unless each code is one run."""
     start_R = run_starts(code_N)

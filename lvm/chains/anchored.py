@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.files import read_columns
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.chains.walks import Candidates, Chain, bank_pool, known_lanes, row_heads, row_lane_names
 from lvm.system.seeding import generator
 from lvm.system.settings import ChainRules
@@ -99,8 +99,8 @@ def anchored_candidates(pool: Bank, base: Bank, plan: AnchorPlan, rules: ChainRu
 
 
 def _nearest(
-    index: faiss.Index, base: Bank, row_Q: IntArray, k: int
-) -> tuple[FloatArray, IntArray]:
+    index: faiss.Index, base: Bank, row_Q: Integers, k: int
+) -> tuple[FloatArray, Integers]:
     """Return cosines and index rows of the k nearest neighbours of base rows, (Q, k) each."""
     parts = [
         index.search(base.unit(row_Q[start : start + SEARCH_ROWS]), min(k, index.ntotal))
@@ -109,7 +109,7 @@ def _nearest(
     return np.concatenate([score for score, _ in parts]), np.concatenate([row for _, row in parts])
 
 
-def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[IntArray, IntArray]:
+def read_queries(path: str, base: Bank, rules: ChainRules) -> tuple[Integers, Integers]:
     """Return the target rows of all queries, and of those with a rank above `failing_rank`."""
     table = _table(path, base)
     target_Q = table["target_row"].to_numpy(dtype=np.int64)
@@ -171,7 +171,7 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
     return table
 
 
-def _pages(pool: Bank, anchor_A: IntArray, rules: ChainRules) -> list[tuple[int, ...]]:
+def _pages(pool: Bank, anchor_A: Integers, rules: ChainRules) -> list[tuple[int, ...]]:
     """Return the rows around each anchor, shifted as needed to stay inside its document."""
     table = pool.document_table()
     first = table["first_row"].to_numpy()

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from lvm.bank.bank import FloatArray
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.chains.walks import Chain, Pool, flat_rows
 from lvm.system.progress import steps
 from lvm.system.seeding import generator
@@ -123,8 +123,8 @@ class _Miner:
         chain: int,
         expected: int,
         score_M: FloatArray,
-        soft_m: IntArray,
-        hard_m: IntArray,
+        soft_m: Integers,
+        hard_m: Integers,
         bands: Bands,
     ) -> dict[str, Any]:
         concept, probe = int(self.start_C[chain]), int(expected) - 1
@@ -146,7 +146,7 @@ class _Miner:
         return None if self.pool.text_N is None else str(self.pool.text_N[self.row_M[at]])
 
 
-def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[IntArray]:
+def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[Integers]:
     """Return the columns of the highest scores inside the soft band, highest first."""
     scores = torch.from_numpy(score_QM)
     outside = ~((scores >= bands.soft_low) & (scores < bands.soft_high))
@@ -156,8 +156,8 @@ def _nearest_in_band(score_QM: FloatArray, bands: Bands, count: int) -> list[Int
 
 
 def _first_below(
-    score_QS: FloatArray, column_S: IntArray, bands: Bands, count: int
-) -> list[IntArray]:
+    score_QS: FloatArray, column_S: Integers, bands: Bands, count: int
+) -> list[Integers]:
     """Return the first sampled columns with a score below the hard bound."""
     return [column_S[np.flatnonzero(below_S)[:count]] for below_S in score_QS < bands.hard_high]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lvm.bank.bank import Bank, FloatArray
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.chains.walks import Candidates, Chain, Concepts, Pool, bank_pool, flat_rows
 from lvm.corpus.encoders import Encoder
 from lvm.corpus.ingest import encode_texts
@@ -149,7 +149,7 @@ def answer_gate(
 
 
 def base_gate(
-    chains: Sequence[Chain], code_N: IntArray, base_code_N: IntArray
+    chains: Sequence[Chain], code_N: Integers, base_code_N: Integers
 ) -> tuple[list[Chain], Gate]:
     """Keep chains that are not consecutive rows of the base (codes as in `row_codes`)."""
     places: dict[int, list[int]] = defaultdict(list)
@@ -190,7 +190,7 @@ def coherence_gate(
 
 
 def repeat_gate(
-    chains: Sequence[Chain], code_N: IntArray, rules: ChainRules
+    chains: Sequence[Chain], code_N: Integers, rules: ChainRules
 ) -> tuple[list[Chain], Gate]:
     """Keep chains that share fewer than `repeated_share` of their rows with any earlier chain.
 
@@ -223,13 +223,13 @@ def number_gate(chains: Sequence[Chain], most: int) -> tuple[list[Chain], Gate]:
     return list(chains[:most]), Gate("max_chains", dropped, f"more than the {most:,} asked for")
 
 
-def row_codes(pool: Pool, base: Pool | None) -> tuple[IntArray, IntArray]:
+def row_codes(pool: Pool, base: Pool | None) -> tuple[Integers, Integers]:
     """Give equal rows of a pool and of a base the same integer code.
 
     Rows are equal if their texts are; if the pool or the base has no texts, if their float16
     vectors are.
     """
-    code_N: IntArray
+    code_N: Integers
     pools = [pool] if base is None else [pool, base]
     if all(one.text_N is not None for one in pools):
         # A row without a text equals no other.

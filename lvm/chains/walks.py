@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import sparse
 
 from lvm.bank.bank import Bank, FloatArray, duplicate_groups, unit_rows
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.progress import steps
 from lvm.system.seeding import generator
@@ -66,7 +66,7 @@ class Pool:
     text_N: npt.NDArray[np.object_] | None
     encoder: str
 
-    def unit(self, rows: IntArray | slice) -> FloatArray:
+    def unit(self, rows: Integers | slice) -> FloatArray:
         """Return the vectors of `rows` (of any shape) as float32, length 1 along the last axis."""
         return unit_rows(self.stored, rows)
 
@@ -82,7 +82,7 @@ class Candidates:
     chains: list[Chain]
     pool: Concepts | Pool
     notes: tuple[str, ...] = ()
-    answer_rows: IntArray | None = None
+    answer_rows: Integers | None = None
 
 
 def bank_pool(bank: Bank) -> Pool:
@@ -355,7 +355,7 @@ def _lane_codes(name_N: npt.NDArray[np.object_], wanted: tuple[str, ...]) -> npt
     return np.where(chosen[code_N], code_N, -1).astype(np.int64)
 
 
-def _neighbours(pool: Pool, row_n: IntArray, k: int, seed: int) -> tuple[FloatArray, IntArray]:
+def _neighbours(pool: Pool, row_n: Integers, k: int, seed: int) -> tuple[FloatArray, Integers]:
     """Return cosines and positions in `row_n` of each row's k + 1 nearest, itself included."""
     num_rows, dim = len(row_n), pool.stored.shape[1]
     blocks = [row_n[start : start + SEARCH_ROWS] for start in range(0, num_rows, SEARCH_ROWS)]
@@ -373,7 +373,7 @@ def _neighbours(pool: Pool, row_n: IntArray, k: int, seed: int) -> tuple[FloatAr
     return np.concatenate([score for score, _ in parts]), np.concatenate([at for _, at in parts])
 
 
-def _named_nodes(path: Path, edges: pd.DataFrame) -> tuple[IntArray, IntArray, Concepts]:
+def _named_nodes(path: Path, edges: pd.DataFrame) -> tuple[Integers, Integers, Concepts]:
     ends = pd.concat([edges["source"], edges["target"]])
     code_N, names = pd.factorize(ends)
     known = read_concepts(path)
@@ -387,7 +387,7 @@ def _short_heads(texts: list[str]) -> npt.NDArray[np.object_]:
     return np.array([text.partition(":")[0][:40].strip() or "walk" for text in texts], dtype=object)
 
 
-def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> IntArray:
+def _row_numbers(path: Path, edges: pd.DataFrame, column: str, pool: Bank) -> Integers:
     number_E = pd.to_numeric(edges[column], errors="coerce").to_numpy(dtype=np.float64)
     wrong_E = ~((number_E >= 0) & (number_E < pool.num_rows) & (number_E % 1 == 0))
     if wrong_E.any():

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from lvm.bank.bank import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
 from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
-from lvm.bank.row_table import IntArray
+from lvm.bank.row_table import Integers
 from lvm.bank.tables import kind_of
 from lvm.bank.vector_tables import VectorTable, check_table, vector_table
 from lvm.corpus.encoders import WORDLLAMA, Encoder, load_encoder
@@ -311,7 +311,7 @@ def _copy_table(
     return _Made(bank, notes=checked.notes)
 
 
-def _only(blocks: Iterable[np.ndarray], kept: IntArray) -> Iterable[np.ndarray]:
+def _only(blocks: Iterable[np.ndarray], kept: Integers) -> Iterable[np.ndarray]:
     """Yield from blocks the rows `kept`, which are ascending."""
     start = 0
     for block in blocks:
@@ -344,7 +344,7 @@ def row_names(bank: Bank) -> pd.DataFrame:
     return rows
 
 
-def _row_counts(code_N: IntArray, names: tuple[str, ...]) -> dict[str, int]:
+def _row_counts(code_N: Integers, names: tuple[str, ...]) -> dict[str, int]:
     """Return the number of rows of each name; "" counts the rows without a name."""
     count = np.bincount(code_N.astype(np.int64) + 1, minlength=len(names) + 1).tolist()
     return dict(zip(names, count[1:], strict=True)) | ({"": count[0]} if count[0] else {})

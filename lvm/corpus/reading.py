@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lvm.bank.row_table import BLOCK_ROWS, IntArray, run_starts
+from lvm.bank.row_table import BLOCK_ROWS, Integers, run_starts
 from lvm.bank.tables import (
     TABLES,
     column_names,
@@ -395,7 +395,7 @@ def _documents(
 
 
 def drawn_rows(
-    sequence_N: IntArray, document_N: IntArray | None, options: SourceOptions
+    sequence_N: Integers, document_N: Integers | None, options: SourceOptions
 ) -> npt.NDArray[np.int64]:
     """Return the rows of a table within max_rows, in reading order.
 

@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from lvm.bank.bank import Bank, FloatArray
-from lvm.bank.row_table import TMD_LANES, UNASSIGNED, IntArray, run_starts
+from lvm.bank.row_table import TMD_LANES, UNASSIGNED, Integers, run_starts
 from lvm.corpus.encoders import UNNAMED_ENCODERS, Encoder, load_encoder
 from lvm.system.errors import one_line_errors
 from lvm.system.seeding import torch_seed
@@ -118,7 +118,7 @@ def bank_encoder(bank: Bank, name: str | None = None) -> Encoder:
     return encoder
 
 
-def checked_texts(bank: Bank) -> tuple[IntArray, list[str]]:
+def checked_texts(bank: Bank) -> tuple[Integers, list[str]]:
     """Return up to eight rows with their texts, spread evenly over the rows with text."""
     text_N = bank.texts()
     told = [] if text_N is None else [row for row, text in enumerate(text_N) if text.strip()]

@@ -20,7 +20,7 @@ from lvm.system.seeding import generator
 
 FIGURES = ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10", "median_rank")
 POOLS = (58, 115, 230, 1149)  # pool sizes of the old phases 3.5, 3, 2, 1
-FloatArray = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.05  # two-sided: 95 % intervals
 BLOCK_VALUES = 2**20  # weights (resamples x documents) in memory at a time: 8 MB
@@ -28,12 +28,12 @@ KEPT_VALUES = 2**23  # weights cached for the next call: 64 MB
 PROBES = 16  # medians tried per pass over the resamples, for each bound
 
 
-def hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
+def hit_at(rank_Q: ArrayLike, k: int) -> Float64Array:
     """Return 1.0 if the truth is among the first k, else 0.0, (Q,)."""
     return (_checked(rank_Q) <= k).astype(np.float64)
 
 
-def soft_hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
+def soft_hit_at(rank_Q: ArrayLike, k: int) -> Float64Array:
     """Return 1 / (1 + (rank / k)^2), (Q,): near 1 at the top, a half at rank k, near 0 far below.
 
     A smooth Hit@k: an improvement from rank 9 to 6 counts, so fewer queries distinguish models of
@@ -42,13 +42,13 @@ def soft_hit_at(rank_Q: ArrayLike, k: int) -> FloatArray:
     return 1 / (1 + (_checked(rank_Q) / k) ** 2)
 
 
-def reciprocal_rank_at(rank_Q: ArrayLike, k: int = 10) -> FloatArray:
+def reciprocal_rank_at(rank_Q: ArrayLike, k: int = 10) -> Float64Array:
     """Return 1 / rank if the truth is among the first k, else 0.0, (Q,)."""
     checked_Q = _checked(rank_Q)
     return np.where(checked_Q <= k, 1 / checked_Q, 0.0)
 
 
-def per_query(rank_Q: ArrayLike) -> FloatArray:
+def per_query(rank_Q: ArrayLike) -> Float64Array:
     """Return the per-query values of those FIGURES that are means, (Q, 4)."""
     columns = [hit_at(rank_Q, k) for k in (1, 5, 10)]
     return np.stack([*columns, reciprocal_rank_at(rank_Q, 10)], axis=1)
@@ -104,7 +104,7 @@ def copy_ratio(prediction_QD: NDArray[Any], last_QD: NDArray[Any], truth_QD: NDA
     return float(copied / natural) if natural > 0 else float("nan")
 
 
-def _checked(rank_Q: ArrayLike) -> FloatArray:
+def _checked(rank_Q: ArrayLike) -> Float64Array:
     ranks = np.asarray(rank_Q, dtype=np.float64)
     if ranks.ndim != 1 or not len(ranks):
         raise ValueError(f"ranks: shape {ranks.shape}; expected one rank for each of 1 ... queries")
@@ -190,7 +190,7 @@ def paired_difference(
     return Difference(mean, low, high, p_value, documents.num)
 
 
-def holm(p_values: ArrayLike) -> FloatArray:
+def holm(p_values: ArrayLike) -> Float64Array:
     """Return p-values adjusted for their number (Holm, Scand. J. Statist. 1979), in order."""
     p = np.asarray(p_values, np.float64)
     if not ((p >= 0) & (p <= 1)).all():
@@ -231,7 +231,7 @@ class _Documents:
 
     num: int
     code_Q: NDArray[np.int64]
-    size_M: FloatArray
+    size_M: Float64Array
 
     @classmethod
     def of(cls, document_Q: ArrayLike, num_queries: int) -> "_Documents":
@@ -242,7 +242,7 @@ class _Documents:
             )
         return cls(len(names), code_Q, np.bincount(code_Q).astype(np.float64))
 
-    def sums(self, value_QF: FloatArray) -> FloatArray:
+    def sums(self, value_QF: Float64Array) -> Float64Array:
         """Return the sum of each column over each document, (M, F)."""
         columns = [np.bincount(self.code_Q, value_Q, self.num) for value_Q in value_QF.T]
         return np.stack(columns, axis=1)
@@ -256,14 +256,14 @@ class _Bootstrap:
     resamples: int
     seed: int
 
-    def weights(self) -> Iterator[FloatArray]:
+    def weights(self) -> Iterator[Float64Array]:
         """Yield how often each resample draws each document, (B, M), B resamples at a time."""
         if self.resamples * self.num_documents <= KEPT_VALUES:
             yield _kept_weights(self)
         else:
             yield from _drawn_weights(self)
 
-    def means(self, sum_MF: FloatArray, size_M: FloatArray) -> FloatArray:
+    def means(self, sum_MF: Float64Array, size_M: Float64Array) -> Float64Array:
         """Return the resampled means of columns with these sums over documents, (S, F).
 
         Each resample is summed separately along the documents: the rounding of a matrix product
@@ -277,7 +277,7 @@ class _Bootstrap:
         return np.concatenate(blocks)
 
 
-def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
+def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[Float64Array]:
     num = bootstrap.num_documents
     random = generator(bootstrap.seed, "bootstrap")
     height = max(1, BLOCK_VALUES // num)
@@ -289,7 +289,7 @@ def _drawn_weights(bootstrap: _Bootstrap) -> Iterator[FloatArray]:
         yield count.reshape(lines, num).astype(np.float64)
 
 
-def _sign_flip_p(sum_M: FloatArray, seed: int) -> float:
+def _sign_flip_p(sum_M: Float64Array, seed: int) -> float:
     """Return the two-sided p-value of sums by document under random signs.
 
     All 2^M patterns of signs if RESAMPLES cover them, else RESAMPLES - 1 random ones and the
@@ -326,19 +326,19 @@ def _random_flips(num_documents: int, seed: int) -> Iterator[NDArray[np.bool_]]:
 
 
 @lru_cache(maxsize=2)
-def _kept_weights(bootstrap: _Bootstrap) -> FloatArray:
+def _kept_weights(bootstrap: _Bootstrap) -> Float64Array:
     weight_SM = np.concatenate(list(_drawn_weights(bootstrap)))
     weight_SM.flags.writeable = False
     return weight_SM
 
 
-def _percentiles(statistic_S: FloatArray) -> list[float]:
+def _percentiles(statistic_S: Float64Array) -> list[float]:
     low, high = np.quantile(statistic_S, [LEVEL / 2, 1 - LEVEL / 2])
     return [float(low), float(high)]
 
 
 def _median_interval(
-    rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
+    rank_Q: Float64Array, documents: _Documents, bootstrap: _Bootstrap
 ) -> list[float]:
     """Return the percentile interval of the median without computing a median.
 
@@ -360,8 +360,8 @@ def _median_interval(
 
 
 def _shares_reached(
-    value_P: FloatArray, rank_Q: FloatArray, documents: _Documents, bootstrap: _Bootstrap
-) -> FloatArray:
+    value_P: Float64Array, rank_Q: Float64Array, documents: _Documents, bootstrap: _Bootstrap
+) -> Float64Array:
     """Return the share of resamples in which half of the queries rank at each value or better."""
     within_MP = documents.sums((rank_Q[:, None] <= value_P).astype(np.float64))
     num_reached_P = np.zeros(len(value_P))

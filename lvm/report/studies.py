@@ -351,9 +351,11 @@ def _tuning_verdict(tuned: Tuned) -> str:
     val, test = tuned.gains
     what = f"{head} Trial {tuned.best.number} leads the default by {points(val.plain)} points of "
     what += f"Hit@5 on the val queries that chose it, and by {points(test.plain)} on test"
-    what += "." if tuned.left is None else f": {100 * tuned.left:.0f} % of the gain is left."
+    if tuned.left is not None:
+        share = f"{100 * tuned.left:.0f} %" if tuned.left > 0 else "none"
+        what += f": {share} of the gain is left"
     order = f"{points(val.corrected)} and {points(test.corrected)}"
-    parts = [what, f"In the corrected order the two are {order}."]
+    parts = [f"{what}.", f"In the corrected order the two are {order}."]
     if not val.plain.low > 0:
         parts.append("The interval on val includes 0: the share that is left says little.")
     return " ".join(parts)

@@ -26,7 +26,7 @@ from lvm.system.progress import add_products
 from lvm.windows.planning import ContextQueries, IntArray, Queries
 
 SCORE_TIE = 1e-6  # scores closer than this are ties
-AUTO, FP32, BF16 = PRODUCTS = ("auto", "fp32", "bf16")
+AUTO, FP32, BF16 = "auto", "fp32", "bf16"
 # A score tile of 2 MB stays in the cache of its core, so that counting costs a few per cent of the
 # matrix product.
 QUERY_BLOCK = 256

@@ -1,10 +1,11 @@
-"""Passages after many contexts: answered in blocks that are cached, then written as one table.
+"""Passages after contexts: open them and the index; answer many in cached blocks, as one table.
 
 Shapes: B contexts of a block, T time, D vector dim, K passages, Q contexts in all.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.files import file_sha256, map_array
+from lvm.corpus.encoders import TextEncoder
+from lvm.corpus.reading import read_text_file
+from lvm.models.facts import OWN_COUNTED, Facts, omits_own_document
 from lvm.models.predict import predict_contexts, unit_contexts
+from lvm.models.table import FREE_MODELS
 from lvm.models.weights import model_digest
+from lvm.retrieval.index import ensure_index
+from lvm.retrieval.lexical import RECENT_ROWS
+from lvm.retrieval.rerank import NONE
 from lvm.serving.predictor import Retriever, Wanted
+from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.shadow.replay import predict, query_parts
 from lvm.system.atomic import (
     Entry,
@@ -31,14 +40,15 @@ from lvm.system.atomic import (
     write_errors_name,
 )
 from lvm.system.progress import steps
-from lvm.windows.planning import ContextQueries, Queries
+from lvm.tracking.datasets import default_ctx, log_bank, make_inputs
+from lvm.tracking.logged_models import Predictor, open_logged, open_subject
+from lvm.tracking.registry import Registry
+from lvm.windows.planning import SPLITS, ContextQueries, IntArray, Queries
 
 BLOCK_VALUES = 2**25  # of the contexts of a block: 128 MB
 MAX_BLOCK = 2000
 TABLE_CONTEXTS = 10_000  # written at a time
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-Group = tuple[IntArray, FloatArray, FloatArray]
+Group = tuple[IntArray, FloatArray, FloatArray, list[list[str]] | None]
 
 
 class Contexts(Protocol):
@@ -59,7 +69,10 @@ class Contexts(Protocol):
         """Return what tells these contexts apart from others, for `cache_key`."""
 
     def groups(self, place_B: IntArray) -> Iterator[Group]:
-        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D)."""
+        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D).
+
+        Then the texts of the last rows of each, None if they are not known.
+        """
 
 
 def map_contexts(path: Path) -> NDArray[np.floating]:
@@ -71,6 +84,29 @@ def map_contexts(path: Path) -> NDArray[np.floating]:
     if array.dtype.kind != "f":
         raise ValueError(f"context: {path} holds {array.dtype}; floats are needed")
     return array[None] if array.ndim == 2 else array
+
+
+def read_contexts(
+    text: str | None, context: str | None, bank: Bank
+) -> tuple[FloatArray, list[list[str]] | None]:
+    """Return the contexts of a text file, or else of an .npy file, as unit rows (B, T, D).
+
+    Beside them stand their sentences, None for an .npy file. Raises ValueError if the file holds
+    none.
+    """
+    if text is None:
+        return unit_contexts(map_contexts(Path(str(context))), bank.dim), None
+    path = Path(text)
+    try:
+        sentences = read_text_file(path)
+    except OSError as error:
+        raise ValueError(f"text: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"text: {error}") from None
+    if not sentences:
+        raise ValueError(f"text: {path} holds no sentence of three words or more")
+    encoder = TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>")
+    return encoder.encode(sentences)[None], [sentences]
 
 
 class ArrayContexts:
@@ -102,7 +138,7 @@ class ArrayContexts:
     def groups(self, place_B: IntArray) -> Iterator[Group]:
         """Yield one group; raises ValueError for zero and non-finite vectors."""
         unit_BTD = unit_contexts(self.array_QTD[place_B], self.dim)
-        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx)
+        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx), None
 
 
 class QueryContexts:
@@ -136,7 +172,77 @@ class QueryContexts:
         for length in np.unique(num_rows_B):
             chosen = np.flatnonzero(num_rows_B == length)
             unit_BTD = self.bank.unit(np.stack([rows[one] for one in chosen]))
-            yield place_B[chosen], unit_BTD, vector_BD[chosen]
+            yield place_B[chosen], unit_BTD, vector_BD[chosen], self._texts_of(rows, chosen)
+
+    def _texts_of(self, rows: list[IntArray], chosen: IntArray) -> list[list[str]] | None:
+        text_N = self._text_N
+        if text_N is None:
+            return None
+        return [text_N[rows[one][-RECENT_ROWS:]].tolist() for one in chosen]
+
+    @cached_property
+    def _text_N(self) -> NDArray[np.object_] | None:
+        return self.bank.texts()
+
+
+def open_predictor(
+    reference: str, bank_path: str | None, ctx: int | None, registry: Registry
+) -> tuple[Predictor, Bank]:
+    """Read a logged predictor, or fit a free one; return it with its bank, a dataset of the run."""
+    if reference in FREE_MODELS:
+        subject = open_subject(reference, bank_path, ctx)
+        return subject.predictor, subject.inputs.bank
+    predictor, bank = open_logged(reference, bank_path, registry)
+    log_bank(bank, "prediction")
+    return predictor, bank
+
+
+def open_contexts(
+    context: str | None, queries: str | None, predictor: Predictor, bank: Bank, ctx: int
+) -> ArrayContexts | QueryContexts:
+    """Open the contexts of an .npy file, or else of a split of the bank or of a query log."""
+    model, facts = predictor.model, predictor.facts
+    if context is not None:
+        return ArrayContexts(Path(context), model, bank.dim, ctx)
+    asked = str(queries)
+    if asked not in SPLITS[1:]:
+        return QueryContexts(log_queries(read_query_log(Path(asked)), bank, ctx), model, bank, ctx)
+    plan = {"split": facts.split, "seed": facts.seed}
+    inputs = make_inputs(bank, default_ctx(bank, ctx), None, "prediction", **plan)
+    return QueryContexts(inputs.windows.queries[asked], model, bank, ctx)
+
+
+def open_retriever(predictor: Predictor, bank: Bank, ctx: int, rerank: str) -> Retriever:
+    """Open the index over the bank; raises ValueError if it cannot be re-ranked by `rerank`."""
+    facts, correction, reranker = predictor.facts, predictor.row_correction, predictor.reranker
+    name, is_own = predictor.reference, facts.bank_sha256 == bank.sha256
+    if not is_own:
+        facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
+    if rerank != NONE and not is_own:
+        raise ValueError(f"rerank: {name} knows lanes and words of {facts.bank}, not {bank.path}")
+    if rerank != NONE and name in FREE_MODELS:
+        raise ValueError(
+            f"rerank: {name} is fitted here without lanes; name a registered version of it"
+        )
+    index = ensure_index(bank, predictor.model, facts, correction)
+    return Retriever(index, min(ctx, predictor.facts.ctx), reranker)
+
+
+def search_facts(predictor: Predictor, retriever: Retriever, rerank: str) -> dict[str, Any]:
+    """Return what answers: the predictor, the bank, the kind of search and of score."""
+    return {
+        "model": predictor.facts.model,
+        "bank_sha256": retriever.index.bank.sha256,
+        "search": str(retriever.index.facts),
+        "score": score_name(retriever, rerank, predictor.facts),
+    }
+
+
+def score_name(retriever: Retriever, rerank: str, facts: Facts) -> str:
+    """Return what the scores are, with the definition of an older row correction."""
+    name = retriever.score_name(rerank)
+    is_older = retriever.index.pair_N2 is not None and not omits_own_document(facts.fit_version)
+    return f"{name} ({OWN_COUNTED})" if is_older else name
 
 
 def _context_rows(queries: Queries) -> list[IntArray]:
@@ -201,9 +307,10 @@ class Batch:
         position = {int(place): number for number, place in enumerate(place_B)}
         row_BK = np.full((len(place_B), self.wanted.k), -1, np.int64)
         score_BK = np.full(row_BK.shape, -np.inf, np.float32)
-        for places, unit_BTD, vector_BD in self.contexts.groups(place_B):
+        for places, unit_BTD, vector_BD, texts in self.contexts.groups(place_B):
             at = [position[int(place)] for place in places]
-            row_BK[at], score_BK[at] = self.retriever.best(unit_BTD, vector_BD, self.wanted)
+            found = self.retriever.best(unit_BTD, vector_BD, self.wanted, texts)
+            row_BK[at], score_BK[at] = found
         return Entry({"rows": row_BK, "scores": score_BK})
 
     def _write_table(self, path: Path, row_QK: IntArray, score_QK: FloatArray) -> int:

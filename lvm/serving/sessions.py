@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lvm.bank.bank import FloatArray
 from lvm.models.predict import laid_out_for_steps
 from lvm.windows.planning import first_read
 
-FloatArray = NDArray[np.float32]
 MAX_BYTES = 2**28
 MAX_NAME = 200  # characters of a session's name
 # More new rows than this share of the context are read with it in one pass: a step takes as long as

@@ -34,6 +34,7 @@ from lvm.system.errors import one_line_errors
 from lvm.windows.planning import (
     SPLITS,
     ContextQueries,
+    IntArray,
     Queries,
     Windows,
     context_queries,
@@ -46,7 +47,6 @@ TARGET, SEQUENCE, CONTEXT = "target_row", "sequence", "context_rows"
 WANTED = f"{TARGET} with {SEQUENCE}, or {TARGET} with {CONTEXT}"
 
 _DIGITS = re.compile(r" *-?[0-9]{1,30} *")
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

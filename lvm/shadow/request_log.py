@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lvm.bank.bank import FloatArray
 from lvm.bank.tables import UNREADABLE
 from lvm.system.atomic import atomic_replace
 from lvm.system.errors import one_line, one_line_errors
 
-FloatArray = NDArray[np.float32]
 FILES = "requests-*.parquet"
 FILE_BYTES = 16 * 2**20  # a file that has so many is complete, the next one begins
 WAITING_BYTES = 64 * 2**20  # held in memory while the folder cannot be written

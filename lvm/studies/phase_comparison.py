@@ -15,7 +15,7 @@ from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import (
     POOLS,
     Difference,
-    FloatArray,
+    Float64Array,
     document_interval,
     figures,
     hit_at,
@@ -313,14 +313,14 @@ class _Comparing:
         detectable = smallest_detectable(change_Q, document_Q) if change_Q.any() else math.nan
         return Pair(row.name, name, by_5, by_10, detectable, math.nan)
 
-    def _ranks(self, candidate: str, order: str) -> FloatArray:
+    def _ranks(self, candidate: str, order: str) -> Float64Array:
         column = "rank" if order == NONE else "rank_reranked"
         return np.asarray(self.tables[candidate][column], np.float64)
 
     def _documents(self, candidate: str) -> np.ndarray:
         return self.bank.document_N[self.tables[candidate]["target_row"].to_numpy()]
 
-    def _pool(self, raw_Q: FloatArray, pool: int) -> dict[str, float]:
+    def _pool(self, raw_Q: Float64Array, pool: int) -> dict[str, float]:
         return {f"hit_at_{k}": pool_hit_at(raw_Q, pool, self.num_answers, k) for k in POOL_HITS}
 
 

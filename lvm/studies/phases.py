@@ -15,7 +15,8 @@ from torch import nn
 from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import LEVEL
 from lvm.models.table import TRAINED_MODELS
-from lvm.retrieval.rerank import LANE, check_lanes
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE
 from lvm.system.errors import CONTROL, one_line_errors
 from lvm.system.settings import read_yaml, validated
 from lvm.training.checkpoint import training_sha256
@@ -129,6 +130,24 @@ def read_phases(path: str | Path = PHASES_FILE) -> dict[str, Phase]:
             )
         found[name] = one
     return found
+
+
+def decided_by_phase(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a phase decides: those of the options of `train` that are None.
+
+    Its sizes are those of its own model; another model keeps its default sizes. Raises ValueError
+    for an unknown phase.
+    """
+    if given["phase"] is None:
+        return {}
+    known = read_phases()
+    if given["phase"] not in known:
+        raise ValueError(f"phase: unknown '{given['phase']}'; the table has {', '.join(known)}")
+    phase = known[given["phase"]]
+    settings = phase.settings(given["recipe"])
+    if given["model"] not in (None, settings["model"], phase.grown):
+        settings = {k: v for k, v in settings.items() if k not in ("hidden", "layers")}
+    return {name: value for name, value in settings.items() if given[name] is None}
 
 
 @one_line_errors
@@ -340,8 +359,7 @@ class Planner:
 def training_config(phase: Phase, recipe: str, parameters: Mapping[str, Any]) -> TrainConfig:
     """Return the config of a training: a typed option wins over what the phase decides."""
     chosen = {**phase.settings(recipe), **parameters, "recipe": recipe}
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in chosen.items() if name in known})
+    return TrainConfig.of_options(chosen)
 
 
 def grown_job(job: Job, init: str, initial: nn.Module) -> Job:

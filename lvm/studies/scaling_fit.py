@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from lvm.evaluation.metrics import LEVEL, FloatArray
+from lvm.evaluation.metrics import LEVEL, Float64Array
 from lvm.system.seeding import generator
 
 FEWEST_MISSES = 1e-6
@@ -47,7 +47,7 @@ class Noise:
 
     def draw(
         self, random: np.random.Generator, num: int, shape: tuple[int, int]
-    ) -> tuple[FloatArray, FloatArray]:
+    ) -> tuple[Float64Array, Float64Array]:
         """Return `num` draws for a grid of shape (F, W): of seeds, and of misfit, each (B, C)."""
         sizes = (num, *shape)
         cell_BFW = _student(random, self.cell, self.cell_freedom, sizes)
@@ -56,7 +56,9 @@ class Noise:
         return (cell_BFW + fraction_BF).reshape(num, -1), misfit_BFW.reshape(num, -1)
 
 
-def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, tangent_CP: FloatArray) -> Noise:
+def measure_noise(
+    fitted_FWS: Float64Array, residual_FW: Float64Array, tangent_CP: Float64Array
+) -> Noise:
     """Return the noise of a grid of two seeds or more by analysis of variance.
 
     `fitted_FWS` are the cells of each seed, `residual_FW` the residuals of their means, and
@@ -80,7 +82,7 @@ def measure_noise(fitted_FWS: FloatArray, residual_FW: FloatArray, tangent_CP: F
     return Noise(cell, fraction, beyond, freedom, common_freedom, over)
 
 
-def _residual_freedom(tangent_CP: FloatArray, num_widths: int) -> tuple[int, float]:
+def _residual_freedom(tangent_CP: Float64Array, num_widths: int) -> tuple[int, float]:
     """Return the residual degrees of freedom, and the share of the fractions' noise in residuals.
 
     The surface absorbs most of the noise that all cells of a fraction share. For noise with
@@ -98,19 +100,19 @@ def _residual_freedom(tangent_CP: FloatArray, num_widths: int) -> tuple[int, flo
     return over, max(0.0, num_cells - float((sum_FP**2).sum())) / over
 
 
-def log_misses(score: FloatArray | float) -> FloatArray:
+def log_misses(score: Float64Array | float) -> Float64Array:
     """Return -ln(1 - score); a score of 1 counts as one miss in a million queries."""
     return -np.log(np.maximum(1 - np.asarray(score), FEWEST_MISSES))
 
 
-def score_of(fitted: FloatArray | float) -> FloatArray:
+def score_of(fitted: Float64Array | float) -> Float64Array:
     """Return the inverse of `log_misses`, at least 0."""
     return np.maximum(0.0, -np.expm1(-np.asarray(fitted)))
 
 
 def resampled_means(
-    value_CQ: FloatArray, document_Q: NDArray[np.integer], random: np.random.Generator, num: int
-) -> FloatArray:
+    value_CQ: Float64Array, document_Q: NDArray[np.integer], random: np.random.Generator, num: int
+) -> Float64Array:
     """Return the mean of each cell over resampled whole documents, (B, C)."""
     _, code_Q = np.unique(document_Q, return_inverse=True)
     size_M = np.bincount(code_Q).astype(np.float64)
@@ -122,7 +124,7 @@ def resampled_means(
 
 def _student(
     random: np.random.Generator, variance: float, freedom: int, sizes: tuple[int, ...]
-) -> FloatArray:
+) -> Float64Array:
     return random.standard_t(freedom, size=sizes) * np.sqrt(variance)
 
 
@@ -134,9 +136,9 @@ class GridValues:
     any unit. `document_Q` names the document of each query.
     """
 
-    data_F: FloatArray
-    parameters_W: FloatArray
-    value_FWSQ: FloatArray
+    data_F: Float64Array
+    parameters_W: Float64Array
+    value_FWSQ: Float64Array
     document_Q: NDArray[np.integer]
 
 
@@ -180,18 +182,18 @@ class Fitted:
     parameters: Gain
     lead: Gain
     exponents: tuple[float, float]
-    coefficient_P: FloatArray
-    mean_FW: FloatArray
-    interval_FW2: FloatArray
-    next_interval_W2: FloatArray
+    coefficient_P: Float64Array
+    mean_FW: Float64Array
+    interval_FW2: Float64Array
+    next_interval_W2: Float64Array
     seed_sd: float
     seed_freedom: int
     backtest: Backtest | None
-    level_B: FloatArray
-    slope_B: FloatArray
-    exponent_B: FloatArray
+    level_B: Float64Array
+    slope_B: Float64Array
+    exponent_B: Float64Array
 
-    def at(self, x: FloatArray | float, z: float) -> FloatArray:
+    def at(self, x: Float64Array | float, z: float) -> Float64Array:
         """Return the surface at x times the largest data, z times the largest parameters."""
         data, width = growth(x, self.exponents[0]), growth(z, self.exponents[1])
         c, a, b, e = self.coefficient_P
@@ -261,7 +263,7 @@ class Surface:
     for each pair of exponents, so only the pair is searched.
     """
 
-    def __init__(self, x_F: FloatArray, z_W: FloatArray) -> None:
+    def __init__(self, x_F: Float64Array, z_W: Float64Array) -> None:
         self._x_C, self._z_C = (side.ravel() for side in np.meshgrid(x_F, z_W, indexing="ij"))
         self._num_widths = len(z_W)
         self._pairs = [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
@@ -269,12 +271,12 @@ class Surface:
         self._basis_GCP = np.stack([np.linalg.qr(design)[0] for design, _ in designs])
         self._inverse_GPC = np.stack([np.linalg.pinv(d) / scale[:, None] for d, scale in designs])
 
-    def design(self, alpha: float, beta: float) -> FloatArray:
+    def design(self, alpha: float, beta: float) -> Float64Array:
         """Return the design matrix of the four coefficients, (C, P)."""
         data_C, width_C = growth(self._x_C, alpha), growth(self._z_C, beta)
         return np.stack([np.ones_like(data_C), data_C, width_C, data_C * width_C], axis=1)
 
-    def point(self, mean_C: FloatArray) -> tuple[tuple[float, float], FloatArray]:
+    def point(self, mean_C: Float64Array) -> tuple[tuple[float, float], Float64Array]:
         """Return the best exponents and their coefficients, searched from the STARTS best pairs."""
         error_G = self._errors(mean_C[None])[:, 0]
         scale = np.std(mean_C) or 1.0  # the search also stops at absolute tolerances
@@ -293,8 +295,8 @@ class Surface:
         return pair, self._solve(pair, mean_C)[0]
 
     def fit(
-        self, mean_BC: FloatArray, factor_B2: FloatArray | None = None
-    ) -> dict[str, FloatArray]:
+        self, mean_BC: Float64Array, factor_B2: Float64Array | None = None
+    ) -> dict[str, Float64Array]:
         """Return gains, level, slope, exponent and the score at twice the data, per resample.
 
         `factor_B2` multiplies what twice the data and twice the parameters add to the fit.
@@ -310,7 +312,7 @@ class Surface:
         fit = {"level": c_B, "slope": a_B * factor_B2[:, 0], "exponent": pair_B2[:, 0]}
         return _gains(coefficient_BP.T, twice_2B) | fit | {"next": score_of(next_BW)}
 
-    def tangent(self, pair: tuple[float, float], coefficient_P: FloatArray) -> FloatArray:
+    def tangent(self, pair: tuple[float, float], coefficient_P: Float64Array) -> Float64Array:
         """Return the derivatives of the surface by its six parameters in each cell, (C, 6)."""
         by_exponent = [
             (self.design(*np.add(pair, step)) - self.design(*np.subtract(pair, step)))
@@ -320,31 +322,31 @@ class Surface:
         ]
         return np.column_stack([self.design(*pair), *by_exponent])
 
-    def _errors(self, mean_BC: FloatArray) -> FloatArray:
+    def _errors(self, mean_BC: Float64Array) -> Float64Array:
         """Return the squared error of each pair of exponents, (G, B)."""
         inside_GBP = np.einsum("gcp,bc->gbp", self._basis_GCP, mean_BC)
         return (mean_BC**2).sum(axis=1) - (inside_GBP**2).sum(axis=2)
 
     def _solve(
-        self, pair: tuple[float, float], mean_C: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
+        self, pair: tuple[float, float], mean_C: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
         """Return the coefficients (P,) and the residuals (C,)."""
         design_CP, scale_P = _scaled(self.design(*pair))
         solved_P = np.linalg.lstsq(design_CP, mean_C)[0]
         return solved_P / scale_P, design_CP @ solved_P - mean_C
 
 
-def growth(x: FloatArray | float, exponent: FloatArray | float) -> FloatArray:
+def growth(x: Float64Array | float, exponent: Float64Array | float) -> Float64Array:
     """Return (1 - x^-k) / k, which is 0 at x = 1 and tends to ln x as k tends to 0."""
     return (1 - np.asarray(x) ** -np.asarray(exponent)) / exponent
 
 
 def data_for(
     gain: float,
-    level: FloatArray | float,
-    slope: FloatArray | float,
-    exponent: FloatArray | float,
-) -> FloatArray:
+    level: Float64Array | float,
+    slope: Float64Array | float,
+    exponent: Float64Array | float,
+) -> Float64Array:
     """Return the multiple of the data that adds `gain` to the score at c = `level`, a = `slope`.
 
     Infinite if the curve never reaches it.
@@ -356,31 +358,31 @@ def data_for(
     return np.where(np.asarray(slope) > 0, times, np.inf)
 
 
-def _gains(coefficient_P: FloatArray, twice_2: FloatArray) -> dict[str, FloatArray]:
+def _gains(coefficient_P: Float64Array, twice_2: Float64Array) -> dict[str, Float64Array]:
     level, top = coefficient_P[0], score_of(coefficient_P[0])
     data, parameters = (score_of(level + coefficient_P[1 + i] * twice_2[i]) - top for i in (0, 1))
     return {"data": data, "parameters": parameters, "lead": data - parameters}
 
 
-def _gain(point: float, both_B: FloatArray, asked_B: FloatArray, seed_B: FloatArray) -> Gain:
+def _gain(point: float, both_B: Float64Array, asked_B: Float64Array, seed_B: Float64Array) -> Gain:
     low, high = _interval(both_B)
     asked, seeds = float(asked_B.var()), float(seed_B.var())
     rest = max(0.0, float(both_B.var()) - asked - seeds)
     return Gain(point, float(low), float(high), asked, seeds, rest)
 
 
-def _interval(value_BX: FloatArray) -> FloatArray:
+def _interval(value_BX: Float64Array) -> Float64Array:
     return np.quantile(value_BX, [LEVEL / 2, 1 - LEVEL / 2], axis=0).T
 
 
-def _scaled(design_CP: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _scaled(design_CP: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return unit columns and their lengths, for conditioning: x^-4 is large at an eighth."""
     scale_P = np.linalg.norm(design_CP, axis=0)
     return design_CP / scale_P, scale_P
 
 
 def _backtest(
-    x_F: FloatArray, z_W: FloatArray, point_C: FloatArray, drawn_BC: FloatArray
+    x_F: Float64Array, z_W: Float64Array, point_C: Float64Array, drawn_BC: Float64Array
 ) -> Backtest | None:
     if len(x_F) <= MIN_SIZES:
         return None

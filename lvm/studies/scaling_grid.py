@@ -6,11 +6,20 @@ Shapes: F fractions, W widths, S seeds, Q queries.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lvm.bank.bank import Bank
-from lvm.evaluation.metrics import LEVEL, Difference, hit_at, paired_difference, soft_hit_at
+from lvm.evaluation.metrics import (
+    LEVEL,
+    Difference,
+    document_interval,
+    figures,
+    hit_at,
+    paired_difference,
+    soft_hit_at,
+)
 from lvm.studies.scaling_cells import Cell, CellResult, Trainer, ValQueries, num_documents, part_of
 from lvm.studies.scaling_fit import MIN_SEEDS, MIN_SIZES, Fitted, GridValues, data_for, fit_grid
 from lvm.studies.scaling_verdict import (
@@ -55,6 +64,17 @@ class Plan:
                 raise ValueError(f"widths: {width} is not an even number of 2 or more")
         if len(set(self.seeds)) < max(MIN_SEEDS, len(self.seeds)) or min(self.seeds) < 0:
             raise ValueError("seeds: need two or more different whole numbers of 0 or more")
+
+    @classmethod
+    def parse(cls, fractions: str, widths: str, seeds: str, steps: int, lr: float) -> "Plan":
+        """Read the sizes from comma-separated lists; raises ValueError if one is malformed."""
+        return cls(
+            fractions=tuple(_numbers("fractions", fractions, float)),
+            widths=tuple(_numbers("widths", widths, int)),
+            seeds=tuple(_numbers("seeds", seeds, int)),
+            steps=steps,
+            lr=lr,
+        )
 
     def cell(self, fraction: float, width: int, seed: int) -> Cell:
         return Cell(fraction, width, seed, self.steps, self.lr)
@@ -189,6 +209,20 @@ def grid_values(
     return GridValues(data_F, parameters_W, value_FWSQ, document_Q)
 
 
+def free_figures(
+    ranks: Mapping[str, np.ndarray], document_Q: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each free predictor with intervals and soft Hit@5, from its ranks."""
+    return {
+        name: {
+            **figures(rank_Q),
+            "soft": float(soft_hit_at(rank_Q, K).mean()),
+            "ci95": document_interval(rank_Q, document_Q, seed),
+        }
+        for name, rank_Q in ranks.items()
+    }
+
+
 def lead_over_free(
     largest: CellResult, free: Mapping[str, np.ndarray], document_Q: np.ndarray
 ) -> tuple[str, Difference]:
@@ -261,3 +295,10 @@ def _check_sizes(name: str, sizes: Sequence[float]) -> None:
         raise ValueError(f"{name}: {len(sizes)} given; a curve needs at least {MIN_SIZES}")
     if list(sizes) != sorted(set(sizes)):
         raise ValueError(f"{name}: must be different numbers in ascending order")
+
+
+def _numbers(name: str, text: str, kind: type[Any]) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a comma-separated list of numbers") from None

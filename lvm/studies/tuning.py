@@ -6,6 +6,7 @@ the trials before it alone, so an interrupted study equals an uninterrupted one.
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,14 @@ def measure_gain(
 
     reports = {one.name: one.report for one in measured}
     return Gain(split, free.name, reports, gain("rank"), gain("rank_corrected"))
+
+
+def check_name(study: str) -> None:
+    """Raise ValueError if `study` is not the name of a study."""
+    if not re.fullmatch(r"[\w.-]{1,100}", study):
+        raise ValueError(
+            f"study: {study!r} is not a name; use up to 100 letters, digits, '_', '.', '-'"
+        )
 
 
 def open_study(

@@ -103,6 +103,23 @@ def _restore(folder: Path, path: Path) -> None:
             os.rename(folder / REPLACED, path)
 
 
+def check_writable(name: str, path: str | None) -> None:
+    """Raise ValueError if no file can be written to `path`, the option `name`."""
+    if path is None:
+        return
+    try:
+        is_folder = Path(path).is_dir()
+        folder = next(one for one in Path(path).absolute().parents if one.exists())
+    except OSError as error:  # a name that is too long
+        why = f"{error.strerror}; give another file"
+        raise ValueError(f"{name}: {path} cannot be written: {why}") from error
+    if is_folder:
+        raise ValueError(f"{name}: {path} is a folder; give a file such as {path}/{name}.json")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{name}: {path} cannot be written, for {folder} {why}; give another file")
+
+
 @contextmanager
 def write_errors_name(path: Path) -> Iterator[None]:
     """Turn write errors of the block into an OSError with an errno that names `path`.

@@ -1,4 +1,4 @@
-"""Error messages: one printable line, and the cause when a disk or the tracking store fails."""
+"""Printable text: errors as one line, with the cause if a disk or the tracking store fails."""
 
 import errno
 import functools
@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -64,6 +64,26 @@ def printable(text: str, kept: str = "") -> str:
         return found[0] if found[0] in kept else ascii(found[0])[1:-1]
 
     return CONTROL.sub(escape, text)
+
+
+class Printable:
+    """A text stream that escapes what the terminal cannot show, and control characters.
+
+    Names and texts from files must not steer the terminal.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`; escape control characters except tab and newline."""
+        shown = printable(text, kept="\n\t")
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def one_line(text: str) -> str:

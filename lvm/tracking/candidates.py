@@ -10,10 +10,17 @@ from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models import weights
 from lvm.models.facts import FREE, TRAINED, facts_of, omits_own_document
 from lvm.models.table import FREE_MODELS
-from lvm.report.shadow import forest_figure, rank_figure, shadow_lane_figure, shadow_markdown
+from lvm.report.shadow import (
+    forest_figure,
+    rank_figure,
+    shadow_lane_figure,
+    shadow_markdown,
+    shadow_note,
+    shadow_text,
+)
 from lvm.report.tables import HITS, hit_metrics
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
+from lvm.retrieval.rerank import NONE, check_rerank, fit_reranker
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.promotion_gates import Decision, Past, decide
 from lvm.shadow.query_log import Log, log_queries
@@ -21,7 +28,7 @@ from lvm.shadow.replay import Candidate, is_made_from, split_seed, unique_names
 from lvm.system.processes import defer_signals
 from lvm.system.settings import GateRules
 from lvm.tracking import logged_models, runs
-from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs
+from lvm.tracking.datasets import DEFAULT_BANK, DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import LoggedFiles
 from lvm.tracking.registry import (
     ARTIFACT,
@@ -73,14 +80,15 @@ class Wanted:
     """Which candidates take part, on which bank; None lets the candidates decide.
 
     `candidates` is a list with commas, or "all" for every trained version of the bank; numbers are
-    versions of `registry`, of which the winner becomes the baseline. `by_lane` needs a bank with
-    lanes. `register` makes versions of candidates that have none.
+    versions of `registry`, of which the winner becomes the baseline. All candidates have the second
+    stage `rerank`, for which the bank needs lanes or texts. `register` makes versions of candidates
+    that have none.
     """
 
     candidates: str
     bank: str | None = None
     ctx: int | None = None
-    by_lane: bool = False
+    rerank: str = NONE
     register: bool = False
     registry: Registry = DEFAULT
 
@@ -103,14 +111,11 @@ class Registered:
         return [card for card in cards if card.facts.kind == TRAINED]
 
 
-def gather(
-    wanted: Wanted, read_bank: Callable[[str | None], Bank], log: Log | None = None
-) -> Field:
+def gather(wanted: Wanted, log: Log | None = None) -> Field:
     """Find the candidates; fit the free predictors that have no version for these windows.
 
-    `read_bank` opens the bank at a path (None: the default bank) and checks its hashes. `log` and
-    lanes are checked before anything is fitted or registered. Bank and windows are logged as
-    datasets of the active run.
+    `log` and lanes are checked before anything is fitted or registered. Bank and windows are logged
+    as datasets of the active run.
     """
     registry = wanted.registry
     known = {str(card.version): card for card in registry.cards()}
@@ -133,8 +138,7 @@ def gather(
         bank, wanted.ctx or default_ctx(bank, longest), None, "shadow", split="document", seed=seed
     )
     windows = inputs.windows
-    if wanted.by_lane:
-        check_lanes(bank, windows, seed)
+    check_rerank(wanted.rerank, bank, windows, seed)
     if wanted.register:
         cards = [_with_version(card, registry) for card in cards]
     there = {card.facts.model for card in cards if _is_free(card, bank, windows)}
@@ -151,7 +155,7 @@ def choose_bank(
     path: str | None,
     registered: Registered,
     promote: bool,
-    read_bank: Callable[[str | None], Bank],
+    read: Callable[[str], Bank],
 ) -> Bank:
     """Open the bank at `path`, or that of a version; print which, and which versions it omits.
 
@@ -159,7 +163,7 @@ def choose_bank(
     versions, none has a baseline, and the user named none.
     """
     card, role = (None, "") if path is not None else _bank_giver(registered)
-    bank = read_bank(path or (None if card is None else card.facts.bank))
+    bank = read(path or (DEFAULT_BANK if card is None else card.facts.bank))
     foreign = [one for one in registered.trained if not is_made_from(one.facts, bank)]
     if card is not None:
         if not is_made_from(card.facts, bank):
@@ -281,7 +285,7 @@ def _free(name: str, bank: Bank, windows: Windows, wanted: Wanted) -> Candidate:
         card = _registered_free(name, bank, windows, registry)
         if card is not None:
             return _logged(card)
-        reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
+        reranker = fit_reranker(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
         version = registry.register(model_id, facts)
         uri = registry.uri(version)
@@ -474,16 +478,21 @@ def log_artifacts(
     moves: Sequence[Mapping[str, str]],
     is_enabled: bool,
     failure: str | None,
-) -> None:
-    """Log the report as Markdown, its figures and the per-query table.
+) -> str:
+    """Log the report as Markdown and as text, its figures, the per-query table; return the text.
 
     `moves` are those of the alias before this decision. If the promotion failed afterwards, replace
     the report and the decision.
     """
-    text = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), moves)
-    runs.log_artifact(text if failure is None else f"**{failure}**\n\n{text}", "report.md")
+    head = "" if failure is None else f"**{failure}**\n\n"
+    page = shadow_markdown(result, decision, is_enabled, tuple(FIGURES), moves)
+    runs.log_artifact(head + page, "report.md")
+    runs.describe_run(head + shadow_note(result, decision, is_enabled))
+    text = shadow_text(result, decision, is_enabled, failure)
+    runs.log_artifact(text + "\n", "shadow.txt")
     runs.log_artifact(decision.report() | {"failure": failure}, "decision.json")
     if failure is None:
         for name, draw in FIGURES.items():
             runs.log_artifact(draw(result), name)
         runs.log_artifact(result.per_query, "per_query.parquet")
+    return text

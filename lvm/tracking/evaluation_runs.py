@@ -12,7 +12,21 @@ import pandas as pd
 
 from lvm.bank.bank import FloatArray
 from lvm.evaluation.controls import run_ablations, run_controls
-from lvm.evaluation.evaluate import Evaluation, evaluate, evaluate_reranking, example_table
+from lvm.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluate_reranking,
+    example_table,
+    lane_report,
+    long_table,
+)
+from lvm.evaluation.lane_assignment import (
+    BANK,
+    Agreement,
+    Assignment,
+    assign_lanes,
+    lane_agreement,
+)
 from lvm.evaluation.lane_ceilings import Ceilings, lane_ceilings, search_table
 from lvm.evaluation.lane_diagnosis import Diagnosis, best_free_lanes
 from lvm.evaluation.latency import measure_serving
@@ -20,7 +34,20 @@ from lvm.models.facts import omits_own_document
 from lvm.models.predict import predict_queries
 from lvm.models.skip import Skip
 from lvm.report.evaluation import context_figure, examples_page
-from lvm.report.lanes import confusion_figure, lane_figure, larger_k_figure
+from lvm.report.lanes import (
+    agreement_figure,
+    assignment_line,
+    assignment_table,
+    ceilings_table,
+    confusion_figure,
+    hits_table,
+    lane_figure,
+    lanes_note,
+    lanes_screen,
+    lanes_table,
+    larger_k_figure,
+    supply_line,
+)
 from lvm.report.tables import order_metrics
 from lvm.retrieval.index import ensure_index
 from lvm.system.settings import LaneRules
@@ -31,9 +58,7 @@ from lvm.tracking.registry import NAME, Registry
 from lvm.windows.planning import Queries
 
 MEASURED = "measured.parquet"
-SAME_MODEL = (
-    0.99  # least cosine of a prediction to the recorded one; rounding alone moves it by 1e-4
-)
+SAME_MODEL = 0.99  # least cosine to the recorded prediction; rounding alone moves it by 1e-4
 COMPARED = 8
 EVAL = "eval"  # the entry point whose runs can be judged
 
@@ -87,8 +112,13 @@ def measure_subject(
     return Measurement(subject, queries, report, evaluations)
 
 
-def log_examples(measurement: Measurement, split: str) -> None:
-    """Log some hits and misses with their contexts and the retrieved passages."""
+def log_answers(measurement: Measurement, split: str) -> None:
+    """Log the answers to all queries; some with their contexts and the retrieved passages."""
+    own = measurement.own
+    runs.log_artifact(own.per_query, "per_query.parquet")
+    runs.log_artifact(long_table(measurement.evaluations), MEASURED)
+    runs.log_artifact(own.predictions, "predictions.npy")
+    runs.log_artifact(own.row_correction, "row_correction.npy")
     inputs = measurement.subject.inputs
     examples = example_table(measurement.own, measurement.queries, inputs.bank, inputs.windows)
     runs.log_artifact(examples, "examples.json")
@@ -111,11 +141,11 @@ def serve(measurement: Measurement) -> dict[str, Any]:
     return measured
 
 
-def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
-    """Re-rank the answers by lane; log the figures of the new ranks."""
+def rerank(measurement: Measurement, split: str, order: str) -> dict[str, Any]:
+    """Re-rank the answers by a second stage; log the figures of the new ranks."""
     predictor, inputs = measurement.subject.predictor, measurement.subject.inputs
     found, ranks = evaluate_reranking(
-        predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
+        predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own, order
     )
     runs.log_artifact(ranks, "reranked.parquet")
     metrics = order_metrics(f"{split}/reranked_", found["plain"], found["corrected"])
@@ -201,6 +231,37 @@ def measured_by(run_id: str) -> Answers:
     return Answers(subject, report, tables, config["split"], prediction_QD, correction)
 
 
+def measured_now(subject: Subject, settings: Mapping[str, Any]) -> Answers:
+    """Evaluate the predictor now; `settings` are the command's."""
+    found = measure_subject(subject, settings)
+    tables = {one.name: one.per_query for one in found.evaluations}
+    own, split = found.own, settings["split"]
+    return Answers(subject, found.report, tables, split, own.predictions, own.row_correction)
+
+
+def assigned(
+    subject: Subject, lanes: str, encoder: str | None, rules: LaneRules
+) -> tuple[Subject, Assignment, Agreement | None]:
+    """Assign lanes by the method `lanes`; log how far they agree with the bank's own labels."""
+    inputs = subject.inputs
+    bank, windows = inputs.bank, inputs.windows
+    assignment = assign_lanes(bank, windows, rules, lanes, encoder, windows.seed)
+    if lanes == BANK:
+        return subject, assignment, None
+    agreement = lane_agreement(bank, assignment.bank)
+    if agreement is not None:
+        runs.log_artifact(agreement_figure(lanes, agreement), "agreement.png")
+        figures = {"adjusted_rand": agreement.adjusted_rand, "nmi": agreement.nmi}
+        runs.log_metrics({f"assignment/{name}": value for name, value in figures.items()})
+    return replace(subject, inputs=replace(inputs, bank=assignment.bank)), assignment, agreement
+
+
+def with_lanes(answers: Answers, subject: Subject) -> Answers:
+    """Return the answers with figures for the lanes of the subject's bank."""
+    lanes = lane_report(answers.own, subject.inputs.bank, subject.inputs.windows.seed)
+    return replace(answers, subject=subject, report=answers.report | {"lanes": lanes})
+
+
 def searched(answers: Answers, rules: LaneRules) -> Ceilings:
     """Search with the truths and the predictions, exactly and through the serving index."""
     subject, inputs = answers.subject, answers.subject.inputs
@@ -233,6 +294,29 @@ def draw(answers: Answers, diagnosis: Diagnosis, ceilings: Ceilings) -> None:
     runs.log_artifact(bars, "lanes.png")
     runs.log_artifact(confusion_figure(diagnosis), "confusion.png")
     runs.log_artifact(larger_k_figure(diagnosis.model, ceilings, leaky), "larger_k.png")
+
+
+def publish_lanes(
+    diagnosis: Diagnosis,
+    ceilings: Ceilings,
+    assignment: Assignment,
+    agreement: Agreement | None,
+) -> dict[str, Any]:
+    """Log and print the tables of a diagnosis; return its part of the report."""
+    runs.describe_run(lanes_note(diagnosis))
+    blocks = [lanes_table(diagnosis), supply_line(diagnosis)]
+    blocks += [hits_table(diagnosis), ceilings_table(ceilings, diagnosis.leaky)]
+    if assignment.method != BANK:
+        blocks.insert(0, assignment_table(assignment, agreement))
+        print(assignment_line(assignment, agreement), end="\n\n")
+    runs.log_artifact("\n\n".join(blocks) + "\n", "lanes.txt")
+    print(lanes_screen(diagnosis, ceilings), flush=True)
+    found = None if agreement is None else agreement.report()
+    return {
+        "diagnosis": diagnosis.report(),
+        "assignment": {"method": assignment.method, **assignment.facts, "agreement": found},
+        "ceilings": ceilings.report(),
+    }
 
 
 def log_decision(diagnosis: Diagnosis) -> None:

@@ -48,7 +48,17 @@ OPTIONAL = (ROW_CORRECTION, RERANKER)
 PACKAGE = Path(__file__).parents[1]
 # What the modules that `lvm.serving` imports need; a test compares. Texts need the encoder, too.
 REQUIREMENTS = (
-    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "psutil", "pyarrow", "pydantic"),
+    *(
+        "bm25s",
+        "faiss-cpu",
+        "filelock",
+        "mlflow",
+        "numpy",
+        "pandas",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+    ),
     *("pyyaml", "regex", "safetensors", "scipy", "sentencex", "torch", "tqdm"),
 )
 # The code that MLflow runs to load a model. It names one class: moves of others leave old models
@@ -220,6 +230,18 @@ def load(reference: str) -> Predictor:
     return Predictor(**vars(card), model=model, row_correction=row_correction, reranker=reranker)
 
 
+def check_previous(registry: Registry, version: str | None) -> None:
+    """Raise ValueError if there is a previous baseline and its model cannot be loaded."""
+    try:
+        if version is not None:
+            load(registry.uri(version))
+    except ValueError as error:
+        raise ValueError(
+            f"rollback: the previous baseline, version {version}, cannot be restored; give the "
+            f"alias to another with the entry point promote: {error}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class LoggedFiles:
     """The files of a logged predictor, downloaded on request."""
@@ -276,15 +298,23 @@ def open_subject(
         bank = read_bank(bank_path or DEFAULT_BANK)
         inputs = make_inputs(bank, ctx or default_ctx(bank), None, "evaluation")
         return Subject(reference, fit_free(reference, inputs), inputs)
-    predictor = load(reference_in(registry, reference))
+    predictor, bank = open_logged(reference, bank_path, registry)
     facts = predictor.facts
-    bank = read_bank(bank_path or facts.bank)
-    if reference == BASELINE_URI:
-        registry.check_bank(bank)
-    check_dim(reference, facts, bank)
     plan = {"split": facts.split, "seed": facts.seed}
     inputs = make_inputs(bank, ctx or default_ctx(bank, facts.ctx), None, "evaluation", **plan)
     return Subject(facts.model, predictor, inputs)
+
+
+def open_logged(
+    reference: str, bank_path: str | None, registry: Registry
+) -> tuple[Predictor, Bank]:
+    """Read a logged predictor and a bank (None: its own); refuse a bank that does not fit."""
+    predictor = load(reference_in(registry, reference))
+    bank = read_bank(bank_path or predictor.facts.bank)
+    if reference == BASELINE_URI:
+        registry.check_bank(bank)
+    check_dim(reference, predictor.facts, bank)
+    return predictor, bank
 
 
 def fit_free(name: str, inputs: Inputs) -> Predictor:

@@ -1,7 +1,7 @@
 """Runs of `train`: header, validation of each epoch, what is logged, the registered model."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from lvm.bank.bank import Bank
 from lvm.evaluation.evaluate import MAX_QUERIES, Evaluation, evaluate, evaluate_together
@@ -17,21 +18,27 @@ from lvm.models.facts import facts_of
 from lvm.models.predict import predict_queries, predict_routed
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
-from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
+from lvm.report.evaluation import (
+    evaluation_table,
+    experts_figure,
+    second_stage_line,
+    training_figure,
+    training_note,
+)
 from lvm.report.tables import order_metrics
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import fit_reranker
 from lvm.system.processes import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
 from lvm.tracking.registry import ARTIFACT, NAME, Registry, metric_tags
-from lvm.tracking.runs import publish_report
+from lvm.tracking.runs import WarningLog, publish_report
 from lvm.training.checkpoint import state_sha256
 from lvm.training.config import Settings, as_dict
 from lvm.training.expert_gate import lane_table, mutual_information
 from lvm.training.guard import validation_warnings
-from lvm.training.loop import OnEpoch, TrainResult
+from lvm.training.loop import OnEpoch, TrainResult, train
 from lvm.training.optimizer import TrainingPlan
 from lvm.windows.planning import Windows
 
@@ -148,6 +155,46 @@ class Validation:
         return experts_figure(table_LX, self.bank.lanes or ("no lanes",), self.windows.leaky)
 
 
+def name_training(config: Settings, phase: str | None, ctx: int, typed: str) -> None:
+    """Name and tag the run so that it can be told apart in the run list."""
+    words = [typed, config.model, "ctx", str(ctx), config.recipe, f"phase {phase}" if phase else ""]
+    runs.name_run(" ".join(filter(None, words)))
+    tags = {"model": config.model, "phase": phase or "none", "recipe": config.recipe}
+    tags |= {"init": config.init or "none", "experts_control": config.experts_control}
+    runs.set_tags(tags)
+
+
+def train_logged(
+    inputs: Inputs,
+    config: Settings,
+    validation: Validation,
+    automatic: Collection[str],
+    state: Path,
+    **shared: Any,
+) -> TrainResult:
+    """Train; log each epoch; print the header, the pace, and each warning once.
+
+    `automatic` names the settings that were auto; `shared` are the world and the first weights.
+    """
+    warnings = WarningLog(validation.warnings())
+    result = train(
+        inputs.bank,
+        inputs.windows,
+        config,
+        validate=validation.figures,
+        on_epoch=lambda record: log_epoch(record, inputs),
+        on_warnings=warnings.update,
+        on_start=lambda plan, size: print(
+            training_header(inputs.bank, inputs.windows, config, automatic, plan, size),
+            flush=True,
+        ),
+        on_pace=lambda seconds, steps: tqdm.write(pace_line(seconds, steps)),
+        state_path=state,
+        **shared,
+    )
+    return replace(result, warnings=warnings.update(result.warnings))
+
+
 def log_epoch(record: dict[str, float], inputs: Inputs) -> None:
     """Log one epoch in one batch; print it as a line."""
     epoch = int(record["epoch"])
@@ -212,11 +259,12 @@ def finish_training(
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, wanted.phase, bank, windows, result.config.recipe)
     step = result.best_epoch
-    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
+    reranker = fit_reranker(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(
         result.model, facts, own.row_correction, step, reranker, wanted.log_bank
     )
     log_best(inputs, model_id, result, own)
+    orders = {} if reranker is None else reranker.report()
     hits = {name: rival["sample"]["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
@@ -224,11 +272,13 @@ def finish_training(
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = None if registry is None else registry.register(model_id, facts, reached)
     print(evaluation_table(report))
+    print(second_stage_line(orders))
     where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     reference = version or f"runs:/{runs.active_run_id()}/{ARTIFACT}"
     print(next_commands(reference, None if registry is None else registry.name), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
+    report |= {"second_stage": orders}
     runs.describe_run(training_note(report, where))
     publish_report(report, wanted.report_path)
 

@@ -1,7 +1,9 @@
 """Runs of `tune`: a nested run for each trial, the winner trained as `train` does, the report."""
 
+import hashlib
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +41,7 @@ from lvm.tracking.datasets import Inputs, log_inputs
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
 from lvm.tracking.store import database_file, project_root
-from lvm.tracking.study_runs import find_or_launch
+from lvm.tracking.study_runs import find_or_launch, one_at_a_time
 from lvm.tracking.training_runs import (
     CHOICE_QUERIES,
     SHOWN_FREE,
@@ -98,6 +100,22 @@ def study_url() -> str:
     store = database_file(mlflow.get_tracking_uri())
     folder = project_root() if store is None else store.parent
     return f"sqlite:///{folder / DATABASE}"
+
+
+def study_lock(study: str) -> AbstractContextManager[None]:
+    """Let one process on this machine at a time train trials of a study."""
+    key = hashlib.sha256(f"{study_url()} {study}".encode()).hexdigest()
+    return one_at_a_time(key, f"study {study}")
+
+
+def run_trials(setup: Setup, space: Space, num_trials: int) -> Tuning:
+    """Open the study and train until it has `num_trials`, those of earlier runs included."""
+    tuning = setup.open(space)
+    if tuning.ended():
+        print(f"study {setup.study} goes on: {len(tuning.ended())} trials are done", flush=True)
+    while len(tuning.ended()) < num_trials:
+        run_trial(tuning, setup)
+    return tuning
 
 
 def run_trial(tuning: Tuning, setup: Setup) -> None:

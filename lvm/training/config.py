@@ -1,6 +1,7 @@
 """Config of a training: options, recipes that fill the unset ones, checks."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -69,6 +70,12 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     seed: int = 0
     decay: float = 0.5
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "TrainConfig":
+        """Return the config of those options that it knows and that are not None."""
+        known = {field.name for field in fields(cls)} & options.keys()
+        return cls(**{name: options[name] for name in known if options[name] is not None})
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, tuple(TRAINED_MODELS))

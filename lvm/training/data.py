@@ -16,15 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import Bank, FloatArray
 from lvm.system.seeding import generator
 from lvm.training.config import HARD_DEPTH
 from lvm.training.distributed import World
 from lvm.training.loss import OwnNegatives
-from lvm.windows.planning import Windows
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
+from lvm.windows.planning import IntArray, Windows
 
 # A search costs rows x positions x dim: at 100,000 rows of 384 dims a sample of 16,384 positions
 # takes 1.3e12 multiply-adds, about as many as training on 20,000 positions.

@@ -15,10 +15,9 @@ from lvm.models.tmd_experts import top_gates
 from lvm.system.seeding import generator
 from lvm.training.config import Settings
 from lvm.training.data import Batch, Batches
-from lvm.windows.planning import Windows
+from lvm.windows.planning import IntArray, Windows
 
 MEAN_DECAY = 0.95
-IntArray = NDArray[np.int64]
 DEAD_SHARE = 0.5
 
 

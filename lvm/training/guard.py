@@ -225,23 +225,22 @@ def planned_warnings(plan: TrainingPlan) -> list[str]:
     warnings = []
     if plan.steps < MIN_STEPS:
         warnings.append(
-            f"only {plan.steps} optimizer steps are planned ({plan.steps_per_epoch} an epoch, "
-            f"epochs: {plan.epochs}): fewer than {MIN_STEPS} say nothing about the model; "
-            f"epochs={math.ceil(MIN_STEPS / max(1, plan.steps_per_epoch))} without max_steps takes "
-            "as many"
+            f"only {plan.steps} optimizer steps are planned ({plan.steps_per_epoch} per epoch, "
+            f"epochs: {plan.epochs}); fewer than {MIN_STEPS} are too few to judge a model by: give "
+            f"epochs={math.ceil(MIN_STEPS / max(1, plan.steps_per_epoch))} and omit max_steps"
         )
     if plan.examples_per_epoch < MIN_EXAMPLES:
         is_dense = plan.own_negatives is None
         more = MIN_EXAMPLES / max(1, plan.examples_per_epoch)
-        remedy = f"a bank of {more:.1f} times the rows" if is_dense else "recipe=dense"
+        remedy = f"a bank with {more:.1f} times the rows" if is_dense else "recipe=dense"
         warnings.append(
-            f"only {plan.examples_per_epoch:,} training examples an epoch: below {MIN_EXAMPLES:,} "
-            f"a lack of data looks like a lack of targets; {remedy} would have enough"
+            f"only {plan.examples_per_epoch:,} training examples per epoch; fewer than "
+            f"{MIN_EXAMPLES:,} cannot show whether data or targets are scarce: use {remedy}"
         )
     if plan.own_negatives is not None and plan.own_negatives < MIN_NEGATIVES:
         warnings.append(
-            f"only {plan.own_negatives} negatives an example: those of its own batch, accumulation "
-            "adds none; recipe=dense draws them from the bank"
+            f"only {plan.own_negatives} negatives per example, all from its own batch; "
+            "accumulation adds none, recipe=dense draws them from the bank"
         )
     return warnings
 
@@ -251,21 +250,21 @@ def validation_warnings(
 ) -> list[str]:
     """Return a warning if val has too few queries, with the number that would be enough.
 
-    `detectable` is `statistics.smallest_detectable` of two predictors on these queries; it falls
-    with the square root of their number. It is NaN if all queries are from one document.
+    `detectable` is the `smallest_detectable` difference of two predictors on these queries; it
+    falls with the square root of their number. It is NaN if all queries come from one document.
     """
     if math.isnan(detectable):
         return [
-            f"the {num_queries:,} val queries are from fewer than 2 documents: no difference can "
-            "be judged by them"
+            f"the {num_queries:,} val queries come from one document; differences between models "
+            "need two or more"
         ]
     if detectable <= wanted:
         return []
     needed = math.ceil(num_queries * (detectable / wanted) ** 2)
     return [
-        f"validation is too small: {num_queries:,} queries see a difference of Hit@5 from "
-        f"{100 * detectable:.1f} points on; about {needed:,} queries, from as many times the "
-        f"documents, would see {100 * wanted:.0f} points"
+        f"validation is too small: {num_queries:,} queries detect differences of Hit@5 of "
+        f"{100 * detectable:.1f} points or more; about {needed:,} queries, from proportionally "
+        f"more documents, would detect {100 * wanted:.0f} points"
     ]
 
 
@@ -282,25 +281,25 @@ def epoch_warnings(
     smaller_lr = f"lr={max((one.get('train/lr', 0.0) for one in history), default=0.0) / 3:.1g}"
     if best_epoch == 1 and later and has_ended:
         warnings.append(
-            f"best at epoch 1 of {len(history)}: the model got worse with training, or hardly "
-            f"trained; {smaller_lr} changes it less a step, model=skip has less to learn"
+            f"best at epoch 1 of {len(history)}: more training made the model worse; try "
+            f"{smaller_lr}, or model=skip, which has fewer parameters"
         )
     skipped = sum(int(record.get("train/skipped_steps", 0)) for record in history)
     if skipped:
         warnings.append(
-            f"{skipped} optimizer steps were skipped: loss, gradient or weights not finite; "
-            f"{smaller_lr} or precision=fp32 is safer"
+            f"{skipped} optimizer steps were skipped because the loss, a gradient or a weight was "
+            f"not finite; try {smaller_lr}, or precision=fp32"
         )
     returns = sum(int(record.get("train/rollbacks", 0)) for record in history)
     if returns:
         warnings.append(
-            f"training went back to its last good weights {returns} times: the loss spiked, or the "
-            f"weights overflowed; {smaller_lr} is safer"
+            f"training went back to its last good weights {returns} times because the loss spiked "
+            f"or a weight overflowed; try {smaller_lr}"
         )
     if has_ended and any(_rose_while_hits_fell(best, record) for record in later):
         warnings.append(
-            f"val cosine rose while Hit@5 fell after epoch {best_epoch}: a closer prediction is "
-            "not a better query; nothing to do, Hit@5 chooses the epoch"
+            f"val cosine rose while Hit@5 fell after epoch {best_epoch}: closer predictions were "
+            "worse queries; there is nothing to do, because Hit@5 chooses the epoch"
         )
     return warnings
 
@@ -330,12 +329,12 @@ def training_warnings(
     share = last.get("train/share_encoder", 1.0)
     if share < IDLE_SHARE:
         warnings.append(
-            f"the encoder adds nothing: its share of the predictions is {share:.4f} (1 - cosine "
-            "without it); model=skip predicts the same for less"
+            f"the encoder adds nothing: 1 - cosine of predictions with and without it is "
+            f"{share:.4f}; model=skip predicts the same in less time"
         )
     if optimiser_steps < MIN_STEPS <= plan.steps:
         warnings.append(
-            f"only {optimiser_steps} of {plan.steps} optimizer steps were taken: too few to judge "
-            f"the model by; patience={plan.epochs} takes them all"
+            f"only {optimiser_steps} of {plan.steps} optimizer steps were taken, too few to judge "
+            f"the model by: patience={plan.epochs} takes them all"
         )
     return warnings

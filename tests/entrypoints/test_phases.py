@@ -224,7 +224,7 @@ def test_a_validation_tells_what_it_cannot_see(tiny_bank, tmp_path):
     document_Q = tiny_bank.document_N[validation.queries.target_row_Q]
     seen = 100 * smallest_detectable(hit_Q - other_Q, document_Q)
     assert (
-        f"{len(validation.queries):,} queries see a difference of Hit@5 from {seen:.1f}" in sentence
+        f"{len(validation.queries):,} queries detect differences of Hit@5 of {seen:.1f}" in sentence
     )
 
 

@@ -22,8 +22,8 @@ from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS
 from lvm.tracking import datasets
 from lvm.tracking.registry import BASELINE_URI, Registry
-from lvm.tracking.runs import configure
-from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL, runs
+from lvm.tracking.store import configure, own_experiment
+from tests.entrypoints.test_pipeline import ROOT, TINY_MODEL
 from tests.postgres import mlflow_server, postgres
 from tests.synthetic import make_bank
 
@@ -85,6 +85,11 @@ def seeded(seed: int) -> list[str]:
     return ["--seed", str(seed), "--report", f"train-{seed}.json"]
 
 
+def runs() -> list[mlflow.entities.Run]:
+    """Return the runs of lvm's experiment, which a server has beside its first one."""
+    return MlflowClient().search_runs([own_experiment()])
+
+
 def run_of_model(model_id: str) -> mlflow.entities.Run:
     client = MlflowClient()
     return client.get_run(client.get_logged_model(model_id).source_run_id)
@@ -114,13 +119,15 @@ def test_every_figure_of_every_epoch_is_there(reports):
             figures = [(metric.step, metric.value) for metric in logged]
             wanted = [(record["epoch"], record[name]) for record in report["history"]]
             if name.startswith("best/"):  # logged once more, with the model
-                wanted.append((report["best_epoch"], figures[-1][1]))
+                wanted.append((len(report["history"]), figures[-1][1]))
             assert figures == wanted
 
 
 def test_every_artifact_of_a_run_comes_back_as_it_was_stored(reports, workplace):
-    for run in runs():
-        stored = hashes(workplace / "stored" / "0" / run.info.run_id / "artifacts")
+    found = runs()
+    assert len(found) == sum(ENTRIES.values())
+    for run in found:
+        stored = hashes(workplace / "stored" / own_experiment() / run.info.run_id / "artifacts")
         got = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
         assert stored and hashes(got) == stored
     for report in reports:
@@ -129,10 +136,11 @@ def test_every_artifact_of_a_run_comes_back_as_it_was_stored(reports, workplace)
 
 
 def test_every_model_comes_back_with_the_hash_that_it_was_saved_with(reports, workplace):
-    logged = MlflowClient().search_logged_models(["0"])
+    logged = MlflowClient().search_logged_models([own_experiment()])
     assert len(logged) == len(reports) + len(FREE_MODELS)
+    models = workplace / "stored" / own_experiment() / "models"
     for model in logged:
-        stored = hashes(workplace / "stored" / "0" / "models" / model.model_id / "artifacts")
+        stored = hashes(models / model.model_id / "artifacts")
         got = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
         found = hashes(got)
         assert stored.items() <= found.items()  # MLflow adds one file of its own to what it loads

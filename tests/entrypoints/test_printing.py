@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from entrypoints.cli import Printable
+from lvm.system.errors import Printable
 from lvm.tracking import datasets
 from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from tests.synthetic import make_bank

@@ -17,7 +17,6 @@ from lvm.models.table import FREE_MODELS, build_model
 from lvm.shadow.query_log import choose_queries, read_query_log
 from lvm.tracking import logged_models, runs
 from lvm.tracking.candidates import Wanted, gather
-from lvm.tracking.datasets import DEFAULT_BANK, read_bank
 from lvm.tracking.registry import Registry
 from lvm.windows.export import plan_windows
 from tests.conftest import copy_store
@@ -64,7 +63,7 @@ def promoted(rehearsed) -> dict:
 def field(candidates: str = "all", ctx: int | None = None, register: bool = False):
     with runs.run("look", {}):
         wanted = Wanted(candidates, None, ctx, register=register)
-        return gather(wanted, lambda path: read_bank(path or DEFAULT_BANK))
+        return gather(wanted)
 
 
 def test_a_dry_run_changes_nothing(rehearsed):

@@ -6,18 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entrypoints.options import PredictOptions
-from entrypoints.predict import read_contexts, score_name
 from lvm.bank.bank import write_bank
 from lvm.models.baselines import CopyLast
 from lvm.models.facts import facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.report.evaluation import passages_table, shorten
 from lvm.retrieval.index import build_index
+from lvm.serving.batch import read_contexts, score_name
 from lvm.serving.predictor import Retriever
 from lvm.tracking import runs
 from lvm.tracking.candidates import Wanted, gather
-from lvm.tracking.datasets import DEFAULT_CTX, Inputs, read_bank
+from lvm.tracking.datasets import DEFAULT_CTX, Inputs
 from lvm.tracking.logged_models import Predictor, Subject, open_subject
 from lvm.windows.export import longest_context, plan_windows
 from tests.conftest import copy_store
@@ -71,12 +70,11 @@ def test_one_context_or_a_batch_of_them_is_read(tmp_path, tiny_bank):
     np.save(tmp_path / "one.npy", context_BTD[0])
     np.save(tmp_path / "flat.npy", context_BTD[0, 0])
     batch, one = (
-        read_contexts(PredictOptions(context=str(tmp_path / name)), tiny_bank)
-        for name in ("batch.npy", "one.npy")
+        read_contexts(None, str(tmp_path / name), tiny_bank)[0] for name in ("batch.npy", "one.npy")
     )
     assert batch.shape == (3, 5, 16) and np.array_equal(one, batch[:1])
     with pytest.raises(ValueError, match=r"shape \(16,\) is not \(batch, time, 16\)"):
-        read_contexts(PredictOptions(context=str(tmp_path / "flat.npy")), tiny_bank)
+        read_contexts(None, str(tmp_path / "flat.npy"), tiny_bank)
 
 
 def test_a_text_is_read_in_any_unicode_encoding(tmp_path):
@@ -88,13 +86,14 @@ def test_a_text_is_read_in_any_unicode_encoding(tmp_path):
     for encoding, newline in (("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")):
         path = tmp_path / f"{encoding}.txt"
         path.write_text(text, encoding=encoding, newline=newline)
-        found.append(read_contexts(PredictOptions(text=str(path)), bank))
-    assert found[0].shape == (1, 2, 256)
-    assert all(np.array_equal(one, found[0]) for one in found)
+        found.append(read_contexts(str(path), None, bank))
+    vector_BTD, texts = found[0]
+    assert vector_BTD.shape == (1, 2, 256) and np.shape(texts) == (1, 2)
+    assert all(np.array_equal(one, vector_BTD) and own == texts for one, own in found)
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     for name, reason in (("bytes.txt", "not UTF-8 or UTF-16 text"), ("no.txt", "cannot be read")):
         with pytest.raises(ValueError, match=reason):
-            read_contexts(PredictOptions(text=str(tmp_path / name)), bank)
+            read_contexts(str(tmp_path / name), None, bank)
 
 
 def test_the_default_context_is_no_longer_than_the_bank_has(tmp_path, monkeypatch, empty_store):
@@ -105,5 +104,5 @@ def test_the_default_context_is_no_longer_than_the_bank_has(tmp_path, monkeypatc
     assert longest < DEFAULT_CTX
     with runs.run("eval", {}):
         subject = open_subject("ema", "bank", None)
-        field = gather(Wanted("all", "bank", register=False), read_bank)
+        field = gather(Wanted("all", "bank", register=False))
     assert subject.inputs.windows.ctx == field.windows.ctx == longest

@@ -1,10 +1,11 @@
-"""What a grid of trainings is shown as."""
+"""What a grid of trainings, and a study of settings, are shown as."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from optuna.trial import create_trial
 
 from lvm.evaluation.metrics import Difference
 from lvm.report.studies import (
@@ -14,11 +15,14 @@ from lvm.report.studies import (
     scaling_page,
     scaling_report,
     scaling_text,
+    tuning_parts,
 )
+from lvm.report.tables import TEXT
 from lvm.studies.scaling_cells import CellResult
 from lvm.studies.scaling_fit import fit_grid
 from lvm.studies.scaling_grid import BreakEven, Plan, Scaling
 from lvm.studies.scaling_verdict import Optimised, Verdict
+from lvm.studies.tuning import VALUES, Gain, Tuned
 from lvm.system.atomic import jsonable
 from tests.studies.curves import CURVES, draw_grid
 
@@ -87,3 +91,19 @@ def test_the_figure_has_a_curve_a_width_to_twice_the_data(scaling):
         assert len(lines) == 3
         assert all(line.get_xdata()[-1] == pytest.approx(1600) for line in lines)
     assert "data-limited" in figure.axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("on_test", "left"),
+    [(0.005, "50 % of the gain is left."), (-0.002, "none of the gain is left.")],
+)
+def test_a_study_tells_what_is_left_of_its_gain(on_test, left):
+    trial = create_trial(value=0.2, user_attrs={VALUES: {"lr": 1e-3}}, intermediate_values={1: 0.2})
+    figures = {"queries": 90, "hit_at_5": 0.2, "ci95": {"hit_at_5": [0.1, 0.3]}}
+    reports = {name: figures | {"corrected": figures} for name in ("default", "trial 0", "ema")}
+    gains = tuple(
+        Gain(split, "ema", reports, Difference(mean, -0.02, 0.02, 0.5, 9), LEAD)
+        for split, mean in (("val", 0.01), ("test", on_test))
+    )
+    tuned = Tuned("s", [trial, trial], trial, {}, gains, "mlflow run .", "r", "1")
+    assert left in tuning_parts(tuned, TEXT)[0]

@@ -10,11 +10,11 @@ from lvm.tracking.candidates import Registered, choose_bank
 from lvm.tracking.registry import Card
 from lvm.windows.export import plan_windows
 
-OLD, NEW, WIDER, DEFAULT = "data/old", "data/new", "data/wider", None
+OLD, NEW, WIDER, DEFAULT = "data/old", "data/new", "data/wider", "data/bank"
 
 
 @pytest.fixture
-def banks(tiny_bank) -> dict[str | None, Bank]:
+def banks(tiny_bank) -> dict[str, Bank]:
     """Three banks by their paths, the last of which extends the first, and the default one."""
     sha256s = {OLD: "a" * 64, NEW: "b" * 64, WIDER: "c" * 64, DEFAULT: "d" * 64}
     made = {

@@ -1,5 +1,6 @@
 """MLflow's pages of a tiny project, as a visitor sees them; screenshots lie in build/ui."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from lvm.tracking import runs
 from lvm.tracking.registry import Registry
 from lvm.tracking.store import runs_page
 from tests.conftest import copy_store
+from tests.entrypoints.test_phase_runs import Launcher
 from tests.ui.project import make_project
 
 registry = Registry()
@@ -28,9 +31,10 @@ def project(tmp_path_factory, empty_store):
     with pytest.MonkeyPatch.context() as patch:
         copy_store(empty_store, folder / "store", patch)
         patch.chdir(folder)
+        patch.setattr(runs, "launch", Launcher())
         make_project(folder)
         found = MlflowClient().search_runs(["0"])
-        yield {(run.data.tags["entry"], run.data.tags.get("phase")): run for run in found}
+        yield {(run.data.tags.get("entry"), run.data.tags.get("phase")): run for run in found}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def run_page(run: mlflow.entities.Run) -> str:
 def test_the_run_list_has_our_names_and_columns(visit, see):
     visit(runs_page())
     columns = "model ctx phase recipe leaky best/hit_at_5 test/hit_at_5 shadow/hit_at_5"
-    names = ("memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 7 candidates")
+    names = ("memory_gru ctx 10", "eval memory_gru v2 ctx 20", "shadow-eval 9 candidates")
     cells = [re.compile(f"^{word}$") for word in ("memory_gru", "2B", "3.5", "dense")]
     see("runs", *names, *cells, *(re.compile(f"^{name}$") for name in columns.split()))
 
@@ -90,17 +94,17 @@ def test_the_chart_view_begins_with_val_hit_at_5(visit, see, page):
     see("charts", "val Hit@5 by epoch")
 
 
-def test_two_trainings_are_compared_in_a_chart(project, visit, see, page):
+def test_three_trainings_are_compared_in_a_chart(project, visit, see, page):
     from playwright.sync_api import expect
 
-    short, long = (project["train", phase].info.run_id for phase in ("2B", "3.5"))
-    visit(f'/#/compare-runs?runs=["{short}","{long}"]&experiments=["0"]')
+    chosen = [project["train", phase].info.run_id for phase in ("2B", "3.5", "none")]
+    visit(f'/#/compare-runs?runs={json.dumps(chosen)}&experiments=["0"]')
     plot = page.locator(".pcp-plot")
     expect(plot.locator("canvas").first).to_be_visible()
     for text in ("train/loss", "ctx", "2B", "3.5"):
         expect(plot.get_by_text(text, exact=True).first).to_be_visible()
-    see("compare", "Comparing 2 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase 2B")
-    tags = page.get_by_role("row", name="phase 2B 3.5").last
+    see("compare", "Comparing 3 Runs", "Parallel Coordinates Plot", "ctx 10 dense phase 2B")
+    tags = page.get_by_role("row", name="phase 2B 3.5 none").last
     tags.scroll_into_view_if_needed()
     expect(tags).to_be_in_viewport()
     see("compare-tags")
@@ -156,7 +160,7 @@ def test_a_shadow_evaluation_tells_its_decision(project, visit, see, page):
 def test_the_baselines_page_has_its_alias_figures_and_source(visit, see):
     version = registry.aliases()["baseline"]
     visit(f"/#/models/lvm/versions/{version}")
-    texts = ("@ baseline", "shadow-eval 7 candidates", "Took the alias by", "corrected Hit@5")
+    texts = ("@ baseline", "shadow-eval 9 candidates", "Took the alias by", "corrected Hit@5")
     see("baseline", f"Version {version}", *texts, re.compile(f"^\\s*{INTERVAL}$"))
 
 
@@ -165,3 +169,11 @@ def test_a_trained_versions_page_leads_to_its_run(visit, see, page):
     see("version", "memory_gru (trained), ctx 20, recipe dense, phase 3.5", "end of training")
     page.get_by_text("memory_gru ctx 20 dense phase 3.5").click()
     see("version-source", "of 3; version 2")
+
+
+def test_a_studys_page_tells_its_verdict(project, visit, see, page):
+    visit(run_page(project["tune", None]))
+    see("tune", "Study lvm: 4 trials", "tune lvm 4 trials")
+    visit(f"{run_page(project['tune', None])}/artifacts/importance.png")
+    page.get_by_alt_text("importance.png").wait_for()
+    see("tune-importance", "importance.png")
