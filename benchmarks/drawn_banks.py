@@ -1,6 +1,7 @@
 """Drawn banks on which only a memory can predict the next row: test data for models with memory.
 
-`python -m benchmarks.drawn_banks regimes-8 data/regimes` writes one, for the entry points.
+`python -m benchmarks.drawn_banks echo-300 data/echo --asked asked.parquet` writes one for the entry
+points, and the log of its questions, for `shadow-eval -P queries=asked.parquet`.
 
 Shapes: N rows, D vector dim, S sequences, L rows of a sequence.
 """
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from lvm.bank.bank import Bank, write_bank
 from lvm.system.seeding import generator
+from lvm.windows.export import plan_windows
 
 REGIME_DIM = 32
 DIM = 128  # for all other banks
@@ -231,9 +233,18 @@ def _drawn(
 @click.command()
 @click.argument("name", type=click.Choice(list(BANKS)))
 @click.argument("folder")
-def main(name: str, folder: str) -> None:
+@click.option("--asked", help="Write the test rows that have a known answer, a query log.")
+@click.option("--ctx", default=500, show_default=True, help="Of the windows of the query log.")
+def main(name: str, folder: str, asked: str | None, ctx: int) -> None:
     """Write the drawn bank NAME to FOLDER."""
-    bank = BANKS[name]().write(folder)
+    drawn = BANKS[name]()
+    bank = drawn.write(folder)
+    if asked:
+        test_Q = plan_windows(bank, ctx).queries["test"].target_row_Q
+        row_Q = test_Q[drawn.reach_N[test_Q] > 0]
+        sequence_Q = [f"sequence-{code}" for code in drawn.sequence_N[row_Q]]
+        pd.DataFrame({"target_row": row_Q, "sequence": sequence_Q}).to_parquet(asked, index=False)
+        print(f"{asked}: {len(row_Q):,} of {len(test_Q):,} test rows")
     print(f"{folder}: {bank.num_rows:,} rows of {bank.dim} dims, {len(bank.sequences)} sequences")
 
 

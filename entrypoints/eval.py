@@ -16,7 +16,7 @@ from lvm.report.evaluation import (
     reranking_table,
     serving_lines,
 )
-from lvm.retrieval.rerank import LANE, check_lanes
+from lvm.retrieval.rerank import NONE, check_rerank
 from lvm.tracking import runs
 from lvm.tracking.evaluation_runs import (
     ablate,
@@ -40,8 +40,9 @@ def body(options: EvalOptions) -> None:
     """Rank the true next passage among all rows of a bank, for a predictor and the free ones."""
     registry = Registry(options.registry)
     subject = open_subject(options.model, options.bank, options.ctx, registry)
-    if options.rerank == LANE:
-        check_lanes(subject.inputs.bank, subject.inputs.windows, subject.inputs.windows.seed)
+    windows = subject.inputs.windows
+    if options.rerank != NONE:
+        check_rerank(options.rerank, subject.inputs.bank, windows, windows.seed)
     measurement = measure_subject(subject, vars(options), options.baselines)
     report = measurement.report
     log_answers(measurement, options.split)
@@ -55,8 +56,8 @@ def body(options: EvalOptions) -> None:
         blocks.append(table)
         print(f"\n{table}", flush=True)
 
-    if options.rerank == LANE:
-        report |= {"reranked": rerank(measurement, options.split)}
+    if options.rerank != NONE:
+        report |= {"reranked": rerank(measurement, options.split, options.rerank)}
         show(reranking_table(report["reranked"], report, report["leaky"]))
     if options.controls and isinstance(subject.predictor.model, Skip):
         report |= {"ablations": ablate(measurement, options.split)}

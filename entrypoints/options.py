@@ -22,7 +22,8 @@ MODEL_HELP = (
     "runs:/<id>/model, or a free predictor: "
     "copy-last, ema, context-mean, ridge, nn-successor, context-ridge."
 )
-RERANKS = ("none", "lane")
+RERANKS = ("none", "lane", "lexical", "hybrid")
+RERANK_HELP = "Order the best 200 by the lane, the words of the last rows (lexical), or both."
 PROTOTYPES = "prototypes"
 RECIPES = ("dense", "seed")
 CELLS = ("gru", "mingru")
@@ -187,7 +188,7 @@ class EvalOptions(MeasureOptions):
         True,
         "Also measure shorter, shuffled and reversed contexts, and the model without each part.",
     )
-    rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
+    rerank: str = option("none", RERANK_HELP, choices=RERANKS)
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class ShadowOptions(Checked):
         None, "Context of the free predictors (auto: the longest of a candidate).", low=2
     )
     max_queries: int | None = option(None, "Most queries to measure (auto: 10,000).", low=1)
-    rerank: str = option("none", "Also show every candidate re-ranked by lane.", choices=RERANKS)
+    rerank: str = option("none", f"{RERANK_HELP} The gates decide on it.", choices=RERANKS)
     registry: str = option(REGISTRY, REGISTRY_HELP)
     report: str | None = option(None, REPORT_HELP, unset="none")
 
@@ -266,7 +267,7 @@ class PredictOptions(Checked):
     queries: str | None = option(None, "Contexts of test, val or a query log.", unset="none")
     out: str | None = option(None, "Table of all answers to write, .parquet.", unset="none")
     k: int = option(5, "Passages to retrieve.", low=1, high=1000)
-    rerank: str = option("none", "Re-rank the best 200 by the predicted lane.", choices=RERANKS)
+    rerank: str = option("none", RERANK_HELP, choices=RERANKS)
     keep_context: bool = option(False, "Also show passages that are in the context.")
     bank: str | None = option(None, f"{BANK_HELP} (auto: the model's own).")
     ctx: int | None = option(None, "Most rows of context to read (auto: the model's own).", low=2)

@@ -56,13 +56,13 @@ def body(options: PredictOptions) -> None:
     ctx = options.ctx or predictor.facts.ctx
     if options.out is not None:
         return answer_all(options, predictor, bank, ctx)
-    context_BTD = read_contexts(options.text, options.context, bank)
+    context_BTD, sentences = read_contexts(options.text, options.context, bank)
     num_read = context_BTD.shape[1] - first_read(context_BTD.shape[1], ctx)
     runs.log_config(asdict(options) | {"bank": str(bank.path), "rows": num_read})
     retriever = open_retriever(predictor, bank, ctx, options.rerank)
     prediction_BD = predict_contexts(predictor.model, context_BTD, ctx)
     wanted = Wanted(options.k, options.rerank, options.keep_context)
-    row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted)
+    row_BK, score_BK = retriever.best(context_BTD, prediction_BD, wanted, sentences)
     answered = search_facts(predictor, retriever, options.rerank)
     answered |= {"bank": str(bank.path), "context_rows": num_read}
     reports = [

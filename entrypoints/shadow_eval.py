@@ -13,11 +13,10 @@ from tqdm import tqdm
 from entrypoints.cli import EntryPoint
 from entrypoints.options import ShadowOptions
 from lvm.report.shadow import reranked_table
-from lvm.retrieval.rerank import LANE
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.promotion_gates import Decision
 from lvm.shadow.query_log import Requests, choose_queries, read_query_log
-from lvm.shadow.replay import lane_predictor, replay
+from lvm.shadow.replay import replay, stage_opener
 from lvm.shadow.workers import Replayer
 from lvm.system.settings import read_gate_rules
 from lvm.tracking import runs
@@ -38,7 +37,7 @@ def body(options: ShadowOptions) -> None:
     is_enabled = options.promote == "enabled"
     log = None if options.queries == "test" else read_query_log(Path(options.queries))
     chosen = (options.candidates, options.bank, options.ctx)
-    wanted = Wanted(*chosen, options.rerank == LANE, is_enabled, Registry(options.registry))
+    wanted = Wanted(*chosen, options.rerank, is_enabled, Registry(options.registry))
     field = gather(wanted, log)
     bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
@@ -47,9 +46,9 @@ def body(options: ShadowOptions) -> None:
         runs.log_artifact(log.in_bank(bank).table(), "queries.parquet")
     runs.name_run(f"{len(field.candidates)} candidates ctx {windows.ctx}")
     rules = read_gate_rules()
-    by_lane = lane_predictor(bank, windows) if wanted.by_lane else None
+    open_stage = stage_opener(wanted.rerank, bank, windows)
     limit_ms = rules.latency_p95_ms
-    with Replayer(note=tqdm.write, limit_ms=limit_ms, predict_lanes=by_lane) as measure:
+    with Replayer(note=tqdm.write, limit_ms=limit_ms, open_stage=open_stage) as measure:
         result = replay(
             field.candidates, bank, windows, queries, field.baseline_name, measure=measure
         )
@@ -57,7 +56,7 @@ def body(options: ShadowOptions) -> None:
     runs.set_tags({"queries_sha256": result.queries_sha256})
     result = replace(result, source=source, is_log=log is not None, num_earlier=num_earlier)
     log_figures(field.candidates, result, field.dataset)
-    reranked = [] if by_lane is None else reranked_outcomes(result, bank)
+    reranked = [] if open_stage is None else reranked_outcomes(result, bank)
     run_id = runs.active_run_id()
 
     def publish_decision(decision: Decision, failure: str | None = None) -> None:
@@ -65,7 +64,7 @@ def body(options: ShadowOptions) -> None:
         print(text if failure is None else failure, flush=True)
         report = {"decision": decision.report() | {"failure": failure}, "rules": asdict(rules)}
         if reranked:
-            shown = reranked_table(reranked, result.leaky)
+            shown = reranked_table(reranked, wanted.rerank, result.leaky)
             runs.log_artifact(shown + "\n", "reranked.txt")
             print(f"\n{shown}", flush=True)
             report["reranked"] = {one.name: one.report() for one in reranked}

@@ -43,6 +43,14 @@ def make_bank(
     return _write(path, vector_ND, rows, dtype)
 
 
+def telling_bank(path: Path) -> Bank:
+    """Write the bank of `make_bank` with texts in which each row repeats a word of the last one."""
+    bank = make_bank(path)
+    rows = pd.read_parquet(path / "rows.parquet")
+    rows["text"] = [f"what follows word{row - 1} is word{row}" for row in range(bank.num_rows)]
+    return write_bank(path, np.array(bank.vectors), rows, "synthetic", "test", overwrite=True)
+
+
 def rotation_bank(
     path: Path,
     *,

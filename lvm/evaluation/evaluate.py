@@ -31,21 +31,28 @@ from lvm.evaluation.metrics import (
 from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import Ranks, exact_ranks, rank_together, top_rows
 from lvm.retrieval.hubness import Hubness, fit_hubness
-from lvm.retrieval.rerank import (
-    SIZE,
+from lvm.retrieval.lanes import (
     UNASSIGNED_LANE,
-    Shortlist,
-    Weights,
     calibration,
-    context_features,
-    fit_reranker,
     lane_codes,
     lane_names,
-    lane_scores,
+    target_codes,
+)
+from lvm.retrieval.rerank import (
+    CORRECTED,
+    KINDS,
+    LANE,
+    PLAIN,
+    SIZE,
+    TERMS,
+    Shortlist,
+    Weights,
+    check_rerank,
+    fit_reranker,
     old_rule_scores,
     reranked_ranks,
     shortlist,
-    target_codes,
+    summed,
     true_lane_ranks,
 )
 from lvm.system.atomic import jsonable
@@ -60,7 +67,6 @@ EACH, K = 20, 5
 CONTEXT_ROWS, FOUND = 2, 3
 SEARCHED = 24  # rows searched, so that FOUND passages remain without twins
 RankArray = NDArray[np.float64]
-KINDS = ("plain", "corrected")
 
 
 @dataclass(frozen=True)
@@ -385,65 +391,75 @@ def _first_of_groups(row_S: IntArray, windows: Windows) -> list[int]:
 
 @part("second stage")
 def evaluate_reranking(
-    model: nn.Module, bank: Bank, windows: Windows, queries: Queries, own: Evaluation
+    model: nn.Module,
+    bank: Bank,
+    windows: Windows,
+    queries: Queries,
+    own: Evaluation,
+    rerank: str = LANE,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Re-rank the answers of `own` to `queries`; return the report and the new ranks.
 
-    For plain and for corrected scores the report has tau, beta, the figures with `ci95`, and the
-    paired Hit@5 differences to the original ranks: of the lane term, of the old system's rule
-    (`old_rule`), of the true lane (`true_lane`, the ceiling). `shortlist` is the number of
-    re-ranked candidates, `on_list` the number of queries with the truth among them, `classifier`
-    the accuracy of the predicted lanes. The table has rank_reranked, rank_corrected_reranked.
-    Raises ValueError for a bank without lanes.
+    For plain and for corrected scores the report has the weights, the figures with `ci95`, and the
+    paired Hit@5 differences to the original ranks: of the order `rerank`, of the orders that it
+    includes (`lane` and `lexical` for hybrid), and for lanes of the old system's rule (`old_rule`)
+    and of the true lane (`true_lane`, the ceiling). `shortlist` is the number of re-ranked
+    candidates, `on_list` the share of queries with the truth among them, `classifier` the accuracy
+    of the predicted lanes. The table has rank_reranked, rank_corrected_reranked. Raises ValueError
+    for a bank without the lanes or texts that `rerank` needs.
     """
+    check_rerank(rerank, bank, windows, windows.seed)
     reranker = fit_reranker(model, bank, windows, own.row_correction, windows.seed)
-    log_p_QL = reranker.classifier.log_probability(context_features(queries, bank))
-    report: dict[str, Any] = {
-        "shortlist": SIZE,
-        "classifier": _classifier(log_p_QL, queries, bank, windows),
-    }
+    assert reranker is not None
+    stage = reranker.stage(rerank, bank)
+    clues = stage.after_queries(queries, bank)
+    report: dict[str, Any] = {"order": rerank, "shortlist": SIZE}
+    if clues.log_p_QL is not None:
+        report["classifier"] = _classifier(clues.log_p_QL, queries, bank, windows)
     table = own.per_query[["query", "target_row"]].copy()
-    names = {"plain": "rank", "corrected": "rank_corrected"}
+    names = {PLAIN: "rank", CORRECTED: "rank_corrected"}
+    included = [one for one in reranker.weights if set(TERMS[one]) < set(TERMS[rerank])]
     for kind, correction in zip(KINDS, (None, own.row_correction), strict=True):
         groups = windows.representative_N
         listed = shortlist(own.predictions, queries, bank, groups, correction)
         rank_Q = own.per_query[names[kind]].to_numpy()
-        case = _Case(listed, rank_Q, log_p_QL, queries, bank, windows.seed)
-        weights: Weights = getattr(reranker, kind)
-        table[f"{names[kind]}_reranked"] = case.by_lane(weights)
-        report[kind] = case.report(weights)
+        case = _Case(listed, stage.terms(listed.row_QC, clues), rank_Q, queries, bank, windows.seed)
+        weights = {one: reranker.weights[one][kind] for one in (rerank, *included)}
+        table[f"{names[kind]}_reranked"] = case.ranks(weights[rerank])
+        report[kind] = {"on_list": float(listed.is_truth_QC.any(axis=1).mean())}
+        report[kind] |= case.report(weights[rerank])
+        report[kind] |= {one: case.report(weights[one]) for one in included}
+        if clues.log_p_QL is not None:
+            report[kind] |= case.lane_controls(clues.log_p_QL)
     return jsonable(report), table
 
 
 @dataclass(frozen=True)
 class _Case:
-    """One kind of scores: its shortlists and its original ranks."""
+    """One kind of scores: its shortlists with the terms of the stage, and its original ranks."""
 
     listed: Shortlist
+    terms: Mapping[str, FloatArray]
     rank_Q: RankArray
-    log_p_QL: FloatArray
     queries: Queries
     bank: Bank
     seed: int
 
-    def by_lane(self, weights: Weights) -> RankArray:
-        """Return the ranks (Q,) after re-ranking by the lane term."""
-        weight = weights.tau * weights.beta
-        score_QC = lane_scores(self.listed, self.log_p_QL, lane_codes(self.bank), weight)
-        return reranked_ranks(self.listed, score_QC, self.rank_Q)
+    def ranks(self, weights: Weights) -> RankArray:
+        """Return the ranks (Q,) after re-ranking."""
+        return reranked_ranks(self.listed, summed(self.listed, self.terms, weights), self.rank_Q)
 
     def report(self, weights: Weights) -> dict[str, Any]:
-        """Return the figures of the lane term, of the old rule and of the true lane."""
+        """Return the weights and the figures of the re-ranked lists."""
+        return vars(weights) | self._figures(self.ranks(weights))
+
+    def lane_controls(self, log_p_QL: FloatArray) -> dict[str, Any]:
+        """Return the figures of the old rule and of the true lane."""
         code_N, code_Q = lane_codes(self.bank), target_codes(self.queries, self.bank)
-        old_QC = old_rule_scores(self.listed, self.log_p_QL, code_N)
+        old_QC = old_rule_scores(self.listed, log_p_QL, code_N)
         true_Q = true_lane_ranks(self.listed, self.rank_Q, code_Q, code_N)
-        return {
-            **vars(weights),
-            "on_list": float(self.listed.is_truth_QC.any(axis=1).mean()),
-            **self._figures(self.by_lane(weights)),
-            "old_rule": self._figures(reranked_ranks(self.listed, old_QC, self.rank_Q)),
-            "true_lane": self._figures(true_Q),
-        }
+        old_Q = reranked_ranks(self.listed, old_QC, self.rank_Q)
+        return {"old_rule": self._figures(old_Q), "true_lane": self._figures(true_Q)}
 
     def _figures(self, rank_Q: RankArray) -> dict[str, Any]:
         document_Q = self.bank.document_N[self.queries.target_row_Q]

@@ -14,7 +14,7 @@ from lvm.bank.bank import Bank, FloatArray
 from lvm.evaluation.metrics import Difference, hit_at, paired_difference
 from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.index import DEPTH, ServingIndex, agreement
-from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.settings import LaneRules
 from lvm.windows.planning import IntArray, Queries
 

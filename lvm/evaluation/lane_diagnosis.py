@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import Difference, document_interval, figures, hit_at, paired_difference
-from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.settings import LaneRules
 from lvm.windows.planning import Windows
 

@@ -52,7 +52,9 @@ from lvm.report.tables import (
 from lvm.training.expert_gate import DEAD_SHARE, mutual_information
 
 ORDERS = {
-    "lane": "cos / tau + beta log p",
+    "lane": "by lane",
+    "lexical": "by words",
+    "hybrid": "by lane and words",
     "old_rule": "0.7 cos + 0.3 alignment",
     "true_lane": "true lane first: the ceiling",
 }
@@ -196,35 +198,50 @@ def _change_cells(entry: Mapping[str, Any], p_value: float | None = None) -> lis
 def reranking_table(
     reranked: Mapping[str, Any], report: Mapping[str, Any], leaky: bool, style: str = TEXT
 ) -> str:
-    """Return the ranks before and after re-ranking, then how well the lane is predicted.
+    """Return the ranks before and after re-ranking, then how well a lane is predicted.
 
     `reranked` is the report of `evaluate_reranking`, `report` that of the evaluation before it.
     """
-    lines = []
+    lines, weights = [], []
     for kind, before in (("plain", report), ("corrected", report["corrected"])):
         lines.append([kind, "original order", *hit_cells(before, before["ci95"]), "", ""])
-        for key, name in ORDERS.items():
-            entry = reranked[kind] if key == "lane" else reranked[kind][key]
+        own = {reranked["order"]: reranked[kind]} | reranked[kind]
+        for key, name in ((key, name) for key, name in ORDERS.items() if key in own):
+            entry = own[key]
             lines.append(["", name, *hit_cells(entry, entry["ci95"]), *_change_cells(entry)])
+            if "tau" in entry:
+                values = (f"{one} {entry[one]:g}" for one in ("beta", "gamma") if entry[one])
+                words = ", ".join(values) or "no weight"
+                weights.append(f"{kind} {name}: tau {entry['tau']:.3f}, {words}")
     headers = ["score", "order", *HIT_HEADERS, "Hit@5, points", "p"]
-    weights = "; ".join(
-        f"{kind}: tau {reranked[kind]['tau']:.3f}, beta {reranked[kind]['beta']:g}"
-        for kind in ("plain", "corrected")
-    )
     caption = [
-        f"Re-ranking the best {reranked['shortlist']} of each query by lane; points against the "
-        "original order",
-        f"{weights}; both chosen on val",
+        f"Second stage: score + tau (beta log p(lane) + gamma BM25) orders the best "
+        f"{reranked['shortlist']} of each",
+        "query; points against the original order; weights chosen on val:",
+        *weights,
     ]
-    classifier = reranked["classifier"]
     below = (
-        f"The classifier names the lane of the next row in {percent(classifier['accuracy'])} % of "
-        f"the queries (the most frequent lane: {percent(classifier['commonest_lane'])} %); "
-        f"calibration error {percent(classifier['calibration_error'])} points.\nThe answer is "
-        f"among the best {reranked['shortlist']} of {percent(reranked['plain']['on_list'])} % of "
-        "the queries."
+        f"The answer is among the best {reranked['shortlist']} of "
+        f"{percent(reranked['plain']['on_list'])} % of the queries."
     )
+    if "classifier" in reranked:
+        classifier = reranked["classifier"]
+        below = (
+            "The classifier names the lane of the next row in "
+            f"{percent(classifier['accuracy'])} % of the queries (the most frequent lane: "
+            f"{percent(classifier['commonest_lane'])} %); calibration error "
+            f"{percent(classifier['calibration_error'])} points.\n{below}"
+        )
     return f"{captioned(caption, table(lines, headers, 'llrrrrr', style), leaky)}\n\n{below}"
+
+
+def second_stage_line(orders: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the weights of each order for corrected scores in one line; `orders` may be empty."""
+    found = [
+        f"{name} beta {own['corrected']['beta']:g} gamma {own['corrected']['gamma']:g}"
+        for name, own in orders.items()
+    ]
+    return f"second stage, weights chosen on val: {'; '.join(found) or 'no lanes, no texts'}"
 
 
 def context_figure(name: str, controls: Mapping[str, Any], leaky: bool) -> Figure:

@@ -34,7 +34,7 @@ from lvm.report.tables import (
     percent,
     table,
 )
-from lvm.retrieval.rerank import UNASSIGNED_LANE
+from lvm.retrieval.lanes import UNASSIGNED_LANE
 
 DASHES = ("-", "--")
 # Marks of the curves of lanes too small to judge, repeated before their names.

@@ -259,7 +259,9 @@ def _marks(outcome: Outcome, result: ShadowResult, decision: Decision | None) ->
     return tuple(marks)
 
 
-def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT) -> str:
+def reranked_table(
+    outcomes: Sequence[Reranked], rerank: str, leaky: bool, style: str = TEXT
+) -> str:
     """Return Hit@k of the re-ranked candidates, the change by re-ranking, and their lead."""
     lines = [
         [
@@ -272,8 +274,8 @@ def reranked_table(outcomes: Sequence[Reranked], leaky: bool, style: str = TEXT)
     ]
     headers = ["candidate", *HIT_HEADERS, "against original", "against best free"]
     caption = [
-        "Re-ranked by lane (tau, beta chosen on val for each); paired points of Hit@5 against its",
-        "original ranks above, against the best free predictor re-ranked as well",
+        f"Second stage: {rerank} (weights chosen on val for each); paired points of Hit@5 against",
+        "its original ranks above, against the best free predictor with the same stage",
     ]
     return captioned(caption, table(lines, headers, "lrrrrr", style), leaky)
 

@@ -1,15 +1,16 @@
-"""Second stage: re-rank the best candidates of a query by the predicted lane.
+"""Second stage: the best candidates of a query, re-scored by what its context tells besides.
 
-score = cosine / tau + beta log p(lane | context), with a calibrated classifier of the lane that
-comes next. A lane code is an index into `bank.lanes`; rows without a lane have the last code L, a
-lane of their own. Shapes: Q queries, C listed candidates, N bank rows, L lanes, B batch, T time, D
-vector dim, F = 2 D features; C lanes seen in training where the classifier is fitted.
+score + tau (beta log p(lane | context) + gamma BM25(words of the last rows)): lanes, words, both or
+neither, as `rerank` names them. Training, evaluation, replay and serving share this file. A rank is
+exact up to the shortlist: the truth changes places inside its list alone, and keeps its exact rank
+if it is not on it. Shapes: Q queries, C listed candidates, N bank rows, L lanes, B batch, T time, D
+vector dim.
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import logsumexp
 from torch import nn
 
 from lvm.bank.bank import Bank, FloatArray
-from lvm.bank.row_table import UNASSIGNED
 from lvm.models.predict import predict_queries
 from lvm.models.weights import Fit, cached_fit, load_state, model_digest, save_state
 from lvm.retrieval.counting import SCORE_TIE, Competition
@@ -33,210 +33,37 @@ from lvm.retrieval.exact import (
     selection_score,
     unit_predictions,
 )
-from lvm.retrieval.hubness import MAX_TUNING_QUERIES, train_positions
+from lvm.retrieval.hubness import MAX_TUNING_QUERIES
+from lvm.retrieval.lanes import (
+    LaneClassifier,
+    check_lanes,
+    classifier_of,
+    context_features,
+    fit_lane_classifier,
+    lane_codes,
+    lanes_sha256,
+    means_of,
+)
+from lvm.retrieval.lexical import DECAY, RECENT_ROWS, RecentWords, WordIndex, ensure_word_index
 from lvm.system.progress import part
 from lvm.windows.planning import ContextQueries, IntArray, Queries, Windows
 
-NONE, LANE = "none", "lane"
-RERANKS = (NONE, LANE)
+RankArray = NDArray[np.float64]
+
+RERANKS = NONE, LANE, LEXICAL, HYBRID = ("none", "lane", "lexical", "hybrid")
+# The weights that each order has, and the values among which they are chosen.
+TERMS = {NONE: (), LANE: ("beta",), LEXICAL: ("gamma",), HYBRID: ("beta", "gamma")}
+GRIDS = {
+    "beta": (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
+    "gamma": (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2),
+}
+KINDS = PLAIN, CORRECTED = ("plain", "corrected")
 SIZE = 200
-BETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+# Of the gain on val that a weight above 0 needs. Log ranks show more than hits: 8 standard errors
+# where Hit@5 shows 3 (textbooks, words).
+STANDARD_ERRORS = 3.0
 SCORE_TEMPERATURES = (0.005, 0.5)
 OLD_SHARES = (0.7, 0.3)  # weights of the cosine and of the alignment
-UNASSIGNED_LANE = "unassigned"
-RECENT_ROWS = 64  # the mean of these is a feature, besides the mean of the whole context
-INVERSE_PENALTY = 10.0  # scikit-learn's C
-UNSEEN_SHARE = 0.01  # total probability spread over all codes, so that unseen lanes have some
-TEMPERATURES = (0.05, 20.0)
-
-
-def lane_names(bank: Bank) -> tuple[str, ...]:
-    """Return the names of the lane codes."""
-    return (*bank.lanes, UNASSIGNED_LANE)
-
-
-def lane_codes(bank: Bank, row_Q: NDArray[np.integer] | slice = slice(None)) -> IntArray:
-    """Return the lane code of each row. Raises ValueError for a bank without lanes."""
-    if bank.lane_N is None:
-        raise ValueError(f"bank {bank.path}: has no lanes; add a column 'lane' to its row table")
-    code_Q = bank.lane_N[row_Q].astype(np.int64)
-    return np.where(code_Q == UNASSIGNED, len(bank.lanes), code_Q)
-
-
-def lanes_sha256(bank: Bank) -> str:
-    """Return a hash of the lanes' names and of the lane of every row."""
-    digest = hashlib.sha256(json.dumps(bank.lanes).encode())
-    digest.update(lane_codes(bank).astype("<i8").data)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class LaneClassifier:
-    """p(lane | context): a softmax over linear maps of the context's means, with a temperature.
-
-    `weight` (C, F) and `bias` (C,) are float32; `code_C` are the lane codes of their rows. There
-    are `num_codes` codes; the last one belongs to rows without a lane.
-    """
-
-    weight: FloatArray
-    bias: FloatArray
-    code_C: IntArray
-    num_codes: int
-    temperature: float
-
-    def log_probability(self, feature_QF: FloatArray) -> FloatArray:
-        """Return log p(lane | context) of every lane code, (Q, L + 1) float32; none is -inf."""
-        logit_QC = (feature_QF @ self.weight.T + self.bias) / self.temperature
-        seen_QL = np.zeros((len(feature_QF), self.num_codes))
-        seen_QL[:, self.code_C] = softmax(logit_QC.astype(np.float64), axis=1)
-        mixed_QL = (1 - UNSEEN_SHARE) * seen_QL + UNSEEN_SHARE / self.num_codes
-        return np.log(mixed_QL).astype(np.float32)
-
-
-def fit_lane_classifier(
-    bank: Bank, windows: Windows, seed: int = 0, ctx: int | None = None
-) -> LaneClassifier:
-    """Fit the classifier on train positions (scikit-learn's logistic regression), then on val.
-
-    The temperature minimises the negative log likelihood on val queries (Guo et al., arXiv
-    1706.04599). Rows without a lane, if there are any, are a class of their own. `ctx` None means
-    the ctx of the windows. Raises ValueError as `check_lanes` does.
-    """
-    ctx = ctx or windows.ctx
-
-    def fit() -> Fit:
-        from sklearn.linear_model import LogisticRegression  # takes a second to import
-
-        check_lanes(bank, windows, seed)
-        positions = train_positions(bank, windows, seed).with_ctx(ctx)
-        feature_PF, code_P = context_features(positions, bank), target_codes(positions, bank)
-        found = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
-        found.fit(feature_PF, code_P)
-        weight, bias = found.coef_, found.intercept_
-        if len(found.classes_) == 2:  # scikit-learn stores one map for two classes
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2
-        queries = windows.queries["val"].head(MAX_TUNING_QUERIES).with_ctx(ctx)
-        logit_QC = context_features(queries, bank) @ weight.T + bias
-        place_Q = _places(found.classes_, target_codes(queries, bank))
-        tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        return Fit(
-            {name: torch.from_numpy(array).contiguous() for name, array in tensors.items()},
-            {"codes": found.classes_.tolist(), "temperature": _temperature(logit_QC, place_Q)},
-        )
-
-    inputs = {"lanes": lanes_sha256(bank), "recent": RECENT_ROWS, "ctx": ctx, "seed": seed}
-    inputs |= {name: installed_version(name) for name in ("scikit-learn", "scipy")}
-    return classifier_of(cached_fit(windows, "lane-classifier", inputs, fit), len(lane_names(bank)))
-
-
-def check_lanes(bank: Bank, windows: Windows, seed: int = 0) -> None:
-    """Raise ValueError unless the sampled train positions have targets of two lanes or more.
-
-    This needs no model.
-    """
-    code_P = target_codes(train_positions(bank, windows, seed), bank)
-    if len(np.unique(code_P[code_P < len(bank.lanes)])) < 2:
-        raise ValueError(
-            f"rerank: bank {bank.path} has train rows of one lane or none; lanes tell rows "
-            "apart only where there are two, use rerank=none"
-        )
-
-
-def classifier_of(found: Fit, num_codes: int) -> LaneClassifier:
-    """Return the classifier stored in a fit."""
-    return LaneClassifier(
-        weight=found.tensors["weight"].numpy(),
-        bias=found.tensors["bias"].numpy(),
-        code_C=np.array(found.values["codes"], np.int64),
-        num_codes=num_codes,
-        temperature=float(found.values["temperature"]),
-    )
-
-
-def context_features(queries: Queries, bank: Bank) -> FloatArray:
-    """Return the features (`means_of`) of the queries' contexts, (Q, F) float32."""
-    if isinstance(queries, ContextQueries):
-        each = [means_of(bank.unit(rows)[None]) for rows in queries.context_row_Q]
-        return np.concatenate([np.zeros((0, 2 * bank.dim), np.float32), *each])
-    end_Q = queries.target_row_Q
-    recent_Q = np.maximum(queries.first_row_Q, end_Q - RECENT_ROWS)
-    means = [_range_means(first_Q, end_Q, bank) for first_Q in (recent_Q, queries.first_row_Q)]
-    return np.concatenate(means, axis=1)
-
-
-def means_of(context_BTD: FloatArray) -> FloatArray:
-    """Return the unit mean of the last RECENT_ROWS rows and the unit mean of all rows, (B, F).
-
-    For a shorter context the first mean covers all its rows.
-    """
-    means = [context_BTD[:, -RECENT_ROWS:].mean(axis=1), context_BTD.mean(axis=1)]
-    return np.concatenate([_unit(mean_BD) for mean_BD in means], axis=1)
-
-
-def _range_means(first_Q: IntArray, end_Q: IntArray, bank: Bank) -> FloatArray:
-    """Return the unit means (Q, D) of the bank rows [first, end).
-
-    A running sum adds and subtracts each row once, however far the ranges overlap.
-    """
-    mean_QD = np.empty((len(end_Q), bank.dim), np.float32)
-    total_D, first, end = np.zeros(bank.dim), 0, 0
-    for place in np.lexsort((first_Q, end_Q)):
-        next_first, next_end = int(first_Q[place]), int(end_Q[place])
-        if next_first >= end or next_first < first:
-            total_D, first, end = np.zeros(bank.dim), next_first, next_first
-        total_D += bank.unit(slice(end, next_end)).sum(axis=0, dtype=np.float64)
-        total_D -= bank.unit(slice(first, next_first)).sum(axis=0, dtype=np.float64)
-        first, end = next_first, next_end
-        mean_QD[place] = _unit(total_D / (end - first))
-    return mean_QD
-
-
-def _unit(vector_BD: NDArray[Any]) -> NDArray[Any]:
-    """Return vectors of unit length; zero stays zero."""
-    return vector_BD / np.maximum(np.linalg.norm(vector_BD, axis=-1, keepdims=True), 1e-12)
-
-
-def target_codes(queries: Queries, bank: Bank) -> IntArray:
-    """Return the lane code of each query's target, (Q,)."""
-    return lane_codes(bank, queries.target_row_Q)
-
-
-def calibration(log_p_QL: FloatArray, code_Q: IntArray, bins: int = 15) -> dict[str, Any]:
-    """Return accuracy, mean negative log likelihood (nats), expected calibration error.
-
-    The error is the mean gap between confidence and accuracy over `bins` equal ranges of
-    confidence, each weighted by its number of queries (Guo et al., arXiv 1706.04599, eq. 5).
-    """
-    best_Q = log_p_QL.argmax(axis=1)
-    confidence_Q, is_right_Q = np.exp(log_p_QL.max(axis=1)), best_Q == code_Q
-    bin_Q = np.minimum((confidence_Q * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_Q, weights=is_right_Q - confidence_Q, minlength=bins)
-    return {
-        "accuracy": float(is_right_Q.mean()),
-        "loss": float(-np.take_along_axis(log_p_QL, code_Q[:, None], axis=1).mean()),
-        "calibration_error": float(np.abs(gap).sum() / len(code_Q)),
-    }
-
-
-def _places(code_C: IntArray, code_Q: IntArray) -> IntArray:
-    """Return the position of each code among the seen codes, -1 for unseen ones."""
-    place_Q = np.searchsorted(code_C, code_Q).clip(max=len(code_C) - 1)
-    return np.where(code_C[place_Q] == code_Q, place_Q, -1)
-
-
-def _temperature(logit_QC: FloatArray, place_Q: IntArray) -> float:
-    """Return the temperature of the least loss over queries with a seen lane; 1 without any."""
-    seen_Q = place_Q >= 0
-    if not seen_Q.any():
-        return 1.0
-    logit_QC, place_Q1 = logit_QC[seen_Q], place_Q[seen_Q, None]
-
-    def loss(log_temperature: float) -> float:
-        log_p_QC = log_softmax(logit_QC / np.exp(log_temperature), axis=1)
-        return float(-np.take_along_axis(log_p_QC, place_Q1, axis=1).mean())
-
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
-    return float(np.exp(found.x))
 
 
 @dataclass(frozen=True)
@@ -297,139 +124,326 @@ def reranked_ranks(
 
 @dataclass(frozen=True)
 class Weights:
-    """tau and beta of one kind of score (plain or corrected), both chosen on val."""
+    """The weights of one order: beta of lanes, gamma of words; tau scales both to scores."""
 
     tau: float
-    beta: float
+    beta: float = 0.0
+    gamma: float = 0.0
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What the contexts of Q queries tell: log p(lane | context) and their last words, if asked."""
+
+    log_p_QL: FloatArray | None
+    words_Q: Sequence[RecentWords] | None
+
+
+@dataclass(frozen=True, eq=False)
+class SecondStage:
+    """What re-scores the candidates of a bank, whatever predictor found them.
+
+    `code_N` are the lanes of the bank's rows, with the `classifier` of the lane that comes next;
+    `index` holds the bank's words. None where `rerank` does not need them.
+    """
+
+    rerank: str
+    classifier: LaneClassifier | None
+    code_N: IntArray | None
+    index: WordIndex | None
+
+    def after_queries(self, queries: Queries, bank: Bank) -> Clues:
+        """Return the clues of the contexts of queries of the bank."""
+        log_p_QL = None
+        if self.classifier is not None:
+            log_p_QL = self.classifier.log_probability(context_features(queries, bank))
+        return Clues(log_p_QL, None if self.index is None else self.index.after_queries(queries))
+
+    def after_contexts(self, unit_BTD: FloatArray, text_BT: Sequence[Sequence[str]]) -> Clues:
+        """Return the clues of contexts given as unit vectors, with their texts for words."""
+        log_p_BL = None
+        if self.classifier is not None:
+            log_p_BL = self.classifier.log_probability(means_of(unit_BTD))
+        index = self.index
+        return Clues(log_p_BL, None if index is None else [index.after_texts(t) for t in text_BT])
+
+    def terms(self, row_QC: IntArray, clues: Clues) -> dict[str, FloatArray]:
+        """Return what is known of the candidates besides their score, (Q, C) each, by weight."""
+        found = {}
+        if clues.log_p_QL is not None:
+            assert self.code_N is not None
+            found["beta"] = np.take_along_axis(clues.log_p_QL, self.code_N[row_QC], axis=1)
+        if clues.words_Q is not None:
+            assert self.index is not None
+            found["gamma"] = self.index.scores(clues.words_Q, row_QC)
+        return found
+
+    def scores(self, listed: Shortlist, clues: Clues, weights: Weights) -> FloatArray:
+        """Return the scores of the second stage, (Q, C) float32; -inf stays -inf."""
+        return summed(listed, self.terms(listed.row_QC, clues), weights)
+
+
+def summed(listed: Shortlist, terms: Mapping[str, FloatArray], weights: Weights) -> FloatArray:
+    """Return score + tau (the weighted sum of the terms), (Q, C) float32."""
+    score_QC = listed.score_QC
+    for name, term_QC in terms.items():
+        score_QC = score_QC + np.float32(weights.tau * getattr(weights, name)) * term_QC
+    return score_QC.astype(np.float32)
+
+
+def open_stage(
+    rerank: str, bank: Bank, windows: Windows, seed: int = 0, ctx: int | None = None
+) -> SecondStage:
+    """Return the second stage of a bank, its classifier fitted for contexts of `ctx` rows.
+
+    Raises ValueError for a bank without two lanes of train rows, or without texts, where `rerank`
+    needs them.
+    """
+    classifier = code_N = index = None
+    if "beta" in TERMS[rerank]:
+        check_lanes(bank, windows, seed)
+        classifier, code_N = fit_lane_classifier(bank, windows, seed, ctx), lane_codes(bank)
+    if "gamma" in TERMS[rerank]:
+        index = _own_words(bank)
+    return SecondStage(rerank, classifier, code_N, index)
+
+
+def check_rerank(rerank: str, bank: Bank, windows: Windows, seed: int = 0) -> None:
+    """Raise ValueError where `open_stage` would, before anything is fitted."""
+    if "beta" in TERMS[rerank]:
+        check_lanes(bank, windows, seed)
+    if "gamma" in TERMS[rerank]:
+        _own_words(bank)
+
+
+def possible_reranks(bank: Bank, windows: Windows, seed: int = 0) -> list[str]:
+    """Return the orders that the lanes and the texts of a bank allow, the richest last."""
+    found = []
+    for rerank in (LANE, LEXICAL, HYBRID):
+        try:
+            check_rerank(rerank, bank, windows, seed)
+        except ValueError:
+            continue
+        found.append(rerank)
+    return found
+
+
+def _own_words(bank: Bank) -> WordIndex:
+    try:
+        return ensure_word_index(bank)
+    except ValueError as error:
+        raise ValueError(f"rerank: {error}, or use rerank={NONE}, rerank={LANE}") from None
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """A second stage and its clues: the same for all predictors with one length of context.
+
+    `asked` are the clues of the queries to be answered, `val_clues` those of the queries `val`, on
+    which the weights are chosen. `val` has the contexts that the predictor reads, `val_removed` the
+    contexts whose rows are removed from the ranking.
+    """
+
+    stage: SecondStage
+    asked: Clues
+    val: Queries
+    val_removed: Queries
+    val_clues: Clues
+
+    def parts(self) -> list[Any]:
+        """Return what tells the stage and its lanes apart from others, for `cache_key`.
+
+        The words follow from the index and the queries.
+        """
+        stage, both = self.stage, (self.asked, self.val_clues)
+        lanes = [] if stage.code_N is None else [stage.code_N, *(one.log_p_QL for one in both)]
+        words = None if stage.index is None else [stage.index.key, RECENT_ROWS, DECAY]
+        return [stage.rerank, lanes, words]
+
+
+def stage_inputs(
+    rerank: str, bank: Bank, windows: Windows, queries: Queries, seed: int = 0
+) -> StageInputs:
+    """Open the stage for contexts as long as those of `queries`; raises as `open_stage` does."""
+    ctx = windows.ctx if isinstance(queries, ContextQueries) else queries.ctx
+    stage = open_stage(rerank, bank, windows, seed, ctx)
+    removed = windows.queries["val"].head(MAX_TUNING_QUERIES)
+    val = removed.with_ctx(ctx)
+    asked, tuned = (stage.after_queries(which, bank) for which in (queries, val))
+    return StageInputs(stage, asked, val, removed, tuned)
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """The lane classifier and its weights; logged with a model as one safetensors file."""
+    """The second stage as it is logged with a model, in one safetensors file.
 
-    classifier: LaneClassifier
-    plain: Weights
-    corrected: Weights
+    `weights` are those of each order (`rerank`) for each kind of score (KINDS); `classifier` is
+    None for a bank without lanes.
+    """
+
+    classifier: LaneClassifier | None
+    weights: dict[str, dict[str, Weights]]
+
+    def stage(self, rerank: str, bank: Bank) -> SecondStage:
+        """Return the stage over the model's own bank; raises ValueError if it has no weights."""
+        if rerank not in self.weights:
+            raise ValueError(unknown_order(rerank, tuple(self.weights)))
+        has_lanes, has_words = ("beta" in TERMS[rerank]), ("gamma" in TERMS[rerank])
+        classifier, code_N = (self.classifier, lane_codes(bank)) if has_lanes else (None, None)
+        index = _own_words(bank) if has_words else None
+        return SecondStage(rerank, classifier, code_N, index)
+
+    def report(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the weights as JSON values."""
+        return {
+            name: {kind: asdict(one) for kind, one in own.items()}
+            for name, own in self.weights.items()
+        }
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        found = self.classifier
-        tensors = {"weight": torch.from_numpy(found.weight), "bias": torch.from_numpy(found.bias)}
-        weights = {"plain": vars(self.plain), "corrected": vars(self.corrected)}
-        codes = {"codes": found.code_C.tolist(), "num_codes": found.num_codes}
-        save_state(path, tensors, weights | codes | {"temperature": found.temperature})
+        tensors: dict[str, torch.Tensor] = {}
+        meta: dict[str, Any] = {"weights": self.report()}
+        if self.classifier is not None:
+            found = self.classifier
+            arrays = {"weight": found.weight, "bias": found.bias}
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            meta |= {"codes": found.code_C.tolist(), "num_codes": found.num_codes}
+            meta |= {"temperature": found.temperature}
+        save_state(path, tensors, meta)
 
     @classmethod
     def load(cls, path: Path) -> "Reranker":
         """Read a file written by `save`; raises ValueError if it is damaged."""
         tensors, meta = load_state(path, is_hash_needed=False)
         try:
-            classifier = classifier_of(Fit(tensors, meta), int(meta["num_codes"]))
-            return cls(classifier, Weights(**meta["plain"]), Weights(**meta["corrected"]))
-        except (KeyError, TypeError) as error:
+            # Files of earlier versions hold the weights of lanes alone.
+            values = meta.get("weights") or {LANE: {kind: meta[kind] for kind in KINDS}}
+            classifier = None
+            if tensors:
+                classifier = classifier_of(Fit(tensors, meta), int(meta["num_codes"]))
+            return cls(classifier, _as_weights(values))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}: is not a lane re-ranker ({error}); log the model again"
+                f"{path}: is not a second stage ({error}); log the model again"
             ) from None
 
 
-def lane_scores(
-    listed: Shortlist, log_p_QL: FloatArray, code_N: IntArray, weight: float
-) -> FloatArray:
-    """Return score + weight log p(lane of the candidate | context), (Q, C); -inf stays -inf."""
-    log_p_QC = np.take_along_axis(log_p_QL, code_N[listed.row_QC], axis=1)
-    return (listed.score_QC + np.float32(weight) * log_p_QC).astype(np.float32)
+def unknown_order(rerank: str, known: Sequence[str]) -> str:
+    """Return why a model cannot order by `rerank`, if it was logged for the orders `known`."""
+    lacks = "texts" if LEXICAL not in known and rerank != LANE else "lanes"
+    ways = " or ".join((NONE, *known))
+    return f"rerank: the model was logged without {lacks}; ask with rerank={ways}"
 
 
-@dataclass(frozen=True)
-class LanePrediction:
-    """The inputs of re-ranking that are the same for all predictors.
-
-    `code_N` (N,) are the lanes of the bank's rows; `log_p_QL` is log p(lane | context) of the
-    queries to be answered, `val_log_p_QL` that of the queries `val`, on which tau and beta are
-    chosen. `val` has the contexts that the predictor reads, `val_removed` the contexts whose rows
-    are removed from the ranking.
-    """
-
-    code_N: IntArray
-    log_p_QL: FloatArray
-    val: Queries
-    val_removed: Queries
-    val_log_p_QL: FloatArray
-
-
-def predict_lanes(bank: Bank, windows: Windows, queries: Queries, seed: int = 0) -> LanePrediction:
-    """Fit the classifier for contexts as long as those of `queries`; predict the next lanes.
-
-    Raises ValueError for a bank without two lanes of train rows.
-    """
-    ctx = windows.ctx if isinstance(queries, ContextQueries) else queries.ctx
-    classifier = fit_lane_classifier(bank, windows, seed, ctx)
-    removed = windows.queries["val"].head(MAX_TUNING_QUERIES)
-    val = removed.with_ctx(ctx)
-    asked, tuned = (
-        classifier.log_probability(context_features(which, bank)) for which in (queries, val)
-    )
-    return LanePrediction(lane_codes(bank), asked, val, removed, tuned)
+def _as_weights(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Weights]]:
+    return {name: {k: Weights(**own[k]) for k in KINDS} for name, own in values.items()}
 
 
 @part("second stage")
 def fit_reranker(
     model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
-) -> Reranker:
-    """Fit the classifier, then tau and beta on val queries, for plain and for corrected scores.
+) -> Reranker | None:
+    """Fit all orders that the bank allows (`possible_reranks`); None if there is none.
 
-    tau maximises the likelihood of the true row in a softmax over its shortlist. beta has the best
-    Hit@5, then the best MRR@10, then is the smallest: without a gain on val it is 0. Raises
-    ValueError for a bank without lanes.
+    The weights are chosen on val queries by `chosen_weights`.
     """
-    classifier = fit_lane_classifier(bank, windows, seed)
+    reranks = possible_reranks(bank, windows, seed)
+    if not reranks:
+        return None
+    richest = reranks[-1]
+    stage = open_stage(richest, bank, windows, seed)
 
     def fit() -> Fit:
-        lanes = predict_lanes(bank, windows, windows.queries["val"].head(0), seed)
-        groups = windows.representative_N
-        plain, corrected = chosen_weights(model, bank, groups, lanes, (None, row_correction))
-        return Fit(values={"plain": vars(plain), "corrected": vars(corrected)})
+        inputs = stage_inputs(richest, bank, windows, windows.queries["val"].head(0), seed)
+        groups, corrections = windows.representative_N, (None, row_correction)
+        chosen = chosen_weights(model, bank, groups, inputs, corrections, reranks)
+        by_order = {
+            rerank: dict(zip(KINDS, (own[rerank] for own in chosen), strict=True))
+            for rerank in reranks
+        }
+        return Fit(values=Reranker(None, by_order).report())
 
     digest = hashlib.sha256(np.ascontiguousarray(row_correction, np.float32).data).hexdigest()
     inputs = {"model": model_digest(model), "row_correction": digest, "seed": seed}
-    inputs |= {"lanes": lanes_sha256(bank), "scipy": installed_version("scipy")}
-    found = cached_fit(windows, "lane-reranker", inputs, fit).values
-    return Reranker(classifier, Weights(**found["plain"]), Weights(**found["corrected"]))
-
-
-def reranker_if_lanes(
-    model: nn.Module, bank: Bank, windows: Windows, row_correction: FloatArray, seed: int = 0
-) -> Reranker | None:
-    """Return `fit_reranker`'s result, or None for a bank that `check_lanes` rejects."""
-    if bank.lane_N is None:
-        return None
-    try:
-        check_lanes(bank, windows, seed)
-    except ValueError:
-        return None
-    return fit_reranker(model, bank, windows, row_correction, seed)
+    inputs |= {"lanes": None if stage.code_N is None else lanes_sha256(bank)}
+    inputs |= {"words": None if stage.index is None else stage.index.key}
+    inputs |= {"grids": GRIDS, "scipy": installed_version("scipy")}
+    found = cached_fit(windows, "second-stage", inputs, fit).values
+    return Reranker(stage.classifier, _as_weights(found))
 
 
 def chosen_weights(
     model: nn.Module,
     bank: Bank,
     representative_N: IntArray,
-    lanes: LanePrediction,
+    inputs: StageInputs,
     row_corrections: Sequence[FloatArray | None] = (None,),
-) -> list[Weights]:
-    """Return tau and beta under each row correction, both chosen on val."""
-    prediction_QD, removed = predict_queries(model, bank, lanes.val), lanes.val_removed
+    reranks: Sequence[str] = (),
+) -> list[dict[str, Weights]]:
+    """Return the weights of each order under each row correction, chosen on val.
+
+    tau maximises the likelihood of the true row in a softmax over its shortlist. The others start
+    at 0; the one move along the GRIDS with the best Hit@5, then the best MRR@10, then the smallest
+    weight is made as long as its gain is shown (`is_gain`). `reranks` are orders that the stage of
+    `inputs` includes; none means its own.
+    """
+    prediction_QD, removed = predict_queries(model, bank, inputs.val), inputs.val_removed
     ranks = exact_ranks(prediction_QD, removed, bank, representative_N, row_corrections)
+    document_Q = bank.document_N[removed.target_row_Q]
     found = []
     for correction, before in zip(row_corrections, ranks, strict=True):
         listed = shortlist(prediction_QD, removed, bank, representative_N, correction)
-        tau = likely_temperature(listed)
-        scores = {}
-        for beta in BETAS:
-            score_QC = lane_scores(listed, lanes.val_log_p_QL, lanes.code_N, tau * beta)
-            scores[beta] = selection_score(reranked_ranks(listed, score_QC, before.rank_Q))
-        found.append(Weights(tau, max(BETAS, key=lambda beta: (scores[beta], -beta))))
+        terms = inputs.stage.terms(listed.row_QC, inputs.val_clues)
+        search = _Search(listed, terms, before.rank_Q, document_Q)
+        found.append({one: search.best(TERMS[one]) for one in reranks or [inputs.stage.rerank]})
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The search for the weights of one kind of score on val queries."""
+
+    listed: Shortlist
+    terms: Mapping[str, FloatArray]
+    rank_Q: RankArray
+    document_Q: NDArray[np.integer]
+
+    def best(self, names: Sequence[str]) -> Weights:
+        """Return the weights `names`; the others are 0."""
+        weights, rank_Q = Weights(self._tau), self.rank_Q
+        while names:
+            moves = [
+                (selection_score(moved_Q), -value, tried, moved_Q)
+                for name in names
+                for value in GRIDS[name]
+                for tried in [replace(weights, **{name: value})]
+                for moved_Q in [self._ranks(tried)]
+            ]
+            *_, tried, moved_Q = max(moves, key=lambda move: move[:2])
+            if not is_gain(moved_Q, rank_Q, self.document_Q):
+                break
+            weights, rank_Q = tried, moved_Q
+        return weights
+
+    def _ranks(self, weights: Weights) -> RankArray:
+        score_QC = summed(self.listed, self.terms, weights)
+        return reranked_ranks(self.listed, score_QC, self.rank_Q)
+
+    @cached_property
+    def _tau(self) -> float:
+        return likely_temperature(self.listed)
+
+
+def is_gain(after_Q: RankArray, before_Q: RankArray, document_Q: NDArray[np.integer]) -> bool:
+    """Tell whether log ranks fell by more than STANDARD_ERRORS, with documents as the sample."""
+    gain_Q = np.log(before_Q) - np.log(after_Q)
+    _, place_Q = np.unique(document_Q, return_inverse=True)
+    gain_M = np.bincount(place_Q, weights=gain_Q)
+    if len(gain_M) < 2:
+        return False
+    error = gain_M.std(ddof=1) * np.sqrt(len(gain_M))
+    return bool(gain_M.sum() > STANDARD_ERRORS * error)
 
 
 def likely_temperature(listed: Shortlist) -> float:

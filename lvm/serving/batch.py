@@ -5,6 +5,7 @@ Shapes: B contexts of a block, T time, D vector dim, K passages, Q contexts in a
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ from lvm.models.predict import predict_contexts, unit_contexts
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import model_digest
 from lvm.retrieval.index import ensure_index
-from lvm.retrieval.rerank import LANE
+from lvm.retrieval.lexical import RECENT_ROWS
+from lvm.retrieval.rerank import NONE
 from lvm.serving.predictor import Retriever, Wanted
 from lvm.shadow.query_log import log_queries, read_query_log
 from lvm.shadow.replay import predict, query_parts
@@ -46,7 +48,7 @@ from lvm.windows.planning import SPLITS, ContextQueries, IntArray, Queries
 BLOCK_VALUES = 2**25  # of the contexts of a block: 128 MB
 MAX_BLOCK = 2000
 TABLE_CONTEXTS = 10_000  # written at a time
-Group = tuple[IntArray, FloatArray, FloatArray]
+Group = tuple[IntArray, FloatArray, FloatArray, list[list[str]] | None]
 
 
 class Contexts(Protocol):
@@ -67,7 +69,10 @@ class Contexts(Protocol):
         """Return what tells these contexts apart from others, for `cache_key`."""
 
     def groups(self, place_B: IntArray) -> Iterator[Group]:
-        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D)."""
+        """Yield contexts of equal length: places, unit vectors (B, T, D), predictions (B, D).
+
+        Then the texts of the last rows of each, None if they are not known.
+        """
 
 
 def map_contexts(path: Path) -> NDArray[np.floating]:
@@ -81,13 +86,16 @@ def map_contexts(path: Path) -> NDArray[np.floating]:
     return array[None] if array.ndim == 2 else array
 
 
-def read_contexts(text: str | None, context: str | None, bank: Bank) -> FloatArray:
+def read_contexts(
+    text: str | None, context: str | None, bank: Bank
+) -> tuple[FloatArray, list[list[str]] | None]:
     """Return the contexts of a text file, or else of an .npy file, as unit rows (B, T, D).
 
-    Raises ValueError if the file holds none.
+    Beside them stand their sentences, None for an .npy file. Raises ValueError if the file holds
+    none.
     """
     if text is None:
-        return unit_contexts(map_contexts(Path(str(context))), bank.dim)
+        return unit_contexts(map_contexts(Path(str(context))), bank.dim), None
     path = Path(text)
     try:
         sentences = read_text_file(path)
@@ -98,7 +106,7 @@ def read_contexts(text: str | None, context: str | None, bank: Bank) -> FloatArr
     if not sentences:
         raise ValueError(f"text: {path} holds no sentence of three words or more")
     encoder = TextEncoder(bank.path, bank.encoder, bank.dim, instead="context=<.npy>")
-    return encoder.encode(sentences)[None]
+    return encoder.encode(sentences)[None], [sentences]
 
 
 class ArrayContexts:
@@ -130,7 +138,7 @@ class ArrayContexts:
     def groups(self, place_B: IntArray) -> Iterator[Group]:
         """Yield one group; raises ValueError for zero and non-finite vectors."""
         unit_BTD = unit_contexts(self.array_QTD[place_B], self.dim)
-        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx)
+        yield place_B, unit_BTD, predict_contexts(self.model, unit_BTD, self.ctx), None
 
 
 class QueryContexts:
@@ -164,7 +172,17 @@ class QueryContexts:
         for length in np.unique(num_rows_B):
             chosen = np.flatnonzero(num_rows_B == length)
             unit_BTD = self.bank.unit(np.stack([rows[one] for one in chosen]))
-            yield place_B[chosen], unit_BTD, vector_BD[chosen]
+            yield place_B[chosen], unit_BTD, vector_BD[chosen], self._texts_of(rows, chosen)
+
+    def _texts_of(self, rows: list[IntArray], chosen: IntArray) -> list[list[str]] | None:
+        text_N = self._text_N
+        if text_N is None:
+            return None
+        return [text_N[rows[one][-RECENT_ROWS:]].tolist() for one in chosen]
+
+    @cached_property
+    def _text_N(self) -> NDArray[np.object_] | None:
+        return self.bank.texts()
 
 
 def open_predictor(
@@ -200,9 +218,9 @@ def open_retriever(predictor: Predictor, bank: Bank, ctx: int, rerank: str) -> R
     name, is_own = predictor.reference, facts.bank_sha256 == bank.sha256
     if not is_own:
         facts, correction = replace(facts, ctx=ctx), None  # its sequences may be shorter
-    if rerank == LANE and not is_own:
-        raise ValueError(f"rerank: {name} knows the lanes of {facts.bank}, not {bank.path}")
-    if rerank == LANE and name in FREE_MODELS:
+    if rerank != NONE and not is_own:
+        raise ValueError(f"rerank: {name} knows lanes and words of {facts.bank}, not {bank.path}")
+    if rerank != NONE and name in FREE_MODELS:
         raise ValueError(
             f"rerank: {name} is fitted here without lanes; name a registered version of it"
         )
@@ -289,9 +307,10 @@ class Batch:
         position = {int(place): number for number, place in enumerate(place_B)}
         row_BK = np.full((len(place_B), self.wanted.k), -1, np.int64)
         score_BK = np.full(row_BK.shape, -np.inf, np.float32)
-        for places, unit_BTD, vector_BD in self.contexts.groups(place_B):
+        for places, unit_BTD, vector_BD, texts in self.contexts.groups(place_B):
             at = [position[int(place)] for place in places]
-            row_BK[at], score_BK[at] = self.retriever.best(unit_BTD, vector_BD, self.wanted)
+            found = self.retriever.best(unit_BTD, vector_BD, self.wanted, texts)
+            row_BK[at], score_BK[at] = found
         return Entry({"rows": row_BK, "scores": score_BK})
 
     def _write_table(self, path: Path, row_QK: IntArray, score_QK: FloatArray) -> int:

@@ -5,7 +5,7 @@ Shapes: B batch, T time, D vector dim, K passages, C candidates.
 
 import base64
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,17 +32,19 @@ from lvm.models.predict import (
 )
 from lvm.models.weights import load_model
 from lvm.retrieval.index import ServingIndex, ensure_index
+from lvm.retrieval.lanes import lane_codes, lane_names
 from lvm.retrieval.rerank import (
+    CORRECTED,
+    HYBRID,
     LANE,
+    LEXICAL,
     NONE,
+    PLAIN,
     RERANKS,
     SIZE,
     Reranker,
+    SecondStage,
     Shortlist,
-    lane_codes,
-    lane_names,
-    lane_scores,
-    means_of,
 )
 from lvm.serving.sessions import Memory, cache_bytes
 from lvm.shadow.request_log import Request, RequestLog
@@ -60,6 +62,7 @@ WAYS = (
 MAX_PASSAGES = 1000
 MAX_IN_ALL = 100_000  # passages of one request, each a dict of some 500 bytes
 COSINES = 2**24  # compared at a time: 64 MB
+BY = {LANE: "lane", LEXICAL: "words", HYBRID: "lane and words"}
 # Candidates beyond those asked for, of which the context may hold some: 95 % of 60 contexts of
 # 1,000 docstring rows held at most 12 of the best 17. Each costs 0.04 ms at 768 dims.
 SPARE = 12
@@ -83,7 +86,7 @@ class Wanted:
             raise ValueError(f"k: {self.k} is outside 0 ... {MAX_PASSAGES:,}")
         if self.rerank not in RERANKS:
             raise ValueError(f"rerank: unknown {self.rerank!r}; choose one of {', '.join(RERANKS)}")
-        if self.rerank == LANE and self.k == 0:
+        if self.rerank != NONE and self.k == 0:
             raise ValueError("rerank: orders passages, of which k = 0 are asked for; give k too")
         if not (self.vectors or self.k):
             raise ValueError("vectors: false leaves no answer where k = 0; give k too")
@@ -97,7 +100,7 @@ class Wanted:
 
         Re-ranking holds its whole shortlist in memory, even for a small k.
         """
-        held = max(self.k, SIZE) if self.rerank == LANE else self.k
+        held = max(self.k, SIZE) if self.rerank != NONE else self.k
         if held * num_contexts > MAX_IN_ALL:
             raise ValueError(
                 f"k: {held:,} passages for each of {num_contexts:,} contexts are more than "
@@ -114,22 +117,37 @@ class Retriever:
     reranker: Reranker | None
 
     def best(
-        self, unit_BTD: FloatArray, vector_BD: FloatArray, wanted: Wanted
+        self,
+        unit_BTD: FloatArray,
+        vector_BD: FloatArray,
+        wanted: Wanted,
+        text_BT: Sequence[Sequence[str]] | None = None,
     ) -> tuple[IntArray, FloatArray]:
         """Return the k best passages after contexts of unit vectors: bank rows, scores, (B, K).
 
-        Best first; row -1 with score -inf where there are no more. Scores are those of the index;
-        with rerank=lane the best 200 are re-ranked by score + tau beta log p(lane | context),
-        which the scores then are. Raises ValueError for k above the number of passages, for
-        rerank=lane without a re-ranker.
+        Best first; row -1 with score -inf where there are no more. Scores are those of the index,
+        or with a second stage those of `SecondStage.scores`, which orders the best 200; for words
+        it reads the texts of the contexts, `text_BT`. Raises ValueError for k above the number of
+        passages, for a stage that was not logged with the model, and for words without texts.
         """
         if wanted.rerank == NONE:
             return self._candidates(unit_BTD, vector_BD, wanted.k, wanted.keep_context)
-        if self.reranker is None:
-            raise ValueError("rerank: the model was logged without lanes; ask with rerank=none")
+        stage = self._stage(wanted.rerank)
+        if stage.index is not None and text_BT is None:
+            raise ValueError(
+                f"rerank: {wanted.rerank} reads texts, which neither vectors nor sessions have; "
+                "give whole contexts as texts, or ask with rerank=none or lane"
+            )
         num_listed = max(wanted.k, min(SIZE, self.index.facts.num_passages))
         listed = self._candidates(unit_BTD, vector_BD, num_listed, wanted.keep_context)
-        return _ordered(listed[0], self._lane_scores(unit_BTD, *listed), wanted.k)
+        clues = stage.after_contexts(
+            unit_BTD[:, -self.ctx :], [t[-self.ctx :] for t in text_BT or []]
+        )
+        shortlist = Shortlist(*listed, np.zeros(listed[0].shape, bool))
+        is_plain = self.index.pair_N2 is None
+        assert self.reranker is not None
+        weights = self.reranker.weights[wanted.rerank][PLAIN if is_plain else CORRECTED]
+        return _ordered(listed[0], stage.scores(shortlist, clues, weights), wanted.k)
 
     def describe(self, row_K: IntArray, score_K: FloatArray) -> list[dict[str, Any]]:
         """Return the passages of one context: score, row, lane, sequence, document, text.
@@ -157,7 +175,7 @@ class Retriever:
     def score_name(self, rerank: str) -> str:
         """Return what the scores are."""
         name = "cosine" if self.index.pair_N2 is None else "cosine with row correction"
-        return f"{name}, re-ranked by lane" if rerank == LANE else name
+        return name if rerank == NONE else f"{name}, re-ranked by {BY[rerank]}"
 
     def _candidates(
         self, unit_BTD: FloatArray, vector_BD: FloatArray, size: int, keep_context: bool
@@ -178,19 +196,16 @@ class Retriever:
                 return _ordered(row_BC, score_BC, size)
             depth = min(2 * depth, num_passages)
 
-    def _lane_scores(
-        self, unit_BTD: FloatArray, row_BC: IntArray, score_BC: FloatArray
-    ) -> FloatArray:
-        assert self.reranker is not None
-        log_p_BL = self.reranker.classifier.log_probability(means_of(unit_BTD[:, -self.ctx :]))
-        listed = Shortlist(row_BC, score_BC, np.zeros(row_BC.shape, bool))
-        is_plain = self.index.pair_N2 is None
-        weights = self.reranker.plain if is_plain else self.reranker.corrected
-        return lane_scores(listed, log_p_BL, self._code_N, weights.tau * weights.beta)
+    def _stage(self, rerank: str) -> SecondStage:
+        """Open a second stage, once; its word index is built under data/index if missing."""
+        if rerank not in self._stages:
+            known = Reranker(None, {}) if self.reranker is None else self.reranker
+            self._stages[rerank] = known.stage(rerank, self.index.bank)
+        return self._stages[rerank]
 
     @cached_property
-    def _code_N(self) -> IntArray:
-        return lane_codes(self.index.bank)
+    def _stages(self) -> dict[str, SecondStage]:
+        return {}
 
     @cached_property
     def _texts(self) -> NDArray[np.object_] | None:
@@ -257,17 +272,17 @@ class ServedPredictor(PythonModel):
         At least the last 0.8 ctx rows of each context are read, and at most ctx, as in evaluation;
         ctx is that of the training. With k in `params`, return a dict of `vectors` (B, D), `rows`
         (B, k) of the bank, best first, `scores` (B, k) and `passages`, one list per context, see
-        `Retriever.describe`. Scores are cosines with the model's row correction; rerank=lane
-        changes order and scores, see `Retriever.best`. Passages equal to a row of the context are
-        omitted unless keep_context=True; if fewer than k are left, the rest have row -1 and the
-        lowest float32 as score. vectors=False omits `vectors`. `packed` holds the contexts as text,
-        see `unpack`. With the name of a `session`, the one context of the input follows what the
-        session sent before, or its first `position` rows; the answer is a dict with `context_rows`,
-        the rows of the session.
+        `Retriever.describe`. Scores are cosines with the model's row correction; rerank
+        changes order and scores, see `Retriever.best`; lexical and hybrid need contexts that are
+        texts. Passages equal to a row of the context are omitted unless keep_context=True; if fewer
+        than k are left, the rest have row -1 and the lowest float32 as score. vectors=False omits
+        `vectors`. `packed` holds the contexts as text, see `unpack`. With the name of a
+        `session`, the one context of the input follows what the session sent before, or its first
+        `position` rows; the answer is a dict with `context_rows`, the rows of the session.
 
         Raises Refusal, a ValueError, for an empty batch or context, another D, zero or non-finite
         vectors, an impossible k or one too large for B; with k, if the model's bank is missing or
-        cannot be read; for rerank=lane, if the model was logged without lanes; for a session that
+        cannot be read; for a second stage that the model was logged without; for a session that
         has fewer rows than `position`, or on a server that holds none.
         """
         try:
@@ -287,13 +302,13 @@ class ServedPredictor(PythonModel):
             bool(params.get("keep_context", False)),
             bool(params.get("vectors", True)),
         )
-        batches = self._contexts(model_input, params.get("packed", ""))
+        batches, texts = self._contexts(model_input, params.get("packed", ""))
         wanted.check_batch(sum(map(len, batches)))
         retriever = None if wanted.k == 0 else self._opened()
         name = params.get("session", "")
         if not name:
             predicted = [self._predict(one) for one in batches]
-            found = self._found(retriever, batches, predicted, wanted)
+            found = self._found(retriever, batches, predicted, wanted, texts)
             self._record("", 0, batches, found)
             return wanted.answer(found) if retriever else found["vectors"]
         with self._session(name, params.get("position", -1), batches) as (context_TD, vector_D):
@@ -324,18 +339,20 @@ class ServedPredictor(PythonModel):
         batches: list[FloatArray],
         predicted: list[FloatArray],
         wanted: Wanted,
+        texts: Sequence[Sequence[Sequence[str]] | None] = (None,),
     ) -> dict[str, Any]:
         """Return the predictions, with their passages if there is a retriever."""
         vector_BD = np.concatenate(predicted)
         if retriever is None:
             return {"vectors": vector_BD}
-        pairs = zip(batches, predicted, strict=True)
-        rows, scores = zip(*(retriever.best(*pair, wanted) for pair in pairs), strict=True)
+        parts = zip(batches, predicted, texts, strict=True)
+        found = [retriever.best(unit, vector, wanted, own) for unit, vector, own in parts]
+        rows, scores = zip(*found, strict=True)
         row_BK, score_BK = np.concatenate(rows), np.concatenate(scores)
-        found = [retriever.describe(*one) for one in zip(row_BK, score_BK, strict=True)]
+        passages = [retriever.describe(*one) for one in zip(row_BK, score_BK, strict=True)]
         lowest = np.finfo(np.float32).min  # JSON has no infinity
         score_BK = np.maximum(score_BK, lowest)
-        return {"passages": found, "rows": row_BK, "scores": score_BK, "vectors": vector_BD}
+        return {"passages": passages, "rows": row_BK, "scores": score_BK, "vectors": vector_BD}
 
     def _record(
         self, session: str, position: int, batches: list[FloatArray], found: dict[str, Any]
@@ -349,20 +366,25 @@ class ServedPredictor(PythonModel):
         for sent_TD, *answer in zip(sent, *answers, strict=True):
             self._requests.append(Request(session, position, sent_TD, *answer))
 
-    def _contexts(self, model_input: Any, packed: str) -> list[NDArray[np.float32]]:
-        """Return the contexts in batches (B, T, D) of one length each: a text is one by itself."""
+    def _contexts(
+        self, model_input: Any, packed: str
+    ) -> tuple[list[FloatArray], Sequence[Sequence[Sequence[str]] | None]]:
+        """Return the contexts in batches (B, T, D) of one length each: a text is one by itself.
+
+        Beside each batch stand the sentences of its contexts, None for vectors.
+        """
         texts = texts_in(model_input)
         if texts is not None:
             sentences = [sentences_of(one) for one in texts]
             encoder = self._own_encoder()
-            return [encoder.encode(one)[None] for one in sentences]
+            return [encoder.encode(one)[None] for one in sentences], [[one] for one in sentences]
         try:
             contexts_BTD = np.asarray(model_input)
         except ValueError:  # lists of several lengths
             contexts_BTD = np.asarray(None)
         if packed:
             contexts_BTD = unpack(packed, contexts_BTD)
-        return [unit_contexts(contexts_BTD, self.facts.dim)]
+        return [unit_contexts(contexts_BTD, self.facts.dim)], [None]
 
     def stream(self) -> Stream:
         """Return an empty stream of the model, bounded by the ctx that it was trained with."""

@@ -24,7 +24,7 @@ from lvm.evaluation.metrics import (
     smallest_detectable,
 )
 from lvm.models.facts import FREE
-from lvm.retrieval.rerank import lane_codes, lane_names
+from lvm.retrieval.lanes import lane_codes, lane_names
 from lvm.system.atomic import cache_key
 from lvm.windows.planning import Queries, Windows
 
@@ -184,7 +184,7 @@ class ShadowResult:
 
 @dataclass(frozen=True)
 class Reranked:
-    """One candidate with its best 200 re-ranked by lane: the order that is served then.
+    """One candidate with its best 200 re-ranked: the order that is served then.
 
     `change` is the paired Hit@5 difference to its own ranks before, `lead` that to the best free
     predictor, also re-ranked; None for that one itself, or if no free one was scored.
@@ -271,7 +271,7 @@ def compare(
 
 
 def reranked_outcomes(result: ShadowResult, bank: Bank) -> list[Reranked]:
-    """Return the scored candidates re-ranked by lane, from the best Hit@5 down."""
+    """Return the scored candidates re-ranked, from the best Hit@5 down."""
     tables = dict(list(result.per_query.groupby("candidate"))) if len(result.per_query) else {}
     hits = {name: hit_at(table["rank_served"].to_numpy(), 5) for name, table in tables.items()}
     free_Q = hits.get(result.best_free or "")

@@ -27,12 +27,12 @@ from lvm.models.predict import POSITIONS_PER_PASS, predict_contexts, predict_que
 from lvm.retrieval.exact import exact_ranks, selection_score
 from lvm.retrieval.hubness import MAX_TUNING_QUERIES
 from lvm.retrieval.rerank import (
-    LanePrediction,
+    NONE,
+    StageInputs,
     chosen_weights,
-    lane_scores,
-    predict_lanes,
     reranked_ranks,
     shortlist,
+    stage_inputs,
 )
 from lvm.shadow.comparison import Outcome, ShadowResult, compare, scored
 from lvm.system.atomic import Entry, cache_key, read_entry, write_entry
@@ -41,7 +41,7 @@ from lvm.system.progress import part, steps
 from lvm.windows.planning import TRAIN, VAL, ContextQueries, Queries, Windows, split_by_document
 
 # Raise this number when equal inputs give other ranks or latencies: cached measurements expire.
-MEASUREMENT = 7
+MEASUREMENT = 8
 ORDERS = ("rank", "rank_corrected")  # of plain cosines, of corrected scores
 RERANKED = tuple(f"{order}_reranked" for order in ORDERS)
 ANSWERS = ("rank", "rank_raw", "rank_corrected", *RERANKED, "top_row")
@@ -61,8 +61,8 @@ class Questions:
 
     `queries` hold the contexts that the predictor reads. `removed` are the same queries with the
     contexts whose rows are left out of the ranking, the same for every candidate.
-    `representative_N` gives the first row of each row's duplicate group. With `lanes`, the answers
-    are also re-ranked by lane. `val` are val queries, for a predictor without a logged val figure.
+    `representative_N` gives the first row of each row's duplicate group. With a `stage` the answers
+    are also re-ranked. `val` are val queries, for a predictor without a logged val figure.
 
     Pickling stores the bank's path and hash instead of its vectors; unpickling opens it again, and
     raises ValueError if its contents have changed.
@@ -72,7 +72,7 @@ class Questions:
     representative_N: NDArray[np.int64]
     queries: Queries
     removed: Queries
-    lanes: LanePrediction | None = None
+    stage: StageInputs | None = None
     val: Queries | None = None
 
     def read_by(self, ctx: int) -> "Questions":
@@ -98,7 +98,7 @@ class Measurement:
     Attributes:
         ranks: the COLUMNS, one line a query, in the order of the queries; None if
             `num_non_finite` predictions are not finite. `rank_corrected` is NaN without a row
-            correction, `rank_reranked` and `rank_corrected_reranked` unless lanes were asked for.
+            correction, `rank_reranked` and `rank_corrected_reranked` without a second stage.
         latency_ms: p50 and p95 of one query whose whole context is read again, the model alone.
         val_hit_at_5: of the corrected order (plain without a row correction) on val, if asked.
         seconds: duration of the measurement.
@@ -140,12 +140,12 @@ def measure(
             "top_row": plain.top_row_Q,
         }
     )
-    if asked.lanes is not None:
-        chosen = chosen_weights(model, bank, groups_N, asked.lanes, corrections)
+    if asked.stage is not None:
+        stage, clues = asked.stage.stage, asked.stage.asked
+        chosen = chosen_weights(model, bank, groups_N, asked.stage, corrections)
         for order, correction, weights in zip(ORDERS, corrections, chosen, strict=False):
             listed = shortlist(prediction_QD, removed, bank, groups_N, correction)
-            weight = weights.tau * weights.beta
-            score_QC = lane_scores(listed, asked.lanes.log_p_QL, asked.lanes.code_N, weight)
+            score_QC = stage.scores(listed, clues, weights[stage.rerank])
             before_Q = ranks[order].to_numpy()
             ranks[f"{order}_reranked"] = reranked_ranks(listed, score_QC, before_Q)
     latency_ms = measure_latency(model, bank, timed_queries(asked.queries, bank))
@@ -207,13 +207,11 @@ def measurement_key(model: str, row_correction: str, asked: Questions) -> str:
     way = [MEASUREMENT, torch.__version__, machine()]
     asked_for = (asked.queries, asked.removed, *([] if asked.val is None else [asked.val]))
     queries = [[*query_parts(one)] for one in asked_for]
-    lanes: list[Any] = []
-    if asked.lanes is not None:
-        arrays = [asked.lanes.code_N, asked.lanes.log_p_QL, asked.lanes.val_log_p_QL]
-        val = [[*query_parts(one)] for one in (asked.lanes.val, asked.lanes.val_removed)]
-        lanes = [*arrays, *val]
     bank = [asked.bank.sha256, asked.representative_N]
-    return cache_key(way, model, row_correction, bank, queries, lanes)
+    stage = [] if asked.stage is None else asked.stage.parts()
+    if asked.stage is not None:
+        stage += [[*query_parts(one)] for one in (asked.stage.val, asked.stage.val_removed)]
+    return cache_key(way, model, row_correction, bank, queries, stage)
 
 
 def query_parts(queries: Queries) -> Iterator[Any]:
@@ -409,16 +407,18 @@ def replay_candidate(
     return scored(one, query_table(removed, bank).assign(**answers), bank, seed)
 
 
-def lane_predictor(bank: Bank, windows: Windows) -> Callable[[Queries], LanePrediction]:
-    """Return a function that predicts the lanes of a replay's queries, once per context length."""
-    known: dict[int, LanePrediction] = {}
+def stage_opener(
+    rerank: str, bank: Bank, windows: Windows
+) -> Callable[[Queries], StageInputs] | None:
+    """Return a function that opens the second stage of a replay, once per length of context."""
+    known: dict[int, StageInputs] = {}
 
-    def predict_once(queries: Queries) -> LanePrediction:
+    def open_once(queries: Queries) -> StageInputs:
         if queries.ctx not in known:
-            known[queries.ctx] = predict_lanes(bank, windows, queries, windows.seed)
+            known[queries.ctx] = stage_inputs(rerank, bank, windows, queries, windows.seed)
         return known[queries.ctx]
 
-    return predict_once
+    return None if rerank == NONE else open_once
 
 
 def _check(candidates: Sequence[Candidate], queries: Queries) -> None:

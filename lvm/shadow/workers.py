@@ -30,7 +30,7 @@ import numpy as np
 
 from lvm.bank.files import file_sha256, map_array
 from lvm.models.weights import load_model, model_text, save_model
-from lvm.retrieval.rerank import LanePrediction
+from lvm.retrieval.rerank import StageInputs
 from lvm.shadow.replay import (
     MEASURED_NOW,
     STORE,
@@ -112,14 +112,14 @@ class Replayer:
 
     Use it as a context manager, which ends the host process. `note` receives one status line per
     candidate. Cached results slower than `limit_ms` at P95 are measured again, since the machine
-    may have been busy. If `predict_lanes` is given, it is called with the queries as a candidate
-    reads them, and the answers are re-ranked by lane as well.
+    may have been busy. If `open_stage` is given, it is called with the queries as a candidate reads
+    them, and the answers are re-ranked by its stage as well.
     """
 
     store: Path = STORE
     note: Callable[[str], None] = print
     limit_ms: float = math.inf
-    predict_lanes: Callable[[Queries], LanePrediction] | None = None
+    open_stage: Callable[[Queries], StageInputs] | None = None
     host: Host = field(default_factory=Host)
 
     def __enter__(self) -> "Replayer":
@@ -131,8 +131,8 @@ class Replayer:
     def __call__(self, candidate: Candidate, asked: Questions) -> Measurement:
         """Return the measurement of one candidate; raises MeasurementFailed if it breaks off."""
         begin = time.perf_counter()
-        if self.predict_lanes is not None:
-            asked = replace(asked, lanes=self.predict_lanes(asked.queries))
+        if self.open_stage is not None:
+            asked = replace(asked, stage=self.open_stage(asked.queries))
         with tempfile.TemporaryDirectory(prefix="lvm-replay-") as folder:
             try:
                 job = write_job(Path(folder), candidate, asked, self.store)

@@ -15,7 +15,8 @@ from torch import nn
 from lvm.bank.bank import Bank
 from lvm.evaluation.metrics import LEVEL
 from lvm.models.table import TRAINED_MODELS
-from lvm.retrieval.rerank import LANE, check_lanes
+from lvm.retrieval.lanes import check_lanes
+from lvm.retrieval.rerank import LANE
 from lvm.system.errors import CONTROL, one_line_errors
 from lvm.system.settings import read_yaml, validated
 from lvm.training.checkpoint import training_sha256

@@ -20,7 +20,7 @@ from lvm.report.shadow import (
 )
 from lvm.report.tables import HITS, hit_metrics
 from lvm.retrieval.hubness import fit_hubness
-from lvm.retrieval.rerank import check_lanes, reranker_if_lanes
+from lvm.retrieval.rerank import NONE, check_rerank, fit_reranker
 from lvm.shadow.comparison import Outcome, ShadowResult
 from lvm.shadow.promotion_gates import Decision, Past, decide
 from lvm.shadow.query_log import Log, log_queries
@@ -80,14 +80,15 @@ class Wanted:
     """Which candidates take part, on which bank; None lets the candidates decide.
 
     `candidates` is a list with commas, or "all" for every trained version of the bank; numbers are
-    versions of `registry`, of which the winner becomes the baseline. `by_lane` needs a bank with
-    lanes. `register` makes versions of candidates that have none.
+    versions of `registry`, of which the winner becomes the baseline. All candidates have the second
+    stage `rerank`, for which the bank needs lanes or texts. `register` makes versions of candidates
+    that have none.
     """
 
     candidates: str
     bank: str | None = None
     ctx: int | None = None
-    by_lane: bool = False
+    rerank: str = NONE
     register: bool = False
     registry: Registry = DEFAULT
 
@@ -137,8 +138,7 @@ def gather(wanted: Wanted, log: Log | None = None) -> Field:
         bank, wanted.ctx or default_ctx(bank, longest), None, "shadow", split="document", seed=seed
     )
     windows = inputs.windows
-    if wanted.by_lane:
-        check_lanes(bank, windows, seed)
+    check_rerank(wanted.rerank, bank, windows, seed)
     if wanted.register:
         cards = [_with_version(card, registry) for card in cards]
     there = {card.facts.model for card in cards if _is_free(card, bank, windows)}
@@ -285,7 +285,7 @@ def _free(name: str, bank: Bank, windows: Windows, wanted: Wanted) -> Candidate:
         card = _registered_free(name, bank, windows, registry)
         if card is not None:
             return _logged(card)
-        reranker = reranker_if_lanes(model, bank, windows, correction, windows.seed)
+        reranker = fit_reranker(model, bank, windows, correction, windows.seed)
         model_id = logged_models.log_predictor(model, facts, correction, reranker=reranker)
         version = registry.register(model_id, facts)
         uri = registry.uri(version)

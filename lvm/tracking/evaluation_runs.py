@@ -141,11 +141,11 @@ def serve(measurement: Measurement) -> dict[str, Any]:
     return measured
 
 
-def rerank(measurement: Measurement, split: str) -> dict[str, Any]:
-    """Re-rank the answers by lane; log the figures of the new ranks."""
+def rerank(measurement: Measurement, split: str, order: str) -> dict[str, Any]:
+    """Re-rank the answers by a second stage; log the figures of the new ranks."""
     predictor, inputs = measurement.subject.predictor, measurement.subject.inputs
     found, ranks = evaluate_reranking(
-        predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own
+        predictor.model, inputs.bank, inputs.windows, measurement.queries, measurement.own, order
     )
     runs.log_artifact(ranks, "reranked.parquet")
     metrics = order_metrics(f"{split}/reranked_", found["plain"], found["corrected"])

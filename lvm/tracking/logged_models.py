@@ -48,7 +48,17 @@ OPTIONAL = (ROW_CORRECTION, RERANKER)
 PACKAGE = Path(__file__).parents[1]
 # What the modules that `lvm.serving` imports need; a test compares. Texts need the encoder, too.
 REQUIREMENTS = (
-    *("faiss-cpu", "filelock", "mlflow", "numpy", "pandas", "psutil", "pyarrow", "pydantic"),
+    *(
+        "bm25s",
+        "faiss-cpu",
+        "filelock",
+        "mlflow",
+        "numpy",
+        "pandas",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+    ),
     *("pyyaml", "regex", "safetensors", "scipy", "sentencex", "torch", "tqdm"),
 )
 # The code that MLflow runs to load a model. It names one class: moves of others leave old models

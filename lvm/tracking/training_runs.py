@@ -18,10 +18,16 @@ from lvm.models.facts import facts_of
 from lvm.models.predict import predict_queries, predict_routed
 from lvm.models.tmd_experts import TMDExperts, has_gate
 from lvm.models.weights import load_state
-from lvm.report.evaluation import evaluation_table, experts_figure, training_figure, training_note
+from lvm.report.evaluation import (
+    evaluation_table,
+    experts_figure,
+    second_stage_line,
+    training_figure,
+    training_note,
+)
 from lvm.report.tables import order_metrics
 from lvm.retrieval.exact import exact_ranks
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import fit_reranker
 from lvm.system.processes import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
@@ -253,11 +259,12 @@ def finish_training(
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, wanted.phase, bank, windows, result.config.recipe)
     step = result.best_epoch
-    reranker = reranker_if_lanes(result.model, bank, windows, own.row_correction, windows.seed)
+    reranker = fit_reranker(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(
         result.model, facts, own.row_correction, step, reranker, wanted.log_bank
     )
     log_best(inputs, model_id, result, own)
+    orders = {} if reranker is None else reranker.report()
     hits = {name: rival["sample"]["hit_at_5"] for name, rival in rivals.items()}
     corrected = own.report["corrected"]
     curve = training_figure(result.history, result.best_epoch, hits, windows.leaky)
@@ -265,11 +272,13 @@ def finish_training(
     reached = metric_tags(own.report, own.report["ci95"], corrected, corrected["ci95"])
     version = None if registry is None else registry.register(model_id, facts, reached)
     print(evaluation_table(report))
+    print(second_stage_line(orders))
     where = "not registered" if registry is None else f"version {version} of {registry.name}"
     print(f"best epoch {result.best_epoch}; model {model_id}, {where}")
     reference = version or f"runs:/{runs.active_run_id()}/{ARTIFACT}"
     print(next_commands(reference, None if registry is None else registry.name), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
+    report |= {"second_stage": orders}
     runs.describe_run(training_note(report, where))
     publish_report(report, wanted.report_path)
 

@@ -40,6 +40,8 @@ def workplace(tmp_path_factory, empty_store):
     spoil_vectors(folder, "changed", 1.0)
     bank = make_bank(folder / "again", num_sequences=4)
     write_bank(folder / "unnamed", bank.vectors, row_names(bank), "unknown", "test")
+    bare = pd.DataFrame(row_names(bank))[["sequence", "document"]]
+    write_bank(folder / "bare", bank.vectors, bare, "unknown", "test")
     spoil_rows(folder, "short", lambda rows: rows.iloc[:-1])
     spoil_rows(folder, "nameless", lambda rows: rows.drop(columns="sequence"))
     spoil_rows(folder, "scattered", lambda rows: rows.iloc[np.arange(len(rows)) * 7 % len(rows)])
@@ -227,6 +229,16 @@ CASES = {
         predict,
         "--model copy-last --bank good --ctx 20 --context good.npy --rerank lane",
         "rerank: copy-last is fitted here without lanes; name a registered version",
+    ),
+    "words of a bank without texts": (
+        eval_command,
+        "--model copy-last --bank bare --ctx 20 --rerank lexical",
+        "rerank: bank bare: has no texts; add a column 'text' to its row table, or use rerank=",
+    ),
+    "lanes of a bank without labels": (
+        eval_command,
+        "--model copy-last --bank bare --ctx 20 --rerank hybrid",
+        "bank bare: has no lanes; add a column 'lane' to its row table",
     ),
     "NaN in a context": (
         predict,

@@ -70,7 +70,7 @@ def test_one_context_or_a_batch_of_them_is_read(tmp_path, tiny_bank):
     np.save(tmp_path / "one.npy", context_BTD[0])
     np.save(tmp_path / "flat.npy", context_BTD[0, 0])
     batch, one = (
-        read_contexts(None, str(tmp_path / name), tiny_bank) for name in ("batch.npy", "one.npy")
+        read_contexts(None, str(tmp_path / name), tiny_bank)[0] for name in ("batch.npy", "one.npy")
     )
     assert batch.shape == (3, 5, 16) and np.array_equal(one, batch[:1])
     with pytest.raises(ValueError, match=r"shape \(16,\) is not \(batch, time, 16\)"):
@@ -87,8 +87,9 @@ def test_a_text_is_read_in_any_unicode_encoding(tmp_path):
         path = tmp_path / f"{encoding}.txt"
         path.write_text(text, encoding=encoding, newline=newline)
         found.append(read_contexts(str(path), None, bank))
-    assert found[0].shape == (1, 2, 256)
-    assert all(np.array_equal(one, found[0]) for one in found)
+    vector_BTD, texts = found[0]
+    assert vector_BTD.shape == (1, 2, 256) and np.shape(texts) == (1, 2)
+    assert all(np.array_equal(one, vector_BTD) and own == texts for one, own in found)
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     for name, reason in (("bytes.txt", "not UTF-8 or UTF-16 text"), ("no.txt", "cannot be read")):
         with pytest.raises(ValueError, match=reason):

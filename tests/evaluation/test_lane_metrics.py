@@ -13,7 +13,7 @@ from lvm.evaluation.lane_diagnosis import (
     lane_figures,
     lane_supply,
 )
-from lvm.retrieval.rerank import UNASSIGNED_LANE, lane_codes, lane_names
+from lvm.retrieval.lanes import UNASSIGNED_LANE, lane_codes, lane_names
 from lvm.system.seeding import generator
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows

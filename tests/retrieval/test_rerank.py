@@ -12,17 +12,20 @@ from lvm.bank.bank import Bank, write_bank
 from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import MovingAverage
 from lvm.report.evaluation import reranking_table
-from lvm.retrieval import rerank as reranking
-from lvm.retrieval.rerank import (
-    BETAS,
-    Shortlist,
+from lvm.retrieval import lanes as foretold
+from lvm.retrieval.lanes import (
     calibration,
     context_features,
     fit_lane_classifier,
-    fit_reranker,
     lane_codes,
-    likely_temperature,
     means_of,
+)
+from lvm.retrieval.rerank import (
+    GRIDS,
+    LANE,
+    Shortlist,
+    fit_reranker,
+    likely_temperature,
     old_rule_scores,
     true_lane_ranks,
 )
@@ -86,7 +89,7 @@ def test_the_classifier_foretells_lanes_that_can_be_told(telling, tmp_path: Path
     log_p_QL = found.log_probability(context_features(queries, bank))
     assert log_p_QL.shape == (len(queries), 3) and np.isfinite(log_p_QL).all()
     np.testing.assert_allclose(np.exp(log_p_QL).sum(axis=1), 1, atol=1e-5)
-    known = calibration(log_p_QL, reranking.target_codes(queries, bank))
+    known = calibration(log_p_QL, foretold.target_codes(queries, bank))
     assert known["accuracy"] > 0.95 and known["calibration_error"] < 0.05
     blind = lane_bank(tmp_path / "bank", informative=False)
     blind_windows = plan_windows(blind, CTX)
@@ -94,7 +97,7 @@ def test_the_classifier_foretells_lanes_that_can_be_told(telling, tmp_path: Path
     log_p_QL = fit_lane_classifier(blind, blind_windows).log_probability(
         context_features(asked, blind)
     )
-    unsure = calibration(log_p_QL, reranking.target_codes(asked, blind))
+    unsure = calibration(log_p_QL, foretold.target_codes(asked, blind))
     assert unsure["accuracy"] < 0.7 and unsure["loss"] < np.log(2) + 0.1, "no false confidence"
 
 
@@ -103,7 +106,7 @@ def test_temperature_is_the_one_that_made_the_labels():
     logit_QC = random.normal(0, 4, (4000, 3))
     gumbel_QC = random.gumbel(size=logit_QC.shape)
     place_Q = (logit_QC / 2.5 + gumbel_QC).argmax(axis=1)
-    assert reranking._temperature(logit_QC, place_Q) == pytest.approx(2.5, rel=0.1)
+    assert foretold._temperature(logit_QC, place_Q) == pytest.approx(2.5, rel=0.1)
 
 
 def test_calibration_error_is_the_gap_of_confidence_to_accuracy():
@@ -125,18 +128,22 @@ def test_rows_without_a_lane_are_never_the_first_lane(telling, tmp_path: Path):
     queries = windows.queries["test"]
     log_p_QL = found.log_probability(context_features(queries, partly))
     assert np.exp(log_p_QL[:, 2]).mean() == pytest.approx(1 / 3, abs=0.05)
-    known = calibration(log_p_QL, reranking.target_codes(queries, partly))
+    known = calibration(log_p_QL, foretold.target_codes(queries, partly))
     assert known["calibration_error"] < 0.1
 
 
-def test_a_lane_that_no_position_shows_leaves_a_model_without_a_reranker(tmp_path: Path):
+def test_a_lane_that_no_position_shows_leaves_a_model_without_an_order_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     bank = make_bank(tmp_path / "bank", num_lanes=1)
     lane_N = np.zeros(bank.num_rows, np.int16)
     lane_N[bank.sequence_start_N()] = 1  # first rows are no targets
     two = dataclasses.replace(bank, lane_N=lane_N, lanes=("a", "b"))
     windows, correction = plan_windows(two, 30), np.tile(np.float32([1, 0]), (two.num_rows, 1))
     assert (two.lane_N[windows.train_rows()] == 1).any()
-    assert reranking.reranker_if_lanes(MovingAverage(16), two, windows, correction) is None
+    found = fit_reranker(MovingAverage(16), two, windows, correction)
+    assert found is not None and LANE not in found.weights and found.classifier is None
 
 
 def test_a_kept_reranker_is_that_of_its_correction(telling, tmp_path: Path):
@@ -145,8 +152,9 @@ def test_a_kept_reranker_is_that_of_its_correction(telling, tmp_path: Path):
     flat = np.tile(np.float32([1, 0]), (bank.num_rows, 1))
     steep = np.tile(np.float32([30, 0]), (bank.num_rows, 1))
     model = MovingAverage(bank.dim, 0.1)
-    found = [fit_reranker(model, bank, written, pair_N2).corrected for pair_N2 in (flat, steep)]
-    assert found[0].tau < 0.2 < found[1].tau
+    found = [fit_reranker(model, bank, written, pair_N2).weights for pair_N2 in (flat, steep)]
+    low, high = (one[LANE]["corrected"].tau for one in found)
+    assert low < 0.2 < high
 
 
 def test_a_telling_lane_lifts_and_its_ceiling_lies_above(telling):
@@ -156,7 +164,7 @@ def test_a_telling_lane_lifts_and_its_ceiling_lies_above(telling):
     (own,) = evaluate_together({"ema": model}, bank, windows, queries)
     report, ranks = evaluate_reranking(model, bank, windows, queries, own)
     plain = report["plain"]
-    assert plain["beta"] in BETAS and plain["beta"] > 0
+    assert plain["beta"] in GRIDS["beta"] and plain["beta"] > 0
     assert plain["hit_at_5_difference"]["mean"] > 0 < report["corrected"]["on_list"]
     assert plain["true_lane"]["hit_at_5"] >= plain["hit_at_5"] > own.report["hit_at_5"]
     again = (ranks["rank_reranked"].to_numpy() <= 5).mean()
@@ -170,7 +178,8 @@ def test_lanes_that_mean_nothing_get_no_weight(tmp_path: Path):
     correction = np.tile(np.float32([1, 0]), (bank.num_rows, 1))
     found = fit_reranker(MovingAverage(bank.dim, 0.5), bank, windows, correction)
     log_p_QL = found.classifier.log_probability(np.eye(2 * DIM, dtype=np.float32))
-    moved = found.plain.tau * found.plain.beta * np.ptp(log_p_QL[:, :2], axis=1)
+    weights = found.weights[LANE]["plain"]
+    moved = weights.tau * weights.beta * np.ptp(log_p_QL[:, :2], axis=1)
     assert moved.max() < 0.05, "a few hundredths of a cosine at most"
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.http import ask, http_server, json_body, packed_body
 from lvm.models.baselines import MovingAverage
 from lvm.models.predict import predict_contexts
-from lvm.retrieval.rerank import reranker_if_lanes
+from lvm.retrieval.rerank import fit_reranker
 from lvm.tracking.registry import BASELINE_URI
 from lvm.windows.export import plan_windows
 from tests.served import baseline_of
@@ -32,7 +32,7 @@ def address(empty_store, bank):
     """A server of the baseline, with pickle switched off."""
     windows, model = plan_windows(bank, 50), MovingAverage(DIM)
     no_correction = np.tile(np.array([1, 0], np.float32), (bank.num_rows, 1))
-    reranker = reranker_if_lanes(model, bank, windows, no_correction)
+    reranker = fit_reranker(model, bank, windows, no_correction)
     log = bank.path.parent / "server.log"
     with baseline_of(bank, empty_store, reranker):
         with http_server(BASELINE_URI, log) as address:

@@ -1,5 +1,6 @@
 """The served predictor, loaded by MLflow from a real sqlite store."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -17,7 +18,8 @@ from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.models.predict import check_contexts, predict_contexts
 from lvm.retrieval.exact import top_rows
-from lvm.retrieval.rerank import means_of, reranker_if_lanes
+from lvm.retrieval.lanes import means_of
+from lvm.retrieval.rerank import Weights, fit_reranker
 from lvm.serving import predictor
 from lvm.tracking import logged_models, runs
 from lvm.tracking.registry import Registry
@@ -278,7 +280,9 @@ def with_lanes(served, workplace, correction):
     bank = open_bank(workplace / "bank")
     windows = plan_windows(bank, 50)
     facts = facts_of("ema", "none", bank, windows)
-    reranker = reranker_if_lanes(MovingAverage(DIM), bank, windows, correction)
+    reranker = fit_reranker(MovingAverage(DIM), bank, windows, correction)
+    weights = {"lane": dict.fromkeys(("plain", "corrected"), Weights(0.05, beta=0.5))}
+    reranker = dataclasses.replace(reranker, weights=weights)  # lanes tell nothing of this bank
     with runs.run("train", {}):
         model_id = logged_models.log_predictor(MovingAverage(DIM), facts, reranker=reranker)
     return mlflow.pyfunc.load_model(f"models:/{model_id}"), reranker
@@ -287,7 +291,8 @@ def with_lanes(served, workplace, correction):
 def test_passages_are_ordered_by_lane_on_demand(with_lanes, workplace):
     model, reranker = with_lanes
     bank = open_bank(workplace / "bank")
-    weight = np.float32(reranker.plain.tau * reranker.plain.beta)
+    weights = reranker.weights["lane"]["plain"]
+    weight = np.float32(weights.tau * weights.beta)
     assert weight > 0
     num_moved = 0
     for last in range(300, 720, 40):
@@ -308,7 +313,10 @@ def test_passages_are_ordered_by_lane_on_demand(with_lanes, workplace):
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({"k": 3, "rerank": "banana"}, "rerank: unknown 'banana'; choose one of none, lane"),
+        (
+            {"k": 3, "rerank": "banana"},
+            "unknown 'banana'; choose one of none, lane, lexical",
+        ),
         ({"rerank": "lane"}, "give k too"),
     ],
 )

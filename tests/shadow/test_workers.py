@@ -24,7 +24,7 @@ from lvm.evaluation.evaluate import evaluate_reranking, evaluate_together
 from lvm.models.baselines import CopyLast, MovingAverage, Ridge
 from lvm.models.facts import FREE, Facts, facts_of
 from lvm.models.weights import save_model
-from lvm.retrieval.rerank import fit_reranker, predict_lanes
+from lvm.retrieval.rerank import LANE, fit_reranker, stage_inputs
 from lvm.shadow.comparison import reranked_outcomes
 from lvm.shadow.replay import (
     MEASURED_NOW,
@@ -40,6 +40,8 @@ from lvm.shadow.replay import (
 from lvm.shadow.workers import Host, Replayer, error_writer, finish, write_job
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Queries, Windows, context_queries
+from tests.retrieval.test_rerank import lane_bank
+from tests.synthetic import telling_bank
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +76,14 @@ def facts(tiny_bank: Bank, windows: Windows) -> Facts:
 
 
 @pytest.fixture(scope="module")
-def ema(tiny_bank: Bank, facts: Facts) -> Candidate:
+def ema(tiny_bank: Bank, windows: Windows) -> Candidate:
+    return free_average(tiny_bank, windows)
+
+
+def free_average(bank: Bank, windows: Windows) -> Candidate:
     random = np.random.default_rng(0)
-    correction = np.stack([np.ones(tiny_bank.num_rows), random.normal(0, 0.1, tiny_bank.num_rows)])
+    correction = np.stack([np.ones(bank.num_rows), random.normal(0, 0.1, bank.num_rows)])
+    facts = dataclasses.replace(facts_of("ema", "none", bank, windows), kind=FREE)
     model = MovingAverage(16, 0.5)
     return Candidate("ema", model, facts, row_correction=correction.T.astype(np.float32))
 
@@ -109,38 +116,62 @@ def stuck(tiny_bank: Bank, windows: Windows, queries: Queries, ema: Candidate, t
     return job
 
 
-def test_lanes_are_asked_for_apart_and_kept_apart(tiny_bank, windows, queries, ema, host, tmp_path):
-    by_lane = functools.partial(predict_lanes, tiny_bank, windows)
+def test_lanes_are_asked_for_apart_and_kept_apart(host, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bank = lane_bank(tmp_path / "bank", informative=True)
+    windows = plan_windows(bank, 20)
+    queries = windows.queries["test"].head(60)
+    ema = free_average(bank, windows)
+    by_lane = functools.partial(stage_inputs, LANE, bank, windows)
     plain = Replayer(tmp_path / "store", lambda note: None, host=host)
-    lanes = Replayer(tmp_path / "store", lambda note: None, predict_lanes=by_lane, host=host)
-    without = plain(ema, asked(tiny_bank, windows, queries, ema))
-    found = lanes(ema, asked(tiny_bank, windows, queries, ema))
+    lanes = Replayer(tmp_path / "store", lambda note: None, open_stage=by_lane, host=host)
+    without = plain(ema, asked(bank, windows, queries, ema))
+    found = lanes(ema, asked(bank, windows, queries, ema))
     assert without.ranks["rank_reranked"].isna().all() and found.origin == MEASURED_NOW
     correction = ema.row_correction
-    here = fit_reranker(ema.model, tiny_bank, windows, correction).plain
-    (own,) = evaluate_together({"ema": ema.model}, tiny_bank, windows, queries)
+    here = fit_reranker(ema.model, bank, windows, correction).weights[LANE]["plain"]
+    (own,) = evaluate_together({"ema": ema.model}, bank, windows, queries)
     ranked = own.per_query.assign(rank_corrected=without.ranks["rank_corrected"])
     own = dataclasses.replace(own, row_correction=correction, per_query=ranked)
-    _, expected = evaluate_reranking(ema.model, tiny_bank, windows, queries, own)
+    _, expected = evaluate_reranking(ema.model, bank, windows, queries, own)
     assert here.beta > 0
     for order in ("rank_reranked", "rank_corrected_reranked"):
         assert found.ranks[order].tolist() == expected[order].tolist()
     same = ["rank", "rank_raw", "rank_corrected", "top_row"]
     pd.testing.assert_frame_equal(found.ranks[same], without.ranks[same])
     shorter = dataclasses.replace(ema, facts=dataclasses.replace(ema.facts, ctx=3))
-    own = lanes(shorter, asked(tiny_bank, windows, queries, shorter)).ranks
+    own = lanes(shorter, asked(bank, windows, queries, shorter)).ranks
     short_windows = dataclasses.replace(windows, ctx=3)
-    there = predict_lanes(tiny_bank, short_windows, queries.with_ctx(3))
+    there = stage_inputs(LANE, bank, short_windows, queries.with_ctx(3))
     here = by_lane(queries.with_ctx(3))
     assert here.val.ctx == 3 and here.val_removed.ctx == 20
-    assert np.array_equal(here.log_p_QL, there.log_p_QL)
+    assert np.array_equal(here.asked.log_p_QL, there.asked.log_p_QL)
     assert own["rank_reranked"].tolist() != found.ranks["rank_reranked"].tolist()
-    result = replay([ema], tiny_bank, windows, queries, measure=lanes)
-    (one,) = reranked_outcomes(result, tiny_bank)
+    result = replay([ema], bank, windows, queries, measure=lanes)
+    (one,) = reranked_outcomes(result, bank)
     hits = (expected["rank_corrected_reranked"] <= 5).mean()
     assert one.figures["hit_at_5"] == pytest.approx(hits) and one.lead is None
     assert one.change.mean == pytest.approx(hits - (found.ranks["rank_corrected"] <= 5).mean())
     assert result.outcomes[0].served["hit_at_5"] == pytest.approx(hits)
+
+
+@pytest.mark.parametrize("rerank", ["lexical", "hybrid"])
+def test_a_process_orders_by_words_as_an_evaluation_does(host, tmp_path, monkeypatch, rerank):
+    monkeypatch.chdir(tmp_path)
+    bank = telling_bank(tmp_path / "bank")
+    windows = plan_windows(bank, 20)
+    queries = windows.queries["test"].head(60)
+    ema = free_average(bank, windows)
+    open_stage = functools.partial(stage_inputs, rerank, bank, windows)
+    staged = Replayer(tmp_path / "store", lambda note: None, open_stage=open_stage, host=host)
+    found = staged(ema, asked(bank, windows, queries, ema))
+    (own,) = evaluate_together({"ema": ema.model}, bank, windows, queries)
+    ranked = own.per_query.assign(rank_corrected=found.ranks["rank_corrected"])
+    own = dataclasses.replace(own, row_correction=ema.row_correction, per_query=ranked)
+    report, expected = evaluate_reranking(ema.model, bank, windows, queries, own, rerank)
+    assert report["plain"]["gamma"] > 0
+    for order in ("rank_reranked", "rank_corrected_reranked"):
+        assert found.ranks[order].tolist() == expected[order].tolist()
 
 
 def test_a_process_ranks_as_this_one_does_and_is_read_back(
