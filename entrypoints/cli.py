@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import os
+import signal
 import sys
 import types
 import typing
@@ -200,6 +201,14 @@ def refuse(reason: str) -> None:
     print(f"error: {line}", file=sys.stderr)
 
 
+def stop_at_signals() -> None:
+    """Let a stop signal end this process, even in a collective operation; no run is open."""
+    from lvm.system.processes import SIGNALS
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class EntryPoint(Generic[Options]):
     """A command: its options, and the function that does its work in an MLflow run.
@@ -223,9 +232,12 @@ class EntryPoint(Generic[Options]):
 
     def run(self, **values: Any) -> int:
         """Do the work for parsed values; return the exit code."""
+        from lvm.system.distributed import launched_rank
         from lvm.system.errors import Printable, explain_failure
         from lvm.tracking.store import STORE_ERRORS
 
+        if launched_rank() > 0:
+            os.environ.pop("MLFLOW_RUN_ID", None)  # of rank 0
         if not gc.isenabled():  # see start_command; otherwise the exit spends 1.4 s on the imports
             gc.freeze()
             gc.enable()
@@ -241,6 +253,17 @@ class EntryPoint(Generic[Options]):
         return 0
 
     def _open(self, options: Options) -> None:
+        """Do the work; under torchrun rank 0 does, and the other ranks assist it."""
+        from lvm.system.distributed import joined, launched_rank
+
+        if launched_rank() > 0:
+            stop_at_signals()
+        with joined("cpu") as world, world.assisted() as leads:
+            if leads:
+                self.lead(options)
+
+    def lead(self, options: Options) -> None:
+        """Do the work in an MLflow run."""
         from lvm.system import progress
         from lvm.tracking import runs
 

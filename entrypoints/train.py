@@ -5,19 +5,16 @@ if __name__ == "__main__":
 
     start("train")
 
-import os
-import signal
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
-from entrypoints.cli import EntryPoint, changed
+from entrypoints.cli import EntryPoint, changed, stop_at_signals
 from entrypoints.options import TrainOptions
 from lvm.evaluation.free_predictors import fit_free_predictors
 from lvm.models.tmd_experts import has_gate
 from lvm.studies.phases import decided_by_phase
-from lvm.system.processes import SIGNALS
+from lvm.system.distributed import joined, launched_rank, launched_size
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs, read_bank
 from lvm.tracking.logged_models import read_initial
@@ -35,7 +32,6 @@ from lvm.tracking.training_runs import (
 )
 from lvm.training.checkpoint import training_sha256
 from lvm.training.config import TrainConfig, as_dict, chosen_device, resolve
-from lvm.training.distributed import joined, launched_rank, launched_size
 from lvm.training.loop import train
 from lvm.windows.export import ensure_windows
 
@@ -66,19 +62,14 @@ def config_of(options: TrainOptions) -> TrainConfig:
 
 
 class SharedEntryPoint(EntryPoint[TrainOptions]):
-    """Under torchrun only rank 0 opens a run, validates, logs and writes."""
-
-    def run(self, **values: Any) -> int:
-        """Do the work of this rank; return the exit code."""
-        if launched_rank() > 0:
-            os.environ.pop("MLFLOW_RUN_ID", None)
-        return super().run(**values)
+    """Under torchrun all ranks train; rank 0 alone opens a run, validates, logs and writes."""
 
     def _open(self, options: TrainOptions) -> None:
         if launched_rank() > 0:
+            stop_at_signals()
             follow(options)
         else:
-            super()._open(options)
+            self.lead(options)
 
 
 def body(options: TrainOptions) -> None:
@@ -88,35 +79,37 @@ def body(options: TrainOptions) -> None:
         words = ", ".join(f"{k} {v}" for k, v in settings.items())
         print(f"phase {options.phase} decides: {words}")
     with joined(chosen_device(options.device)) as world:
-        bank, registry = read_bank(options.bank), Registry(options.registry)
-        options, ctx = with_phase(options, default_ctx(bank))
-        if options.register:
-            registry.check_bank(bank)
-        inputs = make_inputs(bank, ctx, options.windows, "training")
-        validation = Validation(inputs)
-        free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
-        initial = read_initial(options.init, inputs, registry)
-        decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
-        chosen = replace(config_of(options), decay=decay)
-        config = resolve(chosen, ctx, inputs.windows.num_train_rows)
-        shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
-        runs.log_config(shown, settings)
-        name_training(config, options.phase, ctx, typed)
-        runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
-        state = state_path(config, inputs.windows, launched_size(), initial)
-        prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
-        rivals = validation.measure(free)
-        print(validation.summary(rivals), flush=True)
-        automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
+        with world.assisted():
+            bank, registry = read_bank(options.bank), Registry(options.registry)
+            options, ctx = with_phase(options, default_ctx(bank))
+            if options.register:
+                registry.check_bank(bank)
+            inputs = make_inputs(bank, ctx, options.windows, "training")
+            validation = Validation(inputs)
+            free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
+            initial = read_initial(options.init, inputs, registry)
+            decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
+            chosen = replace(config_of(options), decay=decay)
+            config = resolve(chosen, ctx, inputs.windows.num_train_rows)
+            shown = vars(options) | as_dict(config) | {"overlap": inputs.windows.overlap}
+            runs.log_config(shown, settings)
+            name_training(config, options.phase, ctx, typed)
+            runs.set_tags({"training_sha256": training_sha256(config, inputs.windows, initial)})
+            state = state_path(config, inputs.windows, launched_size(), initial)
+            prepare_state(state, options.resume, lambda record: log_epoch(record, inputs))
+            rivals = validation.measure(free)
+            print(validation.summary(rivals), flush=True)
+            automatic = {k for k, v in vars(options).items() if v in (None, "auto")}
         world.from_main((config, initial, inputs.bank.sha256, inputs.windows.sha256))
         shared = {"world": world, "initial": initial}
         result = train_logged(inputs, config, validation, automatic, state, **shared)
-    own = registry if options.register else None
-    published = Publication(options.phase or "none", own, options.log_bank, options.report)
-    finish_training(inputs, result, rivals, published)
-    if has_gate(result.model):
-        runs.log_artifact(validation.experts_figure(result.model), "experts.png")
-    state.unlink(missing_ok=True)
+        with world.assisted():
+            own = registry if options.register else None
+            published = Publication(options.phase or "none", own, options.log_bank, options.report)
+            finish_training(inputs, result, rivals, published)
+            if has_gate(result.model):
+                runs.log_artifact(validation.experts_figure(result.model), "experts.png")
+            state.unlink(missing_ok=True)
 
 
 def follow(options: TrainOptions) -> None:
@@ -124,10 +117,9 @@ def follow(options: TrainOptions) -> None:
 
     Raises ValueError if this process finds other data.
     """
-    # There is no run to close: a stop signal ends the process, even in a collective operation.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
     with joined(chosen_device(options.device)) as world:
+        with world.assisted():
+            pass
         shared: tuple[TrainConfig, nn.Module | None, str, str] = world.from_main(None)
         config, initial, *digests = shared
         bank = read_bank(options.bank)
@@ -136,6 +128,8 @@ def follow(options: TrainOptions) -> None:
         if digests != [bank.sha256, windows.sha256]:
             raise ValueError(f"bank: rank {world.rank} reads other rows or windows than rank 0")
         train(bank, windows, config, validate=lambda model: {}, world=world, initial=initial)
+        with world.assisted():
+            pass
 
 
 main = SharedEntryPoint("train", TrainOptions, body, check)

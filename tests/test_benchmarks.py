@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.bank import duplicate_groups, open_bank
+from lvm.bank.bank import open_bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.models.baselines import CopyLast, MovingAverage
 from lvm.models.predict import predict_queries
 from lvm.retrieval.exact import exact_ranks

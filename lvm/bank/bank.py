@@ -1,21 +1,21 @@
-"""The bank: a checked store of ordered vectors with their row table; groups of duplicate rows.
+"""The bank: a checked store of ordered vectors with their row table.
 
 Shapes: N bank rows, D vector dim, b rows of one block.
 """
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from lvm.bank import files
 from lvm.bank.files import map_array
@@ -28,11 +28,11 @@ from lvm.bank.row_table import (
     run_starts,
     with_sequence,
 )
-from lvm.system.atomic import atomic_replace, with_checksum, write_errors_name
+from lvm.bank.shards import SHARD_ROWS, Vectors, are_stored, shard_files
+from lvm.system.atomic import atomic_replace, is_damaged, with_checksum, write_errors_name
+from lvm.system.distributed import Task, launched_rank, share
 from lvm.system.errors import one_line_errors
-from lvm.system.progress import part
-from lvm.system.seeding import generator
-from lvm.system.settings import file_inside
+from lvm.system.settings import file_inside, parse_json
 
 __all__ = [
     "TMD_LANES",
@@ -50,15 +50,8 @@ __all__ = [
 FloatArray = npt.NDArray[np.float32]
 UNKNOWN_ENCODER = "unknown"  # encoder of vectors that came without its name
 
-PROJECTION_DIMS = 8  # fastest of 4 to 32 on 120,000 text vectors: fewer pairs, yet a short search
-SAMPLE_ROWS = 4096
-BLOCK_PAIRS = 65536
-SAME_SCORE = 0.999  # rows with at least this cosine are duplicates
-SCORE_SLACK = 1e-6  # rounding of a float32 cosine
-DISTANCE_SLACK = 1e-5  # rounding of a float32 projection
 
-
-def unit_rows(vectors: np.ndarray, rows: Integers | slice) -> FloatArray:
+def unit_rows(vectors: Vectors, rows: Integers | slice) -> FloatArray:
     """Return `vectors[rows]` (..., D) as float32, of length 1 each; none may be zero."""
     picked = np.asarray(vectors[rows], dtype=np.float32)
     return picked / np.linalg.norm(picked, axis=-1, keepdims=True)
@@ -68,15 +61,16 @@ def unit_rows(vectors: np.ndarray, rows: Integers | slice) -> FloatArray:
 class Bank:
     """N vectors in reading order, checked when opened.
 
-    `vectors` (N, D) is float16 or float32 as stored, memory-mapped for a folder. `document_N`
-    numbers contiguous (sequence, document) runs in row order; `documents` holds their own names.
-    `lane_N` is None without lanes, -1 in rows without one. `pinned_N` marks rows that are train
-    rows in every split. `sha256` identifies the contents. `bases` are the sha256 of the banks that
-    this one extends: their rows come first, unchanged and in order; all later rows are pinned.
+    `vectors` (N, D) is float16 or float32 as stored, memory-mapped for a folder, and `Shards` for a
+    bank of several files. `document_N` numbers contiguous (sequence, document) runs in row order;
+    `documents` holds their own names. `lane_N` is None without lanes, -1 in rows without one.
+    `pinned_N` marks rows that are train rows in every split. `sha256` identifies the contents.
+    `bases` are the sha256 of the banks that this one extends: their rows come first, unchanged and
+    in order; all later rows are pinned.
     """
 
     path: Path
-    vectors: np.ndarray
+    vectors: Vectors
     sequence_N: npt.NDArray[np.int32]
     document_N: npt.NDArray[np.int32]
     lane_N: npt.NDArray[np.int16] | None
@@ -125,9 +119,7 @@ class Bank:
         if self.path.suffix == ".npz":
             rows = files.read_npz(self.path)[1]
         else:
-            where = self.path / files.ROWS
-            there = pq.read_schema(where).names
-            rows = files.read_columns(where, [name for name in there if name == files.TEXT])
+            rows = files.read_columns(files.row_files(self.path), (files.TEXT,))
         if "text" not in rows:
             return None
         return rows["text"].astype(object).fillna("").to_numpy(dtype=object)
@@ -223,7 +215,7 @@ def write_bank(
     with atomic_replace(path) as folder:
         folder.mkdir()
         shape = files.write_vectors(folder / files.VECTORS, vectors, len(rows), dtype)
-        files.write_rows(folder, rows)
+        files.write_rows(folder / files.ROWS, rows)
         names = (files.VECTORS, files.ROWS)
         contents = {
             "format": files.FORMAT,
@@ -235,11 +227,102 @@ def write_bank(
             "bases": list(bases),
             "files": {name: files.file_sha256(folder / name) for name in names},
         }
-        text = json.dumps(with_checksum(contents), indent=1) + "\n"
-        with write_errors_name(path / files.CONTENTS):
-            (folder / files.CONTENTS).write_text(text, "utf-8")
+        _write_contents(folder, contents, path)
         bank = _open_written(folder, path)
     return replace(bank, path=path)
+
+
+def _write_contents(folder: Path, contents: dict[str, Any], path: Path) -> None:
+    """Write bank.json to `folder`; errors name `path`, where the folder will be."""
+    text = json.dumps(with_checksum(contents), indent=1) + "\n"
+    with write_errors_name(path / files.CONTENTS):
+        (folder / files.CONTENTS).write_text(text, "utf-8")
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes the bank at `path` shard by shard; each shard is whole or absent.
+
+    Shards belong to one `created_by`, encoder, dtype and number of `shard_rows`: a writer with the
+    same values finds the finished ones of a process that was killed. Several processes may write,
+    each its own shards; one of them finishes the bank.
+    """
+
+    path: Path
+    encoder: str
+    created_by: str
+    dtype: str
+    shard_rows: int = SHARD_ROWS
+    bases: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The hidden folder of the shards until the bank is finished."""
+        made_by = [self.encoder, self.created_by, self.dtype, self.shard_rows]
+        digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
+        return self.path.parent / f"{self._prefix()}{digest[:16]}"
+
+    def _prefix(self) -> str:
+        return f".{self.path.name}.shards-"
+
+    def start(self) -> None:
+        """Make the folder; delete the shards of other unfinished banks of this path."""
+        for other in self.path.parent.glob(f"{self._prefix()}*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def finished(self, number: int) -> dict[str, Any] | None:
+        """Return the record of a finished shard; None if it is not finished."""
+        record = self.folder / f"shard-{number:05d}.json"
+        try:
+            found = parse_json(record.read_text())
+        except (OSError, ValueError):
+            return None
+        is_whole = isinstance(found, dict) and not is_damaged(found)
+        return found if is_whole else None
+
+    def write(
+        self, number: int, blocks: Iterable[np.ndarray], rows: pd.DataFrame, **facts: Any
+    ) -> None:
+        """Write a shard: blocks (b, D) of vectors and their row table; `facts` go to its record."""
+        names = shard_files(number)
+        vectors, table = (self.folder / name for name in names)
+        with atomic_replace(vectors) as made:
+            shape = files.write_vectors(made, iter(blocks), len(rows), self.dtype)
+        with atomic_replace(table) as made:
+            files.write_rows(made, rows)
+        hashes = {name: files.file_sha256(self.folder / name) for name in names}
+        record = self.folder / f"shard-{number:05d}.json"
+        with write_errors_name(record), atomic_replace(record) as made:
+            facts |= {"rows": shape[0], "dim": shape[1], "files": hashes}
+            made.write_text(json.dumps(with_checksum(facts)))
+
+    def finish(self, num_shards: int) -> list[dict[str, Any]]:
+        """Move the finished shards to `path`, replacing a bank there; return their records."""
+        records = []
+        for number in range(num_shards):
+            found = self.finished(number)
+            if found is None:
+                raise ValueError(f"bank {self.path}: shard {number} is not there; ingest again")
+            records.append(found)
+        hashes = {name: one for record in records for name, one in record["files"].items()}
+        contents = {
+            "format": files.FORMAT,
+            "rows": sum(record["rows"] for record in records),
+            "dim": records[0]["dim"],
+            "dtype": self.dtype,
+            "encoder": self.encoder,
+            "created_by": self.created_by,
+            "bases": list(self.bases),
+            "files": hashes,
+        }
+        _write_contents(self.folder, contents, self.path)
+        with atomic_replace(self.path) as made:
+            os.rename(self.folder, made)
+        for number in range(num_shards):
+            (self.path / f"shard-{number:05d}.json").unlink()
+        return records
 
 
 def _check_target(path: Path, overwrite: bool) -> None:
@@ -298,68 +381,31 @@ def _open_npz(path: Path) -> Bank:
     )
 
 
-@part("duplicates")
-def duplicate_groups(bank: Bank, threshold: float = SAME_SCORE) -> npt.NDArray[np.int64]:
-    """Return for each row the smallest row of its duplicate group (itself if it has no duplicates).
+@dataclass(frozen=True)
+class SharedBank:
+    """A bank in a task of several processes, each of which opens the files once.
 
-    Rows with a cosine of at least `threshold` are in one group, as are rows joined by a chain of
-    such rows. The search is exact: an orthonormal projection never lengthens a distance, so pairs
-    near in the full space are near in the projected one, where a k-d tree finds them. Raises
-    ValueError unless 0 < threshold <= 1.
+    Pickling stores the path and the hash; unpickling raises ValueError if the contents changed.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: must be above 0 and at most 1")
-    copy_N, first_U = _byte_copies(bank)
-    pairs_P2 = _near_pairs(bank, first_U, threshold)
-    score_P = _pair_scores(bank, first_U[pairs_P2])
-    joined = pairs_P2[score_P >= threshold - SCORE_SLACK]
-    graph = coo_matrix(
-        (np.ones(len(joined), dtype=bool), (joined[:, 0], joined[:, 1])), shape=(len(first_U),) * 2
-    )
-    _, group_U = connected_components(graph, directed=False)
-    group_N = group_U[copy_N]
-    _, smallest = np.unique(group_N, return_index=True)
-    return smallest[group_N].astype(np.int64)
+
+    bank: Bank
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"place": (self.bank.path.resolve(), self.bank.sha256)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "bank", _opened_once(*state["place"]))
 
 
-def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Number the rows by their stored bytes; return the numbers and the first row of each.
-
-    Hundreds of copies of one sentence are common, and their pairs would grow quadratically.
-    """
-    digests = [hashlib.blake2b(vector, digest_size=16).digest() for vector in bank.vectors]
-    copy_N, _ = pd.factorize(np.array(digests, dtype="V16").astype(object))
-    _, first_U = np.unique(copy_N, return_index=True)
-    return copy_N.astype(np.int64), first_U.astype(np.int64)
+@lru_cache(maxsize=2)
+def _opened_once(path: Path, sha256: str) -> Bank:
+    bank = open_bank(path)
+    if bank.sha256 != sha256:
+        raise ValueError(f"bank {path}: rank {launched_rank()} reads another one than rank 0")
+    return bank
 
 
-def _near_pairs(bank: Bank, row_U: Integers, threshold: float) -> npt.NDArray[np.int64]:
-    """Return all pairs (P, 2) of positions in `row_U` that can have a cosine of `threshold`."""
-    # Imported here: it takes 0.2 s, and most processes read the groups from disk.
-    from scipy.spatial import cKDTree
-
-    basis_DE = _principal_basis(bank, row_U)
-    blocks = np.array_split(row_U, len(row_U) // SAMPLE_ROWS + 1)
-    point_UE = np.concatenate([bank.unit(block) @ basis_DE for block in blocks])
-    radius = np.sqrt(2 - 2 * threshold) + DISTANCE_SLACK
-    return cKDTree(point_UE).query_pairs(radius, output_type="ndarray")
-
-
-def _principal_basis(bank: Bank, row_U: Integers) -> npt.NDArray[np.float32]:
-    """Return orthonormal columns (D, E) along which a sample of the rows varies most."""
-    random = generator(0, "duplicates")
-    sample = random.choice(row_U, min(SAMPLE_ROWS, len(row_U)), replace=False)
-    unit_SD = bank.unit(np.sort(sample)).astype(np.float64)
-    centred_SD = unit_SD - unit_SD.mean(axis=0)
-    _, vector_DD = np.linalg.eigh(centred_SD.T @ centred_SD)
-    return vector_DD[:, ::-1][:, :PROJECTION_DIMS].astype(np.float32)
-
-
-def _pair_scores(bank: Bank, pair_P2: Integers) -> npt.NDArray[np.float32]:
-    """Return the cosine of each pair of rows."""
-    score_P = np.empty(len(pair_P2), dtype=np.float32)
-    for start in range(0, len(pair_P2), BLOCK_PAIRS):
-        block = slice(start, start + BLOCK_PAIRS)
-        left_PD, right_PD = bank.unit(pair_P2[block, 0]), bank.unit(pair_P2[block, 1])
-        score_P[block] = np.einsum("pd,pd->p", left_PD, right_PD)
-    return score_P
+def share_rows(bank: Bank, task: Task) -> list[Any]:
+    """Run a task on the rows of a bank on all processes; alone if the rows are not its files."""
+    is_stored = bank.path.is_dir() and are_stored(bank.vectors)
+    return share(task) if is_stored else [task.run(0, 1)]

@@ -15,7 +15,7 @@ import sys
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvm.bank.row_table import with_sequence
+from lvm.bank.shards import Shards, Vectors, shard_files
 from lvm.bank.tables import UNREADABLE, frame_of, is_text
 from lvm.system.atomic import is_damaged, write_errors_name, write_header
 from lvm.system.settings import file_inside, parse_json, read_small_text
@@ -75,8 +76,10 @@ def read_contents(folder: Path) -> dict:
     if contents["format"] != FORMAT or not _is_whole(contents["format"]):
         raise ValueError(f"{where}: format is {contents['format']!r}; this lvm reads {FORMAT}")
     hashes = contents["files"]
-    if not isinstance(hashes, dict) or set(hashes) != {VECTORS, ROWS}:
-        raise ValueError(f"{where}: files must give the sha256 of {VECTORS} and {ROWS}")
+    if not isinstance(hashes, dict) or not hashes or set(hashes) != {*_listed(hashes)}:
+        raise ValueError(
+            f"{where}: files must give the sha256 of {VECTORS} and {ROWS}, or of each shard"
+        )
     bases = contents.get("bases", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{where}: bases must be a list of sha256; ingest the bank again")
@@ -91,47 +94,74 @@ def read_contents(folder: Path) -> dict:
     return contents
 
 
+def _listed(hashes: Collection[str]) -> list[str]:
+    """Return the files that a bank with so many files has, the vectors of each shard first."""
+    if VECTORS in hashes:
+        return [VECTORS, ROWS]
+    return [name for number in range(len(hashes) // 2) for name in shard_files(number)]
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def map_vectors(folder: Path, contents: dict) -> np.ndarray:
-    """Memory-map vectors.npy read-only; check its shape and the lengths of its rows."""
-    where = file_inside(folder, VECTORS)
-    try:
-        vectors = map_array(where)
-    except ValueError as error:
-        raise ValueError(f"{where}: missing, cut short or pickled; ingest again") from error
+def map_vectors(folder: Path, contents: dict) -> Vectors:
+    """Memory-map the vectors read-only; check their shape and the lengths of their rows."""
+    parts = []
+    for name in _listed(contents["files"])[::2]:
+        where = file_inside(folder, name)
+        try:
+            parts.append(map_array(where))
+        except ValueError as error:
+            raise ValueError(f"{where}: missing, cut short or pickled; ingest again") from error
+    where = folder / _listed(contents["files"])[0]
     recorded = ((contents["rows"], contents["dim"]), contents["dtype"])
-    if (vectors.shape, vectors.dtype.name) != recorded:
-        raise ValueError(
-            f"{where}: holds {vectors.shape} {vectors.dtype}, but {CONTENTS} says {recorded[0]} "
-            f"{recorded[1]}; restore the file or ingest again"
-        )
-    check_vectors(vectors, str(where))
-    return vectors
+    is_sharded = len(parts) > 1 and all(part.ndim == 2 for part in parts)
+    num_rows = sum(len(part) for part in parts) if is_sharded else 0
+    for part in parts:
+        shape = (num_rows, part.shape[1]) if is_sharded else part.shape
+        if (shape, part.dtype.name) != recorded:
+            raise ValueError(
+                f"{where}: holds {shape} {part.dtype}, but {CONTENTS} says {recorded[0]} "
+                f"{recorded[1]}; restore the file or ingest again"
+            )
+    for name, part in zip(_listed(contents["files"])[::2], parts, strict=True):
+        check_vectors(part, str(folder / name))
+    return parts[0] if len(parts) == 1 else Shards(parts)
+
+
+def row_files(folder: Path) -> list[Path]:
+    """Return the row tables of a bank folder in row order."""
+    return [folder / ROWS] if (folder / ROWS).exists() else sorted(folder.glob("rows-*.parquet"))
 
 
 def read_rows(folder: Path, num_rows: int) -> pd.DataFrame:
     """Read those of the columns sequence, document, lane and split that exist."""
-    where = file_inside(folder, ROWS)
-    try:
-        schema, total = pq.read_schema(where), pq.read_metadata(where).num_rows
-    except UNREADABLE as error:
-        raise ValueError(f"{where}: missing or not parquet; ingest again") from error
+    total = 0
+    for where in row_files(folder) or [folder / ROWS]:
+        file_inside(folder, where.name)
+        try:
+            schema, rows = pq.read_schema(where), pq.read_metadata(where).num_rows
+        except UNREADABLE as error:
+            raise ValueError(f"{where}: missing or not parquet; ingest again") from error
+        total += rows
+        if any(schema.names.count(name) > 1 for name in (*CODED, TEXT)):
+            raise ValueError(f"{where}: names a column twice; ingest again")
+        if TEXT in schema.names and not _holds_text(schema.field(TEXT).type):
+            raise ValueError(f"{where}: text is {schema.field(TEXT).type}; it must be text")
     if total != num_rows:
         raise ValueError(f"{where}: {total} rows for {num_rows} vectors; there must be one each")
-    if any(schema.names.count(name) > 1 for name in (*CODED, TEXT)):
-        raise ValueError(f"{where}: names a column twice; ingest again")
-    if TEXT in schema.names and not _holds_text(schema.field(TEXT).type):
-        raise ValueError(f"{where}: text is {schema.field(TEXT).type}; it must be text")
-    return read_columns(where, [name for name in CODED if name in schema.names])
+    return read_columns(row_files(folder), CODED)
 
 
-def read_columns(where: Path, names: list[str]) -> pd.DataFrame:
-    """Read columns of a parquet file; repeated texts are held in memory once."""
+def read_columns(files: Sequence[Path], names: Collection[str]) -> pd.DataFrame:
+    """Read those of the columns that exist; repeated texts are held in memory once."""
+    where, tables = files[0], []
     try:
-        return frame_of(pq.read_table(where, columns=names, read_dictionary=names))
+        for where in files:
+            there = [name for name in pq.read_schema(where).names if name in names]
+            tables.append(pq.read_table(where, columns=there, read_dictionary=there))
+        return frame_of(pa.concat_tables(tables, promote_options="default"))
     except UNREADABLE as error:
         raise ValueError(f"{where}: missing or not parquet; ingest again") from error
 
@@ -183,7 +213,7 @@ def check_vectors(vectors: np.ndarray, where: str) -> None:
         raise ValueError(f"{where}: vectors are {vectors.dtype}; store {' or '.join(DTYPES)}")
     if not vectors.flags.c_contiguous:
         raise ValueError(f"{where}: vectors are not in C order; store np.ascontiguousarray(...)")
-    length_N = np.concatenate([_lengths(block_bD) for block_bD in _read_blocks(vectors)])
+    length_N = np.concatenate([_lengths(block_bD) for block_bD in read_blocks(vectors)])
     for wrong_N, what in ((~np.isfinite(length_N), "non-finite"), (length_N == 0, "zero")):
         if wrong_N.any():
             raise ValueError(
@@ -227,8 +257,12 @@ def _blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
         yield vector_ND[start : start + CHECK_ROWS]
 
 
-def _read_blocks(vector_ND: np.ndarray) -> Iterator[np.ndarray]:
+def read_blocks(vector_ND: Vectors) -> Iterator[np.ndarray]:
     """Yield blocks of rows, read into memory: pages of a mapped file would count as memory."""
+    if isinstance(vector_ND, Shards):
+        for part in vector_ND.parts:
+            yield from read_blocks(part)
+        return
     if not isinstance(vector_ND, np.memmap) or vector_ND.filename is None:
         yield from _blocks(vector_ND)
         return
@@ -285,13 +319,13 @@ def files_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
-def write_rows(folder: Path, rows: pd.DataFrame) -> None:
-    """Write rows.parquet."""
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a row table."""
     if TEXT in rows and rows[TEXT].isna().all():
         rows = rows.assign(**{TEXT: pd.Series([None] * len(rows), rows.index, object)})
     try:
-        with write_errors_name(folder / ROWS):
-            pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / ROWS)
+        with write_errors_name(path):
+            pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), path)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"rows: {error}; a column holds values of one kind") from error
 

@@ -141,7 +141,7 @@ def _table(path: str, base: Bank) -> pd.DataFrame:
             raise ValueError(
                 f"queries {path}: has a column twice, or more than {MAX_QUERIES:,} rows"
             )
-        table = read_columns(Path(path), columns)
+        table = read_columns([Path(path)], columns)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"queries {path}: missing or not parquet") from error
     other = table["split"][table["split"] != VAL]

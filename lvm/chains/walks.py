@@ -18,8 +18,10 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
-from lvm.bank.bank import Bank, FloatArray, duplicate_groups, unit_rows
+from lvm.bank.bank import Bank, FloatArray, unit_rows
+from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.row_table import Integers
+from lvm.bank.shards import Vectors
 from lvm.chains.ontologies import ontology_kind, read_concepts, read_edges, read_ontology
 from lvm.system.progress import steps
 from lvm.system.seeding import generator
@@ -61,7 +63,7 @@ class Pool:
     `lane_N` holds lane names, "" for none; `text_N` is None if the bank has no texts.
     """
 
-    stored: np.ndarray
+    stored: Vectors
     lane_N: npt.NDArray[np.object_]
     text_N: npt.NDArray[np.object_] | None
     encoder: str

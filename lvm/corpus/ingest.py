@@ -6,19 +6,30 @@ Shapes: N bank rows, D vector dim, B rows of one batch.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
 from filelock import FileLock
 
-from lvm.bank.bank import UNKNOWN_ENCODER, Bank, open_bank, open_loose, write_bank
-from lvm.bank.files import CONTENTS, ROWS, VECTORS, file_sha256
+from lvm.bank.bank import UNKNOWN_ENCODER, Bank, ShardWriter, open_bank, open_loose, write_bank
+from lvm.bank.files import (
+    CONTENTS,
+    ROWS,
+    VECTORS,
+    file_sha256,
+    read_blocks,
+    read_columns,
+    row_files,
+)
 from lvm.bank.row_table import Integers
+from lvm.bank.shards import Cut
 from lvm.bank.tables import kind_of
 from lvm.bank.vector_tables import VectorTable, check_table, vector_table
 from lvm.corpus.encoders import WORDLLAMA, Encoder, load_encoder
@@ -27,14 +38,15 @@ from lvm.corpus.python_docs import installed_versions, missing_packages
 from lvm.corpus.reading import (
     ALL_ROWS,
     PYTHON_DOCS,
-    Corpus,
+    CorpusStream,
     SourceOptions,
     corpus_files,
     drawn_rows,
-    read_corpus,
-    read_rows,
+    open_corpus,
+    open_rows,
 )
 from lvm.corpus.sentences import AUTO, Tally
+from lvm.system.distributed import share
 from lvm.system.errors import one_line_errors
 from lvm.system.progress import part, steps
 
@@ -173,17 +185,23 @@ def _maker(
     created_by: str,
 ) -> Callable[[], _Made]:
     """Check the source; return the function that makes its bank."""
-    if isinstance(opened, Bank):
-        return lambda: _Made(_copy_bank(opened, encoder, path, options, created_by))
-    if isinstance(opened, VectorTable):
-        return lambda: _copy_table(opened, encoder, path, options, created_by)
+    if not isinstance(opened, str):
+        return lambda: _copy_vectors(opened, source, encoder, path, options, created_by)
+    stream = _open_text(source, options)
+    with part("read text"):
+        first = list(islice(stream.tables, 2))
+    model = load_encoder(encoder)
+    if len(first) == 1:
+        return lambda: _encode_bank(first[0], stream, model, path, created_by)
+    writer = ShardWriter(path, encoder, created_by, "float16", options.table_rows)
+    return lambda: write_shards(writer, TextShards(source, encoder, options))
+
+
+def _open_text(source: str, options: SourceOptions) -> CorpusStream:
     if source.startswith(PREFIX):
         dataset = HuggingFaceSource(source)
-        corpus = read_rows(source, dataset.rows(), dataset.stem, options)
-    else:
-        corpus = read_corpus(source, options)
-    model = load_encoder(encoder)
-    return lambda: _encode_bank(corpus, model, path, created_by)
+        return open_rows(source, dataset.rows(), dataset.stem, options)
+    return open_corpus(source, options)
 
 
 def _created_by(
@@ -239,17 +257,120 @@ def existing_bank(path: Path, created_by: str) -> Bank:
     )
 
 
-def _encode_bank(corpus: Corpus, model: Encoder, path: Path, created_by: str) -> _Made:
+def _encode_bank(
+    rows: pd.DataFrame, stream: CorpusStream, model: Encoder, path: Path, created_by: str
+) -> _Made:
     """Encode the rows in batches, drop those with a zero vector, write the bank."""
-    rows = corpus.rows
     blocks, keep_N = encode_texts(rows["text"].tolist(), model)
     if not keep_N.any():
         raise ValueError(f"encoder {model.name}: gives a zero vector for every row of the source")
     bank = write_bank(path, iter(blocks), rows[keep_N], model.name, created_by, overwrite=True)
-    dropped = sum((tally.dropped for tally in corpus.tallies.values()), Counter[str]())
+    dropped = sum((tally.dropped for tally in stream.tallies.values()), Counter[str]())
     if not keep_N.all():
         dropped[ZERO_VECTOR] = int((~keep_N).sum())
-    return _Made(bank, dropped, corpus.tallies, corpus.notes)
+    return _Made(bank, dropped, stream.tallies, stream.notes)
+
+
+@dataclass
+class Shard:
+    """The rows of a shard; `content` returns their vectors in blocks, and which rows have one."""
+
+    rows: pd.DataFrame
+    content: Callable[[], tuple[Iterable[np.ndarray], npt.NDArray[np.bool_] | slice]]
+
+
+class ShardSource(Protocol):
+    """A source of more rows than a shard has; every process of a command opens it by itself."""
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield all shards in row order; the content of one may be asked for before the next."""
+
+    def omitted(self) -> tuple[dict[str, Tally], tuple[str, ...]]:
+        """Return the tallies and the notes of a source that has been read."""
+
+
+@dataclass
+class TextShards:
+    """A source of text, read anew by each process, which encodes its own shards."""
+
+    source: str
+    encoder: str
+    options: SourceOptions
+    _read: CorpusStream | None = None
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield a shard for each table of texts."""
+        model = load_encoder(self.encoder)
+        self._read = _open_text(self.source, self.options)
+        for rows in self._read.tables:
+            yield Shard(rows, partial(encode_texts, rows["text"].tolist(), model))
+
+    def omitted(self) -> tuple[dict[str, Tally], tuple[str, ...]]:
+        """Return the tallies and the notes of the text."""
+        assert self._read is not None, "omitted() comes after shards()"
+        return self._read.tallies, self._read.notes
+
+
+@dataclass
+class VectorShards:
+    """A source of vectors, which each process checks and reads by itself in one pass."""
+
+    source: str
+    path: Path
+    options: SourceOptions
+    found: "_Vectors | None" = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"found": None}  # not sent to other processes
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield runs of `table_rows` of the rows within max_rows."""
+        if self.found is None:
+            opened = _open_source(self.source, self.options)
+            assert not isinstance(opened, str), "a source of vectors"
+            self.found = _Vectors.of(opened, self.path, self.options)
+        rows, cut = self.found.rows, Cut(self.found.blocks())
+        for start in range(0, len(rows), self.options.table_rows):
+            some = rows[start : start + self.options.table_rows]
+            blocks = cut.take(len(some))
+            yield Shard(some, partial(_all_of, blocks))
+            for _ in blocks:  # those of a shard that is not written here
+                pass
+
+    def omitted(self) -> tuple[dict[str, Tally], tuple[str, ...]]:
+        """Return the notes; no vector is omitted."""
+        return {}, () if self.found is None else self.found.notes
+
+
+@dataclass(frozen=True)
+class OwnShards:
+    """The task of one process: to write every `size`-th shard that is not finished."""
+
+    writer: ShardWriter
+    source: ShardSource
+
+    def run(self, rank: int, size: int) -> tuple[int, dict[str, Tally], tuple[str, ...]]:
+        """Write this process's shards; return how many shards there are, and what was omitted."""
+        num_shards = 0
+        for number, shard in enumerate(self.source.shards()):
+            num_shards += 1
+            if number % size == rank and self.writer.finished(number) is None:
+                blocks, keep = shard.content()
+                rows = shard.rows[keep]
+                zero = len(shard.rows) - len(rows)
+                self.writer.write(number, blocks, rows, zero=zero)
+        return (num_shards, *self.source.omitted())
+
+
+def write_shards(writer: ShardWriter, source: ShardSource) -> _Made:
+    """Write the shards of a large source, shared among the processes of this command."""
+    writer.start()
+    with part("shards"):
+        (num_shards, tallies, notes), *_ = share(OwnShards(writer, source))
+    records = writer.finish(num_shards)
+    dropped = sum((tally.dropped for tally in tallies.values()), Counter[str]())
+    dropped[ZERO_VECTOR] += sum(record["zero"] for record in records)
+    return _Made(open_bank(writer.path), +dropped, tallies, notes)
 
 
 def encode_texts(
@@ -270,45 +391,67 @@ def encode_texts(
     return blocks, keep_N
 
 
-def _copy_bank(
-    source: Bank, encoder: str, path: Path, options: SourceOptions, created_by: str
-) -> Bank:
-    """Write a checked copy of `source`, or of as many whole documents as max_rows allows.
+@dataclass(frozen=True)
+class _Vectors:
+    """Checked vectors, or as many whole documents of them as max_rows allows, with row table."""
 
-    A whole copy extends the banks that `source` extends; a part may lack some of their rows.
-    """
-    rows = row_names(source)
-    kept = drawn_rows(source.sequence_N, source.document_N, options)
-    is_whole = len(kept) == source.num_rows
-    name = encoder if source.encoder == UNKNOWN_ENCODER else source.encoder
-    return write_bank(
-        path,
-        (source.vectors[kept[start : start + BATCH_ROWS]] for start in _starts(len(kept))),
-        rows.iloc[kept],
-        name,
-        created_by,
-        dtype=source.vectors.dtype.name,
-        overwrite=True,
-        bases=source.bases if is_whole else (),
-    )
+    rows: pd.DataFrame
+    blocks: Callable[[], Iterable[np.ndarray]]
+    dtype: str
+    is_whole: bool
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, opened: Bank | VectorTable, path: Path, options: SourceOptions) -> "_Vectors":
+        """Check a source whose vectors will be written at `path`, and read its row table."""
+        notes: tuple[str, ...] = ()
+        every: Callable[[], Iterable[np.ndarray]]
+        if isinstance(opened, Bank):
+            rows, dtype = row_names(opened), opened.vectors.dtype.name
+            kept = drawn_rows(opened.sequence_N, opened.document_N, options)
+            every = partial(read_blocks, opened.vectors)
+        else:
+            stem = Path(opened.place.removeprefix(PREFIX)).stem
+            checked = check_table(opened, stem, options.order)
+            rows, dtype, notes = checked.rows, checked.dtype, checked.notes
+            sequence_N = pd.factorize(rows["sequence"])[0]
+            document_N = pd.factorize(rows["document"])[0] if "document" in rows else None
+            kept = drawn_rows(sequence_N, document_N, options)
+            every = partial(checked.blocks, path)
+        if len(kept) == len(rows):
+            return cls(rows, every, dtype, True, notes)
+        return cls(rows.iloc[kept], lambda: _only(every(), kept), dtype, False, notes)
 
 
-def _copy_table(
-    table: VectorTable, encoder: str, path: Path, options: SourceOptions, created_by: str
+def _copy_vectors(
+    opened: Bank | VectorTable,
+    source: str,
+    encoder: str,
+    path: Path,
+    options: SourceOptions,
+    created_by: str,
 ) -> _Made:
-    """Write a bank from a table of vectors, or from as many whole documents as max_rows allows."""
-    checked = check_table(table, Path(table.place.removeprefix(PREFIX)).stem, options.order)
-    rows = checked.rows
-    sequence_N = pd.factorize(rows["sequence"])[0]
-    document_N = pd.factorize(rows["document"])[0] if "document" in rows else None
-    kept = drawn_rows(sequence_N, document_N, options)
-    blocks: Iterable[np.ndarray] = checked.blocks(path)
-    if len(kept) < len(rows):
-        blocks = _only(blocks, kept)
-    bank = write_bank(
-        path, blocks, rows.iloc[kept], encoder, created_by, dtype=checked.dtype, overwrite=True
+    """Write a bank of a source of vectors.
+
+    A whole copy of a bank extends the banks that this extends; a part may lack some of their rows.
+    """
+    found = _Vectors.of(opened, path, options)
+    bases: tuple[str, ...] = ()
+    if isinstance(opened, Bank):
+        encoder = encoder if opened.encoder == UNKNOWN_ENCODER else opened.encoder
+        bases = opened.bases if found.is_whole else ()
+    if len(found.rows) > options.table_rows:
+        rows = options.table_rows
+        writer = ShardWriter(path, encoder, created_by, found.dtype, rows, bases)
+        return write_shards(writer, VectorShards(source, path, options, found))
+    made = write_bank(
+        path, found.blocks(), found.rows, encoder, created_by, found.dtype, True, bases
     )
-    return _Made(bank, notes=checked.notes)
+    return _Made(made, notes=found.notes)
+
+
+def _all_of(blocks: Iterable[np.ndarray]) -> tuple[Iterable[np.ndarray], slice]:
+    return blocks, slice(None)
 
 
 def _only(blocks: Iterable[np.ndarray], kept: Integers) -> Iterable[np.ndarray]:
@@ -319,10 +462,6 @@ def _only(blocks: Iterable[np.ndarray], kept: Integers) -> Iterable[np.ndarray]:
         if first < last:
             yield block[kept[first:last] - start]
         start += len(block)
-
-
-def _starts(num_rows: int) -> range:
-    return range(0, num_rows, BATCH_ROWS)
 
 
 def row_names(bank: Bank) -> pd.DataFrame:
@@ -338,9 +477,9 @@ def row_names(bank: Bank) -> pd.DataFrame:
     texts = bank.texts()
     if texts is not None:
         rows["text"] = texts
-    where = bank.path / ROWS
-    if where.is_file() and "split" in pq.read_schema(where).names:
-        rows["split"] = pq.read_table(where, columns=["split"]).to_pandas()["split"].to_numpy()
+    if bank.path.is_dir():
+        splits = read_columns(row_files(bank.path), ("split",))
+        rows = rows.join(splits)
     return rows
 
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lvm.bank.row_table import BLOCK_ROWS, Integers, run_starts
+from lvm.bank.shards import SHARD_ROWS
 from lvm.bank.tables import (
     TABLES,
     column_names,
@@ -28,7 +29,7 @@ from lvm.corpus.markup import READERS, Section, read_sections
 from lvm.corpus.python_docs import module_sentences, python_modules
 from lvm.corpus.sentences import AUTO, Tally, check_language, split_sentences
 from lvm.system.errors import CONTROL, one_line_errors, printable
-from lvm.system.progress import part, steps
+from lvm.system.progress import steps
 from lvm.system.seeding import generator
 from lvm.system.settings import file_inside
 
@@ -53,7 +54,8 @@ class SourceOptions:
 
     `max_rows` None takes all rows; otherwise whole files or modules are drawn by `seed` and kept in
     reading order. `lanes` "folder" makes the top folder of a file its lane. `order` names the
-    column that sorts a table of vectors.
+    column that sorts a table of vectors. A bank of more than `table_rows` rows is written in shards
+    of as many.
     """
 
     max_rows: int | None = None
@@ -61,6 +63,7 @@ class SourceOptions:
     language: str = AUTO
     lanes: str | None = None
     order: str | None = None
+    table_rows: int = SHARD_ROWS
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
@@ -105,7 +108,7 @@ class Part:
     """One file or module, read when it is needed; its drops are counted under `name`."""
 
     name: str
-    read: Callable[[Tally], list[Document]]
+    read: Callable[[Tally], Iterable[Document]]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,18 @@ class Corpus:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CorpusStream:
+    """A corpus that is read while `tables` yields its rows, `table_rows` of the options each.
+
+    The last table may have fewer. `tallies` grows as they are read.
+    """
+
+    tables: Iterator[pd.DataFrame]
+    tallies: dict[str, Tally]
+    notes: tuple[str, ...]
+
+
 @one_line_errors
 def read_corpus(source: str, options: SourceOptions = ALL_ROWS) -> Corpus:
     """Read `source`: "python-docs", a folder of text files, or one file of text or of texts.
@@ -127,41 +142,65 @@ def read_corpus(source: str, options: SourceOptions = ALL_ROWS) -> Corpus:
     Raises ValueError if it is missing, if a file cannot be read, or if more than half of its text
     is dropped.
     """
-    return _read_parts(source, *corpus_parts(source, options), options)
+    stream = open_corpus(source, options)
+    rows = pd.concat(list(stream.tables), ignore_index=True)
+    return Corpus(rows, stream.tallies, stream.notes)
 
 
-@one_line_errors
-def read_rows(
+def open_corpus(source: str, options: SourceOptions = ALL_ROWS) -> CorpusStream:
+    """Return the corpus of `read_corpus`, to be read table by table; these raise as it does."""
+    return _open_parts(source, *corpus_parts(source, options), options)
+
+
+def open_rows(
     source: str, entries: Iterable[tuple[str, dict[str, Any]]], stem: str, options: SourceOptions
-) -> Corpus:
+) -> CorpusStream:
     """Read a table of texts given as (place, row); `stem` names the sequence if a row does not."""
-    part = Part(source, lambda tally: list(text_rows(entries, stem, "", tally)))
-    return _read_parts(source, [part], (), options)
+    part = Part(source, lambda tally: text_rows(entries, stem, "", tally))
+    return _open_parts(source, [part], (), options)
 
 
-def _read_parts(
+def _open_parts(
     source: str, parts: list[Part], notes: tuple[str, ...], options: SourceOptions
-) -> Corpus:
+) -> CorpusStream:
     tallies: dict[str, Tally] = {}
-    with part("read text"), steps(None, f"read {source}", "rows") as bar:
 
-        def read(part: Part) -> list[Document]:
-            tally = tallies.setdefault(part.name, Tally())
-            documents = [one for one in part.read(tally) if one.texts]
-            bar.update(sum(len(one.texts) for one in documents))
-            return documents
+    def tables() -> Iterator[pd.DataFrame]:
+        with steps(None, f"read {source}", "rows") as bar:
 
-        documents = _documents(parts, read, options)
-    _check_drops(source, documents, tallies)
-    table: dict[str, list[str]] = {"sequence": [], "document": [], "lane": [], "text": []}
+            def read(part: Part) -> Iterator[Document]:
+                for one in part.read(tallies.setdefault(part.name, Tally())):
+                    if one.texts:
+                        bar.update(len(one.texts))
+                        yield one
+
+            yield from _tables(_documents(parts, read, options), options.table_rows)
+        _check_drops(source, tallies)
+
+    return CorpusStream(tables(), tallies, notes)
+
+
+def _tables(documents: Iterable[Document], table_rows: int) -> Iterator[pd.DataFrame]:
+    """Cut documents into tables of `table_rows` rows; the last may have fewer."""
+    table: dict[str, list[str]] = {name: [] for name in (*NAMES, "text")}
     for one in documents:
-        table["sequence"] += [one.sequence] * len(one.texts)
-        table["document"] += [one.name] * len(one.texts)
-        table["lane"] += [one.lane] * len(one.texts)
-        table["text"] += one.texts
+        start = 0
+        while start < len(one.texts):
+            some = one.texts[start : start + table_rows - len(table["text"])]
+            start += len(some)
+            for name, value in zip(NAMES, (one.sequence, one.name, one.lane), strict=True):
+                table[name] += [value] * len(some)
+            table["text"] += some
+            if len(table["text"]) == table_rows:
+                yield _frame(table)
+                table = {name: [] for name in table}
+    if table["text"]:
+        yield _frame(table)
+
+
+def _frame(table: dict[str, list[str]]) -> pd.DataFrame:
     rows = pd.DataFrame(table)
-    rows = rows if any(table["lane"]) else rows.drop(columns="lane")
-    return Corpus(rows, tallies, notes)
+    return rows if any(table["lane"]) else rows.drop(columns="lane")
 
 
 def read_text_file(path: Path, language: str = AUTO) -> list[str]:
@@ -245,9 +284,9 @@ def _file_part(source: Path, path: Path, options: SourceOptions) -> Part:
     in_folder = options.lanes == FOLDER_LANES and len(relative.parts) > 1
     lane = nfc(relative.parts[0]) if in_folder else ""
 
-    def read(tally: Tally) -> list[Document]:
+    def read(tally: Tally) -> Iterable[Document]:
         if kind_of(path) not in PROSE:
-            return list(text_rows(row_entries(path), name, lane, tally))
+            return text_rows(row_entries(path), name, lane, tally)
         if kind_of(path) == ".txt":
             texts = tally.split(read_text(path), options.language)
             return list(block_documents(name, texts, lane))
@@ -256,10 +295,12 @@ def _file_part(source: Path, path: Path, options: SourceOptions) -> Part:
     return Part(name, read)
 
 
-def block_documents(sequence: str, texts: list[str], lane: str = "") -> Iterator[Document]:
+def block_documents(sequence: str, texts: Iterable[str], lane: str = "") -> Iterator[Document]:
     """Cut a sequence without documents into documents of 100 rows."""
-    for block, start in enumerate(range(0, len(texts), BLOCK_ROWS)):
-        yield Document(sequence, f"block-{block:06d}", texts[start : start + BLOCK_ROWS], lane)
+    rest, block = iter(texts), 0
+    while some := list(islice(rest, BLOCK_ROWS)):
+        yield Document(sequence, f"block-{block:06d}", some, lane)
+        block += 1
 
 
 def _section_documents(
@@ -330,12 +371,11 @@ def text_rows(
     """
     rows = (_text_row(place, entry, sequence, lane) for place, entry in entries)
     for (name, document, row_lane), group in groupby(rows, key=lambda row: row[:3]):
-        texts = [row[3] for row in group]
-        tally.kept += len(texts)
-        if document is None:
-            yield from block_documents(name, texts, row_lane)
-        else:
-            yield Document(name, document, texts, row_lane)
+        texts = (row[3] for row in group)
+        blocks = block_documents(name, texts, row_lane)
+        for one in blocks if document is None else [Document(name, document, [*texts], row_lane)]:
+            tally.kept += len(one.texts)
+            yield one
 
 
 def _text_row(
@@ -368,16 +408,16 @@ def _text_row(
 
 
 def _documents(
-    parts: list[Part], read: Callable[[Part], list[Document]], options: SourceOptions
-) -> list[Document]:
+    parts: list[Part], read: Callable[[Part], Iterator[Document]], options: SourceOptions
+) -> Iterable[Document]:
     """Return the documents of all parts, or of parts drawn by seed up to max_rows."""
     if options.max_rows is None:
-        return [document for part in parts for document in read(part)]
+        return (document for part in parts for document in read(part))
     drawn: dict[tuple[int, int], Document] = {}
     first, room = None, options.max_rows
     random = generator(options.seed, "max_rows")
     for position in random.permutation(len(parts)).tolist():
-        documents = read(parts[position])
+        documents = list(read(parts[position]))
         first = first or (documents[0] if documents else None)
         runs = [list(run) for _, run in groupby(enumerate(documents), lambda one: one[1].sequence)]
         for run in random.permutation(len(runs)).tolist():
@@ -426,13 +466,13 @@ def drawn_rows(
     return np.sort(np.concatenate(kept))
 
 
-def _check_drops(source: str, documents: list[Document], tallies: dict[str, Tally]) -> None:
+def _check_drops(source: str, tallies: dict[str, Tally]) -> None:
     """Raise ValueError if more than half of the text, by characters, is dropped."""
     reasons: Counter[str] = Counter()
     for tally in tallies.values():
         reasons.update(tally.dropped)
     why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
-    if not documents:
+    if not any(tally.kept for tally in tallies.values()):
         raise ValueError(
             f"source {source}: no sentence of three words or more in it"
             + (f"; dropped: {why}" if why else "")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from lvm.bank.bank import Bank
+from lvm.bank.bank import Bank, SharedBank, share_rows
 from lvm.models.tmd_experts import TMDExperts, top_gates
 from lvm.system.progress import add_products, count_products, steps
 from lvm.system.seeding import generator
@@ -162,28 +162,54 @@ def _answers(
     `num_more` is the number of columns that the model returns beyond the vector.
     """
     prediction_QD = np.empty((len(readings.reading_Q), bank.dim + num_more), dtype=np.float32)
-    order_R = np.argsort(readings.num_rows_R, kind="stable")
-    by_reading_Q = np.argsort(readings.reading_Q, kind="stable")
-    bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))
-    longest = int(readings.num_rows_R.max(initial=1))
-    per_pass = max(1, POSITIONS_PER_PASS // max(longest, LEAST_POSITIONS))
-    starts = range(0, len(order_R), per_pass)
-    a_position = None  # operations a position, counted in the last pass, whose readings are longest
-    for begin in steps(reversed(starts), "predict", "passes", len(starts)):
-        chosen_R = order_R[begin : begin + per_pass]
-        context_RTD = _contexts(bank, readings, chosen_R, shuffles or {})
-        num_positions = context_RTD.shape[0] * context_RTD.shape[1]
-        if a_position is None:
-            forward = partial(_forward, model, context_RTD)
-            prediction_RTD, operations = count_products(forward)
-            a_position = operations / num_positions
-        else:
-            prediction_RTD = _forward(model, context_RTD)
-        add_products(a_position * num_positions)
-        for place, reading in enumerate(chosen_R):
-            answered_Q = by_reading_Q[bounds[reading] : bounds[reading + 1]]
-            prediction_QD[answered_Q] = prediction_RTD[place, readings.position_Q[answered_Q]]
+    task = _PassTask(model, SharedBank(bank), readings, shuffles or {})
+    for answers in share_rows(bank, task):
+        for answered_Q, predicted in answers:
+            prediction_QD[answered_Q] = predicted
     return prediction_QD
+
+
+@dataclass(frozen=True)
+class _PassTask:
+    """The passes of a predictor over its readings; each process makes every `size`-th one.
+
+    A pass has the same readings however many processes there are, and so the same result.
+    """
+
+    model: nn.Module
+    bank: SharedBank
+    readings: Readings
+    shuffles: Mapping[int, np.random.Generator]
+
+    def run(self, rank: int, size: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Return the queries that are answered, with the answers, of each pass."""
+        readings, bank = self.readings, self.bank.bank
+        order_R = np.argsort(readings.num_rows_R, kind="stable")
+        by_reading_Q = np.argsort(readings.reading_Q, kind="stable")
+        bounds = np.searchsorted(readings.reading_Q[by_reading_Q], np.arange(len(order_R) + 1))
+        longest = int(readings.num_rows_R.max(initial=1))
+        per_pass = max(1, POSITIONS_PER_PASS // max(longest, LEAST_POSITIONS))
+        starts = range(0, len(order_R), per_pass)[::-1][rank::size]
+        answers = []
+        a_position = (
+            None  # operations a position, counted in the first pass, whose readings are long
+        )
+        for begin in steps(starts, "predict", "passes", len(starts)):
+            chosen_R = order_R[begin : begin + per_pass]
+            context_RTD = _contexts(bank, readings, chosen_R, self.shuffles)
+            num_positions = context_RTD.shape[0] * context_RTD.shape[1]
+            if a_position is None:
+                forward = partial(_forward, self.model, context_RTD)
+                prediction_RTD, operations = count_products(forward)
+                a_position = operations / num_positions
+            else:
+                prediction_RTD = _forward(self.model, context_RTD)
+            add_products(a_position * num_positions)
+            for place, reading in enumerate(chosen_R):
+                answered_Q = by_reading_Q[bounds[reading] : bounds[reading + 1]]
+                position_Q = readings.position_Q[answered_Q]
+                answers.append((answered_Q, prediction_RTD[place, position_Q]))
+        return answers
 
 
 def predict_contexts(

@@ -5,17 +5,30 @@ candidates, B candidates of one block, k rows returned, D vector dim. Scores are
 correction (N, 2) makes them scale * cosine + bias.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvm.bank.bank import Bank, FloatArray
-from lvm.retrieval.counting import AUTO, Competition, Count, Job, count_candidates
-from lvm.system.processes import share_blocks
+from lvm.bank.bank import Bank, FloatArray, SharedBank, share_rows
+from lvm.retrieval.counting import (
+    AUTO,
+    BF16,
+    FP32,
+    TILES,
+    Block,
+    Competition,
+    Count,
+    Job,
+    Tally,
+    split_by_doubt,
+)
+from lvm.system.processes import has_native_bf16, share_blocks
 from lvm.system.progress import add_products
 from lvm.windows.planning import IntArray, Queries
 
@@ -89,17 +102,113 @@ def rank_together(
     return [[_ranks(parts, order_Q) for parts in by_correction] for by_correction in by_job]
 
 
-def _ranks(parts: Sequence[Count], order_Q: IntArray) -> Ranks:
+def _ranks(parts: Sequence[tuple[Job, Tally]], order_Q: IntArray) -> Ranks:
     """Return the ranks of all queries in the caller's order."""
     rank_2Q, top_row_Q = np.empty((2, len(order_Q))), np.empty(len(order_Q), np.int64)
-    for one in parts:
-        place_Q, competition = order_Q[one.job.place_Q], one.job.competition
+    for job, one in parts:
+        place_Q, competition = order_Q[job.place_Q], job.competition
         for kind, num_Q2 in enumerate((one.num_all_Q2 - one.num_hidden_Q2, one.num_all_Q2)):
             rank_2Q[kind, place_Q] = 1 + num_Q2[:, 0] + num_Q2[:, 1] / 2
         best_row_Q = competition.row_K[one.best_column_Q]
         is_found_Q = one.best_column_Q >= 0
         top_row_Q[place_Q] = np.where(is_found_Q, best_row_Q, competition.target_row_Q)
     return Ranks(rank_2Q[0], rank_2Q[1], top_row_Q)
+
+
+def count_candidates(
+    jobs: Sequence[Job], bank: Bank, product: str = AUTO
+) -> list[list[list[tuple[Job, Tally]]]]:
+    """Return the counts of each job under each of its row corrections, in one pass of the bank.
+
+    The counts of a job come in parts that together cover its queries: one counted by bf16, one by
+    float32. All jobs have the same queries. Processes that assist this one count in their share of
+    the blocks; counts are whole numbers, so their sums do not depend on the shares.
+    """
+    if product == AUTO:
+        product = fastest_product()
+    parts = [split_by_doubt(job, bank) if product == BF16 else [job] for job in jobs]
+    task = CountTask([part for own in parts for part in own], SharedBank(bank), product)
+    total, *others = share_rows(bank, task)
+    add_products(sum(2.0 * job.unit_QD.numel() for job in jobs) * len(jobs[0].competition.row_K))
+    for other in others:
+        _merge(total, other)
+    by_part = iter(total)
+    return [
+        [list(zip(own, column, strict=True)) for column in zip(*tallies, strict=True)]
+        for own, tallies in [(own, [next(by_part) for _ in own]) for own in parts]
+    ]
+
+
+@dataclass(frozen=True)
+class CountTask:
+    """Counting for some jobs among the candidates, which processes and their threads share."""
+
+    jobs: list[Job]
+    bank: SharedBank
+    product: str
+
+    def run(self, rank: int, size: int) -> list[list[Tally]]:
+        """Return the tallies of each job under each correction, of every `size`-th block."""
+        row_K, bank = self.jobs[0].competition.row_K, self.bank.bank
+        device = counting_device()
+        num_queries, num_rows = TILES[device.type]
+        on_device = [job.on(device) for job in self.jobs]
+
+        def count(starts: Iterator[int]) -> list[list[Tally]]:
+            counts = [[Count(job, pair_N2) for pair_N2 in job.corrections] for job in on_device]
+            tile = torch.empty(2, num_queries * num_rows, device=device)
+            for begin in starts:
+                columns = slice(begin, min(begin + num_rows, len(row_K)))
+                unit_bD = bank.unit_ascending(row_K[columns])
+                block = Block.of(unit_bD, columns, self.product == BF16, device)
+                for job, own_counts in zip(on_device, counts, strict=True):
+                    job.count(block, own_counts, tile)
+            return [[one.tally for one in own] for own in counts]
+
+        total, *others = share_blocks(count, range(0, len(row_K), num_rows)[rank::size], "rank")
+        for other in others:
+            _merge(total, other)
+        return total
+
+
+def _merge(total: list[list[Tally]], other: list[list[Tally]]) -> None:
+    for own_tallies, other_tallies in zip(total, other, strict=True):
+        for one, another in zip(own_tallies, other_tallies, strict=True):
+            one.merge(another)
+
+
+def counting_device() -> torch.device:
+    """Return where blocks are multiplied: this process's GPU, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # The bound on the error of a product assumes float32 sums.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@lru_cache(maxsize=1)
+def fastest_product() -> str:
+    """Return the faster product on this processor, FP32 or BF16, after a short trial.
+
+    The instruction set alone does not decide: some processors have avx512_bf16 without amx and
+    multiply float32 faster.
+    """
+    if counting_device().type == "cuda":
+        return BF16
+    if not has_native_bf16():
+        return FP32
+    num_queries, num_rows = TILES["cpu"]
+    left_qD, right_Db = torch.ones(num_queries, 768), torch.ones(768, num_rows)
+    seconds = {}
+    for name, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
+        left, right = left_qD.to(dtype), right_Db.to(dtype)
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            torch.matmul(left, right)
+            times.append(time.perf_counter() - begin)
+        seconds[name] = min(times[1:])
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def top_rows(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from lvm.bank.bank import Bank, FloatArray
+from lvm.bank.bank import Bank, FloatArray, SharedBank, share_rows
 from lvm.models.predict import on_train_rows, predict_queries
 from lvm.models.weights import Fit, cached_fit, model_digest
 from lvm.retrieval.exact import exact_ranks, selection_score, unit_predictions
@@ -125,28 +125,49 @@ def mean_neighbour_score(
     unit_PD = unit_predictions(train_prediction_PD, bank, None)
     if len(unit_PD) < neighbours:
         raise ValueError(f"neighbours: {neighbours} of only {len(unit_PD)} train predictions")
-    mean_N = np.empty(bank.num_rows, np.float32)
     own_P = None if document_P is None else torch.from_numpy(document_P)
-
-    def run(starts: Iterator[int]) -> None:
-        for begin in starts:
-            rows = slice(begin, begin + NEIGHBOUR_BLOCK)
-            score_BP = torch.from_numpy(bank.unit(rows)) @ unit_PD.T
-            if own_P is not None:
-                document_B = torch.from_numpy(bank.document_N[rows])
-                near = torch.nonzero((own_P >= document_B[0]) & (own_P <= document_B[-1]))[:, 0]
-                is_own = document_B[:, None] == own_P[near]
-                score_BP[:, near] = score_BP[:, near].masked_fill(is_own, -torch.inf)
-            nearest_BK = score_BP.topk(neighbours, dim=1, sorted=False).values
-            is_other_BK = nearest_BK > -torch.inf
-            total_B = nearest_BK.masked_fill(~is_other_BK, 0).sum(dim=1)
-            mean_N[rows] = (total_B / is_other_BK.sum(dim=1)).numpy()
-
-    share_blocks(run, range(0, bank.num_rows, NEIGHBOUR_BLOCK), "nearest predictions")
+    found = share_rows(bank, _NeighbourTask(SharedBank(bank), unit_PD, neighbours, own_P))
+    mean_N = np.concatenate(found)
     add_products(2.0 * unit_PD.numel() * bank.num_rows)
     is_alone_N = np.isnan(mean_N)
     mean_N[is_alone_N] = 0.0 if is_alone_N.all() else mean_N[~is_alone_N].mean()
     return mean_N
+
+
+@dataclass(frozen=True)
+class _NeighbourTask:
+    """The mean neighbour scores of the rows of a bank, NaN for a row without predictions."""
+
+    bank: SharedBank
+    unit_PD: Tensor
+    neighbours: int
+    own_P: Tensor | None
+
+    def run(self, rank: int, size: int) -> FloatArray:
+        """Return the scores of part `rank` of `size` parts of the rows."""
+        bank, own_P = self.bank.bank, self.own_P
+        every = range(0, bank.num_rows, NEIGHBOUR_BLOCK)
+        starts = every[rank * len(every) // size : (rank + 1) * len(every) // size]
+        first = starts.start
+        mean_B = np.empty(min(starts.stop, bank.num_rows) - first, np.float32)
+
+        def score(blocks: Iterator[int]) -> None:
+            for begin in blocks:
+                rows = slice(begin, begin + NEIGHBOUR_BLOCK)
+                score_BP = torch.from_numpy(bank.unit(rows)) @ self.unit_PD.T
+                if own_P is not None:
+                    document_B = torch.from_numpy(bank.document_N[rows])
+                    near = torch.nonzero((own_P >= document_B[0]) & (own_P <= document_B[-1]))[:, 0]
+                    is_own = document_B[:, None] == own_P[near]
+                    score_BP[:, near] = score_BP[:, near].masked_fill(is_own, -torch.inf)
+                nearest_BK = score_BP.topk(self.neighbours, dim=1, sorted=False).values
+                is_other_BK = nearest_BK > -torch.inf
+                total_B = nearest_BK.masked_fill(~is_other_BK, 0).sum(dim=1)
+                found_B = (total_B / is_other_BK.sum(dim=1)).numpy()
+                mean_B[begin - first : begin - first + len(found_B)] = found_B
+
+        share_blocks(score, starts, "nearest predictions")
+        return mean_B
 
 
 def neighbour_penalty(mean_N: FloatArray, beta: float) -> FloatArray:

@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from lvm.bank.bank import Bank, FloatArray, duplicate_groups
+from lvm.bank.bank import Bank, FloatArray
+from lvm.bank.duplicates import duplicate_groups
 from lvm.bank.files import file_sha256
 from lvm.models.facts import Facts
 from lvm.models.predict import predict_queries

@@ -19,7 +19,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from lvm.bank.bank import SAME_SCORE, Bank, FloatArray, open_bank
+from lvm.bank.bank import Bank, FloatArray, open_bank
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.files import map_array
 from lvm.corpus.encoders import TextEncoder, sentences_of, texts_in
 from lvm.models.facts import Facts

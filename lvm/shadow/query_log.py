@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lvm.bank.bank import SAME_SCORE, Bank
+from lvm.bank.bank import Bank
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.tables import (
     TABLES,
     UNREADABLE,

@@ -47,6 +47,7 @@ from lvm.shadow.replay import (
 )
 from lvm.system import progress
 from lvm.system.atomic import write_array, write_errors_name
+from lvm.system.distributed import FAILURES, launched_size
 from lvm.system.errors import DISK_ERRNOS
 from lvm.system.processes import GRACE_SECONDS, SIGNALS, Stopped, end_with_parent, stoppable
 from lvm.windows.planning import Queries
@@ -142,8 +143,11 @@ class Replayer:
                     return found
                 fetch_weights(candidate, job)
                 with progress.part(f"replay {candidate.name}"):
-                    found = finish(self.host.run(job.folder), job)
-                    progress.merge(json.loads((job.folder / SPENT).read_text()))
+                    if launched_size() > 1:
+                        found = measure_here(job)
+                    else:
+                        found = finish(self.host.run(job.folder), job)
+                        progress.merge(json.loads((job.folder / SPENT).read_text()))
             except MeasurementFailed as failure:
                 self.note(f"replay of {candidate.name}: {failure}")
                 raise
@@ -246,15 +250,29 @@ def run_in_fork(folder: Path) -> int:
         raise
 
 
-def run_job(job: Job) -> None:
-    """Measure the model of a job and write the result."""
+def measure_here(job: Job) -> Measurement:
+    """Do a job in this process, which the other ranks of torchrun assist; return its result.
+
+    Raises MeasurementFailed if it fails. A crash ends the command; candidates measured so far stay
+    in the store.
+    """
+    try:
+        return run_job(job)
+    except ConnectionError:
+        raise  # another rank is lost
+    except FAILURES as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MeasurementFailed(f"its measurement failed: {reason[:500]}") from None
+
+
+def run_job(job: Job) -> Measurement:
+    """Measure the model of a job, write the result and return it."""
     folder = job.folder / MODEL
     path = folder / CORRECTION
     row_correction = np.array(map_array(path)) if path.is_file() else None
-    progress.reset()
     found = measure(load_model(folder), job.asked, row_correction)
-    (job.folder / SPENT).write_text(json.dumps(progress.report()["parts"]))
     write_measurement(job.result, job.key, found)
+    return found
 
 
 def error_writer(folder: Path) -> ExceptHook:
@@ -280,7 +298,9 @@ def _work(folder: Path, host: int) -> NoReturn:
     sys.excepthook = error_writer(folder)
     end_with_parent()
     if os.getppid() == host:
+        progress.reset()
         run_job(pickle.loads((folder / JOB).read_bytes()))
+        (folder / SPENT).write_text(json.dumps(progress.report()["parts"]))
     os._exit(0)
 
 

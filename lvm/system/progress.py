@@ -44,6 +44,7 @@ class Ledger:
     spent: dict[str, Spent] = field(default_factory=dict)
     open_parts: list[tuple[str, float, bool]] = field(default_factory=list)
     bars: list[tqdm] = field(default_factory=list)
+    is_silent: bool = False
     since: float = field(default_factory=lambda: time.monotonic())
 
     def current(self) -> Spent:
@@ -59,6 +60,11 @@ class Ledger:
 
 
 _ledger = Ledger()
+
+
+def silence() -> None:
+    """Show nothing from here on: another process speaks for this one."""
+    _ledger.is_silent = True
 
 
 @contextmanager
@@ -118,9 +124,10 @@ class Steps(tqdm):
     """A bar on a terminal; elsewhere its numbers alone, which `watch` prints."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
+        is_shown = sys.stderr.isatty() and not _ledger.is_silent
+        shown = sys.stderr if is_shown else io.StringIO()
         super().__init__(*arguments, leave=False, delay=0.5, file=shown, **settings)
-        if not self.disable:
+        if not self.disable and not _ledger.is_silent:
             _ledger.bars.append(self)
 
     def close(self) -> None:
@@ -181,7 +188,11 @@ def status_line() -> str:
     bars, now = list(_ledger.bars), time.monotonic()
     open_parts = list(_ledger.open_parts)
     names = [name for name, _, _ in open_parts]
-    if (bars and sys.stderr.isatty()) or not all(is_shown for _, _, is_shown in open_parts):
+    if (
+        _ledger.is_silent
+        or (bars and sys.stderr.isatty())
+        or not all(is_shown for _, _, is_shown in open_parts)
+    ):
         return ""
     if not bars:
         return f"{': '.join(names)} ({now - open_parts[-1][1]:.0f} s)" if names else ""

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from lvm.system.atomic import atomic_replace, jsonable, write_array, write_errors_name
+from lvm.system.distributed import LAUNCHED
 from lvm.system.errors import is_environment_error, one_line
 from lvm.system.processes import Stopped, process_identifier, stoppable, terminate_children
 from lvm.tracking.store import (
@@ -151,6 +152,7 @@ def launch(entry: str, parameters: Mapping[str, Any]) -> str:
     print(f"\n== {entry} {words}", flush=True)
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     os.environ["PATH"] = os.pathsep.join(folders)
+    os.environ.pop(LAUNCHED, None)  # the started command is none of torchrun's ranks
     try:
         submitted = mlflow.projects.run(
             str(root),

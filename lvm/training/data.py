@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lvm.bank.bank import Bank, FloatArray
+from lvm.system.distributed import World
 from lvm.system.seeding import generator
 from lvm.training.config import HARD_DEPTH
-from lvm.training.distributed import World
 from lvm.training.loss import OwnNegatives
 from lvm.windows.planning import IntArray, Windows
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lvm.models.skip import Skip, without
 from lvm.models.weights import optimizer_tensors, restore_optimizer
+from lvm.system.distributed import World
 from lvm.training.checkpoint import Parts, Progress
-from lvm.training.distributed import World
 from lvm.training.loss import SampledSoftmax
 from lvm.training.optimizer import TrainingPlan, WeightAverage
 

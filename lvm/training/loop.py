@@ -12,12 +12,12 @@ from torch import nn
 from lvm.bank.bank import Bank
 from lvm.models.tmd_experts import has_gate
 from lvm.models.weights import optimizer_tensors, restore_optimizer
+from lvm.system.distributed import World
 from lvm.system.progress import add_products, count_products, part, steps
 from lvm.system.seeding import generator
 from lvm.training.checkpoint import Progress, StateFile, starting_model, state_sha256
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batch, Batches, HardNegatives
-from lvm.training.distributed import World
 from lvm.training.expert_gate import LaneSupervision, load_figures
 from lvm.training.guard import (
     MAX_ROLLBACKS,
@@ -93,7 +93,8 @@ def train(
     the predictor that `config.init` names; training starts from its weights.
 
     Every process of `world` calls this and gets the result; each trains on its share of the windows
-    of every batch. Rank 0 alone validates, calls on_epoch and writes the state.
+    of every batch. Rank 0 validates, assisted by the others; it alone calls on_epoch and writes the
+    state.
 
     Raises:
         ValueError: no training window fits, a batch has fewer windows than there are processes,
@@ -218,13 +219,14 @@ class _Loop:
             self.on_pace(seconds, self.plan.steps - self.progress.step)
 
     def close_epoch(self, record: dict[str, float], validate: Validate) -> dict[str, float]:
-        """Validate on rank 0, remember the best weights; return the record, equal on all ranks."""
+        """Validate, remember the best weights; return the record of rank 0 on all ranks."""
         progress = self.progress
-        if self.world.is_main:
-            self._keep_best(record, validate)
-            first = next(self.batches.epoch(int(record["epoch"]))).to(self.device)
-            shares = part_shares(self.model, first.context_BTD)
-            record |= {f"train/share_{name}": share for name, share in shares.items()}
+        with self.world.assisted() as leads:
+            if leads:
+                self._keep_best(record, validate)
+                first = next(self.batches.epoch(int(record["epoch"]))).to(self.device)
+                shares = part_shares(self.model, first.context_BTD)
+                record |= {f"train/share_{name}": share for name, share in shares.items()}
         best = progress.best_epoch, progress.best_score
         record, best = self.world.from_main((record, best))
         progress.best_epoch, progress.best_score = best

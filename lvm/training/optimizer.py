@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from lvm.system.distributed import World
 from lvm.system.seeding import torch_seed
 from lvm.training.config import Settings
 from lvm.training.data import Batch, Batches, HardNegatives
-from lvm.training.distributed import World
 from lvm.training.expert_gate import GateLoss, LaneLabels, LaneSupervision
 from lvm.training.loss import OwnNegatives, SampledSoftmax, seed_loss
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lvm.bank.bank import SAME_SCORE, Bank
+from lvm.bank.bank import Bank
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.bank.files import file_sha256
 from lvm.bank.row_table import BLOCK_ROWS
 from lvm.system.atomic import atomic_replace, is_damaged, locked, with_checksum, write_errors_name

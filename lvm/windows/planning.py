@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from lvm.bank.bank import Bank, duplicate_groups
+from lvm.bank.bank import Bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.system.seeding import generator
 
 IntArray = NDArray[np.int64]

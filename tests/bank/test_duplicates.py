@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from lvm.bank.bank import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, write_bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.system.seeding import generator
 
 
@@ -35,6 +36,7 @@ def test_groups_equal_brute_force(tmp_path: Path, threshold: float, dtype: str) 
     groups = duplicate_groups(bank, threshold)
     expected = brute_force_groups(bank, threshold)
     np.testing.assert_array_equal(groups, expected)
+    np.testing.assert_array_equal(duplicate_groups(bank, threshold, slab_rows=37), expected)
     assert 2 < len(np.unique(groups)) < 600
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.bank import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, write_bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.corpus.ingest import row_names
 from lvm.retrieval.exact import exact_ranks, top_rows
 from lvm.retrieval.index import build_index

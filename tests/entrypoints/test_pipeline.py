@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints import eval as eval_command
 from entrypoints import lane_diagnostics, predict, promote, train
-from lvm.bank.bank import SAME_SCORE, open_bank
+from lvm.bank.bank import open_bank
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.serving import batch
 from lvm.tracking import evaluation_runs
 from lvm.tracking.registry import Registry

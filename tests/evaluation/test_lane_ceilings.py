@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.bank import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, write_bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.evaluation.lane_ceilings import (
     INDEX_LIMITED,
     KS,

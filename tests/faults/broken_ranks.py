@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lvm.bank.bank import open_bank
+from lvm.system.distributed import World, joined
 from lvm.training.config import TrainConfig
-from lvm.training.distributed import World, joined
 from lvm.training.optimizer import Supervised
 from lvm.windows.export import plan_windows
 from tests.faults.breakage import Optimizer, after_steps, at_losses, scramble, weights_of

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvm.bank.bank import Bank, duplicate_groups, write_bank
+from lvm.bank.bank import Bank, write_bank
+from lvm.bank.duplicates import duplicate_groups
 from lvm.models.baselines import MovingAverage
 from lvm.models.facts import facts_of
 from lvm.retrieval.exact import top_rows

@@ -13,7 +13,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from lvm.bank.bank import SAME_SCORE, open_bank
+from lvm.bank.bank import open_bank
+from lvm.bank.duplicates import SAME_SCORE
 from lvm.models.baselines import ContextMean, MovingAverage
 from lvm.models.facts import facts_of
 from lvm.models.predict import check_contexts, predict_contexts

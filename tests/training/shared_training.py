@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from lvm.bank.bank import open_bank
+from lvm.system.distributed import World, joined
 from lvm.training.config import TrainConfig
-from lvm.training.distributed import World, joined
 from tests.training.test_loop import TOY, of_recipe, train_toy
 
 # Five windows a batch: two processes never hold the same number of positions.

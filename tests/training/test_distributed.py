@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from lvm.training.distributed import World, joined, launched_rank, launched_size
+from lvm.system.distributed import World, joined, launched_rank, launched_size
 from tests.conftest import copy_store
 from tests.synthetic import make_bank
 from tests.training.shared_training import CONFIGS, histories

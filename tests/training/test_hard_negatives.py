@@ -9,11 +9,11 @@ import torch
 
 from lvm.bank.bank import Bank
 from lvm.models.table import build_model
+from lvm.system.distributed import World
 from lvm.system.seeding import generator
 from lvm.training import data
 from lvm.training.config import HARD_DEPTH
 from lvm.training.data import NONE, POSITIVE_SHARE, Batches, HardNegatives
-from lvm.training.distributed import World
 from lvm.windows.export import plan_windows
 from lvm.windows.planning import Windows
 

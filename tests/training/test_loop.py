@@ -15,9 +15,9 @@ from torch import nn
 
 from lvm.bank.bank import Bank
 from lvm.models.predict import predict_queries
+from lvm.system.distributed import World
 from lvm.training.config import TrainConfig, as_dict, resolve
 from lvm.training.data import Batches
-from lvm.training.distributed import World
 from lvm.training.guard import MIN_STEPS
 from lvm.training.loop import TrainResult, train
 from lvm.training.loss import SampledSoftmax

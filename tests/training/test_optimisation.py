@@ -9,9 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lvm.bank.bank import Bank
 from lvm.models.table import TRAINED_MODELS, build_model, size_names
+from lvm.system.distributed import World
 from lvm.training.config import Settings, TrainConfig, resolve
 from lvm.training.data import Batches, HardNegatives
-from lvm.training.distributed import World
 from lvm.training.loss import FIRST_WARMTH, TEMPERATURE_RANGE, SampledSoftmax
 from lvm.training.optimizer import Gradients, Supervised, make_optimizer
 from lvm.windows.export import plan_windows
