@@ -15,7 +15,7 @@ def make_project(folder: Path) -> None:
     make_bank(folder / "bank", num_sequences=8, num_documents=30, num_twins=40)
     for phase, ctx in (("2B", "10"), ("3.5", "20")):
         assert train.main([*SHORT, "--ctx", ctx, "--phase", phase, *TINY_MODEL]) == 0
-    assert train.main([*SHORT, "--ctx", "20", "--model", "skip"]) == 0
+    assert train.main([*SHORT, "--ctx", "20", *TINY_MODEL]) == 0
     assert eval_command.main(["--model", "models:/lvm/2"]) == 0
     assert lane_diagnostics.main(["--model", "models:/lvm/2"]) == 0
     assert shadow_eval.main(["--bank", "bank", "--promote", "enabled"]) == 0
