@@ -4,7 +4,7 @@ Shapes: B contexts of a block, T time, D vector dim, K passages, Q contexts in a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -295,6 +295,9 @@ class Batch:
         served: list[Any] = [model_digest(self.model), index.bank.sha256, str(index.facts)]
         if index.pair_N2 is not None:
             served.append(index.pair_N2)
+        reranker = self.retriever.reranker
+        if self.wanted.rerank != NONE and reranker is not None:
+            served.append(asdict(reranker))
         sizes = [MAX_BLOCK, BLOCK_VALUES]
         return cache_key(served, asked, self.contexts.parts(), sizes, torch.__version__)
 
