@@ -58,6 +58,9 @@ HNSW_PASSAGES = 100_000
 MAX_HNSW_EFFORT = 1024
 AGREEMENT = 0.98
 DEPTH = 10
+# Candidates beyond k that are scored again. With 4 k in all, 212 passages of a graph of 92,525 took
+# 5.1 ms instead of 2.5, and were the same.
+SPARE = 30
 TUNING_QUERIES = 500
 FLAT, HNSW, IVF = "flat", "hnsw", "ivf"
 HNSW_LINKS, HNSW_BUILD_EFFORT = 32, 80
@@ -131,7 +134,7 @@ class ServingIndex:
             parameters = faiss.SearchParametersHNSW(efSearch=effort or self.facts.effort)
         row_Qk = np.empty((len(unit_QD), k), np.int64)
         score_Qk = np.empty((len(unit_QD), k), np.float32)
-        num_candidates = min(len(self._row_K), 4 * k)
+        num_candidates = min(len(self._row_K), k + SPARE)
         block = max(1, min(QUERY_BLOCK, CANDIDATES // num_candidates))
         for start in range(0, len(unit_QD), block):
             lines = slice(start, start + block)
