@@ -10,8 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import nn
 
 from lvm.bank.bank import Bank, FloatArray
@@ -33,6 +31,7 @@ from lvm.retrieval.exact import checked_correction, top_rows, unit_predictions
 from lvm.system.atomic import (
     atomic_replace,
     is_damaged,
+    locked,
     with_checksum,
     write_array,
     write_errors_name,
@@ -232,7 +231,7 @@ def ensure_index(
         digest.update(np.ascontiguousarray(row_correction, np.float32).data)
 
     path = Path(folder) / digest.hexdigest()[:16]
-    with _one_builder(path):
+    with locked(path):
         try:
             return open_index(path, bank, row_correction)
         except UNREADABLE:
@@ -246,18 +245,6 @@ def ensure_index(
             _log.warning("index %s cannot be written (%s); it is kept in memory", path, reason)
             return built
     return open_index(path, bank, row_correction)
-
-
-@contextmanager
-def _one_builder(path: Path) -> Iterator[None]:
-    """Let one process at a time build; without a lock on that disk, each builds for itself."""
-    with ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(path.parent / f".{path.name}.lock"))
-        except OSError:
-            pass  # whether there is something to write is not known yet
-        yield
 
 
 def _val_predictions(bank: Bank, model: nn.Module, facts: Facts) -> FloatArray:

@@ -232,7 +232,7 @@ def test_an_index_on_a_read_only_disk_is_opened_without_a_lock(
     facts = facts_of("ema", "none", tiny_bank, plan_windows(tiny_bank, 50))
     arguments = (tiny_bank, MovingAverage(tiny_bank.dim), facts, None, tmp_path)
     expected = ensure_index(*arguments)
-    monkeypatch.setattr("lvm.retrieval.index.FileLock", read_only)
+    monkeypatch.setattr("lvm.system.atomic.FileLock", read_only)
     monkeypatch.setattr("lvm.retrieval.index.build_index", no_predictions)
     assert ensure_index(*arguments).facts == expected.facts
     assert not caplog.messages
