@@ -191,9 +191,8 @@ class _PassTask:
         per_pass = max(1, POSITIONS_PER_PASS // max(longest, LEAST_POSITIONS))
         starts = range(0, len(order_R), per_pass)[::-1][rank::size]
         answers = []
-        a_position = (
-            None  # operations a position, counted in the first pass, whose readings are long
-        )
+        # Operations a position, counted in the first pass, which has the longest readings.
+        a_position = None
         for begin in steps(starts, "predict", "passes", len(starts)):
             chosen_R = order_R[begin : begin + per_pass]
             context_RTD = _contexts(bank, readings, chosen_R, self.shuffles)
