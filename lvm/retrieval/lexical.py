@@ -20,7 +20,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from lvm.bank.bank import Bank, FloatArray
 from lvm.bank.files import file_sha256, map_array
-from lvm.retrieval.index import FOLDER
+from lvm.retrieval.index import FOLDER, UNREADABLE
 from lvm.system.atomic import (
     atomic_replace,
     cache_key,
@@ -41,7 +41,6 @@ STOP_WORDS = "english"  # what other languages repeat weighs little by its frequ
 FORMAT = 1
 ARRAYS = ("data", "indices", "indptr")
 WORDS, CONTENTS = "words.json", "contents.json"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _log = logging.getLogger(__name__)
 
 
