@@ -5,10 +5,8 @@ candidates, B candidates of one block, k rows returned, D vector dim. Scores are
 correction (N, 2) makes them scale * cosine + bias.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from lvm.retrieval.counting import (
     Tally,
     split_by_doubt,
 )
-from lvm.system.processes import has_native_bf16, share_blocks
+from lvm.system.processes import bf16_speedup, share_blocks
 from lvm.system.progress import add_products
 from lvm.windows.planning import IntArray, Queries
 
@@ -186,29 +184,10 @@ def counting_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-@lru_cache(maxsize=1)
 def fastest_product() -> str:
-    """Return the faster product on this processor, FP32 or BF16, after a short trial.
-
-    The instruction set alone does not decide: some processors have avx512_bf16 without amx and
-    multiply float32 faster.
-    """
-    if counting_device().type == "cuda":
-        return BF16
-    if not has_native_bf16():
-        return FP32
-    num_queries, num_rows = TILES["cpu"]
-    left_qD, right_Db = torch.ones(num_queries, 768), torch.ones(768, num_rows)
-    seconds = {}
-    for name, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
-        left, right = left_qD.to(dtype), right_Db.to(dtype)
-        times = []
-        for _ in range(4):
-            begin = time.perf_counter()
-            torch.matmul(left, right)
-            times.append(time.perf_counter() - begin)
-        seconds[name] = min(times[1:])
-    return min(seconds, key=lambda name: seconds[name])
+    """Return the faster product where blocks are multiplied, FP32 or BF16."""
+    is_bf16 = counting_device().type == "cuda" or bf16_speedup() > 1
+    return BF16 if is_bf16 else FP32
 
 
 def top_rows(

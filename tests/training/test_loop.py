@@ -249,9 +249,8 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(tiny_bank: Bank
 
 
 def test_precision_is_bf16_where_the_processor_multiplies_it_faster(monkeypatch) -> None:
-    for capable, precision in ((True, "bf16"), (False, "fp32")):
-        known = {"avx512_bf16": True, "amx_bf16": capable}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+    for speedup, precision in ((2.2, "bf16"), (1.1, "fp32")):
+        monkeypatch.setattr("lvm.training.config.bf16_speedup", lambda speedup=speedup: speedup)
         assert resolve(TrainConfig(device="cpu"), 20).precision == precision
     assert resolve(TrainConfig(device="cpu", precision="bf16"), 20).precision == "bf16"
 
