@@ -57,9 +57,10 @@ class Setting:
     windows: Windows
     asked: Questions
     rerank: str
+    most_epochs: int | None = None  # of a rival
 
     @classmethod
-    def of(cls, path: str, ctx: int, num_queries: int) -> "Setting":
+    def of(cls, path: str, ctx: int, num_queries: int, most_epochs: int | None = None) -> "Setting":
         bank = open_bank(path)
         windows = ensure_windows(bank, ctx)
         queries = windows.queries["test"].head(num_queries)
@@ -68,7 +69,7 @@ class Setting:
         if rerank != NONE:
             stage = stage_inputs(rerank, bank, windows, queries, windows.seed)
         asked = Questions(bank, windows.representative_N, queries, queries, stage)
-        return cls(bank, windows, asked, rerank)
+        return cls(bank, windows, asked, rerank, most_epochs)
 
     @property
     def orders(self) -> dict[str, str]:
@@ -81,6 +82,7 @@ class Setting:
         queries = self.asked.queries
         recipe = vars(RECIPES[name]) if name in RECIPES else OURS.get(name, {})
         parts = [VERSION, name, seed, recipe, self.rerank, torch.__version__]
+        parts += [self.most_epochs if name in RECIPES else None]
         parts += [self.bank.sha256, self.windows.sha256, queries.ctx, len(queries)]
         key = cache_key(*parts)
         path = CACHE / self.bank.sha256[:12] / f"{name}-{seed}-{key[:12]}.safetensors"
@@ -110,7 +112,11 @@ class Setting:
             return figures(val.ranks(model, [None])[0])
 
         if name in RECIPES:
-            return train_rival(name, bank, windows, seed, lambda one: validate(one)["hit_at_5"])
+
+            def score(model: nn.Module) -> float:
+                return validate(model)["hit_at_5"]
+
+            return train_rival(name, bank, windows, seed, score, self.most_epochs)
         config = TrainConfig(**OURS[name], seed=seed, decay=tuned_decay(bank, windows))
         result = train(bank, windows, config, validate=validate)
         return result.model, [record["val/hit_at_5"] for record in result.history]
@@ -123,6 +129,7 @@ def table_rows(setting: Setting, found: dict[str, list[Entry]]) -> list[list[Any
     for name, entries in found.items():
         values = [entry.values for entry in entries]
         sizes = [f"{values[0]['parameters']:,}", f"{np.mean([v['minutes'] for v in values]):.1f}"]
+        sizes.append(", ".join(epochs_told(one["val"]) for one in values))
         for order, column in setting.orders.items():
             ranks = [entry.arrays[column] for entry in entries]
             hit_Q = np.mean([hit_at(one_Q, 5) for one_Q in ranks], axis=0)
@@ -131,13 +138,18 @@ def table_rows(setting: Setting, found: dict[str, list[Entry]]) -> list[list[Any
             hits = [f"{100 * np.mean([hit_at(one, k) for one in ranks]):.1f}" for k in (1, 5, 10)]
             mrr = f"{100 * np.mean([reciprocal_rank_at(one) for one in ranks]):.1f}"
             median = f"{np.mean([np.median(one) for one in ranks]):.0f}"
-            first = [name, len(entries), *sizes] if order == "plain" else ["", "", "", ""]
+            first = [name, len(entries), *sizes] if order == "plain" else [""] * 5
             shown = "" if name == AVERAGE else against
             rows.append([*first, order, *hits, mrr, median, shown])
     return rows
 
 
-HEADERS = ["predictor", "seeds", "parameters", "CPU min", "order"] + [
+def epochs_told(history: list[float]) -> str:
+    """Return the best epoch and the last one, as in "6 of 9"; they are one if val still rose."""
+    return f"{1 + history.index(max(history))} of {len(history)}" if history else ""
+
+
+HEADERS = ["predictor", "seeds", "parameters", "CPU min", "best epoch", "order"] + [
     "Hit@1 %",
     "Hit@5 %",
     "Hit@10 %",
@@ -152,14 +164,17 @@ HEADERS = ["predictor", "seeds", "parameters", "CPU min", "order"] + [
 @click.option("--ctx", default=1000, show_default=True, help="Rows of context.")
 @click.option("--queries", default=3000, show_default=True, help="Test queries at most.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the trainings.")
+@click.option(
+    "--epochs", default=None, type=int, help="Epochs of a rival at most; default: its own."
+)
 @click.option("--models", default=",".join(MODELS), show_default=True, help="Predictors.")
-def main(bank: str, ctx: int, queries: int, seeds: str, models: str) -> None:
+def main(bank: str, ctx: int, queries: int, seeds: str, epochs: int | None, models: str) -> None:
     names = models.split(",")
     unknown = sorted(set(names) - set(MODELS))
     if unknown:
         raise click.BadParameter(f"unknown {unknown[0]!r}; known: {', '.join(MODELS)}")
     try:
-        setting = Setting.of(bank, ctx, queries)
+        setting = Setting.of(bank, ctx, queries, epochs)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     found: dict[str, list[Entry]] = {AVERAGE: [setting.measured(AVERAGE, 0)]}

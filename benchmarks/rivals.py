@@ -45,8 +45,8 @@ class Recipe:
     scheduled: bool = False
     dropout: float = 0.2
     hidden: int = 256
-    epochs: int = 8
-    patience: int = 2
+    epochs: int = 100
+    patience: int = 5
 
 
 RECIPES = {
@@ -134,11 +134,17 @@ def gbce(true_logit_P: Tensor, logit_PK: Tensor, num_rows: int) -> Tensor:
 
 
 def train_rival(
-    name: str, bank: Bank, windows: Windows, seed: int, validate: Callable[[nn.Module], float]
+    name: str,
+    bank: Bank,
+    windows: Windows,
+    seed: int,
+    validate: Callable[[nn.Module], float],
+    most_epochs: int | None = None,
 ) -> tuple[Rival, list[float]]:
     """Train a rival; return the epoch with the best val figure, and the figures of all epochs.
 
-    Training ends after the recipe's epochs, or where `patience` epochs were no better.
+    Training ends after the recipe's epochs, after `most_epochs` if those are fewer, or where
+    `patience` epochs were no better.
     """
     torch.manual_seed(seed)
     batches = Batches(bank, windows, max(1, POSITIONS // windows.ctx), seed)
@@ -150,11 +156,12 @@ def train_rival(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
     )
-    total = sum(batches.num_batches(epoch) for epoch in range(1, recipe.epochs + 1))
+    epochs = range(1, 1 + min(recipe.epochs, most_epochs or recipe.epochs))
+    total = sum(batches.num_batches(epoch) for epoch in epochs)
     num_negatives = {"mse": 0, "softmax": SAMPLED, "gbce": SAMPLED_BINARY}[recipe.loss]
     history: list[float] = []
     best, step = {}, 0
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in epochs:
         model.train()
         for batch in batches.epoch(epoch):
             if recipe.scheduled:

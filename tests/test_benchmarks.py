@@ -162,7 +162,7 @@ def test_a_large_bank_has_the_structure_of_text(tmp_path):
 
 
 def test_results_are_one_table_that_resumes(tmp_path, tiny_bank):
-    words = ["--bank", str(tiny_bank.path), "--ctx", "20", "--queries", "40"]
+    words = ["--bank", str(tiny_bank.path), "--ctx", "20", "--queries", "40", "--epochs", "2"]
     few = ["--seeds", "0", "--models", "ema,skip,gru4rec,lcm,sasrec"]
     first = printed("results", *words, *few, folder=tmp_path).splitlines()
     measured = [line.split(":")[0] for line in first if " min, corrected " in line]
@@ -176,7 +176,8 @@ def test_results_are_one_table_that_resumes(tmp_path, tiny_bank):
     named = [row for row in rows[2:] if row[0]]
     assert [row[0] for row in named] == more[-1].split(",")
     assert [row[1] for row in named] == ["1", "1", "2", "2", "2"]
-    orders = [row[4] for row in rows[2:]]
+    assert named[3][4].count(" of 2") == 2, "two seeds"
+    orders = [row[5] for row in rows[2:]]
     assert orders[:2] == ["plain", "corrected"] and len(orders) % len(named) == 0
     assert all(row[-1] for row in named if row[0] != "ema") and not named[1][-1]
 
