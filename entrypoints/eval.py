@@ -23,9 +23,11 @@ from lvm.tracking.evaluation_runs import (
     control,
     log_answers,
     measure_subject,
+    measure_twins,
     rerank,
     serve,
 )
+from lvm.tracking.initial import twin_line, twins_of
 from lvm.tracking.logged_models import check_subject, open_subject
 from lvm.tracking.registry import Registry
 from lvm.tracking.runs import publish_report
@@ -47,6 +49,10 @@ def body(options: EvalOptions) -> None:
     report = measurement.report
     log_answers(measurement, options.split)
     blocks = [evaluation_table(report)]
+    twin_row = twins_of(subject)
+    if twin_row is not None:
+        report |= {"init_twins": measure_twins(measurement, options.split, twin_row)}
+        blocks[0] += f"\n{twin_line(report['init_twins'], report['queries'])}"
     print(blocks[0], flush=True)
     report |= {"index": serve(measurement)}
     blocks[0] += f"\n{serving_lines(report)}"

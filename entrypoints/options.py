@@ -325,7 +325,7 @@ class TrainOptions(Checked):
     )
     model: str | None = option(None, "Architecture (auto: delta_memory).", choices=MODELS)
     init: str | None = option(
-        None, "Model to start from: a version number, models:/..., runs:/...", unset="none"
+        None, "Model to start from: a version, models:/..., runs:/... or a folder.", unset="none"
     )
     recipe: str = option("dense", "Loss and defaults; seed: the old system's.", choices=RECIPES)
     epochs: int | None = option(None, "Most epochs.", low=1)

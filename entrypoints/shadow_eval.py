@@ -28,6 +28,7 @@ from lvm.tracking.candidates import (
     promote_winner,
     tag_measured,
 )
+from lvm.tracking.initial import without_twins
 from lvm.tracking.registry import BASELINE, Registry
 from lvm.tracking.runs import publish_report
 
@@ -41,6 +42,9 @@ def body(options: ShadowOptions) -> None:
     field = gather(wanted, log)
     bank, windows, registry = field.bank, field.windows, field.registry
     queries, source = choose_queries(log, bank, windows, options.max_queries)
+    queries, omitted = without_twins(queries, field.candidates)
+    if omitted:
+        source += f"; {omitted}"
     runs.log_config(asdict(options) | {"bank": str(bank.path), "ctx": windows.ctx})
     if isinstance(log, Requests):
         runs.log_artifact(log.in_bank(bank).table(), "queries.parquet")

@@ -17,7 +17,7 @@ from lvm.studies.phases import decided_by_phase
 from lvm.system.distributed import joined, launched_rank, launched_size
 from lvm.tracking import runs
 from lvm.tracking.datasets import DEFAULT_CTX, default_ctx, make_inputs, read_bank
-from lvm.tracking.logged_models import read_initial
+from lvm.tracking.initial import read_initial
 from lvm.tracking.registry import Registry
 from lvm.tracking.training_runs import (
     SHOWN_FREE,
@@ -87,7 +87,10 @@ def body(options: TrainOptions) -> None:
             inputs = make_inputs(bank, ctx, options.windows, "training")
             validation = Validation(inputs)
             free = fit_free_predictors(inputs.bank, inputs.windows, SHOWN_FREE, inputs.windows.seed)
-            initial = read_initial(options.init, inputs, registry)
+            started = read_initial(options.init, inputs, registry)
+            initial = None if started is None else started.model
+            if started is not None:
+                started.log(inputs.windows)
             decay = float((initial or free["ema"]).config["decay"])  # type: ignore[index]
             chosen = replace(config_of(options), decay=decay)
             config = resolve(chosen, ctx, inputs.windows.num_train_rows)
@@ -105,7 +108,9 @@ def body(options: TrainOptions) -> None:
         result = train_logged(inputs, config, validation, automatic, state, **shared)
         with world.assisted():
             own = registry if options.register else None
-            published = Publication(options.phase or "none", own, options.log_bank, options.report)
+            published = Publication(
+                options.phase or "none", own, options.log_bank, options.report, started
+            )
             finish_training(inputs, result, rivals, published)
             if has_gate(result.model):
                 runs.log_artifact(validation.experts_figure(result.model), "experts.png")

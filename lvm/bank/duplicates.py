@@ -57,6 +57,50 @@ def duplicate_groups(
     return smallest[group_N].astype(np.int64)
 
 
+@part("twins of another bank")
+def rows_with_twins(bank: Bank, row_Q: Integers, other: Bank, row_U: Integers) -> Integers:
+    """Return those of the rows `row_Q` of `bank` that have a duplicate among `row_U` of `other`.
+
+    A duplicate has a cosine of at least SAME_SCORE; the search is exact, as `duplicate_groups` is.
+    """
+    from scipy.spatial import cKDTree
+
+    first_Q, first_U = _distinct(bank, row_Q), _distinct(other, row_U)
+    if not len(first_Q) or not len(first_U):
+        return row_Q[:0]
+    basis_DE = _principal_basis(bank, first_Q)
+    radius = np.sqrt(2 - 2 * SAME_SCORE) + DISTANCE_SLACK
+    has_twin_N = np.zeros(bank.num_rows, dtype=bool)
+    for start_Q in range(0, len(first_Q), SLAB_ROWS):
+        own = first_Q[start_Q : start_Q + SLAB_ROWS]
+        tree = cKDTree(_projected(bank, own, basis_DE))
+        for start_U in range(0, len(first_U), SLAB_ROWS):
+            theirs = first_U[start_U : start_U + SLAB_ROWS]
+            rival = cKDTree(_projected(other, theirs, basis_DE))
+            near = tree.sparse_distance_matrix(rival, radius, output_type="ndarray")
+            pair_P2 = np.stack([own[near["i"]], theirs[near["j"]]], axis=1)
+            is_twin_P = _pair_scores(bank, pair_P2, other) >= SAME_SCORE - SCORE_SLACK
+            has_twin_N[pair_P2[is_twin_P, 0]] = True
+    copy_N, first_C = _byte_copies(bank)
+    has_twin_C = np.zeros(len(first_C), dtype=bool)
+    has_twin_C[copy_N[has_twin_N]] = True
+    return row_Q[has_twin_C[copy_N[row_Q]]]
+
+
+def _distinct(bank: Bank, rows: Integers) -> Integers:
+    """Return one of the rows of each content, ascending."""
+    copy_N, _ = _byte_copies(bank)
+    return np.sort(rows[np.unique(copy_N[rows], return_index=True)[1]])
+
+
+def _projected(
+    bank: Bank, rows: Integers, basis_DE: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return the projections (R, E) of the unit vectors of `rows`."""
+    blocks = np.array_split(rows, len(rows) // SAMPLE_ROWS + 1)
+    return np.concatenate([bank.unit(block) @ basis_DE for block in blocks])
+
+
 def _byte_copies(bank: Bank) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Number the rows by their stored bytes; return the numbers and the first row of each.
 
@@ -96,9 +140,8 @@ class _PairTask:
         # Imported here: it takes 0.2 s, and most processes read the groups from disk.
         from scipy.spatial import cKDTree
 
-        blocks = np.array_split(self.row_U, len(self.row_U) // SAMPLE_ROWS + 1)
         bank = self.bank.bank
-        point_UE = np.concatenate([bank.unit(block) @ self.basis_DE for block in blocks])
+        point_UE = _projected(bank, self.row_U, self.basis_DE)
         order_U = np.argsort(point_UE[:, 0], kind="stable")
         slabs = np.array_split(order_U, -(-len(order_U) // self.slab_rows))
         radius = np.sqrt(2 - 2 * self.threshold) + DISTANCE_SLACK
@@ -129,11 +172,13 @@ def _principal_basis(bank: Bank, row_U: Integers) -> npt.NDArray[np.float32]:
     return vector_DD[:, ::-1][:, :PROJECTION_DIMS].astype(np.float32)
 
 
-def _pair_scores(bank: Bank, pair_P2: Integers) -> npt.NDArray[np.float32]:
-    """Return the cosine of each pair of rows."""
+def _pair_scores(
+    bank: Bank, pair_P2: Integers, other: Bank | None = None
+) -> npt.NDArray[np.float32]:
+    """Return the cosine of each pair of rows; the second rows are those of `other`, if given."""
     score_P = np.empty(len(pair_P2), dtype=np.float32)
     for start in range(0, len(pair_P2), BLOCK_PAIRS):
         block = slice(start, start + BLOCK_PAIRS)
-        left_PD, right_PD = bank.unit(pair_P2[block, 0]), bank.unit(pair_P2[block, 1])
+        left_PD, right_PD = bank.unit(pair_P2[block, 0]), (other or bank).unit(pair_P2[block, 1])
         score_P[block] = np.einsum("pd,pd->p", left_PD, right_PD)
     return score_P

@@ -20,7 +20,9 @@ class Facts:
 
     `fit_version` is the FIT_VERSION of a free predictor's fit and of each hubness correction,
     `recipe` the recipe of a trained predictor, `encoder` what made the vectors of its bank ("" in
-    facts that were recorded before).
+    facts that were recorded before). `init_banks` are the banks that it was trained on before, as
+    `lvm.windows.origins` writes them; `init_twins` counts the val and test rows of its own bank
+    that have a twin among their train rows.
     """
 
     model: str
@@ -37,6 +39,8 @@ class Facts:
     fit_version: int = 0
     recipe: str = "none"
     encoder: str = ""
+    init_banks: str = ""
+    init_twins: int = 0
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -53,9 +53,10 @@ from lvm.retrieval.index import ensure_index
 from lvm.system.settings import LaneRules
 from lvm.tracking import runs
 from lvm.tracking.datasets import read_bank
+from lvm.tracking.initial import twin_figures
 from lvm.tracking.logged_models import Subject, open_subject
 from lvm.tracking.registry import NAME, Registry
-from lvm.windows.planning import Queries
+from lvm.windows.planning import IntArray, Queries
 
 MEASURED = "measured.parquet"
 SAME_MODEL = 0.99  # least cosine to the recorded prediction; rounding alone moves it by 1e-4
@@ -124,6 +125,17 @@ def log_answers(measurement: Measurement, split: str) -> None:
     runs.log_artifact(examples, "examples.json")
     title = f"{measurement.subject.name}: examples of the {split} queries"
     runs.log_artifact(examples_page(title, examples, measurement.report["leaky"]), "examples.html")
+
+
+def measure_twins(measurement: Measurement, split: str, twin_row: IntArray) -> dict[str, Any]:
+    """Return the figures without the marked queries; log them and the marked answers."""
+    per_query = measurement.own.per_query
+    target_row_Q = per_query["target_row"].to_numpy()
+    ranks = {"plain": per_query["rank"], "corrected": per_query["rank_corrected"]}
+    found = twin_figures(twin_row, target_row_Q, ranks)
+    runs.log_artifact(per_query[np.isin(target_row_Q, twin_row)], "init_twins.parquet")
+    runs.log_metrics({f"{split}/init_twins": float(found["queries"])})
+    return found
 
 
 def serve(measurement: Measurement) -> dict[str, Any]:

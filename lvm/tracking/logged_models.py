@@ -21,7 +21,7 @@ from lvm.bank.bank import Bank
 from lvm.bank.files import map_array
 from lvm.corpus.encoders import WORDLLAMA
 from lvm.evaluation.free_predictors import fit_free_predictors
-from lvm.models.facts import FREE, TRAINED, Facts, facts_of
+from lvm.models.facts import TRAINED, Facts, facts_of
 from lvm.models.table import FREE_MODELS
 from lvm.models.weights import CONFIG, WEIGHTS, Write, load_model, save_model
 from lvm.retrieval.rerank import NONE, Reranker
@@ -41,10 +41,12 @@ from lvm.tracking.registry import (
     Registry,
 )
 from lvm.tracking.store import configure, link_to_moved, missing_folder
+from lvm.windows.planning import IntArray
 
 ROW_CORRECTION = "row_correction.npy"
 RERANKER = "lane_reranker.safetensors"
-OPTIONAL = (ROW_CORRECTION, RERANKER)
+INIT_TWINS = "init_twins.npy"
+OPTIONAL = (ROW_CORRECTION, RERANKER, INIT_TWINS)
 PACKAGE = Path(__file__).parents[1]
 # What the modules that `lvm.serving` imports need; a test compares. Texts need the encoder, too.
 REQUIREMENTS = (
@@ -75,11 +77,16 @@ UNFITTED = ("copy-last", "context-mean")
 
 @dataclass(frozen=True)
 class Predictor(Card):
-    """A predictor with its facts; what it lacks (not logged, not registered) is None."""
+    """A predictor with its facts; what it lacks (not logged, not registered) is None.
+
+    `twin_row` (M,) are the val and test rows of its bank with a twin among the train rows of the
+    banks that it began from.
+    """
 
     model: nn.Module = field(kw_only=True)
     row_correction: NDArray[np.float32] | None = None
     reranker: Reranker | None = None
+    twin_row: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ def log_predictor(
     step: int = 0,
     reranker: Reranker | None = None,
     log_bank: bool = False,
+    twin_row: IntArray | None = None,
 ) -> str:
     """Log a predictor to the active run as safetensors without pickle; return its model id.
 
@@ -137,6 +145,9 @@ def log_predictor(
         if reranker is not None:
             optional[RERANKER] = reranker.save
             artifacts["reranker"] = RERANKER
+        if twin_row is not None:
+            optional[INIT_TWINS] = partial(write_array, array=twin_row)
+            artifacts["init_twins"] = INIT_TWINS
         folder = save_model(model, Path(scratch) / ARTIFACT, optional)
         places = {key: str(folder / name) for key, name in artifacts.items()}
         if log_bank:
@@ -217,17 +228,35 @@ def load(reference: str) -> Predictor:
     """Read a logged predictor; `reference` and errors as for `read_card`."""
     card = read_card(reference)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        LoggedFiles(card).fetch(folder)
+        LoggedFiles(card).fetch(Path(scratch))
         try:
-            model = load_model(folder)
-            correction = folder / ROW_CORRECTION
-            row_correction = np.array(map_array(correction)) if correction.is_file() else None
-            lanes = folder / RERANKER
-            reranker = Reranker.load(lanes) if lanes.is_file() else None
+            return _read(card, Path(scratch))
         except READ_ERRORS as error:
             raise _unreadable(reference, error, f"models:/{card.model_id}") from None
-    return Predictor(**vars(card), model=model, row_correction=row_correction, reranker=reranker)
+
+
+def load_folder(folder: str) -> Predictor:
+    """Read a predictor from its folder, as MLflow stores or downloads it.
+
+    Raises ValueError, in one line, if there is none.
+    """
+    try:
+        facts = Facts(**(Model.load(folder).metadata or {}))
+        return _read(Card(folder, facts), Path(folder) / "artifacts")
+    except READ_ERRORS as error:
+        raise _unreadable(folder, error, folder) from None
+
+
+def _read(card: Card, folder: Path) -> Predictor:
+    """Read the files of a predictor."""
+    correction, twins, lanes = (folder / name for name in (ROW_CORRECTION, INIT_TWINS, RERANKER))
+    return Predictor(
+        **vars(card),
+        model=load_model(folder),
+        row_correction=np.array(map_array(correction)) if correction.is_file() else None,
+        reranker=Reranker.load(lanes) if lanes.is_file() else None,
+        twin_row=np.array(map_array(twins)) if twins.is_file() else None,
+    )
 
 
 def check_previous(registry: Registry, version: str | None) -> None:
@@ -331,42 +360,6 @@ def check_dim(reference: str, facts: Facts, bank: Bank) -> None:
             f"model: {reference} reads vectors of {facts.dim} dims, bank {bank.path} has "
             f"{bank.dim}; give the bank that it was trained on ({facts.bank})"
         )
-
-
-def read_initial(
-    reference: str | None, inputs: Inputs, registry: Registry = DEFAULT
-) -> nn.Module | None:
-    """Read the model whose weights a training starts from; None for None.
-
-    `reference` may be the number of a version. Raises ValueError if it cannot be read, is a free
-    predictor, or was made from another bank (unless this bank extends that one) or split: it may
-    have seen val and test rows.
-    """
-    if reference is None:
-        return None
-    full = reference_in(registry, reference)
-    if not full.startswith(("models:/", "runs:/")):
-        raise ValueError(
-            f"init: unknown '{reference}'; give a version's number, {registry.uri('<version>')}, "
-            f"models:/m-<id> or runs:/<run id>/{ARTIFACT}"
-        )
-    try:
-        found = load(full)
-    except ValueError as error:
-        raise ValueError(f"init: {str(error).removeprefix('model: ')}") from None
-    facts, bank, windows = found.facts, inputs.bank, inputs.windows
-    if facts.kind == FREE:
-        raise ValueError(
-            f"init: {full} is a free predictor ({facts.model}), from which no training can start"
-        )
-    is_own = facts.bank_sha256 in (bank.sha256, *bank.bases)
-    if not is_own or (facts.split, facts.seed) != (windows.split, windows.seed):
-        raise ValueError(
-            f"init: {reference} was trained on bank {facts.bank_sha256[:12]}, split {facts.split} "
-            f"of seed {facts.seed}; it may have seen val rows of bank {bank.sha256[:12]}, split "
-            f"{windows.split} of seed {windows.seed}; give one of the same bank, split, seed"
-        )
-    return found.model
 
 
 def _unreadable(reference: str, error: Exception, source: str) -> Exception:

@@ -32,6 +32,7 @@ from lvm.system.processes import num_cores
 from lvm.system.progress import part
 from lvm.tracking import logged_models, runs
 from lvm.tracking.datasets import Inputs
+from lvm.tracking.initial import Start
 from lvm.tracking.registry import ARTIFACT, NAME, Registry, metric_tags
 from lvm.tracking.runs import WarningLog, publish_report
 from lvm.training.checkpoint import state_sha256
@@ -232,12 +233,16 @@ def prepare_state(state: Path, resume: str, on_epoch: OnEpoch) -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """How a trained model is published; `registry` None: it is not registered."""
+    """How a trained model is published; `registry` None: it is not registered.
+
+    `start` is the model that its training started from, if any.
+    """
 
     phase: str
     registry: Registry | None
     log_bank: bool
     report_path: str | None
+    start: Start | None = None
 
 
 def finish_training(
@@ -258,10 +263,13 @@ def finish_training(
     }
     report |= {"plan": result.plan.report(), "optimiser_steps": result.optimiser_steps}
     facts = facts_of(name, wanted.phase, bank, windows, result.config.recipe)
+    twin_row = None
+    if wanted.start is not None:
+        facts, twin_row = wanted.start.told_by(facts), wanted.start.twin_row
     step = result.best_epoch
     reranker = fit_reranker(result.model, bank, windows, own.row_correction, windows.seed)
     model_id = logged_models.log_predictor(
-        result.model, facts, own.row_correction, step, reranker, wanted.log_bank
+        result.model, facts, own.row_correction, step, reranker, wanted.log_bank, twin_row
     )
     log_best(inputs, model_id, result, own)
     orders = {} if reranker is None else reranker.report()
@@ -279,6 +287,7 @@ def finish_training(
     print(next_commands(reference, None if registry is None else registry.name), flush=True)
     report |= {"history": result.history, "model_id": model_id, "version": version}
     report |= {"second_stage": orders}
+    report |= {"init": {} if wanted.start is None else wanted.start.counts(windows)}
     runs.describe_run(training_note(report, where))
     publish_report(report, wanted.report_path)
 
