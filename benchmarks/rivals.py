@@ -29,6 +29,7 @@ POSITIONS = 2000  # of a batch
 SAMPLED, SAMPLED_BINARY = 4096, 256  # negatives of a step
 CALIBRATION = 0.75  # t of gBCE
 MEASURED_ROWS = 20_000  # from which the mean and the scale of a feature are taken
+LEAST_SCALE = 1e-3  # MiniLM has features that are always 0; the others vary by about 0.05
 WARM_UP = 0.1  # of all steps, where the rate has a schedule
 
 
@@ -81,7 +82,7 @@ class Rival(nn.Module):
     def measure(self, unit_ND: Tensor) -> None:
         """Take the mean and the scale of each feature from train rows."""
         self.mean_D.copy_(unit_ND.mean(dim=0))
-        self.scale_D.copy_(unit_ND.std(dim=0))
+        self.scale_D.copy_(unit_ND.std(dim=0).clamp(min=LEAST_SCALE))
 
     def standard(self, vector_BTD: Tensor) -> Tensor:
         """Return z-scores; vectors unchanged if the recipe does not standardise."""

@@ -205,3 +205,12 @@ def test_gbce_is_that_of_its_paper():
     torch.testing.assert_close(
         gbce(true_logit_P, logit_PK, 100), -(share_P.log() + others_P).mean()
     )
+
+
+def test_a_feature_that_never_varies_is_no_division_by_zero():
+    torch.manual_seed(0)
+    unit_ND = torch.nn.functional.normalize(torch.randn(50, 16), dim=-1)
+    unit_ND[:, 3] = 0
+    rival = Rival("lcm", 16)
+    rival.measure(unit_ND)
+    assert rival.standard(unit_ND).isfinite().all() and rival(unit_ND[None]).isfinite().all()
